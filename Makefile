@@ -1,0 +1,65 @@
+# `make help` lists the targets. All set-up happens here: .venv is created from the pinned
+# requirements when it is missing or they have changed, and nothing outside this folder is touched.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+
+ARCH ?= RepVGGA0
+PYTHON := .venv/bin/python
+PIP := env -u PYTHONPATH -u PYTHONHOME $(PYTHON) -m pip --disable-pip-version-check --no-cache-dir --quiet
+
+unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
+
+.PHONY: help demo test lint format verify bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+
+demo: .venv/runtime ## train ARCH (RepVGGA0) on the digits, fuse, prove and test it: about 3 minutes
+	@rm -rf checkpoints/$(ARCH)/demo
+	$(PYTHON) train.py --arch $(ARCH) --tag demo
+	$(PYTHON) verify.py --arch $(ARCH) --model checkpoints/$(ARCH)/demo/best.pkl
+	$(PYTHON) test.py --arch $(ARCH) --model checkpoints/$(ARCH)/demo/best.pkl --switch-deploy 1
+	@printf '%s\n' '' 'What to try next:' \
+	  '  . .venv/bin/activate' \
+	  '  python train.py --data DIR --arch $(ARCH)       your own images: DIR/train/<class>/*.jpg, DIR/val/<class>/*.jpg' \
+	  '  python verify.py --arch all                     the proof for every architecture' \
+	  '  python test.py --model checkpoints/$(ARCH)/demo/best-deploy.pkl --deploy 1' \
+	  '  open checkpoints/$(ARCH)/demo/curves.png        what the training looked like'
+
+test: .venv/runtime .venv/development ## run the tests
+	$(PYTHON) -m pytest
+
+lint: .venv/runtime .venv/development ## check style and formatting with ruff
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+
+format: .venv/development ## let ruff format and mend what it can
+	$(PYTHON) -m ruff check --fix .
+	$(PYTHON) -m ruff format .
+
+verify: .venv/runtime ## prove that every architecture computes the same before and after fusion
+	$(PYTHON) verify.py --arch all
+
+bench: .venv/runtime ## time a training step: MegEngine as it comes against this project
+	$(PYTHON) benchmark.py train
+
+clean: ## remove the virtual environment (checkpoints stay)
+	rm -rf .venv .python
+
+# ---------------------------------------------------------------------------------------------
+
+.venv/created:
+	@python=$$(scripts/find-python310) && echo "creating .venv with $$python" && "$$python" -m venv --clear .venv
+	@touch $@
+
+.venv/runtime: requirements.txt | .venv/created
+	@echo "installing the pinned requirements into .venv (once; MegEngine alone is 0.9 GB)"
+	@grep -E '^(setuptools|wheel)==' requirements.txt | $(PIP) install --no-deps -r /dev/stdin
+	@$(PIP) install --no-deps --no-build-isolation -r requirements.txt
+	@$(PIP) check
+	@touch $@
+
+.venv/development: requirements-dev.txt | .venv/runtime
+	@$(PIP) install --no-deps -r requirements-dev.txt
+	@touch $@

@@ -1,0 +1,167 @@
+"""What there is to train on and to test on: the digits, or a folder of images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from utils import UserError
+
+from . import transforms
+from .transforms import Preprocessing
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Images with labels.
+
+    Attributes:
+        name: for people and for the output folder.
+        images: paths of image files, or one uint8 array [N, H, W, 3] in BGR.
+        labels: int32 [N].
+        classes: names; label i is classes[i].
+        augment: (image, rng, preprocessing) -> float32 [3, size, size], for training.
+    """
+
+    name: str
+    images: list[Path] | np.ndarray
+    labels: np.ndarray
+    classes: list[str]
+    augment: Callable
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def image(self, index: int) -> np.ndarray:
+        """The decoded image, uint8 BGR [H, W, 3]. Raises BadImageError for a broken file."""
+        image = self.images[index]
+        return image if isinstance(image, np.ndarray) else decode(image)
+
+
+# ---------------------------------------------------------------- image files
+
+
+class BadImageError(UserError):
+    """An image file that is corrupt, truncated or unreadable."""
+
+
+def decode(path: Path) -> np.ndarray:
+    """The image in a file, as uint8 BGR [H, W, 3]; raises BadImageError naming the file."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise BadImageError(f"cannot read the image {path}: {error.strerror}") from None
+    image = None
+    if content and not _is_truncated(content):
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    if image is None:
+        raise BadImageError(
+            f"the image {path} is corrupt or truncated; replace it, or leave such files out "
+            "with --skip-bad-images"
+        )
+    return image
+
+
+def _is_truncated(content: bytes) -> bool:
+    """OpenCV fills what is missing of a JPEG or PNG with grey, so look for the end marker."""
+    if content.startswith(b"\xff\xd8"):  # end of image after the last start of scan
+        return content.rfind(b"\xff\xd9") < content.rfind(b"\xff\xda")
+    if content.startswith(b"\x89PNG"):
+        return b"IEND" not in content[-64:]
+    return False
+
+
+# ---------------------------------------------------------------- data sets
+
+
+def digits() -> tuple[Dataset, Dataset, Preprocessing]:
+    """The 1,797 handwritten digits that come with scikit-learn, at 32 px; every fifth is held out.
+
+    Returns the training set, the validation set and their preprocessing.
+    """
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()  # [1797, 8, 8], values 0 to 16
+    small = (bunch.images * 255 / 16).round().astype(np.uint8)
+    large = [cv2.resize(image, (32, 32), interpolation=cv2.INTER_CUBIC) for image in small]
+    images = np.repeat(np.stack(large)[..., None], 3, axis=-1)
+    labels = bunch.target.astype(np.int32)
+    held_out = np.arange(len(labels)) % 5 == 0
+    train, val = (
+        Dataset("digits", images[part], labels[part], list("0123456789"), transforms.random_affine)
+        for part in (~held_out, held_out)
+    )
+    return train, val, Preprocessing(size=32, crop_ratio=1.0)
+
+
+def image_folder(root: str | Path, split: str) -> Dataset:
+    """The images in `root`/train, or in `root`/val or `root`/test for split "val".
+
+    There is one folder a class, named after it; labels follow the sorted names. Raises UserError
+    when a folder is missing or holds no image.
+    """
+    root = Path(root)
+    names = ("train",) if split == "train" else ("val", "test")
+    wanted = " or ".join(f"{name}/" for name in names)
+    if not root.is_dir():
+        raise UserError(
+            f"there is no data folder {root}; give one with {wanted}<class>/<image> in it"
+        )
+    folder = next((root / name for name in names if (root / name).is_dir()), None)
+    if folder is None:
+        raise UserError(f"the data folder {root} has no {wanted}; it needs {wanted}<class>/<image>")
+    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+    if not classes:
+        raise UserError(f"{folder} has no class folders; it needs one folder of images a class")
+    images, labels = [], []
+    for label, name in enumerate(classes):
+        files = sorted(f for f in (folder / name).rglob("*") if f.suffix.lower() in SUFFIXES)
+        if not files:
+            raise UserError(
+                f"the class folder {folder / name} has no images ({', '.join(sorted(SUFFIXES))}); "
+                "fill it or remove it"
+            )
+        images += files
+        labels += [label] * len(files)
+    return Dataset(
+        root.resolve().name,
+        images,
+        np.array(labels, np.int32),
+        classes,
+        transforms.random_resized_crop_flip,
+    )
+
+
+def imagenet_wnids() -> list[str]:
+    """The 1,000 WordNet identifiers of ILSVRC 2012 in class order, which is their sorted order."""
+    return (Path(__file__).parent / "imagenet_wnids.txt").read_text().split()
+
+
+def with_class_order(dataset: Dataset, num_classes: int, classes: list[str] | None) -> Dataset:
+    """`dataset` with the labels that a network of `num_classes` classes uses.
+
+    The network's own class names decide where it has them; else a folder of ImageNet wnids is scored
+    over all 1,000 classes when the network has 1,000; else the sorted order of the folders, whose
+    number must then be `num_classes`. Raises UserError when the classes do not fit.
+    """
+    order = classes
+    if order is None:
+        wnids = imagenet_wnids()
+        imagenet = num_classes == len(wnids) and set(dataset.classes) <= set(wnids)
+        order = wnids if imagenet else dataset.classes
+    strangers = [name for name in dataset.classes if name not in set(order)]
+    if strangers or len(order) != num_classes:
+        detail = f", and does not know {strangers[0]!r}" if strangers and classes else ""
+        raise UserError(
+            f"the data set {dataset.name} has {len(dataset.classes)} classes, but the network was "
+            f"trained on {num_classes}{detail}; give the data it was trained for"
+        )
+    index = {name: i for i, name in enumerate(order)}
+    new = np.array([index[name] for name in dataset.classes], np.int32)
+    return replace(dataset, labels=new[dataset.labels], classes=list(order))

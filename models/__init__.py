@@ -1,0 +1,85 @@
+"""Re-parameterized ConvNets: `create` one by name, `to_deploy` it, `profile` it.
+
+import models
+net = models.create("RepVGGA0", num_classes=10)
+deployed = models.to_deploy(net)      # a new network: one convolution a block
+"""
+
+from __future__ import annotations
+
+import difflib
+from fnmatch import fnmatchcase
+from os import PathLike
+
+import megengine.module as M
+
+from . import repvgg, repvgg_plus
+from .profile import Profile, profile
+from .reparam import to_deploy
+
+__all__ = ["BLOCKS", "Profile", "canonical_name", "create", "list_models", "profile", "to_deploy"]
+
+# name -> (class, its keyword arguments)
+_REGISTRY = {
+    **{name: (repvgg.RepVGG, config) for name, config in repvgg.VARIANTS.items()},
+    **{name: (repvgg_plus.RepVGGPlus, config) for name, config in repvgg_plus.VARIANTS.items()},
+}
+
+# name -> (class, its keyword arguments): every kind of block alone
+BLOCKS = {f"RepVGG block: {kind}": (repvgg.RepVGGBlock, c) for kind, c in repvgg.BLOCKS.items()}
+
+
+def _key(name: str) -> str:
+    return name.lower().translate(str.maketrans("", "", "-_."))
+
+
+_BY_KEY = {_key(name): name for name in _REGISTRY}
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names of the architectures that match a shell pattern ("RepVGGB*g4"), case ignored."""
+    return [name for name in _REGISTRY if fnmatchcase(name.lower(), pattern.lower())]
+
+
+def canonical_name(arch: str) -> str:
+    """The registered name of `arch`; case, "-", "_" and "." are ignored ("repvgg_a0").
+
+    Raises ValueError, naming the nearest ones, when there is no such architecture.
+    """
+    name = _BY_KEY.get(_key(arch))
+    if name is None:
+        near = difflib.get_close_matches(_key(arch), _BY_KEY, n=4, cutoff=0.5)
+        names = ", ".join(_BY_KEY[key] for key in near) or ", ".join(_REGISTRY)
+        raise ValueError(f"unknown architecture {arch!r}; the nearest names are {names}")
+    return name
+
+
+def create(
+    arch: str,
+    num_classes: int = 1000,
+    deploy: bool = False,
+    pretrained: str | PathLike | None = None,
+) -> M.Module:
+    """A network by name, in training mode.
+
+    Args:
+        arch: a name of `list_models()`; see `canonical_name`.
+        num_classes: length of the logits.
+        deploy: the fused form, one convolution a block.
+        pretrained: a checkpoint to take the weights from. A train-form file is fused when `deploy`
+            is set; a deploy-form file cannot be unfused.
+
+    Raises ValueError for an unknown name, and training.checkpoint.CheckpointError when the file is
+    not a checkpoint of this architecture, class count and form.
+    """
+    if num_classes < 1:
+        raise ValueError(f"num_classes is {num_classes}, but a classifier needs at least one class")
+    name = canonical_name(arch)
+    if pretrained is not None:
+        from training import checkpoint  # the only place where models/ meets a file
+
+        return checkpoint.load_model(pretrained, name, num_classes, deploy=deploy)
+    network, config = _REGISTRY[name]
+    model = network(**config, num_classes=num_classes, deploy=deploy)
+    model.arch = name
+    return model

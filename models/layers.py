@@ -1,0 +1,100 @@
+"""Layers that the families share."""
+
+from __future__ import annotations
+
+import math
+
+import megengine as mge
+import megengine.functional as F
+import megengine.module as M
+
+from . import cpu, reparam
+
+
+class Conv2d(M.Conv2d):
+    """MegEngine's convolution, trained by the operators in cpu.py where there is no GPU.
+
+    Initialized as BaseCls does: normal, std sqrt(2 / fan_out per group).
+    """
+
+    def calc_conv(self, inp: mge.Tensor, weight: mge.Tensor, bias: mge.Tensor | None) -> mge.Tensor:
+        if not (self.training and cpu.is_used()):
+            return super().calc_conv(inp, weight, bias)
+        y = cpu.conv2d(inp, weight, self.stride, self.padding, self.groups)
+        return y if bias is None else y + bias
+
+    def reset_parameters(self) -> None:
+        height, width = self.kernel_size
+        fan_out = self.out_channels // self.groups * height * width
+        M.init.normal_(self.weight, 0, math.sqrt(2 / fan_out))
+        if self.bias is not None:
+            M.init.zeros_(self.bias)
+
+
+class BatchNorm2d(M.BatchNorm2d):
+    """MegEngine's batch norm (eps 1e-5, momentum 0.9 of the old value: PyTorch's 0.1), likewise."""
+
+    def forward(self, inp: mge.Tensor) -> mge.Tensor:
+        if not (self.training and cpu.is_used()) or self.freeze:
+            return super().forward(inp)
+        statistics = (self.running_mean, self.running_var)
+        return cpu.batch_norm(inp, self.weight, self.bias, *statistics, self.momentum, self.eps)
+
+
+class ConvBN(M.Module):
+    """A convolution without bias and its batch norm: [N, I, H, W] -> [N, O, H/stride, W/stride]."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride=1, groups=1):
+        super().__init__()
+        self.conv = Conv2d(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride=stride,
+            padding=kernel_size // 2,
+            groups=groups,
+            bias=False,
+        )
+        self.bn = BatchNorm2d(out_channels)
+
+    def forward(self, x: mge.Tensor) -> mge.Tensor:
+        return self.bn(self.conv(x))
+
+    def linear_map(self) -> reparam.LinearMap:
+        """The one convolution that the two amount to in evaluation mode."""
+        return reparam.batch_norm(reparam.convolution(self.conv), self.bn)
+
+
+class SqueezeExcitation(M.Module):
+    """Scales each channel by a gate computed from the channels' means: [N, C, H, W] -> same.
+
+    Source: Hu et al., Squeeze-and-Excitation Networks, CVPR 2018.
+    """
+
+    def __init__(self, channels: int, hidden: int):
+        super().__init__()
+        self.down = M.Conv2d(channels, hidden, 1)
+        self.up = M.Conv2d(hidden, channels, 1)
+
+    def forward(self, x: mge.Tensor) -> mge.Tensor:
+        gate = F.mean(x, axis=(2, 3), keepdims=True)  # [N, C, H, W] -> [N, C, 1, 1]
+        gate = F.sigmoid(self.up(relu(self.down(gate))))
+        return x * gate
+
+
+class Linear(M.Linear):
+    """MegEngine's linear layer, initialized as classifiers are: normal with std 0.01."""
+
+    def reset_parameters(self) -> None:
+        M.init.normal_(self.weight, 0, 0.01)
+        M.init.zeros_(self.bias)
+
+
+def relu(x: mge.Tensor) -> mge.Tensor:
+    """max(x, 0)."""
+    return cpu.relu(x) if cpu.is_used() else F.relu(x)
+
+
+def global_average_pool(x: mge.Tensor) -> mge.Tensor:
+    """Mean over the map, whatever its size: [N, C, H, W] -> [N, C]."""
+    return F.mean(x, axis=(2, 3))

@@ -1,0 +1,100 @@
+"""The mathematics of re-parameterization, once for every family.
+
+A branch of a re-parameterizable block is linear: a convolution, a batch norm in evaluation mode, or
+nothing (the identity). So is a sum of branches. `LinearMap` holds such a thing as numbers, and the
+functions below combine them:
+
+    batch_norm(convolution(conv), bn)           a convolution followed by a batch norm
+    add(a, b, ...)                              branches side by side, kernels of any odd size
+    batch_norm(identity(channels, groups), bn)  a batch norm alone
+
+Everything is computed in float64 and rounded once, when `to_conv2d` makes the fused convolution.
+Source: Ding et al., RepVGG: Making VGG-style ConvNets Great Again, CVPR 2021, section 3.3.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import NamedTuple
+
+import megengine as mge
+import megengine.module as M
+import numpy as np
+
+
+class LinearMap(NamedTuple):
+    """A "same"-padded convolution: kernel float64 [O, I/groups, kh, kw], bias float64 [O]."""
+
+    kernel: np.ndarray
+    bias: np.ndarray
+
+
+def convolution(conv: M.Conv2d) -> LinearMap:
+    """The map of a convolution; its padding must be half its kernel, as in every branch here."""
+    kernel = _float64(conv.weight)
+    kernel = kernel.reshape(-1, *kernel.shape[-3:])  # grouped: [G, O/G, I/G, kh, kw] -> [O, ...]
+    bias = np.zeros(len(kernel)) if conv.bias is None else _float64(conv.bias).reshape(-1)
+    return LinearMap(kernel, bias)
+
+
+def identity(channels: int, groups: int = 1) -> LinearMap:
+    """The map that leaves [N, channels, H, W] as it is, as a 1x1 kernel in `groups` groups."""
+    width = channels // groups
+    kernel = np.eye(width)[np.arange(channels) % width]  # [O, I/groups]
+    return LinearMap(kernel[:, :, None, None], np.zeros(channels))
+
+
+def batch_norm(linear: LinearMap, bn: M.BatchNorm2d) -> LinearMap:
+    """`linear` followed by `bn` in evaluation mode: y = (x - mean) / sqrt(var + eps) * scale + shift."""
+    gain = _float64(bn.weight).reshape(-1) / np.sqrt(_float64(bn.running_var).reshape(-1) + bn.eps)
+    shift = _float64(bn.bias).reshape(-1) - _float64(bn.running_mean).reshape(-1) * gain
+    return LinearMap(linear.kernel * gain[:, None, None, None], linear.bias * gain + shift)
+
+
+def add(*branches: LinearMap) -> LinearMap:
+    """The sum of branches; smaller kernels are centred in the largest one."""
+    height, width = (max(branch.kernel.shape[axis] for branch in branches) for axis in (2, 3))
+    kernel = sum(_centre(branch.kernel, height, width) for branch in branches)
+    return LinearMap(kernel, sum(branch.bias for branch in branches))
+
+
+def to_conv2d(linear: LinearMap, like: M.Conv2d) -> M.Conv2d:
+    """The convolution that computes `linear`: class, stride, groups, dtype and mode from `like`."""
+    kernel_size = linear.kernel.shape[-2:]
+    conv = type(like)(
+        like.in_channels,
+        like.out_channels,
+        kernel_size,
+        stride=like.stride,
+        padding=tuple(size // 2 for size in kernel_size),
+        groups=like.groups,
+        bias=True,
+    )
+    dtype = like.weight.dtype
+    conv.weight = mge.Parameter(linear.kernel.reshape(conv.weight.shape).astype(dtype))
+    conv.bias = mge.Parameter(linear.bias.reshape(conv.bias.shape).astype(dtype))
+    conv.train(like.training)
+    return conv
+
+
+def to_deploy(model: M.Module) -> M.Module:
+    """A new Module in deploy form that computes what `model` computes in evaluation mode.
+
+    `model` may be a network, a single block or any Module that contains blocks, and is left as it
+    was. Every Module with a `fuse_in_place` method is asked to fuse itself, in the copy. Fusing a
+    deploy-form Module again gives an equal one.
+    """
+    model = copy.deepcopy(model)
+    for module in list(model.modules()):
+        if hasattr(module, "fuse_in_place"):
+            module.fuse_in_place()
+    return model
+
+
+def _float64(tensor: mge.Tensor) -> np.ndarray:
+    return tensor.numpy().astype(np.float64)
+
+
+def _centre(kernel: np.ndarray, height: int, width: int) -> np.ndarray:
+    top, left = (height - kernel.shape[2]) // 2, (width - kernel.shape[3]) // 2
+    return np.pad(kernel, ((0, 0), (0, 0), (top, top), (left, left)))

@@ -1,0 +1,214 @@
+"""RepVGG: a plain stack of 3x3 convolutions, trained with a 1x1 and an identity branch beside each.
+
+Source: Ding et al., RepVGG: Making VGG-style ConvNets Great Again, CVPR 2021 (arXiv 2101.03697);
+structure and names of the variants from the repository DingXiaoH/RepVGG.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import megengine as mge
+import megengine.functional as F
+import megengine.module as M
+
+from . import reparam
+from .layers import (
+    BatchNorm2d,
+    Conv2d,
+    ConvBN,
+    Linear,
+    SqueezeExcitation,
+    global_average_pool,
+    relu,
+)
+
+_A, _B, _D = (2, 4, 14, 1), (4, 6, 16, 1), (8, 14, 24, 1)  # blocks in stages 1 to 4
+
+# width: multipliers of 64, 128, 256 and 512 channels
+VARIANTS = {
+    "RepVGGA0": {"depths": _A, "width": (0.75, 0.75, 0.75, 2.5)},
+    "RepVGGA1": {"depths": _A, "width": (1, 1, 1, 2.5)},
+    "RepVGGA2": {"depths": _A, "width": (1.5, 1.5, 1.5, 2.75)},
+    "RepVGGB0": {"depths": _B, "width": (1, 1, 1, 2.5)},
+    "RepVGGB1": {"depths": _B, "width": (2, 2, 2, 4)},
+    "RepVGGB1g2": {"depths": _B, "width": (2, 2, 2, 4), "groups": 2},
+    "RepVGGB1g4": {"depths": _B, "width": (2, 2, 2, 4), "groups": 4},
+    "RepVGGB2": {"depths": _B, "width": (2.5, 2.5, 2.5, 5)},
+    "RepVGGB2g2": {"depths": _B, "width": (2.5, 2.5, 2.5, 5), "groups": 2},
+    "RepVGGB2g4": {"depths": _B, "width": (2.5, 2.5, 2.5, 5), "groups": 4},
+    "RepVGGB3": {"depths": _B, "width": (3, 3, 3, 5)},
+    "RepVGGB3g2": {"depths": _B, "width": (3, 3, 3, 5), "groups": 2},
+    "RepVGGB3g4": {"depths": _B, "width": (3, 3, 3, 5), "groups": 4},
+    "RepVGGD2se": {"depths": _D, "width": (2.5, 2.5, 2.5, 5), "se": "before"},
+}
+
+# Every kind of block alone, for verification.
+BLOCKS = {
+    "identity": {"in_channels": 16, "out_channels": 16},
+    "no identity": {"in_channels": 16, "out_channels": 32},
+    "stride 2": {"in_channels": 16, "out_channels": 16, "stride": 2},
+    "groups 2": {"in_channels": 16, "out_channels": 16, "groups": 2},
+    "groups 4, stride 2": {"in_channels": 16, "out_channels": 32, "stride": 2, "groups": 4},
+    "SE before ReLU": {"in_channels": 16, "out_channels": 16, "se": "before"},
+    "SE after ReLU": {"in_channels": 16, "out_channels": 16, "se": "after"},
+    "SE before ReLU, stride 2": {
+        "in_channels": 16,
+        "out_channels": 32,
+        "stride": 2,
+        "se": "before",
+    },
+}
+
+
+class RepVGGBlock(M.Module):
+    """ReLU(BN(conv3x3) + BN(conv1x1) + BN(x)) in training, ReLU(conv3x3 with bias) deployed.
+
+    The branch BN(x) exists where it can: equal channels and stride 1. [N, I, H, W] ->
+    [N, O, ceil(H/stride), ceil(W/stride)].
+
+    Args:
+        in_channels, out_channels, stride, groups: as in a convolution.
+        se: squeeze-and-excitation "before" the ReLU (C/16 hidden channels, as in D2se), "after" it
+            (C/4, as in RepVGGplus), or None.
+        deploy: build the fused form.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int = 1,
+        groups: int = 1,
+        se: str | None = None,
+        deploy: bool = False,
+    ):
+        super().__init__()
+        self.dense = self.pointwise = self.identity = self.reparam = self.se = None
+        if deploy:
+            self.reparam = Conv2d(in_channels, out_channels, 3, stride, 1, groups=groups)
+        else:
+            self.dense = ConvBN(in_channels, out_channels, 3, stride, groups)
+            self.pointwise = ConvBN(in_channels, out_channels, 1, stride, groups)
+            if in_channels == out_channels and stride == 1:
+                self.identity = BatchNorm2d(in_channels)
+        if se is not None:
+            self.se = SqueezeExcitation(
+                out_channels, out_channels // {"before": 16, "after": 4}[se]
+            )
+        self.se_after_relu = se == "after"
+
+    def forward(self, x: mge.Tensor) -> mge.Tensor:
+        if self.reparam is not None:
+            x = self.reparam(x)
+        elif self.identity is not None:
+            x = self.dense(x) + self.pointwise(x) + self.identity(x)
+        else:
+            x = self.dense(x) + self.pointwise(x)
+        if self.se is None:
+            return relu(x)
+        return self.se(relu(x)) if self.se_after_relu else relu(self.se(x))
+
+    def linear_map(self) -> reparam.LinearMap:
+        """The branches as one convolution."""
+        branches = [self.dense.linear_map(), self.pointwise.linear_map()]
+        if self.identity is not None:
+            unchanged = reparam.identity(self.dense.conv.in_channels, self.dense.conv.groups)
+            branches.append(reparam.batch_norm(unchanged, self.identity))
+        return reparam.add(*branches)
+
+    def custom_l2(self) -> mge.Tensor:
+        """The L2 penalty on the equivalent kernel instead of on the branches', a scalar.
+
+        The ring of the 3x3 kernel is penalized as it is, the centre as the sum of both branches'
+        centres, each scaled by its batch norm and normalized by the scales:
+        sum(K3^2) - sum(c3^2) + sum((c3 t3 + c1 t1)^2 / (t3^2 + t1^2)), c being the centres and t
+        the batch norms' gains, which get no gradient. The identity branch is left out, as in the
+        source (DingXiaoH/RepVGG, get_custom_L2).
+        """
+        dense, centre = self.dense.conv.weight, self.dense.conv.weight[..., 1:2, 1:2]
+        pointwise = self.pointwise.conv.weight  # [O, I/g, 1, 1], or [G, O/G, I/G, 1, 1]
+        per_output = (*dense.shape[:-3], 1, 1, 1)
+        t3, t1 = (
+            (norm.weight / F.sqrt(norm.running_var + norm.eps)).detach().reshape(per_output)
+            for norm in (self.dense.bn, self.pointwise.bn)
+        )
+        equivalent = centre * t3 + pointwise * t1
+        ring = F.sum(dense**2) - F.sum(centre**2)
+        return ring + F.sum(equivalent**2 / (t3**2 + t1**2))
+
+    def fuse_in_place(self) -> None:
+        """Replace the branches by their one convolution; nothing happens in deploy form."""
+        if self.reparam is None:
+            self.reparam = reparam.to_conv2d(self.linear_map(), like=self.dense.conv)
+            self.dense = self.pointwise = self.identity = None
+
+
+class RepVGG(M.Module):
+    """A RepVGG classifier: [N, 3, H, W] -> logits [N, num_classes], for any H and W.
+
+    Args:
+        depths: number of blocks in stages 1 to 4; stage 0 is always one block.
+        width: multipliers of the stages' 64, 128, 256 and 512 channels.
+        groups: of the convolutions in every second block of stages 1 to 3.
+        se: see RepVGGBlock.
+        num_classes: length of the logits.
+        deploy: build the fused form.
+
+    Attributes:
+        num_features: channels of the four maps that `features` returns.
+        strides: how many pixels of the input one step in each of these maps is.
+    """
+
+    strides = (4, 8, 16, 32)
+
+    def __init__(
+        self,
+        depths: Sequence[int],
+        width: Sequence[float],
+        groups: int = 1,
+        se: str | None = None,
+        num_classes: int = 1000,
+        deploy: bool = False,
+    ):
+        super().__init__()
+        base = (64, 128, 256, 512)
+        self.num_features = tuple(int(b * w) for b, w in zip(base, width, strict=True))
+        self.num_classes = num_classes
+        channels = min(64, self.num_features[0])
+        self.stage0 = RepVGGBlock(3, channels, stride=2, se=se, deploy=deploy)
+        index = (
+            1  # of the block in the whole network: every second one is grouped, but not the last
+        )
+        for stage, (depth, out_channels) in enumerate(
+            zip(depths, self.num_features, strict=True), 1
+        ):
+            blocks = []
+            for i in range(depth):
+                grouped = index % 2 == 0 and stage < 4
+                blocks.append(
+                    RepVGGBlock(
+                        channels,
+                        out_channels,
+                        stride=2 if i == 0 else 1,
+                        groups=groups if grouped else 1,
+                        se=se,
+                        deploy=deploy,
+                    )
+                )
+                channels = out_channels
+                index += 1
+            setattr(self, f"stage{stage}", M.Sequential(*blocks))
+        self.linear = Linear(channels, num_classes)
+
+    def features(self, x: mge.Tensor) -> list[mge.Tensor]:
+        """The maps after stages 1 to 4, at strides 4, 8, 16 and 32, for use as a backbone."""
+        x = self.stage0(x)
+        maps = []
+        for stage in (self.stage1, self.stage2, self.stage3, self.stage4):
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+    def forward(self, x: mge.Tensor) -> mge.Tensor:
+        return self.linear(global_average_pool(self.features(x)[-1]))

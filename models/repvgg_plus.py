@@ -1,0 +1,67 @@
+"""RepVGGplus: a deeper RepVGG with squeeze-and-excitation after the ReLU and auxiliary classifiers.
+
+Source: the repository DingXiaoH/RepVGG, model RepVGGplus-L2pse.
+"""
+
+from __future__ import annotations
+
+import megengine as mge
+import megengine.module as M
+
+from .layers import ConvBN, Linear, global_average_pool, relu
+from .repvgg import RepVGG
+
+VARIANTS = {
+    "RepVGGplusL2pse": {"depths": (8, 14, 24, 1), "width": (2.5, 2.5, 2.5, 5), "se": "after"},
+}
+
+
+class AuxiliaryHead(M.Module):
+    """A classifier on an inner map, used in training only: [N, C, H, W] -> [N, num_classes]."""
+
+    def __init__(self, channels: int, num_classes: int):
+        super().__init__()
+        self.downsample = ConvBN(channels, channels, 3, stride=2)
+        self.linear = Linear(channels, num_classes)
+
+    def forward(self, x: mge.Tensor) -> mge.Tensor:
+        return self.linear(global_average_pool(relu(self.downsample(x))))
+
+
+class RepVGGPlus(RepVGG):
+    """RepVGG with auxiliary heads after stage 1, stage 2 and the first half of stage 3.
+
+    In training mode (train form) the output is a dict of logits: "main", "stage1_aux", "stage2_aux"
+    and "stage3_first_aux"; the loss is CE(main) + 0.1 * the sum of the others' CE. In evaluation
+    mode and in deploy form it is the main logits alone; the deploy form has no auxiliary heads.
+    """
+
+    auxiliary_weight = 0.1
+
+    def __init__(self, depths, width, se=None, num_classes: int = 1000, deploy: bool = False):
+        super().__init__(depths, width, se=se, num_classes=num_classes, deploy=deploy)
+        self.stage1_aux = self.stage2_aux = self.stage3_first_aux = None
+        if not deploy:
+            first, second, third, _ = self.num_features
+            self.stage1_aux = AuxiliaryHead(first, num_classes)
+            self.stage2_aux = AuxiliaryHead(second, num_classes)
+            self.stage3_first_aux = AuxiliaryHead(third, num_classes)
+
+    def forward(self, x: mge.Tensor) -> mge.Tensor | dict[str, mge.Tensor]:
+        if not self.training or self.stage1_aux is None:
+            return super().forward(x)
+        outputs = {}
+        x = self.stage1(self.stage0(x))
+        outputs["stage1_aux"] = self.stage1_aux(x)
+        x = self.stage2(x)
+        outputs["stage2_aux"] = self.stage2_aux(x)
+        for i, block in enumerate(self.stage3, start=1):
+            x = block(x)
+            if i == len(self.stage3) // 2:
+                outputs["stage3_first_aux"] = self.stage3_first_aux(x)
+        outputs["main"] = self.linear(global_average_pool(self.stage4(x)))
+        return outputs
+
+    def fuse_in_place(self) -> None:
+        """Drop the auxiliary heads; the blocks fuse themselves."""
+        self.stage1_aux = self.stage2_aux = self.stage3_first_aux = None

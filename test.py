@@ -1,0 +1,180 @@
+#!/usr/bin/env python
+"""Test a network: top-1 and top-5 accuracy, before and after fusion.
+
+Without --model it takes the newest best.pkl under checkpoints/; without --data, the handwritten
+digits that come with scikit-learn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import utils  # isort: skip  (before MegEngine: it sets the process environment)
+
+import megengine.module as M
+from tqdm import tqdm
+
+import models
+from data import datasets
+from data.loader import Loader
+from training import checkpoint
+from training.evaluation import Score, evaluate
+
+EXAMPLES = """\
+  python test.py --switch-deploy 1
+  python test.py --data imagenet --arch RepVGGA0 --model best.pkl --val-batch-size 100
+  python test.py --data imagenet --model best-deploy.pkl --deploy 1
+"""
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = utils.ArgumentParser(__doc__, EXAMPLES)
+    count = utils.number(int, 1)
+    what = parser.add_argument_group("network and data")
+    what.add_argument(
+        "--arch",
+        type=utils.arch_name,
+        metavar="NAME",
+        help="architecture (default: what the checkpoint says)",
+    )
+    what.add_argument(
+        "--model",
+        metavar="FILE",
+        help="checkpoint (default: the newest best.pkl under checkpoints/)",
+    )
+    what.add_argument(
+        "--data",
+        metavar="DIR",
+        help="folder with val/CLASS/IMAGE or test/CLASS/IMAGE; without it, the digits",
+    )
+    what.add_argument(
+        "--deploy",
+        type=int,
+        choices=(0, 1),
+        metavar="0|1",
+        help="form that the checkpoint must be in: 0 train, 1 deploy (default: either)",
+    )
+    what.add_argument(
+        "--switch-deploy",
+        type=int,
+        choices=(0, 1),
+        metavar="0|1",
+        default=0,
+        help="1: fuse, test again, and save NAME-deploy.pkl beside the checkpoint",
+    )
+    how = parser.add_argument_group("evaluation")
+    how.add_argument(
+        "--size", type=count, metavar="PIXELS", help="side of the input (default: the checkpoint's)"
+    )
+    how.add_argument(
+        "--crop-ratio",
+        type=utils.number(float, 0, 1, open_low=True),
+        metavar="R",
+        help="side of the centre crop over the short side (default: the checkpoint's)",
+    )
+    how.add_argument(
+        "--val-batch-size", type=count, default=100, metavar="IMAGES", help="images at once"
+    )
+    how.add_argument(
+        "--workers",
+        type=count,
+        default=2,
+        metavar="N",
+        help="threads that decode and transform images",
+    )
+    how.add_argument(
+        "--skip-bad-images",
+        action="store_true",
+        help="leave corrupt images out, with a count, instead of stopping",
+    )
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--print-freq",
+        type=count,
+        default=20,
+        metavar="BATCHES",
+        help="batches between progress lines, where there is no terminal",
+    )
+    output.add_argument("--json", action="store_true", help="print JSON instead of sentences")
+    return parser.parse_args(argv)
+
+
+def find_model() -> Path:
+    path = checkpoint.newest("checkpoints", "best.pkl")
+    if path is None:
+        raise utils.UserError(
+            "there is no best.pkl under checkpoints/; train first (python train.py) or give --model"
+        )
+    return path
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    say = (lambda *_: None) if args.json else print
+    path = Path(args.model) if args.model else find_model()
+    if not args.model:
+        say(f"testing the newest checkpoint, {path}")
+    found = checkpoint.read(path)
+    if args.deploy == 1 and found.form == "train":
+        raise checkpoint.CheckpointError(
+            f"{path} is in train form, but --deploy 1 expects the deploy form; "
+            "use --switch-deploy 1 to fuse it"
+        )
+    model = checkpoint.load_model(path, args.arch, deploy=False if args.deploy == 0 else None)
+
+    if args.data is None:
+        dataset = datasets.digits()[1]
+    else:
+        dataset = datasets.image_folder(args.data, "val")
+    dataset = datasets.with_class_order(dataset, found.num_classes, found.classes)
+    changes = {"size": args.size, "crop_ratio": args.crop_ratio}
+    preprocessing = replace(
+        found.preprocessing, **{name: value for name, value in changes.items() if value is not None}
+    )
+    loader = Loader(dataset, preprocessing, args.val_batch_size, args.workers, args.skip_bad_images)
+
+    def test(network: M.Module, form: str) -> dict:
+        score = _evaluate(network, loader, form, args.print_freq, say)
+        say(
+            f"{model.arch}, {form} form: top-1 {score.top1:.2f} % ({score.correct1} of "
+            f"{score.total}), top-5 {score.top5:.2f} %"
+        )
+        return {"form": form, "correct1": score.correct1, "correct5": score.correct5,
+                "total": score.total, "top1": score.top1, "top5": score.top5}  # fmt: skip
+
+    result = {"arch": model.arch, "model": str(path), "results": [test(model, found.form)]}
+    if args.switch_deploy:
+        deployed = models.to_deploy(model)
+        result["results"].append(test(deployed, "deploy"))
+        target = path.with_name(f"{path.stem.removesuffix('-deploy')}-deploy.pkl")
+        checkpoint.save(checkpoint.of_model(deployed, found.preprocessing, found.classes), target)
+        result["saved"] = str(target)
+        say(f"saved the deploy form: {target}")
+    if loader.skipped:
+        result["skipped"] = len(loader.skipped)
+        say(f"{len(loader.skipped)} bad images were skipped")
+    if args.json:
+        print(json.dumps(result, indent=2))
+    return 0
+
+
+def _evaluate(model: M.Module, loader: Loader, form: str, print_freq: int, say) -> Score:
+    batches = 0
+    with tqdm(total=len(loader.dataset), desc=form, unit="image", leave=False, disable=None) as bar:
+
+        def show(score: Score) -> None:
+            nonlocal batches
+            batches += 1
+            bar.update(score.total - bar.n)
+            bar.set_postfix({"top-1": f"{score.top1:.2f} %"})
+            if bar.disable and batches % print_freq == 0:
+                say(f"{form} form, {score.total} images: top-1 {score.top1:.2f} %")
+
+        return evaluate(model, loader.evaluation(), show)
+
+
+if __name__ == "__main__":
+    utils.run(main)

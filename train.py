@@ -1,0 +1,265 @@
+#!/usr/bin/env python
+"""Train a re-parameterizable network.
+
+Without --data it trains on the handwritten digits that come with scikit-learn, so that everything
+can be tried at once. Results go to SAVE/ARCH/TAG: latest.pkl (to resume from), best.pkl (to test and
+to deploy), metrics.csv, curves.png, log.txt and run.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import utils  # isort: skip  (before MegEngine: it sets the process environment)
+
+import megengine as mge
+
+import models
+from data import datasets
+from data.loader import Loader
+from data.transforms import Preprocessing
+from training import checkpoint
+from training.loop import Interrupted, Settings, Trainer
+from training.run_folder import RunFolder
+
+EXAMPLES = """\
+  python train.py --arch RepVGGA0
+  python train.py --data imagenet --arch RepVGGA0 --batch-size 256 --epochs 120 --tag paper
+  python train.py --data imagenet --arch RepVGGA0 --epochs 120 --tag paper --resume auto
+"""
+
+# defaults that depend on the data: on the digits, and on a folder of images
+DIGITS = {"epochs": 12, "batch_size": 64, "size": 32}
+FOLDER = {"epochs": 120, "batch_size": 256, "size": 224}
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = utils.ArgumentParser(__doc__, EXAMPLES)
+    count, real = utils.number(int, 1), utils.number(float, 0)
+
+    what = parser.add_argument_group("network and data")
+    what.add_argument(
+        "--arch",
+        type=utils.arch_name,
+        default="RepVGGA0",
+        metavar="NAME",
+        help="see `python -c 'import models; print(models.list_models())'`",
+    )
+    what.add_argument(
+        "--data",
+        metavar="DIR",
+        help="folder with train/CLASS/IMAGE and val/CLASS/IMAGE (or test/); without it, the digits",
+    )
+    what.add_argument(
+        "--size", type=count, metavar="PIXELS", help="side of the input (default: 224; digits: 32)"
+    )
+    what.add_argument(
+        "--crop-ratio",
+        type=utils.number(float, 0, 1, open_low=True),
+        metavar="R",
+        help="validation: side of the centre crop over the short side (default: 0.875; digits: 1)",
+    )
+    what.add_argument("--pretrained", metavar="FILE", help="start from these weights")
+    what.add_argument(
+        "--skip-bad-images",
+        action="store_true",
+        help="leave corrupt images out, with a count, instead of stopping",
+    )
+
+    how = parser.add_argument_group("optimization")
+    how.add_argument("--epochs", type=count, help="passes over the data (default: 120; digits: 12)")
+    how.add_argument(
+        "--batch-size",
+        type=count,
+        metavar="IMAGES",
+        help="images a step, over all workers together (default: 256; digits: 64)",
+    )
+    how.add_argument(
+        "--lr",
+        type=utils.number(float, 0, open_low=True),
+        default=0.1,
+        help="learning rate for a batch of 256; scaled with the batch size",
+    )
+    how.add_argument("--momentum", type=utils.number(float, 0, 1), default=0.9, help="of SGD")
+    how.add_argument("--nesterov", action="store_true", help="Nesterov's momentum")
+    how.add_argument(
+        "--weight-decay",
+        type=real,
+        default=1e-4,
+        help="of kernels; biases and batch norms have none, but for the scales of "
+        "identity branches",
+    )
+    how.add_argument(
+        "--custwd",
+        action="store_true",
+        help="RepVGG's custom L2: decay the equivalent kernel instead of the branches'",
+    )
+    how.add_argument(
+        "--label-smoothing",
+        type=utils.number(float, 0, 1),
+        default=0.0,
+        metavar="P",
+        help="probability spread over all classes",
+    )
+    how.add_argument(
+        "--warmup-epochs",
+        type=real,
+        default=None,
+        metavar="E",
+        help="epochs of linear warm-up (default: 0; digits: 1)",
+    )
+    how.add_argument(
+        "--seed",
+        type=utils.number(int, 0, 2**31 - 1),
+        default=0,
+        help="of weights, order and augmentation",
+    )
+
+    run = parser.add_argument_group("running")
+    run.add_argument(
+        "--save",
+        metavar="DIR",
+        type=Path,
+        default=Path("checkpoints"),
+        help="results go to DIR/ARCH/TAG",
+    )
+    run.add_argument("--tag", help="name of the run (default: date and time)")
+    run.add_argument(
+        "--resume",
+        metavar="FILE",
+        help="a latest.pkl to go on from, exactly; or 'auto': the newest one under "
+        "DIR/ARCH (with --tag: under that), or a new run if there is none",
+    )
+    run.add_argument(
+        "--save-freq",
+        type=utils.number(int, 0),
+        default=500,
+        metavar="STEPS",
+        help="also save latest.pkl every so many steps; 0: after epochs only",
+    )
+    run.add_argument(
+        "--print-freq", type=count, default=20, metavar="STEPS", help="steps between log lines"
+    )
+    run.add_argument(
+        "--val-batch-size",
+        type=count,
+        default=100,
+        metavar="IMAGES",
+        help="images at once in validation",
+    )
+    run.add_argument("--ngpus", type=count, default=1, metavar="N", help="GPUs, or CPU workers")
+    run.add_argument(
+        "--workers",
+        type=count,
+        default=2,
+        metavar="N",
+        help="threads that decode and transform images",
+    )
+    args = parser.parse_args(argv)
+    for name, value in (DIGITS if args.data is None else FOLDER).items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    if args.warmup_epochs is None:
+        args.warmup_epochs = 1.0 if args.data is None else 0.0
+    if args.warmup_epochs >= args.epochs:
+        parser.error(
+            f"--warmup-epochs {args.warmup_epochs:g} leaves nothing of --epochs {args.epochs}"
+        )
+    if args.nesterov and args.momentum == 0:
+        parser.error("--nesterov needs a --momentum above 0")
+    return args
+
+
+def open_data(args: argparse.Namespace) -> tuple[datasets.Dataset, datasets.Dataset, Preprocessing]:
+    if args.data is None:
+        train, val, preprocessing = datasets.digits()
+        ratio = args.crop_ratio or preprocessing.crop_ratio
+    else:
+        train = datasets.image_folder(args.data, "train")
+        val = datasets.image_folder(args.data, "val")
+        val = datasets.with_class_order(val, len(train.classes), train.classes)
+        ratio = args.crop_ratio or Preprocessing.crop_ratio
+    return train, val, Preprocessing(size=args.size, crop_ratio=ratio)
+
+
+def open_run(args: argparse.Namespace) -> tuple[RunFolder, Path | None]:
+    """The output folder, and the checkpoint to resume from or None."""
+    home = args.save / args.arch
+    if args.resume == "auto":
+        found = checkpoint.newest(home / args.tag if args.tag else home, "latest.pkl")
+        if found is not None:
+            return RunFolder(found.parent), found
+    elif args.resume is not None:
+        found = Path(args.resume)
+        return RunFolder(home / args.tag if args.tag else found.parent), found
+    folder = home / (args.tag or time.strftime("%Y-%m-%d_%H-%M-%S"))
+    if (folder / "latest.pkl").exists():
+        raise utils.UserError(
+            f"{folder} already holds a run; go on with it by --resume auto, or name a new --tag"
+        )
+    return RunFolder(folder), None
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    train_set, val_set, preprocessing = open_data(args)
+    folder, resume_from = open_run(args)
+    num_classes = len(train_set.classes)
+
+    mge.random.seed(args.seed)
+    found = None
+    if resume_from is not None:
+        found = checkpoint.read(resume_from)
+        model = checkpoint.load_model(found, args.arch, num_classes, deploy=False)
+    else:
+        model = models.create(args.arch, num_classes, pretrained=args.pretrained)
+    lr = args.lr * args.batch_size / 256
+    settings = Settings(
+        epochs=args.epochs,
+        batch_size=args.batch_size,
+        lr=lr,
+        momentum=args.momentum,
+        nesterov=args.nesterov,
+        weight_decay=args.weight_decay,
+        custom_l2=args.custwd,
+        label_smoothing=args.label_smoothing,
+        warmup_epochs=args.warmup_epochs,
+        seed=args.seed,
+    )
+    loaders = [
+        Loader(dataset, preprocessing, batch, args.workers, args.skip_bad_images)
+        for dataset, batch in ((train_set, args.batch_size), (val_set, args.val_batch_size))
+    ]
+    trainer = Trainer(model, settings, *loaders, folder, args.print_freq, args.save_freq)
+    if args.ngpus > 1:
+        folder.log(f"warning: --ngpus {args.ngpus} is not supported yet; training in one process")
+    if found is not None:
+        trainer.resume(found)
+        folder.log(f"resuming {resume_from} after step {trainer.step} of {trainer.total_steps}")
+    folder.write_run({name: str(value) for name, value in vars(args).items()})
+    folder.log(
+        f"{args.arch} on {train_set.name}: {len(train_set)} training and {len(val_set)} validation "
+        f"images, {num_classes} classes, {args.size} px; {args.epochs} epochs of "
+        f"{trainer.steps_per_epoch} steps of {args.batch_size} images; learning rate {lr:g} "
+        f"(--lr {args.lr:g} x {args.batch_size}/256)"
+    )
+    try:
+        trainer.fit()
+    except Interrupted as interrupted:
+        folder.log(
+            f"stopped by {interrupted} after step {trainer.step}; saved {folder.latest}; "
+            f"go on with the same command and --resume {folder.latest}"
+        )
+        return 128 + interrupted.signal
+    skipped = sum(len(loader.skipped) for loader in loaders)
+    if skipped:
+        folder.log(f"{skipped} bad images were skipped")
+    best = max(trainer.history, key=lambda row: row["val_top1"])
+    folder.log(f"best top-1 {best['val_top1']:.2f} % in epoch {best['epoch']}: {folder.best}")
+    return 0
+
+
+if __name__ == "__main__":
+    utils.run(main)

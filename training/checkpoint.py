@@ -1,0 +1,197 @@
+"""Checkpoints: what they say of themselves, saving that cannot lose the old one, loading that checks.
+
+A checkpoint is a pickle of arrays and plain values:
+
+    arch, form ("train" or "deploy"), num_classes, classes (names, or None),
+    preprocessing (see data.transforms.Preprocessing), state_dict,
+    training (only in latest.pkl: what a run needs to go on exactly)
+
+A plain state dict, as the older MegEngine RepVGG repositories saved it, can be read too.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from dataclasses import asdict, dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import megengine.module as M
+import numpy as np
+
+import models
+from data.transforms import BASECLS, Preprocessing
+from utils import UserError
+from weights import unpickle
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is not what was asked for; the message says what was found and what to do."""
+
+
+@dataclass
+class Checkpoint:
+    """The contents of a checkpoint file; `arch` is None in a plain state dict."""
+
+    arch: str | None
+    form: str
+    num_classes: int
+    classes: list[str] | None
+    preprocessing: Preprocessing
+    state_dict: dict[str, np.ndarray]
+    training: dict[str, Any] | None = None
+
+
+def of_model(
+    model: M.Module,
+    preprocessing: Preprocessing,
+    classes: list[str] | None = None,
+    training: dict[str, Any] | None = None,
+) -> Checkpoint:
+    """The checkpoint of a network made by `models.create`."""
+    state = {key: np.array(value) for key, value in model.state_dict().items()}
+    return Checkpoint(
+        model.arch, form_of(state), model.num_classes, classes, preprocessing, state, training
+    )
+
+
+def form_of(state_dict: dict[str, Any]) -> str:
+    """ "deploy" when the tensors are those of fused blocks, else "train"."""
+    return "deploy" if any(".reparam." in key for key in state_dict) else "train"
+
+
+# ---------------------------------------------------------------- saving
+
+
+def save(checkpoint: Checkpoint, path: str | PathLike) -> None:
+    """Write the file so that at any moment `path` is a complete checkpoint, the old or the new one.
+
+    Raises UserError when it cannot be written; what stood at `path` is then untouched.
+    """
+    contents = {
+        **checkpoint.__dict__,
+        "preprocessing": asdict(checkpoint.preprocessing),
+    }
+    write_atomically(path, pickle.dumps(contents, protocol=4))
+
+
+def write_atomically(path: str | PathLike, content: bytes) -> None:
+    """Replace the file at `path` by `content`, or leave it as it was and raise UserError."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        kept = "; the file that was there is untouched" if path.exists() else ""
+        raise UserError(
+            f"cannot save {path}: {error.strerror}{kept}; free some space or choose another folder"
+        ) from None
+
+
+# ---------------------------------------------------------------- loading
+
+
+def read(path: str | PathLike) -> Checkpoint:
+    """The checkpoint in a file, in either form, or a plain state dict as one.
+
+    Raises UserError when the file is missing, broken or asks for code, CheckpointError when it
+    holds something else.
+    """
+    contents = unpickle.load(path)
+    if isinstance(contents, dict) and "arch" in contents:
+        try:
+            preprocessing = Preprocessing(
+                **{
+                    key: tuple(value) if isinstance(value, list | tuple) else value
+                    for key, value in contents["preprocessing"].items()
+                }
+            )
+            return Checkpoint(**{**contents, "preprocessing": preprocessing})
+        except (TypeError, KeyError, AttributeError) as error:
+            raise CheckpointError(
+                f"{path} is not a checkpoint of this version of the project ({error})"
+            ) from None
+    tensors = isinstance(contents, dict) and all(
+        isinstance(value, np.ndarray) for value in contents.values()
+    )
+    if not tensors or "linear.weight" not in contents:
+        raise CheckpointError(
+            f"{path} holds no network of this project: expected a checkpoint or a state dict with "
+            "keys such as 'stage0.dense.conv.weight' and 'linear.weight'"
+        )
+    num_classes = len(contents["linear.weight"])
+    return Checkpoint(None, form_of(contents), num_classes, None, BASECLS, dict(contents))
+
+
+def load_model(
+    source: str | PathLike | Checkpoint,
+    arch: str | None = None,
+    num_classes: int | None = None,
+    deploy: bool | None = None,
+) -> M.Module:
+    """The network in a checkpoint, in training mode.
+
+    Args:
+        source: a file, or what `read` made of it.
+        arch, num_classes: what the checkpoint must be of; None takes what it says.
+        deploy: True for the deploy form, fusing a train-form checkpoint; False for the train form;
+            None for the form that the checkpoint has.
+
+    Raises CheckpointError when the checkpoint is of something else.
+    """
+    path = "the checkpoint" if isinstance(source, Checkpoint) else source
+    found = source if isinstance(source, Checkpoint) else read(source)
+    arch = models.canonical_name(arch) if arch else found.arch
+    if arch is None:
+        raise CheckpointError(f"{path} does not say its architecture; name it with --arch")
+    if found.arch not in (None, arch):
+        raise CheckpointError(
+            f"{path} is a checkpoint of {found.arch}, but {arch} was expected; "
+            f"use --arch {found.arch} or another file"
+        )
+    if num_classes not in (None, found.num_classes):
+        raise CheckpointError(
+            f"{path} has {found.num_classes} classes, but {num_classes} were expected; "
+            "use the data it was trained for or another file"
+        )
+    if deploy is False and found.form == "deploy":
+        raise CheckpointError(
+            f"{path} is in deploy form, but the train form was expected; use --deploy 1 (from "
+            "Python: deploy=True), or give the train-form file it was fused from"
+        )
+    model = models.create(arch, found.num_classes, deploy=found.form == "deploy")
+    load_state(model, found.state_dict, path)
+    return models.to_deploy(model) if deploy else model
+
+
+def load_state(model: M.Module, state_dict: dict[str, np.ndarray], path: str | PathLike) -> None:
+    """Copy a state dict into a network; it must have just its tensors, in their shapes."""
+    wanted = model.state_dict()
+    problems = [f"{key} is missing" for key in wanted if key not in state_dict]
+    problems += [f"{key} is unknown" for key in state_dict if key not in wanted]
+    problems += [
+        f"{key} has shape {state_dict[key].shape} instead of {value.shape}"
+        for key, value in wanted.items()
+        if key in state_dict and state_dict[key].squeeze().shape != value.squeeze().shape
+    ]
+    if problems:
+        raise CheckpointError(
+            f"{path} does not fit {model.arch} with {model.num_classes} classes: {problems[0]}"
+            + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else "")
+            + "; check --arch"
+        )
+    model.load_state_dict({key: state_dict[key].reshape(v.shape) for key, v in wanted.items()})
+
+
+def newest(folder: str | PathLike, name: str) -> Path | None:
+    """The latest written file called `name` below `folder`, or None."""
+    files = Path(folder).rglob(name)
+    return max(files, key=lambda file: file.stat().st_mtime, default=None)

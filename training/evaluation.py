@@ -1,0 +1,72 @@
+"""Accuracy of a network over a data set, each image counted exactly once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import megengine as mge
+import megengine.functional as F
+import megengine.module as M
+import numpy as np
+
+
+@dataclass
+class Score:
+    """Counts over `total` images; `loss` is the summed cross entropy."""
+
+    total: int = 0
+    correct1: int = 0
+    correct5: int = 0
+    loss: float = 0.0
+
+    def add(self, logits: np.ndarray, labels: np.ndarray, loss: float) -> None:
+        """Count a batch: logits [N, classes], labels [N], its mean loss."""
+        top5 = np.argsort(-logits, axis=1, kind="stable")[:, :5]  # [N, min(5, classes)]
+        hits = top5 == labels[:, None]
+        self.total += len(labels)
+        self.correct1 += int(hits[:, 0].sum())
+        self.correct5 += int(hits.any(axis=1).sum())
+        self.loss += loss * len(labels)
+
+    @property
+    def top1(self) -> float:
+        """Percentage of images whose best class is the right one."""
+        return 100 * self.correct1 / max(1, self.total)
+
+    @property
+    def top5(self) -> float:
+        """Percentage of images with the right class among the best five."""
+        return 100 * self.correct5 / max(1, self.total)
+
+    @property
+    def mean_loss(self) -> float:
+        """Cross entropy per image."""
+        return self.loss / max(1, self.total)
+
+
+def evaluate(
+    model: M.Module,
+    batches: Iterable[tuple[np.ndarray, np.ndarray]],
+    after_batch: Callable[[Score], None] = lambda score: None,
+) -> Score:
+    """The score of `model` in evaluation mode; its own mode is restored.
+
+    Args:
+        model: gives logits [N, classes].
+        batches: (images float32 [N, 3, H, W], labels int32 [N]) pairs, as from Loader.evaluation.
+        after_batch: called with the score so far.
+    """
+    training = model.training
+    model.eval()
+    score = Score()
+    try:
+        for images, labels in batches:
+            if len(labels):
+                logits = model(mge.Tensor(images))
+                loss = F.nn.cross_entropy(logits, mge.Tensor(labels))
+                score.add(logits.numpy(), labels, float(loss.numpy()))
+            after_batch(score)
+    finally:
+        model.train(training)
+    return score

@@ -1,0 +1,319 @@
+"""The training loop: exact to the step, whenever it is interrupted.
+
+Everything random (order, augmentation, dropout) is a function of the seed and of the step, and
+everything else is in the checkpoint, so that a run that was killed and resumed ends with the same
+bits as one that was not.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+
+import megengine as mge
+import megengine.module as M
+import numpy as np
+from megengine.autodiff import GradManager
+from tqdm import tqdm
+
+from data.loader import Loader
+from utils import UserError
+
+from . import checkpoint, losses, optimizer, schedule
+from .evaluation import Score, evaluate
+from .run_folder import RunFolder, versions
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the result of a run, beside network and data."""
+
+    epochs: int
+    batch_size: int  # images a step, over all workers
+    lr: float  # at full rate, for this batch size
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 1e-4
+    custom_l2: bool = False
+    label_smoothing: float = 0.0
+    warmup_epochs: float = 0.0
+    seed: int = 0
+
+
+class Interrupted(Exception):
+    """SIGINT or SIGTERM came; the run has been saved. `signal` is its number."""
+
+    def __init__(self, number: int):
+        super().__init__(signal.Signals(number).name)
+        self.signal = number
+
+
+class Trainer:
+    """Trains a network made by `models.create`.
+
+    Args:
+        model: the network in train form.
+        settings, train, val: how, on what, and what to evaluate on after each epoch.
+        folder: where results and checkpoints go.
+        print_freq: steps between log lines.
+        save_freq: steps between saves beside the one after every epoch; 0 for none.
+    """
+
+    def __init__(
+        self,
+        model: M.Module,
+        settings: Settings,
+        train: Loader,
+        val: Loader,
+        folder: RunFolder,
+        print_freq: int = 20,
+        save_freq: int = 0,
+    ):
+        if settings.batch_size > len(train.dataset):
+            raise UserError(
+                f"the batch of {settings.batch_size} is larger than the {len(train.dataset)} "
+                f"training images; use --batch-size {len(train.dataset)} or less"
+            )
+        self.model, self.settings = model, settings
+        self.train, self.val = train, val
+        self.folder = folder
+        self.print_freq, self.save_freq = print_freq, save_freq
+        self.steps_per_epoch = len(train.dataset) // settings.batch_size
+        self.total_steps = settings.epochs * self.steps_per_epoch
+        self.grad_manager = GradManager().attach(model.parameters())
+        self.optimizer = optimizer.sgd(
+            model,
+            settings.lr,
+            settings.momentum,
+            settings.nesterov,
+            settings.weight_decay,
+            settings.custom_l2,
+        )
+        self.step = 0  # steps done
+        self.score = Score()  # of the training images in the current epoch
+        self.history: list[dict[str, float]] = []  # a row an epoch
+        self._pending: list[tuple] = []  # outcomes of steps that have not been looked at
+        self._stop_signal: int | None = None
+
+    # ---------------------------------------------------------------- state
+
+    def save(self) -> None:
+        """Write latest.pkl; refuses to replace it by weights that are not finite."""
+        self._look_at_pending()
+        if not all(np.isfinite(p.numpy()).all() for p in self.model.parameters()):
+            raise self._not_finite("weight", self.step)
+        contents = checkpoint.of_model(
+            self.model,
+            self.val.preprocessing,
+            self.val.dataset.classes,
+            {
+                "step": self.step,
+                "score": asdict(self.score),
+                "history": self.history,
+                "optimizer": _plain(self.optimizer.state_dict()),
+                "settings": asdict(self.settings),
+                "training_images": len(self.train.dataset),
+                "versions": versions(),
+            },
+        )
+        checkpoint.save(contents, self.folder.latest)
+
+    def resume(self, found: checkpoint.Checkpoint) -> None:
+        """Go on where `found` (a latest.pkl whose weights the model already has) was saved.
+
+        Raises UserError when the run was another: other settings or other data.
+        """
+        state = found.training
+        if state is None:
+            raise UserError(
+                "this checkpoint has weights only, so training cannot go on from it; "
+                "resume from a latest.pkl"
+            )
+        for name, now in asdict(self.settings).items():
+            then = state["settings"].get(name)
+            if then != now:
+                raise UserError(
+                    f"the run to resume had {name} {then}, and now it is {now}; "
+                    "give the same flags, or start a new run with another --tag"
+                )
+        if state["training_images"] != len(self.train.dataset):
+            raise UserError(
+                f"the run to resume had {state['training_images']} training images, and now there "
+                f"are {len(self.train.dataset)}; give the same --data"
+            )
+        for name, version in versions().items():
+            if state["versions"].get(name) != version:
+                self.folder.log(
+                    f"warning: {name} was {state['versions'].get(name)} and is now {version}: "
+                    "the result may differ in the last bits"
+                )
+        self.step = state["step"]
+        self.score = Score(**state["score"])
+        self.history = state["history"]
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    # ---------------------------------------------------------------- the loop
+
+    def fit(self) -> None:
+        """Train to the end. Raises Interrupted after saving when SIGINT or SIGTERM arrives, and
+        UserError when the loss is not finite or a checkpoint cannot be written."""
+        self.model.train()
+        with self._signals(), self._progress_bar() as bar:
+            self._window = (time.perf_counter(), self.step)  # of the speed that is shown
+            while True:
+                if self.step == (len(self.history) + 1) * self.steps_per_epoch:
+                    self._end_epoch()
+                    if self._stop_signal is not None:
+                        self._leave()
+                if self.step >= self.total_steps:
+                    return
+                epoch, done = divmod(self.step, self.steps_per_epoch)
+                for images, labels in self.train.training(self.settings.seed, epoch, skip=done):
+                    self._train_step(images, labels)
+                    bar.update()
+                    if self.step % self.print_freq == 0:
+                        self._show(bar)
+                    if self._stop_signal is not None:
+                        self._leave()
+                    if self.save_freq and self.step % self.save_freq == 0:
+                        self.save()
+
+    def learning_rate(self, step: int) -> float:
+        """Of the given step."""
+        warmup = round(self.settings.warmup_epochs * self.steps_per_epoch)
+        return schedule.cosine(step, self.total_steps, warmup, self.settings.lr)
+
+    def _train_step(self, images: np.ndarray, labels: np.ndarray) -> None:
+        if len(labels):  # none are left when every image of the batch was bad
+            mge.random.seed(hash((self.settings.seed, self.step)) % 2**31)
+            optimizer.set_learning_rate(self.optimizer, self.learning_rate(self.step))
+            with self.grad_manager:
+                outputs = self.model(mge.Tensor(images))
+                loss, logits = losses.classification(
+                    outputs, mge.Tensor(labels), self.settings.label_smoothing
+                )
+                objective = loss
+                if self.settings.custom_l2:
+                    penalty = losses.custom_l2(self.model)
+                    objective = loss + 0.5 * self.settings.weight_decay * penalty
+                self.grad_manager.backward(objective)
+            self.optimizer.step().clear_grad()
+            self._pending.append((self.step, objective.detach(), logits.detach(), labels))
+        self.step += 1
+        self._look_at_pending(keep=1)  # one step late: the device need not wait for us
+
+    def _look_at_pending(self, keep: int = 0) -> None:
+        while len(self._pending) > keep:
+            step, loss, logits, labels = self._pending.pop(0)
+            value = float(loss.numpy())
+            if not np.isfinite(value):
+                raise self._not_finite("loss", step)
+            self.score.add(logits.numpy(), labels, value)
+
+    def _not_finite(self, what: str, step: int) -> UserError:
+        self._pending.clear()
+        kept = (
+            f"the last good checkpoint is {self.folder.latest}"
+            if self.folder.latest.exists()
+            else "no checkpoint had been saved yet"
+        )
+        return UserError(
+            f"the {what} became infinite or not a number at step {step} "
+            f"(epoch {step // self.steps_per_epoch + 1}); {kept}; try a lower --lr or a warm-up"
+        )
+
+    def _end_epoch(self) -> None:
+        self._look_at_pending()
+
+        def check_signal(_: Score) -> None:
+            if self._stop_signal is not None:
+                self._leave()
+
+        val = evaluate(self.model, self.val.evaluation(), check_signal)
+        best = max((row["val_top1"] for row in self.history), default=-1.0)
+        self.history.append(
+            {
+                "epoch": len(self.history) + 1,
+                "step": self.step,
+                "lr": self.learning_rate(self.step),
+                "train_loss": self.score.mean_loss,
+                "train_top1": self.score.top1,
+                "val_loss": val.mean_loss,
+                "val_top1": val.top1,
+                "val_top5": val.top5,
+            }
+        )
+        self.folder.log(
+            f"epoch {len(self.history)}/{self.settings.epochs}: "
+            f"training loss {self.score.mean_loss:.4f}, top-1 {self.score.top1:.2f} %; "
+            f"validation loss {val.mean_loss:.4f}, top-1 {val.top1:.2f} %, top-5 {val.top5:.2f} % "
+            f"({val.correct1} of {val.total} right)"
+        )
+        self.score = Score()
+        if val.top1 > best:
+            contents = checkpoint.of_model(
+                self.model, self.val.preprocessing, self.val.dataset.classes
+            )
+            checkpoint.save(contents, self.folder.best)
+        self.save()
+        self.folder.write_metrics(self.history)
+
+    # ---------------------------------------------------------------- people and signals
+
+    @contextmanager
+    def _progress_bar(self) -> Iterator[tqdm]:
+        with tqdm(
+            total=self.total_steps, initial=self.step, unit="step", disable=None, dynamic_ncols=True
+        ) as bar:
+            yield bar
+
+    def _show(self, bar: tqdm) -> None:
+        now = time.perf_counter()
+        (then, step), self._window = self._window, (now, self.step)
+        speed = (self.step - step) * self.settings.batch_size / (now - then)
+        left = (self.total_steps - self.step) * self.settings.batch_size / speed
+        facts = {
+            "loss": f"{self.score.mean_loss:.4f}",
+            "top-1": f"{self.score.top1:.2f} %",
+            "lr": f"{self.learning_rate(self.step - 1):.5f}",
+            "images/s": f"{speed:.0f}",
+        }
+        if not bar.disable:
+            bar.set_postfix(facts)
+            return
+        epoch, done = divmod(self.step - 1, self.steps_per_epoch)
+        self.folder.log(
+            f"epoch {epoch + 1} step {done + 1}/{self.steps_per_epoch}: "
+            + ", ".join(f"{name} {value}" for name, value in facts.items())
+            + f", {tqdm.format_interval(left)} left"
+        )
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        def note(number: int, _frame: object) -> None:
+            self._stop_signal = number
+
+        previous = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _leave(self) -> None:
+        self.save()
+        raise Interrupted(self._stop_signal)
+
+
+def _plain(value: object) -> object:
+    """A copy of an optimizer's state in arrays and plain values."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, mge.Tensor):
+        return value.numpy()
+    return value.item() if isinstance(value, np.generic) else value

@@ -1,0 +1,52 @@
+"""The optimizer and which parameters it decays."""
+
+from __future__ import annotations
+
+import megengine.module as M
+from megengine.optimizer import SGD
+
+
+def parameter_groups(model: M.Module, weight_decay: float, custom_l2: bool = False) -> list[dict]:
+    """Two groups of parameters: decayed and not.
+
+    Biases and batch norms are not decayed, except the scale of the identity branch's batch norm,
+    which the RepVGG paper's code does decay. With `custom_l2` the convolutions of the 3x3 and 1x1
+    branches are not either: the loss has a term for them.
+    """
+    norms = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, M.BatchNorm1d | M.BatchNorm2d)
+        for parameter in module.parameters()
+    }
+    decayed, spared = [], []
+    for name, parameter in model.named_parameters():
+        spare = (
+            name.endswith("bias")
+            or (id(parameter) in norms and not name.endswith("identity.weight"))
+            or (custom_l2 and name.endswith(("dense.conv.weight", "pointwise.conv.weight")))
+        )
+        (spared if spare else decayed).append(parameter)
+    return [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": spared, "weight_decay": 0.0},
+    ]
+
+
+def sgd(
+    model: M.Module,
+    lr: float,
+    momentum: float = 0.9,
+    nesterov: bool = False,
+    weight_decay: float = 1e-4,
+    custom_l2: bool = False,
+) -> SGD:
+    """SGD over `parameter_groups`."""
+    groups = parameter_groups(model, weight_decay, custom_l2)
+    return SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov)
+
+
+def set_learning_rate(optimizer: SGD, lr: float) -> None:
+    """From the next step on."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr

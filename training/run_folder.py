@@ -1,0 +1,107 @@
+"""The folder that a run writes: log.txt, metrics.csv, curves.png, run.json and the checkpoints."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from utils import UserError
+
+from .checkpoint import write_atomically
+
+COLUMNS = ["epoch", "step", "lr", "train_loss", "train_top1", "val_loss", "val_top1", "val_top5"]
+
+
+class RunFolder:
+    """`save`/`arch`/`tag`, made when missing; raises UserError when it cannot be written."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            with open(path / "log.txt", "a"):
+                pass
+        except OSError as error:
+            raise UserError(
+                f"cannot write to the output folder {path}: {error.strerror}; give another --save"
+            ) from None
+
+    @property
+    def latest(self) -> Path:
+        """The checkpoint to resume from."""
+        return self.path / "latest.pkl"
+
+    @property
+    def best(self) -> Path:
+        """The weights with the best validation accuracy so far."""
+        return self.path / "best.pkl"
+
+    def log(self, line: str) -> None:
+        """Print a line, above the progress bar if there is one, and keep it in log.txt."""
+        tqdm.write(line)
+        with open(self.path / "log.txt", "a") as file:
+            file.write(line + "\n")
+
+    def write_run(self, arguments: dict[str, Any]) -> None:
+        """run.json: the arguments and the versions used."""
+        content = {"arguments": arguments, "versions": versions()}
+        write_atomically(self.path / "run.json", json.dumps(content, indent=2).encode() + b"\n")
+
+    def write_metrics(self, history: list[dict[str, float]]) -> None:
+        """metrics.csv, a row an epoch, and curves.png."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(history)
+        write_atomically(self.path / "metrics.csv", text.getvalue().encode())
+        write_atomically(self.path / "curves.png", _curves(history))
+
+
+def versions() -> dict[str, str]:
+    """Of everything that decides the bits of a result."""
+    import cv2
+    import megengine
+    import numpy
+
+    return {
+        "python": platform.python_version(),
+        "megengine": megengine.__version__,
+        "numpy": numpy.__version__,
+        "opencv": cv2.__version__,
+        "MKL_DEBUG_CPU_TYPE": os.environ.get("MKL_DEBUG_CPU_TYPE", ""),
+        "processor": platform.machine(),
+    }
+
+
+def _curves(history: list[dict[str, float]]) -> bytes:
+    """Loss, accuracy and learning rate over the epochs, as a PNG."""
+    from matplotlib.figure import Figure  # the object interface draws without a display
+
+    epochs = [row["epoch"] for row in history]
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    loss, accuracy, rate = figure.subplots(1, 3)
+    for axes, title, columns in (
+        (loss, "cross entropy", {"train_loss": "training", "val_loss": "validation"}),
+        (
+            accuracy,
+            "accuracy, %",
+            {"train_top1": "training", "val_top1": "validation", "val_top5": "validation top-5"},
+        ),
+        (rate, "learning rate after the epoch", {"lr": None}),
+    ):
+        for column, label in columns.items():
+            axes.plot(epochs, [row[column] for row in history], marker=".", label=label)
+        axes.set(title=title, xlabel="epoch")
+        axes.grid(alpha=0.3)
+        if len(columns) > 1:
+            axes.legend()
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=110)
+    return content.getvalue()

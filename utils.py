@@ -1,0 +1,148 @@
+"""What every command needs: the process environment, errors for people and arguments.
+
+Import this first: it sets the environment that MegEngine reads when it is imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent
+
+
+# ---------------------------------------------------------------- the process environment
+
+
+def _has_gpu() -> bool:
+    with suppress(OSError):
+        count = ctypes.c_int(0)
+        cuda = ctypes.CDLL("libcuda.so.1")
+        return (
+            cuda.cuInit(0) == 0
+            and cuda.cuDeviceGetCount(ctypes.byref(count)) == 0
+            and count.value > 0
+        )
+    return False
+
+
+def _is_amd() -> bool:
+    with suppress(OSError):
+        return "AuthenticAMD" in Path("/proc/cpuinfo").read_text()
+    return False
+
+
+def set_process_environment() -> None:
+    """Settings that must stand before `import megengine`; a value the user has set is kept.
+
+    - On AMD processors the MKL inside MegEngine takes its slowest path unless told to use AVX2:
+      2.7 times the matrix products per second.
+    - Without a GPU, naming the CPU as the device silences four lines about a missing CUDA driver.
+    - MegEngine otherwise writes a cache of kernel timings, which nothing here uses, to the home.
+    """
+    if _is_amd():
+        os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
+    if not _has_gpu():
+        os.environ.setdefault("MGE_DEFAULT_DEVICE", "cpu0")
+    os.environ.setdefault("MGE_FASTRUN_CACHE_TYPE", "MEMORY")
+
+
+set_process_environment()
+
+# Importing MegEngine makes the processor flush subnormal numbers to zero, and NumPy then warns about
+# it when it is first asked for a type's limits; ask before.
+np.finfo(np.float32), np.finfo(np.float64)
+
+
+# ---------------------------------------------------------------- errors for people
+
+
+class UserError(Exception):
+    """Something the user can put right; the message is one sentence that says how."""
+
+
+def run(main: Callable[[], int | None]) -> NoReturn:
+    """Run a command's main: a UserError is printed as one sentence and gives exit status 2."""
+    try:
+        sys.exit(main())
+    except UserError as error:
+        sys.exit(fail(str(error)))
+    except BrokenPipeError:  # the reader of a pipe has left, as in `verify.py | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def fail(message: str) -> int:
+    """Print an error sentence to stderr; returns exit status 2."""
+    print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
+    return 2
+
+
+# ---------------------------------------------------------------- arguments
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse with one-sentence errors, and with defaults and examples in its help."""
+
+    def __init__(self, description: str, examples: str):
+        super().__init__(
+            description=description,
+            epilog="examples:\n" + examples,
+            formatter_class=_HelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """One sentence, exit status 2."""
+        sys.exit(fail(f"{message} (see {self.prog} --help)"))
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=28, width=100)
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, False, argparse.SUPPRESS):
+            return action.help  # "(default: None)" says nothing
+        return super()._get_help_string(action)
+
+
+def number(kind: type, low: float, high: float = float("inf"), open_low: bool = False) -> Callable:
+    """An argparse type: a finite int or float between `low` and `high`."""
+
+    def parse(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not (low < value if open_low else low <= value) or not value <= high:
+            what = "a whole number" if kind is int else "a number"
+            bounds = f"{'above' if open_low else 'of at least'} {low}"
+            if high != float("inf"):
+                bounds += f" and at most {high}"
+            raise argparse.ArgumentTypeError(f"{text!r} is not {what} {bounds}")
+        if value == float("inf"):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
+        return value
+
+    return parse
+
+
+def arch_name(text: str) -> str:
+    """An argparse type: the canonical name of an architecture."""
+    import models
+
+    try:
+        return models.canonical_name(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
