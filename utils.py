@@ -94,8 +94,9 @@ def fail(message: str) -> int:
 class ArgumentParser(argparse.ArgumentParser):
     """argparse with one-sentence errors, and with defaults and examples in its help."""
 
-    def __init__(self, description: str, examples: str):
+    def __init__(self, description: str, examples: str, prog: str | None = None):
         super().__init__(
+            prog=prog,
             description=description,
             epilog="examples:\n" + examples,
             formatter_class=_HelpFormatter,

@@ -4,6 +4,8 @@ Measured reasons (x86, MegEngine 1.13.0) stand beside each choice. Everything is
 in a fixed order: results are the same bits from run to run.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from math import prod
 
@@ -318,8 +320,25 @@ class SGD(optim.SGD):
 
 
 
-@lru_cache(maxsize=None)
+_disabled = False
+
+
 def is_used() -> bool:
-    """Whether MegEngine computes on the CPU here."""
-    device = mge.get_default_device()
+    """Whether the operators above are in use: MegEngine computes on a CPU, and not `disabled`."""
+    return not _disabled and _on_cpu(mge.get_default_device())
+
+
+@lru_cache(maxsize=None)
+def _on_cpu(device: str) -> bool:
     return device.startswith(("cpu", "multithread")) or not mge.is_cuda_available()
+
+
+@contextmanager
+def disabled() -> Iterator[None]:
+    """MegEngine's own operators within, for comparison."""
+    global _disabled
+    before, _disabled = _disabled, True
+    try:
+        yield
+    finally:
+        _disabled = before
