@@ -77,7 +77,11 @@ class _Axis:
         self.out = (size + 2 * padding - kernel) // stride + 1
         self.reach = stride * (self.out - 1) + 1
         firsts = {i: i - padding for i in range(kernel)}
-        self.taps = {i: a for i, a in firsts.items() if any(0 <= p < size for p in range(a, a + self.reach, stride))}
+        self.taps = {
+            i: a
+            for i, a in firsts.items()
+            if any(0 <= p < size for p in range(a, a + self.reach, stride))
+        }
 
     def unfold(self, x: Tensor, axis: int) -> Tensor:
         """Shifted copies along a new tap axis: [C, t, ..., size, ...] -> [C, taps * t, ..., out, ...]."""
@@ -129,7 +133,11 @@ class _Conv(Function):
 
     def matrix(self, x: Tensor, rows: int) -> Tensor:
         """[rows, L], or [groups, rows / groups, L] for a grouped convolution."""
-        return x.reshape(rows, -1) if self.groups == 1 else x.reshape(self.groups, rows // self.groups, -1)
+        return (
+            x.reshape(rows, -1)
+            if self.groups == 1
+            else x.reshape(self.groups, rows // self.groups, -1)
+        )
 
     def weight_grad(self, dy: Tensor, columns: Tensor) -> Tensor:
         return F.matmul(dy, columns, transpose_b=True)
@@ -154,7 +162,9 @@ class _ColumnConv(_Conv):
         columns = self.rows.unfold(self.cols.unfold(columns, 3), 2)
         self.columns = self.matrix(columns, c * self.n_taps)
         if self.selection is not None:
-            weight = F.matmul(weight.reshape(-1, self.w_shape[-2] * self.w_shape[-1]), self.selection)
+            weight = F.matmul(
+                weight.reshape(-1, self.w_shape[-2] * self.w_shape[-1]), self.selection
+            )
         self.weight = self.matrix(weight, self.channels)
         y = F.matmul(self.weight, self.columns)
         return _transpose(y.reshape(-1, n)).reshape(n, self.channels, self.rows.out, self.cols.out)
@@ -247,7 +257,9 @@ class _BatchNorm(Function):
         self.var = _reduce(self.centred, "sum_sqr") * (1 / self.count)
         self.inv_std = (self.var + self.eps) ** -0.5
         self.scale = weight.reshape(1, c, 1) * self.inv_std
-        return apply(_MULTIPLY_ADD, self.centred, self.scale, bias.reshape(1, c, 1))[0].reshape(self.shape)
+        return apply(_MULTIPLY_ADD, self.centred, self.scale, bias.reshape(1, c, 1))[0].reshape(
+            self.shape
+        )
 
     def backward(self, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         n, c = self.shape[:2]
@@ -274,7 +286,10 @@ def batch_norm(
     y = norm(x, weight, bias)
     new = 1 - momentum
     unbiased = new * norm.count / max(norm.count - 1, 1)
-    for running, value, share in ((running_mean, norm.mean, new), (running_var, norm.var, unbiased)):
+    for running, value, share in (
+        (running_mean, norm.mean, new),
+        (running_var, norm.var, unbiased),
+    ):
         running._reset(running * momentum + (value * share).reshape(running.shape))
     return y
 
@@ -314,10 +329,12 @@ class SGD(optim.SGD):
                 buffer = self._state[param]["momentum_buffer"]
                 velocity = apply(_MULTIPLY_ADD, buffer, momentum_, grad)[0]
                 buffer._reset(velocity)
-                grad = apply(_MULTIPLY_ADD, velocity, momentum_, grad)[0] if self.nesterov else velocity
+                grad = (
+                    apply(_MULTIPLY_ADD, velocity, momentum_, grad)[0]
+                    if self.nesterov
+                    else velocity
+                )
             param._reset(apply(_MULTIPLY_ADD, grad, neg_lr, param)[0])
-
-
 
 
 _disabled = False

@@ -42,7 +42,7 @@ def randomize(model: M.Module, example: np.ndarray, seed: int = 0) -> None:
     rng = np.random.default_rng(seed)
 
     def normal(tensor: mge.Tensor, std: float | np.ndarray) -> np.ndarray:
-        return (rng.standard_normal(tensor.shape) * std).astype(np.float32)
+        return rng.standard_normal(tensor.shape, np.float32) * np.float32(std)
 
     norms = [m for m in model.modules() if isinstance(m, M.BatchNorm2d | M.BatchNorm1d)]
     for module in model.modules():
@@ -71,7 +71,7 @@ def randomize(model: M.Module, example: np.ndarray, seed: int = 0) -> None:
         variance = bn.running_var.numpy()
         shift = 0.3 * np.sqrt(variance) * rng.standard_normal(variance.shape)
         bn.running_mean[...] = (bn.running_mean.numpy() + shift).astype(np.float32)
-        bn.running_var[...] = (variance * rng.uniform(0.5, 2.2, variance.shape)).astype(np.float32)
+        bn.running_var[...] = (variance * rng.uniform(0.5, 2.5, variance.shape)).astype(np.float32)
     model.train(training)
 
 

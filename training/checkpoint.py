@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
@@ -89,7 +90,8 @@ def write_atomically(path: str | PathLike, content: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         kept = "; the file that was there is untouched" if path.exists() else ""
         raise UserError(
             f"cannot save {path}: {error.strerror}{kept}; free some space or choose another folder"

@@ -1,0 +1,70 @@
+"""Fixtures that several tests use."""
+
+import importlib
+
+import utils  # isort: skip  (before MegEngine: it sets the process environment)
+
+import megengine as mge
+import numpy as np
+import pytest
+
+from models.repvgg import RepVGG
+from models.repvgg_plus import RepVGGPlus
+from tests.support import write_image_folder
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def tiny():
+    """A function that makes small networks of each structural kind."""
+
+    def make(kind="dense", num_classes=10, deploy=False, seed=0):
+        mge.random.seed(seed)
+        common = {
+            "depths": (1, 2, 4, 1),
+            "width": (0.25, 0.125, 0.125, 0.125),
+            "num_classes": num_classes,
+            "deploy": deploy,
+        }
+        if kind == "plus":
+            model = RepVGGPlus(**common, se="after")
+        else:
+            extra = {"dense": {}, "groups": {"groups": 4}, "se": {"se": "before"}}[kind]
+            model = RepVGG(**common, **extra)
+        model.arch = "RepVGGA0"
+        return model
+
+    return make
+
+
+@pytest.fixture
+def images(rng):
+    return rng.standard_normal((4, 3, 64, 64)).astype(np.float32)
+
+
+@pytest.fixture
+def image_folder(tmp_path):
+    """A function that writes a small folder of JPEG files; see support.write_image_folder."""
+
+    def write(root=None, **options):
+        return write_image_folder(root or tmp_path / "photos", **options)
+
+    return write
+
+
+@pytest.fixture
+def command(capfd):
+    """Runs a command's main in this process: (exit status, stdout, stderr)."""
+
+    def run(name, *arguments):
+        module = importlib.import_module(name)
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as leaving:
+            utils.run(lambda: module.main([str(argument) for argument in arguments]))
+        return leaving.value.code, *capfd.readouterr()
+
+    return run

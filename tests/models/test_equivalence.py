@@ -1,0 +1,89 @@
+"""verify.py: passes on every network, and fails when the fusion is broken."""
+
+import json
+
+import numpy as np
+import pytest
+
+import models
+from models import equivalence, reparam
+from training import checkpoint
+
+
+@pytest.mark.parametrize("arch", models.list_models())
+def test_every_network_is_equal_after_fusion(arch):
+    images = np.random.default_rng(0).standard_normal((2, 3, 64, 64)).astype(np.float32)
+    model = models.create(arch)
+    equivalence.randomize(model, images)
+    assert equivalence.compare(model, images).holds
+
+
+def without_eps(linear, bn):
+    bn.eps, eps = 0.0, bn.eps
+    try:
+        return batch_norm(linear, bn)
+    finally:
+        bn.eps = eps
+
+
+def without_mean(linear, bn):
+    right = batch_norm(linear, bn)
+    return right._replace(bias=right.bias * 0 + bn.bias.numpy().ravel())
+
+
+def without_identity(channels, groups=1):
+    right = identity(channels, groups)
+    return right._replace(kernel=right.kernel * 0)
+
+
+batch_norm, identity = reparam.batch_norm, reparam.identity
+
+
+@pytest.mark.parametrize(
+    "name, broken",
+    [
+        ("batch_norm", without_eps),
+        ("batch_norm", without_mean),
+        ("identity", without_identity),
+    ],
+)
+def test_verify_sees_a_broken_fusion(monkeypatch, command, name, broken):
+    monkeypatch.setattr(reparam, name, broken)
+    status, out, _ = command("verify", "--arch", "RepVGGA0", "--size", "32")
+    assert status == 1
+    rows, failures = out.split("differ by more than")
+    assert "DIFFERENT" in failures and "RepVGGA0" in failures  # the failing rows come last
+
+
+def test_verify_prints_a_table_and_json(command):
+    status, out, _ = command("verify", "--arch", "repvgg_a0", "--size", "32")
+    assert status == 0
+    assert "9,108,968 ->   8,309,384" in out
+    assert out.splitlines()[-1] == f"all {len(models.BLOCKS) + 1} equal: relative error <= 1e-05"
+    status, out, _ = command("verify", "--arch", "RepVGGA0", "--size", "32", "--json")
+    rows = json.loads(out)
+    assert len(rows) == len(models.BLOCKS) + 1 and all(row["holds"] for row in rows)
+
+
+def test_verify_proves_a_checkpoint(command, tmp_path, images):
+    model = models.create("RepVGGA0", num_classes=10)
+    equivalence.randomize(model, images)
+    path = tmp_path / "best.pkl"
+    checkpoint.save(checkpoint.of_model(model, checkpoint.BASECLS), path)
+    status, out, _ = command("verify", "--model", path)
+    assert status == 0 and "all 1 equal" in out
+    deployed = checkpoint.of_model(models.to_deploy(model), checkpoint.BASECLS)
+    checkpoint.save(deployed, path)
+    status, _, err = command("verify", "--model", path)
+    assert status == 2 and "is in deploy form, but the train form was expected" in err
+
+
+def test_a_network_that_gives_nan_is_not_equal(tiny, images):
+    model = tiny()
+    model.linear.bias[...] = np.float32("nan")
+    assert not equivalence.compare(model, images).holds
+
+
+def test_verify_refuses_an_unknown_name(command):
+    status, _, err = command("verify", "--arch", "RepVGGZ")
+    assert status == 2 and "unknown architecture 'RepVGGZ'; the nearest names are" in err

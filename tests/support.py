@@ -1,0 +1,22 @@
+"""What several tests call."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def write_image_folder(root, classes=("apple", "pear", "plum"), train=16, val=5, side=40):
+    """Real JPEG files as root/{train,val}/<class>/<i>.jpg, classes told by their colour."""
+    rng = np.random.default_rng(1)
+    for split, count in (("train", train), ("val", val)):
+        for label, name in enumerate(classes):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                image = rng.integers(0, 120, (side, side + 2 * i, 3), np.uint8)
+                image[..., label % 3] += 120
+                assert cv2.imwrite(str(folder / f"{i}.jpg"), image)
+    return root

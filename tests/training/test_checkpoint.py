@@ -1,0 +1,125 @@
+"""Checkpoints: complete or not there, and refused with a sentence when they are something else."""
+
+import pickle
+import resource
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import models
+from data.transforms import BASECLS, Preprocessing
+from tests.support import ROOT
+from training import checkpoint
+from training.checkpoint import CheckpointError
+from utils import UserError
+
+
+@pytest.fixture(scope="module")
+def network():
+    return models.create("RepVGGA0", num_classes=7)
+
+
+@pytest.fixture
+def saved(network, tmp_path):
+    """Files of the same network in both forms."""
+    paths = {}
+    for form, model in (("train", network), ("deploy", models.to_deploy(network))):
+        paths[form] = tmp_path / f"{form}.pkl"
+        contents = checkpoint.of_model(model, Preprocessing(size=64), list("abcdefg"))
+        checkpoint.save(contents, paths[form])
+    return paths
+
+
+def same_weights(a, b):
+    a, b = a.state_dict(), b.state_dict()
+    return a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
+
+
+def test_a_checkpoint_says_what_it_is(saved):
+    for form, path in saved.items():
+        found = checkpoint.read(path)
+        assert (found.arch, found.form, found.num_classes) == ("RepVGGA0", form, 7)
+        assert found.preprocessing == Preprocessing(size=64)
+        assert found.classes == list("abcdefg")
+
+
+def test_pretrained_takes_either_form(network, saved):
+    same = models.create("RepVGGA0", 7, pretrained=saved["train"])
+    assert same_weights(same, network) and same.arch == "RepVGGA0" and same.num_classes == 7
+    for path in saved.values():
+        fused = models.create("RepVGGA0", 7, deploy=True, pretrained=path)
+        assert same_weights(fused, models.to_deploy(network))
+
+
+def test_the_wrong_checkpoint_is_a_sentence(saved):
+    with pytest.raises(CheckpointError, match="of RepVGGA0, but RepVGGA1 was expected; use --arch"):
+        models.create("RepVGGA1", 7, pretrained=saved["train"])
+    with pytest.raises(CheckpointError, match="has 7 classes, but 1000 were expected"):
+        models.create("RepVGGA0", pretrained=saved["train"])
+    with pytest.raises(CheckpointError, match="is in deploy form, but the train form was expected"):
+        models.create("RepVGGA0", 7, pretrained=saved["deploy"])
+
+
+def test_a_plain_state_dict_is_read(network, tmp_path):
+    """As the older MegEngine repositories saved it: arrays alone, some with 4-D batch norms."""
+    for form, model in (("train", network), ("deploy", models.to_deploy(network))):
+        state = {key: np.array(value) for key, value in model.state_dict().items()}
+        for key, value in state.items():
+            if ".bn." in key:
+                state[key] = value.reshape(1, -1, 1, 1)
+        path = tmp_path / "plain.pkl"
+        path.write_bytes(pickle.dumps(state))
+        found = checkpoint.read(path)
+        assert (found.arch, found.form, found.num_classes) == (None, form, 7)
+        assert found.preprocessing == BASECLS
+        assert same_weights(checkpoint.load_model(path, "RepVGGA0"), model)
+        with pytest.raises(CheckpointError, match="does not say its architecture; name it"):
+            checkpoint.load_model(path)
+        with pytest.raises(CheckpointError, match=r"does not fit RepVGGB0 .* check --arch"):
+            checkpoint.load_model(path, "RepVGGB0")
+        del state["linear.bias"]
+        path.write_bytes(pickle.dumps(state))
+        with pytest.raises(CheckpointError, match=r"linear\.bias is missing"):
+            checkpoint.load_model(path, "RepVGGA0")
+
+
+@pytest.mark.parametrize(
+    "content", [[1, 2], {"a": 1}, {"arch": "RepVGGA0"}, {"arch": "RepVGGA0", "preprocessing": {}}]
+)
+def test_other_contents_are_a_sentence(tmp_path, content):
+    path = tmp_path / "other.pkl"
+    path.write_bytes(pickle.dumps(content))
+    with pytest.raises(
+        CheckpointError, match="no network of this project|not a checkpoint of this"
+    ):
+        checkpoint.load_model(path)
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path):
+    """A real failing write: the kernel refuses a file over the process's size limit."""
+    path = tmp_path / "latest.pkl"
+    checkpoint.write_atomically(path, b"old")
+    code = (
+        "import utils; from training import checkpoint\n"
+        "try: checkpoint.write_atomically(%r, b'x' * 1_000_000)\n"
+        "except utils.UserError as error: print(error)" % str(path)
+    )
+    limit = (100_000, 100_000)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
+    )
+    assert "cannot save" in done.stdout and "the file that was there is untouched" in done.stdout
+    assert path.read_bytes() == b"old"
+    assert [file.name for file in tmp_path.iterdir()] == ["latest.pkl"]
+
+
+def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot save"):
+        checkpoint.write_atomically(tmp_path / "file" / "latest.pkl", b"")

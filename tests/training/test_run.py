@@ -1,0 +1,223 @@
+"""train.py and test.py as processes: output, exact resume after a real SIGKILL, signals, bad input."""
+
+import json
+import pickle
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from tests.support import ROOT, write_image_folder
+
+# 48 images in batches of 8 at 32 px: 6 steps an epoch
+SMALL = ["--arch", "RepVGGA0", "--size", "32", "--batch-size", "8", "--epochs", "3",
+         "--print-freq", "1", "--warmup-epochs", "1", "--nesterov"]  # fmt: skip
+
+
+def start(*arguments, **options):
+    return subprocess.Popen(
+        [sys.executable, "-u", *map(str, arguments)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **options,
+    )
+
+
+def finish(*arguments):
+    process = start(*arguments)
+    out, _ = process.communicate()
+    return process.returncode, out
+
+
+def wait_for(process, pattern):
+    """Read the process's output up to the first line that matches."""
+    for line in process.stdout:
+        if re.search(pattern, line):
+            return
+    raise AssertionError(f"the process ended without printing {pattern}")
+
+
+def equal(a, b):
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(equal, a, b))
+    if isinstance(a, np.ndarray):
+        return np.array_equal(a, b)
+    return a == b
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """A run that was never interrupted: its data and its folder."""
+    root = tmp_path_factory.mktemp("straight")
+    data = write_image_folder(root / "data")
+    status, out = finish("train.py", "--data", data, "--save", root, "--tag", "a", *SMALL)
+    assert status == 0, out
+    return data, root / "RepVGGA0" / "a", out
+
+
+def test_a_run_leaves_everything(straight):
+    _, folder, out = straight
+    names = {file.name for file in folder.iterdir()}
+    assert names == {"latest.pkl", "best.pkl", "log.txt", "metrics.csv", "curves.png", "run.json"}
+    assert (folder / "log.txt").read_text() in out
+    header, *rows = (folder / "metrics.csv").read_text().splitlines()
+    assert header == "epoch,step,lr,train_loss,train_top1,val_loss,val_top1,val_top5"
+    assert [row.split(",")[:2] for row in rows] == [["1", "6"], ["2", "12"], ["3", "18"]]
+    assert [float(row.split(",")[2]) for row in rows] == [0.1 / 32, 0.1 / 64, 0.0]
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert {"arguments", "versions"} == json.loads((folder / "run.json").read_text()).keys()
+    assert "learning rate 0.003125 (--lr 0.1 x 8/256)" in out
+    assert out.splitlines()[-1].startswith("best top-1 ")
+    assert "CUDA" not in out and "Warning" not in out
+
+
+@pytest.mark.parametrize("step", [3, 9, 13])
+def test_killed_at_any_step_and_resumed_it_ends_with_the_same_bits(straight, tmp_path, step):
+    data, folder, _ = straight
+    command = ["train.py", "--data", data, "--save", tmp_path, "--tag", "b", "--save-freq", "2"]
+    process = start(*command, *SMALL)
+    wait_for(process, rf"epoch {step // 6 + 1} step {step % 6}/6")
+    time.sleep(0.1 * step % 0.3)  # somewhere within the step, or while saving
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    status, out = finish(*command, *SMALL, "--resume", "auto")
+    assert status == 0 and "resuming" in out, out
+    resumed = tmp_path / "RepVGGA0" / "b"
+    for name in ("latest.pkl", "best.pkl"):
+        a, b = (pickle.loads((run / name).read_bytes()) for run in (folder, resumed))
+        assert equal(a, b), name
+    assert (folder / "metrics.csv").read_bytes() == (resumed / "metrics.csv").read_bytes()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_before_leaving(straight, tmp_path, number):
+    data, *_ = straight
+    command = ["train.py", "--data", data, "--save", tmp_path, "--tag", "b", "--save-freq", "0"]
+    process = start(*command, *SMALL)
+    wait_for(process, "step 2/6")
+    process.send_signal(number)
+    out, _ = process.communicate()
+    assert process.returncode == 128 + number
+    saved = tmp_path / "RepVGGA0" / "b" / "latest.pkl"
+    assert f"stopped by {number.name} after step" in out and f"--resume {saved}" in out
+    assert pickle.loads(saved.read_bytes())["training"]["step"] >= 2
+
+
+def test_resuming_something_else_is_a_sentence(straight, command, tmp_path):
+    data, folder, _ = straight
+    shared = ["--data", data, *SMALL]
+
+    def resume(*flags, file="latest.pkl", tag="c"):
+        save = ["--save", tmp_path, "--tag", tag]
+        return command("train", *shared, *save, "--resume", folder / file, *flags)
+
+    status, _, err = resume("--lr", "0.2")
+    assert status == 2 and "had lr 0.003125, and now it is 0.00625; give the same flags" in err
+    status, _, err = resume("--arch", "RepVGGA1")
+    assert status == 2 and "of RepVGGA0, but RepVGGA1 was expected" in err
+    status, _, err = resume(file="best.pkl")
+    assert status == 2 and "weights only" in err
+    status, _, err = command("train", *shared, "--save", folder.parent.parent, "--tag", "a")
+    assert status == 2 and "already holds a run" in err
+
+
+def test_finished_runs_are_not_trained_again(straight, tmp_path):
+    data, folder, _ = straight
+    shutil.copytree(folder, tmp_path / "RepVGGA0" / "a")
+    command = ["train.py", "--data", data, "--save", tmp_path, "--tag", "a", "--resume", "auto"]
+    status, out = finish(*command, *SMALL)
+    assert status == 0 and "after step 18 of 18" in out
+    copy = tmp_path / "RepVGGA0" / "a" / "latest.pkl"
+    assert copy.read_bytes() == (folder / "latest.pkl").read_bytes()
+
+
+def test_testing_before_and_after_fusion(straight, command):
+    data, folder, _ = straight
+    status, out, _ = command(
+        "test", "--data", data, "--arch", "RepVGGA0", "--model", folder / "best.pkl",
+        "--val-batch-size", "4", "--deploy", "0", "--switch-deploy", "1", "--print-freq", "2",
+    )  # fmt: skip
+    assert status == 0
+    counts = re.findall(r"top-1 .* \((\d+) of 15\)", out)
+    assert len(counts) == 2 and counts[0] == counts[1]
+    deployed = folder / "best-deploy.pkl"
+    assert f"saved the deploy form: {deployed}" in out
+    assert len(pickle.loads(deployed.read_bytes())["state_dict"]) == 46
+    status, out, _ = command("test", "--data", data, "--model", deployed, "--deploy", "1", "--json")
+    result = json.loads(out)["results"][0]
+    assert status == 0 and result["correct1"] == int(counts[0]) and result["total"] == 15
+    status, _, err = command("test", "--data", data, "--model", deployed, "--deploy", "0")
+    assert status == 2 and "is in deploy form, but the train form was expected" in err
+    status, _, err = command(
+        "test", "--data", data, "--model", folder / "best.pkl", "--deploy", "1"
+    )
+    assert status == 2 and "is in train form, but --deploy 1 expects the deploy form" in err
+    status, _, err = command("test", "--model", folder / "best.pkl")
+    assert status == 2 and "has 10 classes, but the network was trained on 3" in err
+    deployed.unlink()
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(straight, tmp_path):
+    data, *_ = straight
+    flags = ["--data", data, "--save", tmp_path, "--tag", "d", "--save-freq", "1", *SMALL]
+    status, out = finish("train.py", *flags, "--lr", "1e30", "--warmup-epochs", "0")
+    assert status == 2
+    last = out.splitlines()[-1]
+    assert re.search(r"error: the (loss|weight) became infinite or not a number at step \d+", last)
+    assert "Traceback" not in out
+    latest = tmp_path / "RepVGGA0" / "d" / "latest.pkl"
+    if latest.exists():
+        state = pickle.loads(latest.read_bytes())["state_dict"]
+        assert str(latest) in last and all(np.isfinite(value).all() for value in state.values())
+
+
+@pytest.mark.parametrize(
+    "flags, sentence",
+    [
+        (["--arch", "RepVGGA9"], "unknown architecture 'RepVGGA9'; the nearest names are"),
+        (["--data", "nowhere"], "there is no data folder nowhere"),
+        (["--batch-size", "9999"], "the batch of 9999 is larger than the 1437 training images"),
+        (["--epochs", "0"], "'0' is not a whole number of at least 1"),
+        (["--lr", "inf"], "is not a finite number"),
+        (["--lr", "-1"], "is not a number above 0"),
+        (["--momentum", "1.5"], "is not a number of at least 0 and at most 1"),
+        (["--batch-size", "12.5"], "is not a whole number"),
+        (["--seed", "-1"], "is not a whole number of at least 0"),
+        (["--warmup-epochs", "12"], "leaves nothing of --epochs 12"),
+        (["--nesterov", "--momentum", "0"], "--nesterov needs a --momentum above 0"),
+        (["--pretrained", "none.pkl"], "cannot read none.pkl: No such file"),
+        (["--resume", "none.pkl"], "cannot read none.pkl: No such file"),
+        (["--frobnicate"], "unrecognized arguments: --frobnicate"),
+        (["--save", "/proc/nowhere"], "cannot write to the output folder"),
+    ],
+)
+def test_bad_flags_are_one_sentence(command, tmp_path, flags, sentence):
+    status, out, err = command("train", "--save", tmp_path, *flags)
+    assert status == 2
+    assert err.startswith("pytest: error: ") or ": error: " in err
+    assert len(err.splitlines()) == 1 and sentence in err
+    assert not list(tmp_path.rglob("*.pkl"))
+
+
+def test_a_checkpoint_that_is_not_one_is_a_sentence(command, tmp_path):
+    path = tmp_path / "cut.pkl"
+    path.write_bytes(b"\x80\x04\x95")
+    for name, flag in (("test", "--model"), ("verify", "--model"), ("train", "--resume")):
+        status, _, err = command(name, flag, path)
+        assert status == 2 and "is empty, truncated or not a checkpoint" in err
+
+
+def test_help_is_a_manual(command):
+    for name in ("train", "test", "verify", "benchmark"):
+        status, out, _ = command(name, "--help")
+        assert status == 0 and "examples:" in out

@@ -1,0 +1,92 @@
+"""Pickles are data: what asks for more is refused, and nothing is executed."""
+
+import pickle
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from utils import UserError
+from weights import unpickle
+
+GOLDEN = Path(__file__).resolve().parent.parent / "golden"
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_arrays_and_plain_values_are_read(tmp_path, protocol):
+    content = OrderedDict(
+        weights=np.arange(6, dtype=np.float32).reshape(2, 3),
+        fortran=np.asfortranarray(np.ones((3, 2), np.int64)),
+        scalar=np.float32(0.5),
+        plain=[1, 2.5, "text", None, True, (b"bytes", {"a": [1, 2]})],
+    )
+    path = tmp_path / "plain.pkl"
+    path.write_bytes(pickle.dumps(content, protocol))
+    found = unpickle.load(path)
+    for key in ("weights", "fortran", "scalar"):
+        np.testing.assert_array_equal(found[key], content[key])
+    assert found["plain"][:5] == content["plain"][:5]
+
+
+def test_files_written_by_numpy_2_are_read(tmp_path):
+    path = tmp_path / "new.pkl"
+    text = pickle.dumps(np.ones(3, np.float32), 2).replace(b"numpy.core.", b"numpy._core.")
+    path.write_bytes(text)
+    np.testing.assert_array_equal(unpickle.load(path), np.ones(3, np.float32))
+
+
+def test_a_malicious_pickle_is_refused_by_name_and_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"asks for \w+\.\w+, .* refused and nothing .* executed"):
+        unpickle.load(GOLDEN / "malicious.pkl")
+    assert not (tmp_path / "OWNED").exists()
+
+
+class Runs:
+    def __init__(self, *call):
+        self.call = call
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        (eval, ("open('OWNED', 'w')",)),
+        (__import__, ("os",)),
+        (getattr, ("text", "upper")),
+        (np.load, ("x",)),
+    ],
+)
+def test_no_other_global_is_admitted(tmp_path, monkeypatch, call):
+    monkeypatch.chdir(tmp_path)
+    Path("bad.pkl").write_bytes(pickle.dumps({"state_dict": Runs(*call)}))
+    with pytest.raises(UserError, match=call[0].__name__):
+        unpickle.load("bad.pkl")
+    assert not Path("OWNED").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80\x04", b"not a pickle", b"PK\x03\x04rest"])
+def test_broken_files_give_one_sentence(tmp_path, content):
+    path = tmp_path / "broken.pkl"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="empty, truncated or not a checkpoint"):
+        unpickle.load(path)
+
+
+def test_a_file_truncated_anywhere_is_an_error(tmp_path):
+    path = tmp_path / "cut.pkl"
+    whole = pickle.dumps({"a": np.ones(100), "b": [1, 2]}, 4)
+    for length in range(0, len(whole), 7):
+        path.write_bytes(whole[:length])
+        with pytest.raises(UserError):
+            unpickle.load(path)
+
+
+def test_missing_files_and_folders_give_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="cannot read .*No such file"):
+        unpickle.load(tmp_path / "none.pkl")
+    with pytest.raises(UserError, match="cannot read .*directory"):
+        unpickle.load(tmp_path)
