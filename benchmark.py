@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Measure speed on this machine; variants take turns within one run, so that ratios can be trusted."""
+"""Measure speed on this machine; variants take turns in one run, so that ratios can be trusted."""
 
 from __future__ import annotations
 

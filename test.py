@@ -125,10 +125,7 @@ def main(argv: list[str] | None = None) -> int:
         )
     model = checkpoint.load_model(path, args.arch, deploy=False if args.deploy == 0 else None)
 
-    if args.data is None:
-        dataset = datasets.digits()[1]
-    else:
-        dataset = datasets.image_folder(args.data, "val")
+    dataset = datasets.image_folder(args.data, "val") if args.data else datasets.digits()[1]
     dataset = datasets.with_class_order(dataset, found.num_classes, found.classes)
     changes = {"size": args.size, "crop_ratio": args.crop_ratio}
     preprocessing = replace(

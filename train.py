@@ -2,14 +2,15 @@
 """Train a re-parameterizable network.
 
 Without --data it trains on the handwritten digits that come with scikit-learn, so that everything
-can be tried at once. Results go to SAVE/ARCH/TAG: latest.pkl (to resume from), best.pkl (to test and
-to deploy), metrics.csv, curves.png, log.txt and run.json.
+can be tried at once. Results go to SAVE/ARCH/TAG: latest.pkl (to resume from), best.pkl (to test
+and to deploy), metrics.csv, curves.png, log.txt and run.json.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import utils  # isort: skip  (before MegEngine: it sets the process environment)
@@ -31,8 +32,8 @@ EXAMPLES = """\
 """
 
 # defaults that depend on the data: on the digits, and on a folder of images
-DIGITS = {"epochs": 12, "batch_size": 64, "size": 32}
-FOLDER = {"epochs": 120, "batch_size": 256, "size": 224}
+DIGITS = {"epochs": 12, "batch_size": 64, "size": 32, "crop_ratio": 1.0, "warmup_epochs": 1.0}
+FOLDER = {"epochs": 120, "batch_size": 256, "size": 224, "crop_ratio": 0.875, "warmup_epochs": 0.0}
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -161,8 +162,6 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     for name, value in (DIGITS if args.data is None else FOLDER).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
-    if args.warmup_epochs is None:
-        args.warmup_epochs = 1.0 if args.data is None else 0.0
     if args.warmup_epochs >= args.epochs:
         parser.error(
             f"--warmup-epochs {args.warmup_epochs:g} leaves nothing of --epochs {args.epochs}"
@@ -172,16 +171,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def open_data(args: argparse.Namespace) -> tuple[datasets.Dataset, datasets.Dataset, Preprocessing]:
-    if args.data is None:
-        train, val, preprocessing = datasets.digits()
-        ratio = args.crop_ratio or preprocessing.crop_ratio
-    else:
-        train = datasets.image_folder(args.data, "train")
-        val = datasets.image_folder(args.data, "val")
-        val = datasets.with_class_order(val, len(train.classes), train.classes)
-        ratio = args.crop_ratio or Preprocessing.crop_ratio
-    return train, val, Preprocessing(size=args.size, crop_ratio=ratio)
+def open_data(data: str | None) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """The training set, and the validation set with the same labels."""
+    if data is None:
+        return datasets.digits()
+    train = datasets.image_folder(data, "train")
+    val = datasets.image_folder(data, "val")
+    return train, datasets.with_class_order(val, len(train.classes), train.classes)
 
 
 def open_run(args: argparse.Namespace) -> tuple[RunFolder, Path | None]:
@@ -204,17 +200,20 @@ def open_run(args: argparse.Namespace) -> tuple[RunFolder, Path | None]:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    train_set, val_set, preprocessing = open_data(args)
+    train_set, val_set = open_data(args.data)
     folder, resume_from = open_run(args)
     num_classes = len(train_set.classes)
 
     mge.random.seed(args.seed)
-    found = None
-    if resume_from is not None:
-        found = checkpoint.read(resume_from)
+    source = resume_from or args.pretrained
+    if source is not None:
+        found = checkpoint.read(source)
         model = checkpoint.load_model(found, args.arch, num_classes, deploy=False)
+        preprocessing = found.preprocessing  # the weights expect this colour order
     else:
-        model = models.create(args.arch, num_classes, pretrained=args.pretrained)
+        model = models.create(args.arch, num_classes)
+        preprocessing = Preprocessing()
+    preprocessing = replace(preprocessing, size=args.size, crop_ratio=args.crop_ratio)
     lr = args.lr * args.batch_size / 256
     settings = Settings(
         epochs=args.epochs,
@@ -235,7 +234,7 @@ def main(argv: list[str] | None = None) -> int:
     trainer = Trainer(model, settings, *loaders, folder, args.print_freq, args.save_freq)
     if args.ngpus > 1:
         folder.log(f"warning: --ngpus {args.ngpus} is not supported yet; training in one process")
-    if found is not None:
+    if resume_from is not None:
         trainer.resume(found)
         folder.log(f"resuming {resume_from} after step {trainer.step} of {trainer.total_steps}")
     folder.write_run({name: str(value) for name, value in vars(args).items()})

@@ -57,8 +57,8 @@ def set_process_environment() -> None:
 
 set_process_environment()
 
-# Importing MegEngine makes the processor flush subnormal numbers to zero, and NumPy then warns about
-# it when it is first asked for a type's limits; ask before.
+# Importing MegEngine makes the processor flush subnormal numbers to zero, and NumPy then warns
+# about it when it is first asked for a type's limits; ask before.
 np.finfo(np.float32), np.finfo(np.float64)
 
 

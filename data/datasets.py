@@ -12,7 +12,6 @@ import numpy as np
 from utils import UserError
 
 from . import transforms
-from .transforms import Preprocessing
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 
@@ -80,10 +79,10 @@ def _is_truncated(content: bytes) -> bool:
 # ---------------------------------------------------------------- data sets
 
 
-def digits() -> tuple[Dataset, Dataset, Preprocessing]:
+def digits() -> tuple[Dataset, Dataset]:
     """The 1,797 handwritten digits that come with scikit-learn, at 32 px; every fifth is held out.
 
-    Returns the training set, the validation set and their preprocessing.
+    Returns the training set and the validation set.
     """
     from sklearn.datasets import load_digits
 
@@ -93,11 +92,10 @@ def digits() -> tuple[Dataset, Dataset, Preprocessing]:
     images = np.repeat(np.stack(large)[..., None], 3, axis=-1)
     labels = bunch.target.astype(np.int32)
     held_out = np.arange(len(labels)) % 5 == 0
-    train, val = (
+    return tuple(
         Dataset("digits", images[part], labels[part], list("0123456789"), transforms.random_affine)
         for part in (~held_out, held_out)
     )
-    return train, val, Preprocessing(size=32, crop_ratio=1.0)
 
 
 def image_folder(root: str | Path, split: str) -> Dataset:
@@ -146,9 +144,9 @@ def imagenet_wnids() -> list[str]:
 def with_class_order(dataset: Dataset, num_classes: int, classes: list[str] | None) -> Dataset:
     """`dataset` with the labels that a network of `num_classes` classes uses.
 
-    The network's own class names decide where it has them; else a folder of ImageNet wnids is scored
-    over all 1,000 classes when the network has 1,000; else the sorted order of the folders, whose
-    number must then be `num_classes`. Raises UserError when the classes do not fit.
+    The network's own class names decide where it has them; else a folder of ImageNet wnids is
+    scored over all 1,000 classes when the network has 1,000; else the sorted order of the folders,
+    whose number must then be `num_classes`. Raises UserError when the classes do not fit.
     """
     order = classes
     if order is None:

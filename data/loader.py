@@ -1,4 +1,4 @@
-"""Batches, decoded and transformed in threads ahead of the network (OpenCV lets them run at once)."""
+"""Batches, decoded and transformed in threads ahead of the network."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from .datasets import BadImageError, Dataset
 from .transforms import Preprocessing
 
-cv2.setNumThreads(0)  # the threads here are enough
+cv2.setNumThreads(0)  # it lets the threads here run at once, and they are enough
 
 
 class Loader:
@@ -42,7 +42,7 @@ class Loader:
         self.skipped: set[int] = set()
 
     def evaluation(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Every image exactly once, in order, as the network is tested; the last batch is shorter."""
+        """Every image exactly once, in order; the last batch may be shorter."""
         indices = np.arange(len(self.dataset))
         starts = range(0, len(indices), self.batch_size)
         batches = [indices[start : start + self.batch_size] for start in starts]

@@ -45,7 +45,7 @@ def identity(channels: int, groups: int = 1) -> LinearMap:
 
 
 def batch_norm(linear: LinearMap, bn: M.BatchNorm2d) -> LinearMap:
-    """`linear` followed by `bn` in evaluation mode: y = (x - mean) / sqrt(var + eps) * scale + shift."""
+    """`linear`, then `bn` in evaluation mode: (x - mean) / sqrt(var + eps) * scale + shift."""
     gain = _float64(bn.weight).reshape(-1) / np.sqrt(_float64(bn.running_var).reshape(-1) + bn.eps)
     shift = _float64(bn.bias).reshape(-1) - _float64(bn.running_mean).reshape(-1) * gain
     return LinearMap(linear.kernel * gain[:, None, None, None], linear.bias * gain + shift)

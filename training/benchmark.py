@@ -83,7 +83,7 @@ def seconds_per_step(
 
 
 def summary(point: Point, seconds: dict[str, list[float]]) -> list[dict]:
-    """A row a variant: median and spread in seconds, images/s, and how often faster than the first."""
+    """A row a variant: median and spread in seconds, images/s, and the speed-up over the first."""
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     first = next(iter(medians.values()))
     return [

@@ -1,4 +1,4 @@
-"""Checkpoints: what they say of themselves, saving that cannot lose the old one, loading that checks.
+"""Checkpoints: what they say of themselves, saving that loses nothing, loading that checks.
 
 A checkpoint is a pickle of arrays and plain values:
 
@@ -29,7 +29,7 @@ from weights import unpickle
 
 
 class CheckpointError(UserError):
-    """A checkpoint that is not what was asked for; the message says what was found and what to do."""
+    """A checkpoint that is not what was asked for; the message says what was found."""
 
 
 @dataclass
@@ -43,6 +43,7 @@ class Checkpoint:
     preprocessing: Preprocessing
     state_dict: dict[str, np.ndarray]
     training: dict[str, Any] | None = None
+    path: PathLike | str = "the checkpoint"  # where it was read from, for messages; not saved
 
 
 def of_model(
@@ -71,10 +72,8 @@ def save(checkpoint: Checkpoint, path: str | PathLike) -> None:
 
     Raises UserError when it cannot be written; what stood at `path` is then untouched.
     """
-    contents = {
-        **checkpoint.__dict__,
-        "preprocessing": asdict(checkpoint.preprocessing),
-    }
+    contents = {**checkpoint.__dict__, "preprocessing": asdict(checkpoint.preprocessing)}
+    del contents["path"]
     write_atomically(path, pickle.dumps(contents, protocol=4))
 
 
@@ -116,7 +115,7 @@ def read(path: str | PathLike) -> Checkpoint:
                     for key, value in contents["preprocessing"].items()
                 }
             )
-            return Checkpoint(**{**contents, "preprocessing": preprocessing})
+            return Checkpoint(**{**contents, "preprocessing": preprocessing, "path": path})
         except (TypeError, KeyError, AttributeError) as error:
             raise CheckpointError(
                 f"{path} is not a checkpoint of this version of the project ({error})"
@@ -130,7 +129,8 @@ def read(path: str | PathLike) -> Checkpoint:
             "keys such as 'stage0.dense.conv.weight' and 'linear.weight'"
         )
     num_classes = len(contents["linear.weight"])
-    return Checkpoint(None, form_of(contents), num_classes, None, BASECLS, dict(contents))
+    form = form_of(contents)
+    return Checkpoint(None, form, num_classes, None, BASECLS, dict(contents), path=path)
 
 
 def load_model(
@@ -149,8 +149,8 @@ def load_model(
 
     Raises CheckpointError when the checkpoint is of something else.
     """
-    path = "the checkpoint" if isinstance(source, Checkpoint) else source
     found = source if isinstance(source, Checkpoint) else read(source)
+    path = found.path
     arch = models.canonical_name(arch) if arch else found.arch
     if arch is None:
         raise CheckpointError(f"{path} does not say its architecture; name it with --arch")

@@ -139,6 +139,11 @@ class Trainer:
                     f"the run to resume had {name} {then}, and now it is {now}; "
                     "give the same flags, or start a new run with another --tag"
                 )
+        if found.preprocessing != self.val.preprocessing:
+            raise UserError(
+                f"the run to resume had {found.preprocessing}, and now it is "
+                f"{self.val.preprocessing}; give the same --size and --crop-ratio"
+            )
         if state["training_images"] != len(self.train.dataset):
             raise UserError(
                 f"the run to resume had {state['training_images']} training images, and now there "

@@ -58,5 +58,5 @@ def test_random_resized_crop_covers_what_it_should(rng):
         red = transforms.random_resized_crop_flip(image, rng, preprocessing)[0, 8]
         widths.append(abs(red[-1] - red[0]) / 200)
         mirrored += red[0] > red[-1]
-    assert 0.15 < min(widths) and max(widths) > 0.9
+    assert min(widths) > 0.15 and max(widths) > 0.9
     assert 0.4 < mirrored / 400 < 0.6

@@ -1,4 +1,4 @@
-"""The networks against logits of the original implementations (tests/golden, see weights.py there)."""
+"""The networks against logits of the original implementations; see tests/golden/weights.py."""
 
 import importlib.util
 import json

@@ -57,11 +57,9 @@ def test_evaluation_mode_and_dtype_carry_over():
     block = RepVGGBlock(4, 4)
     block.eval()
     assert not models.to_deploy(block).reparam.training
-    for name, parameter in block.named_parameters():
-        owner, _, attribute = name.rpartition(".")
-        for part in owner.split("."):
-            module = getattr(block if part == owner.split(".")[0] else module, part)
-        setattr(module, attribute, mge.Parameter(parameter.numpy().astype(np.float16)))
+    for branch in (block.dense, block.pointwise):
+        half = branch.conv.weight.numpy().astype(np.float16)
+        branch.conv.weight = mge.Parameter(half)
     fused = models.to_deploy(block)
     assert fused.reparam.weight.dtype == fused.reparam.bias.dtype == np.float16
 

@@ -103,8 +103,8 @@ def test_a_failed_save_leaves_the_old_file(tmp_path):
     checkpoint.write_atomically(path, b"old")
     code = (
         "import utils; from training import checkpoint\n"
-        "try: checkpoint.write_atomically(%r, b'x' * 1_000_000)\n"
-        "except utils.UserError as error: print(error)" % str(path)
+        f"try: checkpoint.write_atomically({str(path)!r}, b'x' * 1_000_000)\n"
+        "except utils.UserError as error: print(error)"
     )
     limit = (100_000, 100_000)
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""train.py and test.py as processes: output, exact resume after a real SIGKILL, signals, bad input."""
+"""train.py and test.py as processes: output, exact resume after SIGKILL, signals, bad input."""
 
 import json
 import pickle
