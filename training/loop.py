@@ -158,7 +158,8 @@ class Trainer:
         self.step = state["step"]
         self.score = Score(**state["score"])
         self.history = state["history"]
-        self.optimizer.load_state_dict(state["optimizer"])
+        if self.settings.momentum:  # without, there is no state, and MegEngine expects some
+            self.optimizer.load_state_dict(state["optimizer"])
 
     # ---------------------------------------------------------------- the loop
 

@@ -1,0 +1,44 @@
+"""Operators for training on a CPU; layers.py uses them wherever `is_used` says so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+import megengine as mge
+from megengine.core._imperative_rt.core2 import is_tracing_module
+from megengine.jit.tracing import is_tracing
+
+from .convolution import SMALL_MAP, conv2d
+from .elementwise import batch_norm, relu
+
+__all__ = ["SMALL_MAP", "batch_norm", "conv2d", "disabled", "is_used", "relu"]
+
+_disabled = False
+
+
+def is_used() -> bool:
+    """Whether MegEngine computes on a CPU, eagerly, and not within `disabled`.
+
+    What is traced is to be exported, and so keeps MegEngine's own operators.
+    """
+    if _disabled or is_tracing() or is_tracing_module():
+        return False
+    return _on_cpu(mge.get_default_device())
+
+
+@cache
+def _on_cpu(device: str) -> bool:
+    return device.startswith(("cpu", "multithread")) or not mge.is_cuda_available()
+
+
+@contextmanager
+def disabled() -> Iterator[None]:
+    """MegEngine's own operators within, for comparison."""
+    global _disabled
+    before, _disabled = _disabled, True
+    try:
+        yield
+    finally:
+        _disabled = before
