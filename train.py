@@ -32,8 +32,8 @@ EXAMPLES = """\
 """
 
 # defaults that depend on the data: on the digits, and on a folder of images
-DIGITS = {"epochs": 12, "batch_size": 64, "size": 32, "crop_ratio": 1.0, "warmup_epochs": 1.0}
-FOLDER = {"epochs": 120, "batch_size": 256, "size": 224, "crop_ratio": 0.875, "warmup_epochs": 0.0}
+DIGITS = {"epochs": 12, "batch_size": 64, "size": 32, "crop_ratio": 1.0}
+FOLDER = {"epochs": 120, "batch_size": 256, "size": 224, "crop_ratio": 0.875}
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -162,6 +162,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     for name, value in (DIGITS if args.data is None else FOLDER).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
+    if args.warmup_epochs is None:
+        args.warmup_epochs = 1.0 if args.data is None and args.epochs > 1 else 0.0
     if args.warmup_epochs >= args.epochs:
         parser.error(
             f"--warmup-epochs {args.warmup_epochs:g} leaves nothing of --epochs {args.epochs}"
@@ -180,28 +182,28 @@ def open_data(data: str | None) -> tuple[datasets.Dataset, datasets.Dataset]:
     return train, datasets.with_class_order(val, len(train.classes), train.classes)
 
 
-def open_run(args: argparse.Namespace) -> tuple[RunFolder, Path | None]:
+def locate_run(args: argparse.Namespace) -> tuple[Path, Path | None]:
     """The output folder, and the checkpoint to resume from or None."""
     home = args.save / args.arch
     if args.resume == "auto":
         found = checkpoint.newest(home / args.tag if args.tag else home, "latest.pkl")
         if found is not None:
-            return RunFolder(found.parent), found
+            return found.parent, found
     elif args.resume is not None:
         found = Path(args.resume)
-        return RunFolder(home / args.tag if args.tag else found.parent), found
+        return home / args.tag if args.tag else found.parent, found
     folder = home / (args.tag or time.strftime("%Y-%m-%d_%H-%M-%S"))
     if (folder / "latest.pkl").exists():
         raise utils.UserError(
             f"{folder} already holds a run; go on with it by --resume auto, or name a new --tag"
         )
-    return RunFolder(folder), None
+    return folder, None
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     train_set, val_set = open_data(args.data)
-    folder, resume_from = open_run(args)
+    folder, resume_from = locate_run(args)
     num_classes = len(train_set.classes)
 
     mge.random.seed(args.seed)
@@ -214,6 +216,7 @@ def main(argv: list[str] | None = None) -> int:
         model = models.create(args.arch, num_classes)
         preprocessing = Preprocessing()
     preprocessing = replace(preprocessing, size=args.size, crop_ratio=args.crop_ratio)
+    folder = RunFolder(folder)
     lr = args.lr * args.batch_size / 256
     settings = Settings(
         epochs=args.epochs,

@@ -46,8 +46,11 @@ class RunFolder:
     def log(self, line: str) -> None:
         """Print a line, above the progress bar if there is one, and keep it in log.txt."""
         tqdm.write(line)
-        with open(self.path / "log.txt", "a") as file:
-            file.write(line + "\n")
+        try:
+            with open(self.path / "log.txt", "a") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise UserError(f"cannot write {self.path / 'log.txt'}: {error.strerror}") from None
 
     def write_run(self, arguments: dict[str, Any]) -> None:
         """run.json: the arguments and the versions used."""
