@@ -15,7 +15,7 @@ unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
 
-demo: .venv/runtime ## train ARCH (RepVGGA0) on the digits, fuse, prove and test it: about 3 minutes
+demo: .venv/runtime ## train ARCH (RepVGGA0) on the digits, fuse, prove and test it: 2 minutes
 	@rm -rf checkpoints/$(ARCH)/demo
 	$(PYTHON) train.py --arch $(ARCH) --tag demo
 	$(PYTHON) verify.py --arch $(ARCH) --model checkpoints/$(ARCH)/demo/best.pkl
