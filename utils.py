@@ -46,13 +46,15 @@ def set_process_environment() -> None:
     - On AMD processors the MKL inside MegEngine takes its slowest path unless told to use AVX2:
       2.7 times the matrix products per second.
     - Without a GPU, naming the CPU as the device silences four lines about a missing CUDA driver.
-    - MegEngine otherwise writes a cache of kernel timings, which nothing here uses, to the home.
+    - MegEngine otherwise writes a cache of kernel timings, which nothing here uses, to the home;
+      matplotlib keeps its list of fonts there too, and gets a place in the virtual environment.
     """
     if _is_amd():
         os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
     if not _has_gpu():
         os.environ.setdefault("MGE_DEFAULT_DEVICE", "cpu0")
     os.environ.setdefault("MGE_FASTRUN_CACHE_TYPE", "MEMORY")
+    os.environ.setdefault("MPLCONFIGDIR", str(Path(sys.prefix) / "matplotlib"))
 
 
 set_process_environment()
