@@ -64,6 +64,16 @@ set_process_environment()
 np.finfo(np.float32), np.finfo(np.float64)
 
 
+def return_freed_memory() -> None:
+    """Make the C library give large freed blocks back to the system at once (Linux).
+
+    It otherwise keeps them, and converting a large network would peak at twice the memory. Not for
+    training, which takes the same blocks again and again.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(-3, 1 << 18)  # M_MMAP_THRESHOLD: from 256 KiB on
+
+
 # ---------------------------------------------------------------- errors for people
 
 

@@ -8,7 +8,7 @@ import megengine as mge
 import megengine.module as M
 import numpy as np
 
-from .reparam import to_deploy
+from .reparam import fuse_in_place, to_deploy
 
 TOLERANCE = 1e-5  # of the largest output; float32 itself leaves about 1e-6
 
@@ -75,19 +75,26 @@ def randomize(model: M.Module, example: np.ndarray, seed: int = 0) -> None:
     model.train(training)
 
 
-def compare(model: M.Module, images: np.ndarray) -> Equivalence:
+def compare(model: M.Module, images: np.ndarray, consume: bool = False) -> Equivalence:
     """Fuse a copy of `model` and compare both forms on `images` [N, C, H, W], in evaluation mode.
 
-    The model's own mode is kept.
+    The model's own mode is kept. With `consume` the model itself is fused, which needs half the
+    memory.
     """
-    deployed = to_deploy(model)
     training = model.training
-    before, after = (_outputs(network, images) for network in (model, deployed))
+    train_parameters = _parameters(model)
+    before = _outputs(model, images)
+    if consume:
+        deployed = model
+        fuse_in_place(deployed)
+    else:
+        deployed = to_deploy(model)
+    after = _outputs(deployed, images)
     model.train(training)
     error = np.abs(before - after).max()
     pooled_before, pooled_after = (y.reshape(*y.shape[:2], -1).mean(2) for y in (before, after))
     return Equivalence(
-        train_parameters=_parameters(model),
+        train_parameters=train_parameters,
         deploy_parameters=_parameters(deployed),
         max_abs_error=float(error),
         relative_error=float(error / np.abs(before).max()),

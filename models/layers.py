@@ -8,7 +8,7 @@ import megengine as mge
 import megengine.functional as F
 import megengine.module as M
 
-from . import cpu, reparam
+from . import cpu, init, reparam
 
 
 class Conv2d(M.Conv2d):
@@ -27,7 +27,7 @@ class Conv2d(M.Conv2d):
     def reset_parameters(self) -> None:
         height, width = self.kernel_size
         fan_out = self.out_channels // self.groups * height * width
-        M.init.normal_(self.weight, 0, math.sqrt(2 / fan_out))
+        init.normal(self.weight, math.sqrt(2 / fan_out))
         if self.bias is not None:
             M.init.zeros_(self.bias)
 
@@ -87,7 +87,7 @@ class Linear(M.Linear):
     """MegEngine's linear layer, initialized as classifiers are: normal with std 0.01."""
 
     def reset_parameters(self) -> None:
-        M.init.normal_(self.weight, 0, 0.01)
+        init.normal(self.weight, 0.01)
         M.init.zeros_(self.bias)
 
 

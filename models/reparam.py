@@ -9,6 +9,8 @@ functions below combine them:
     batch_norm(identity(channels, groups), bn)  a batch norm alone
 
 Everything is computed in float64 and rounded once, when `to_conv2d` makes the fused convolution.
+Kernels being large, a function may compute in the arrays it is given.
+
 Source: Ding et al., RepVGG: Making VGG-style ConvNets Great Again, CVPR 2021, section 3.3.
 """
 
@@ -20,6 +22,8 @@ from typing import NamedTuple
 import megengine as mge
 import megengine.module as M
 import numpy as np
+
+from . import init
 
 
 class LinearMap(NamedTuple):
@@ -48,28 +52,39 @@ def batch_norm(linear: LinearMap, bn: M.BatchNorm2d) -> LinearMap:
     """`linear`, then `bn` in evaluation mode: (x - mean) / sqrt(var + eps) * scale + shift."""
     gain = _float64(bn.weight).reshape(-1) / np.sqrt(_float64(bn.running_var).reshape(-1) + bn.eps)
     shift = _float64(bn.bias).reshape(-1) - _float64(bn.running_mean).reshape(-1) * gain
-    return LinearMap(linear.kernel * gain[:, None, None, None], linear.bias * gain + shift)
+    kernel = np.multiply(linear.kernel, gain[:, None, None, None], out=linear.kernel)
+    return LinearMap(kernel, linear.bias * gain + shift)
 
 
 def add(*branches: LinearMap) -> LinearMap:
     """The sum of branches; smaller kernels are centred in the largest one."""
     height, width = (max(branch.kernel.shape[axis] for branch in branches) for axis in (2, 3))
-    kernel = sum(_centre(branch.kernel, height, width) for branch in branches)
+    largest = next((b for b in branches if b.kernel.shape[2:] == (height, width)), None)
+    kernel = np.zeros((*branches[0].kernel.shape[:2], height, width))
+    if largest is not None:
+        kernel = largest.kernel
+    for branch in branches:
+        if branch is largest:
+            continue
+        h, w = branch.kernel.shape[2:]
+        top, left = (height - h) // 2, (width - w) // 2
+        kernel[:, :, top : top + h, left : left + w] += branch.kernel
     return LinearMap(kernel, sum(branch.bias for branch in branches))
 
 
 def to_conv2d(linear: LinearMap, like: M.Conv2d) -> M.Conv2d:
     """The convolution that computes `linear`: class, stride, groups, dtype and mode from `like`."""
     kernel_size = linear.kernel.shape[-2:]
-    conv = type(like)(
-        like.in_channels,
-        like.out_channels,
-        kernel_size,
-        stride=like.stride,
-        padding=tuple(size // 2 for size in kernel_size),
-        groups=like.groups,
-        bias=True,
-    )
+    with init.uninitialized():
+        conv = type(like)(
+            like.in_channels,
+            like.out_channels,
+            kernel_size,
+            stride=like.stride,
+            padding=tuple(size // 2 for size in kernel_size),
+            groups=like.groups,
+            bias=True,
+        )
     dtype = like.weight.dtype
     conv.weight = mge.Parameter(linear.kernel.reshape(conv.weight.shape).astype(dtype))
     conv.bias = mge.Parameter(linear.bias.reshape(conv.bias.shape).astype(dtype))
@@ -84,17 +99,19 @@ def to_deploy(model: M.Module) -> M.Module:
     was. Every Module with a `fuse_in_place` method is asked to fuse itself, in the copy. Fusing a
     deploy-form Module again gives an equal one.
     """
-    model = copy.deepcopy(model)
-    for module in list(model.modules()):
-        if hasattr(module, "fuse_in_place"):
-            module.fuse_in_place()
-    return model
+    originals = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    deployed = copy.deepcopy(model, originals.copy())  # shares the tensors: most will be dropped
+    fuse_in_place(deployed)
+    tensors = (*deployed.parameters(), *deployed.buffers())
+    return copy.deepcopy(deployed, {id(t): t for t in tensors if id(t) not in originals})
+
+
+def fuse_in_place(model: M.Module) -> None:
+    """Bring `model` itself into deploy form, block by block, for want of memory for both forms."""
+    # a list of these alone, so that the branches are freed as they are fused
+    for module in [module for module in model.modules() if hasattr(module, "fuse_in_place")]:
+        module.fuse_in_place()
 
 
 def _float64(tensor: mge.Tensor) -> np.ndarray:
     return tensor.numpy().astype(np.float64)
-
-
-def _centre(kernel: np.ndarray, height: int, width: int) -> np.ndarray:
-    top, left = (height - kernel.shape[2]) // 2, (width - kernel.shape[3]) // 2
-    return np.pad(kernel, ((0, 0), (0, 0), (top, top), (left, left)))

@@ -6,26 +6,30 @@ A checkpoint is a pickle of arrays and plain values:
     preprocessing (see data.transforms.Preprocessing), state_dict,
     training (only in latest.pkl: what a run needs to go on exactly)
 
-A plain state dict, as the older MegEngine RepVGG repositories saved it, can be read too.
+Every layout that weights.convert knows can be read too.
 """
 
 from __future__ import annotations
 
 import os
 import pickle
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import megengine as mge
 import megengine.module as M
 import numpy as np
 
 import models
-from data.transforms import BASECLS, Preprocessing
+from data.transforms import Preprocessing
+from models import init
 from utils import UserError
-from weights import unpickle
+from weights import convert, files
+from weights.keymap import reshaped
 
 
 class CheckpointError(UserError):
@@ -34,9 +38,9 @@ class CheckpointError(UserError):
 
 @dataclass
 class Checkpoint:
-    """The contents of a checkpoint file; `arch` is None in a plain state dict."""
+    """The contents of a checkpoint file."""
 
-    arch: str | None
+    arch: str
     form: str
     num_classes: int
     classes: list[str] | None
@@ -54,14 +58,8 @@ def of_model(
 ) -> Checkpoint:
     """The checkpoint of a network made by `models.create`."""
     state = {key: np.array(value) for key, value in model.state_dict().items()}
-    return Checkpoint(
-        model.arch, form_of(state), model.num_classes, classes, preprocessing, state, training
-    )
-
-
-def form_of(state_dict: dict[str, Any]) -> str:
-    """ "deploy" when the tensors are those of fused blocks, else "train"."""
-    return "deploy" if any(".reparam." in key for key in state_dict) else "train"
+    form = convert.form_of(state)
+    return Checkpoint(model.arch, form, model.num_classes, classes, preprocessing, state, training)
 
 
 # ---------------------------------------------------------------- saving
@@ -74,17 +72,21 @@ def save(checkpoint: Checkpoint, path: str | PathLike) -> None:
     """
     contents = {**checkpoint.__dict__, "preprocessing": asdict(checkpoint.preprocessing)}
     del contents["path"]
-    write_atomically(path, pickle.dumps(contents, protocol=4))
+    # protocol 5 writes arrays as they lie in memory, without a copy of all of them
+    write_atomically(path, lambda file: pickle.dump(contents, file, protocol=5))
 
 
-def write_atomically(path: str | PathLike, content: bytes) -> None:
-    """Replace the file at `path` by `content`, or leave it as it was and raise UserError."""
+def write_atomically(path: str | PathLike, write: Callable[[BinaryIO], object]) -> None:
+    """Replace the file at `path` by what `write` writes, or leave it as it was.
+
+    Raises UserError when it cannot be written.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
-            file.write(content)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -100,13 +102,14 @@ def write_atomically(path: str | PathLike, content: bytes) -> None:
 # ---------------------------------------------------------------- loading
 
 
-def read(path: str | PathLike) -> Checkpoint:
-    """The checkpoint in a file, in either form, or a plain state dict as one.
+def read(path: str | PathLike, arch: str | None = None) -> Checkpoint:
+    """The checkpoint in a file, in either form; another repository's is converted.
 
-    Raises UserError when the file is missing, broken or asks for code, CheckpointError when it
+    `arch` is the architecture it must be of, where that is known. Raises UserError when the file is
+    missing, broken or asks for code, CheckpointError or weights.convert.ConversionError when it
     holds something else.
     """
-    contents = unpickle.load(path)
+    contents = files.read(path)
     if isinstance(contents, dict) and "arch" in contents:
         try:
             preprocessing = Preprocessing(
@@ -120,17 +123,20 @@ def read(path: str | PathLike) -> Checkpoint:
             raise CheckpointError(
                 f"{path} is not a checkpoint of this version of the project ({error})"
             ) from None
-    tensors = isinstance(contents, dict) and all(
-        isinstance(value, np.ndarray) for value in contents.values()
+    return of_foreign(convert.recognize(contents, path, arch), path)
+
+
+def of_foreign(foreign: convert.Foreign, path: str | PathLike) -> Checkpoint:
+    """A recognized checkpoint of another repository as one of ours."""
+    return Checkpoint(
+        foreign.arch,
+        convert.form_of(foreign.state_dict),
+        foreign.num_classes,
+        None,
+        foreign.preprocessing,
+        foreign.state_dict,
+        path=path,
     )
-    if not tensors or "linear.weight" not in contents:
-        raise CheckpointError(
-            f"{path} holds no network of this project: expected a checkpoint or a state dict with "
-            "keys such as 'stage0.dense.conv.weight' and 'linear.weight'"
-        )
-    num_classes = len(contents["linear.weight"])
-    form = form_of(contents)
-    return Checkpoint(None, form, num_classes, None, BASECLS, dict(contents), path=path)
 
 
 def load_model(
@@ -149,12 +155,10 @@ def load_model(
 
     Raises CheckpointError when the checkpoint is of something else.
     """
-    found = source if isinstance(source, Checkpoint) else read(source)
+    arch = models.canonical_name(arch) if arch else None
+    found = source if isinstance(source, Checkpoint) else read(source, arch)
     path = found.path
-    arch = models.canonical_name(arch) if arch else found.arch
-    if arch is None:
-        raise CheckpointError(f"{path} does not say its architecture; name it with --arch")
-    if found.arch not in (None, arch):
+    if arch not in (None, found.arch):
         raise CheckpointError(
             f"{path} is a checkpoint of {found.arch}, but {arch} was expected; "
             f"use --arch {found.arch} or another file"
@@ -169,28 +173,34 @@ def load_model(
             f"{path} is in deploy form, but the train form was expected; use --deploy 1 (from "
             "Python: deploy=True), or give the train-form file it was fused from"
         )
-    model = models.create(arch, found.num_classes, deploy=found.form == "deploy")
+    with init.uninitialized():
+        model = models.create(found.arch, found.num_classes, deploy=found.form == "deploy")
     load_state(model, found.state_dict, path)
     return models.to_deploy(model) if deploy else model
 
 
 def load_state(model: M.Module, state_dict: dict[str, np.ndarray], path: str | PathLike) -> None:
     """Copy a state dict into a network; it must have just its tensors, in their shapes."""
-    wanted = model.state_dict()
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    wanted = {name: tuple(tensor.shape) for name, tensor in tensors}
     problems = [f"{key} is missing" for key in wanted if key not in state_dict]
     problems += [f"{key} is unknown" for key in state_dict if key not in wanted]
     problems += [
-        f"{key} has shape {state_dict[key].shape} instead of {value.shape}"
-        for key, value in wanted.items()
-        if key in state_dict and state_dict[key].squeeze().shape != value.squeeze().shape
+        f"{key} has shape {state_dict[key].shape} instead of {shape}"
+        for key, shape in wanted.items()
+        if key in state_dict and reshaped(state_dict[key], shape) is None
     ]
     if problems:
         raise CheckpointError(
             f"{path} does not fit {model.arch} with {model.num_classes} classes: {problems[0]}"
             + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else "")
-            + "; check --arch"
         )
-    model.load_state_dict({key: state_dict[key].reshape(v.shape) for key, v in wanted.items()})
+
+    def next_tensor(key: str, _: mge.Tensor) -> np.ndarray:
+        mge._full_sync()  # otherwise all of them wait in MegEngine's queue as copies
+        return reshaped(state_dict[key], wanted[key])
+
+    model.load_state_dict(next_tensor)
 
 
 def newest(folder: str | PathLike, name: str) -> Path | None:

@@ -55,7 +55,7 @@ class RunFolder:
     def write_run(self, arguments: dict[str, Any]) -> None:
         """run.json: the arguments and the versions used."""
         content = {"arguments": arguments, "versions": versions()}
-        write_atomically(self.path / "run.json", json.dumps(content, indent=2).encode() + b"\n")
+        self._write("run.json", json.dumps(content, indent=2).encode() + b"\n")
 
     def write_metrics(self, history: list[dict[str, float]]) -> None:
         """metrics.csv, a row an epoch, and curves.png."""
@@ -63,8 +63,11 @@ class RunFolder:
         writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(history)
-        write_atomically(self.path / "metrics.csv", text.getvalue().encode())
-        write_atomically(self.path / "curves.png", _curves(history))
+        self._write("metrics.csv", text.getvalue().encode())
+        self._write("curves.png", _curves(history))
+
+    def _write(self, name: str, content: bytes) -> None:
+        write_atomically(self.path / name, lambda file: file.write(content))
 
 
 def versions() -> dict[str, str]:

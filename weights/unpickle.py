@@ -3,38 +3,23 @@
 from __future__ import annotations
 
 import pickle
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from os import PathLike
-from typing import Any
+from typing import Any, ClassVar
+
+import numpy as np
 
 from utils import UserError
 
-# What pickles of arrays, dicts, lists, numbers and strings name; the modules moved with NumPy 2.
-_ADMITTED = {
-    ("collections", "OrderedDict"),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("_codecs", "encode"),  # how protocol 2 writes bytes
-    *(
-        (f"numpy.{core}.{module}", name)
-        for core in ("core", "_core")
-        for module, name in (
-            ("multiarray", "_reconstruct"),
-            ("multiarray", "scalar"),
-            ("numeric", "_frombuffer"),
-        )
-    ),
-}
+
+class ForbiddenError(Exception):
+    """A pickle asks for something that is no data; the message is its name."""
 
 
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ADMITTED:
-            raise _ForbiddenError(f"{module}.{name}")
-        return super().find_class(module.replace("numpy._core", "numpy.core"), name)
-
-
-class _ForbiddenError(Exception):
-    pass
+class DamagedError(Exception):
+    """A file contradicts itself; the message says in what."""
 
 
 def load(path: str | PathLike) -> Any:
@@ -43,18 +28,119 @@ def load(path: str | PathLike) -> Any:
     Raises UserError when the file is missing, empty, truncated or no pickle, and, naming it, when
     it asks for anything else than arrays and plain values.
     """
+    with reading(path), open(path, "rb") as file:
+        return Unpickler(file).load()
+
+
+@contextmanager
+def reading(path: str | PathLike) -> Iterator[None]:
+    """Whatever goes wrong while `path` is read becomes a UserError, one sentence."""
     try:
-        with open(path, "rb") as file:
-            return _Unpickler(file).load()
-    except _ForbiddenError as forbidden:
+        yield
+    except UserError:
+        raise
+    except ForbiddenError as forbidden:
         raise UserError(
             f"{path} asks for {forbidden}, which is neither an array nor a plain value; "
             "it was refused and nothing in it was executed"
         ) from None
+    except DamagedError as error:
+        raise UserError(f"{path} is damaged: {error}; give a complete copy of it") from None
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
     except Exception as error:  # a broken pickle can raise almost anything
         raise UserError(
             f"{path} is empty, truncated or not a checkpoint ({type(error).__name__}: {error}); "
             "give a file that was saved completely"
         ) from None
+
+
+# ---------------------------------------------------------------- what stands for NumPy's globals
+#
+# Naming nothing but NumPy is not enough to be safe: NumPy believes the state of a type, and one
+# that says that raw bytes are pointers crashes the process or worse.
+
+
+def _dtype(name: str, _align: bool = False, _copy: bool = False) -> np.dtype:
+    dtype = np.dtype(str(name), copy=True)  # a copy: its state is going to set the byte order
+    if dtype.kind not in "biufcSU":
+        raise ForbiddenError(f"numpy.dtype {dtype}")
+    return dtype
+
+
+def _frombuffer(data: bytes, dtype: np.dtype, shape: tuple, order: str) -> np.ndarray:
+    return np.frombuffer(data, dtype).reshape(shape, order=order)
+
+
+def _reconstruct(_type: str, _shape: tuple, _code: bytes) -> np.ndarray:
+    return np.empty(0, np.int8)  # to be filled by its state
+
+
+def _scalar(dtype: np.dtype, data: bytes) -> np.generic:
+    return _frombuffer(data, dtype, (1,), "C")[0]
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    if encoding != "latin1":  # the only one that pickle uses
+        raise ForbiddenError("_codecs.encode")
+    return text.encode(encoding)
+
+
+def _no_bytes() -> bytes:
+    return b""
+
+
+# What pickles of arrays, dicts, lists, numbers and strings name, and what they get for it. What is
+# only mentioned and never called becomes a string. The modules moved with NumPy 2.
+_STAND_INS = {
+    "collections.OrderedDict": OrderedDict,
+    "numpy.ndarray": "numpy.ndarray",
+    "numpy.dtype": _dtype,
+    "_codecs.encode": _encode,  # how protocol 2 writes bytes, and with the next two, no bytes
+    "__builtin__.bytes": _no_bytes,
+    "builtins.bytes": _no_bytes,
+    **{
+        f"numpy.{core}.{name}": stand_in
+        for core in ("core", "_core")
+        for name, stand_in in (
+            ("multiarray._reconstruct", _reconstruct),
+            ("multiarray.scalar", _scalar),
+            ("numeric._frombuffer", _frombuffer),
+        )
+    },
+}
+
+
+class Unpickler(pickle._Unpickler):
+    """Finds stand-ins only, imports nothing, and gives a state to nothing but these data.
+
+    Python's own unpickler instead of the faster one in C, because only it lets BUILD be overridden:
+    the opcode that sets any attribute of any object.
+    """
+
+    stand_ins: ClassVar[dict[str, Any]] = _STAND_INS
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The stand-in for a global; raises ForbiddenError when there is none."""
+        try:
+            return self.stand_ins[f"{module}.{name}"]
+        except KeyError:
+            raise ForbiddenError(f"{module}.{name}") from None
+
+    def load_build(self) -> None:
+        """BUILD: set the state of the object below it on the stack."""
+        state = self.stack.pop()
+        target = self.stack[-1]
+        if isinstance(target, np.dtype):
+            # The byte order is all that may differ from what the name of the type says.
+            if target.newbyteorder(state[1]).__reduce__()[2] != state:
+                raise ForbiddenError(f"numpy.dtype {target} with a state of its own")
+            target.__setstate__(state)
+        elif isinstance(target, np.ndarray) and target.size == 0:  # one that was not filled before
+            target.__setstate__(state)  # raises where the shape does not fit the data
+        elif type(target) is dict:
+            target.update(state)  # the attributes of a namespace
+        elif type(target) is not OrderedDict:  # its attributes are notes about versions
+            raise ForbiddenError(f"the state of a {type(target).__name__}")
+
+    dispatch: ClassVar[dict] = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: load_build}

@@ -1,0 +1,109 @@
+"""Weights that are published, where, and what accuracy who has reported for them on ImageNet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from utils import UserError
+
+from . import basecls
+
+
+class Published(NamedTuple):
+    """Trained weights somewhere; top-1 and top-5 in percent are theirs, not measured here."""
+
+    source: str  # for --source
+    name: str  # their name for it
+    arch: str
+    top1: float | None
+    top5: float | None
+    reported_by: str
+    where: str  # a URL of the file, or of the page that has it
+
+
+_ORIGINAL = {  # from the repository's table; sizes and epochs as there
+    "RepVGG-A0": 72.41,
+    "RepVGG-A1": 74.46,
+    "RepVGG-A2": 76.48,
+    "RepVGG-B0": 75.14,
+    "RepVGG-B1": 78.37,
+    "RepVGG-B1g2": 77.78,
+    "RepVGG-B1g4": 77.58,
+    "RepVGG-B2": 78.78,
+    "RepVGG-B2g4": 79.38,
+    "RepVGG-B3": 80.52,
+    "RepVGG-B3g4": 80.21,
+    "RepVGG-D2se": 83.55,
+    "RepVGGplus-L2pse": 84.06,
+}
+_TIMM = {
+    "repvgg_a0": (72.426, 90.506),
+    "repvgg_a1": (74.474, 91.852),
+    "repvgg_a2": (76.488, 93.016),
+    "repvgg_b0": (75.158, 92.410),
+    "repvgg_b1": (78.370, 94.106),
+    "repvgg_b1g4": (77.608, 93.846),
+    "repvgg_b2": (78.788, 94.414),
+    "repvgg_b2g4": (79.396, 94.680),
+    "repvgg_b3": (80.528, 95.254),
+    "repvgg_b3g4": (80.224, 95.100),
+    "repvgg_d2se": (83.550, 96.666),
+}
+_BASECLS = {"repvgg_a0": (72.254, 90.494)}  # the only one reported anywhere
+
+PUBLISHED = (
+    *(
+        Published(
+            "basecls",
+            name,
+            arch,
+            *_BASECLS.get(name, (None, None)),
+            "README of Asthestarsfalll/RepVGG-MegEngine" if name in _BASECLS else "",
+            basecls.URL.format(name),
+        )
+        for name, arch in basecls.PUBLISHED.items()
+    ),
+    *(
+        Published(
+            "repvgg",
+            name,
+            name.replace("-", ""),
+            top1,
+            None,
+            "DingXiaoH/RepVGG" + (" at 320 px" if "se" in name else ""),
+            "https://github.com/DingXiaoH/RepVGG",
+        )
+        for name, top1 in _ORIGINAL.items()
+    ),
+    *(
+        Published(
+            "timm",
+            name,
+            "RepVGG" + name.removeprefix("repvgg_").capitalize(),
+            *figures,
+            "timm" + (" at 320 px" if "se" in name else ""),
+            f"https://huggingface.co/timm/{name}.rvgg_in1k",
+        )
+        for name, figures in _TIMM.items()
+    ),
+)
+
+
+def locate(text: str) -> Path:
+    """The local file that `text` names: a path, an http(s) URL or "basecls:repvgg_a0".
+
+    What is not local is downloaded to the cache. Raises UserError when it is not to be had.
+    """
+    if text.startswith("basecls:"):
+        name = text.removeprefix("basecls:")
+        if name not in basecls.PUBLISHED:
+            raise UserError(
+                f"BaseCls has published no {name!r}; the names are {', '.join(basecls.PUBLISHED)}"
+            )
+        text = basecls.URL.format(name)
+    if "://" in text:
+        from .download import fetch
+
+        return fetch(text)
+    return Path(text)

@@ -1,0 +1,156 @@
+"""From a file of any known layout to this project's checkpoint, and back."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from os import PathLike
+from typing import Any
+
+import numpy as np
+
+import models
+from models import init
+from utils import UserError
+
+from . import basecls, dingxiaoh, files, port, timm
+from .keymap import Source, Tensors, reshaped
+
+SOURCES = (
+    basecls.REPVGG,
+    dingxiaoh.REPVGG,
+    dingxiaoh.REPVGG_PLUS,
+    timm.REPVGG,
+    port.REPVGG,
+    port.REPVGG_PLUS,
+)
+
+
+class ConversionError(UserError):
+    """Tensors that are not those of a known network; the message lists them."""
+
+
+@dataclass
+class Foreign:
+    """A recognized checkpoint of another repository, in our names and shapes."""
+
+    source: Source
+    arch: str
+    num_classes: int
+    state_dict: Tensors
+    dropped: list[str]  # their keys that were left out on purpose
+
+    @property
+    def preprocessing(self):
+        """What the source trained and tested this architecture with."""
+        size, crop_ratio = self.source.sizes.get(self.arch, (224, 0.875))
+        return replace(self.source.preprocessing, size=size, crop_ratio=crop_ratio)
+
+
+def recognize(
+    contents: Any, path: str | PathLike, arch: str | None = None, source: str | None = None
+) -> Foreign:
+    """What a file's contents are, from the names and shapes of their tensors.
+
+    Args:
+        contents: what files.read gave.
+        path: for messages.
+        arch, source: what they must be, if that is known.
+
+    Raises ConversionError when a tensor is unknown, missing or of another shape, or when `arch` or
+    `source` contradict what was found.
+    """
+    tensors = files.tensors_of(contents)
+    if not tensors:
+        raise ConversionError(f"{path} holds no tensors; give a checkpoint or a state dict")
+    candidates = [s for s in SOURCES if source in (None, s.name)]
+    mapped = [(candidate, *candidate.to_ours(tensors)) for candidate in candidates]
+    found, ours, dropped, unknown = min(mapped, key=lambda m: (len(m[3]), -len(m[1])))
+    if not ours or len(unknown) > len(ours):
+        what = f"layout {source!r}" if source else "any known layout"
+        raise ConversionError(
+            f"{path} is not in {what}: it has keys such as {_some(unknown)}; "
+            f"the layouts are {', '.join(sorted({s.name for s in SOURCES}))}"
+        )
+    if unknown:
+        raise ConversionError(
+            f"{path} ({found.title}) has tensors that no rule knows: {_some(unknown)}"
+        )
+    num_classes = len(ours["linear.weight"]) if "linear.weight" in ours else 1000
+    archs = [name for name in models.list_models() if fnmatchcase(name, found.archs)]
+    form = form_of(ours)
+    order = sorted(archs, key=lambda name: name != arch)  # the one asked for first
+    fitting = next((name for name in order if not misfits(ours, name, num_classes, form)), None)
+    if fitting is None:
+        nearest = arch or min(archs, key=lambda name: len(misfits(ours, name, num_classes, form)))
+        problems = _some(misfits(ours, nearest, num_classes, form))
+        where = f"{path} ({found.title})"
+        if arch is not None:
+            raise ConversionError(f"{where} does not fit {arch}: {problems}")
+        raise ConversionError(
+            f"{where} fits no architecture; the nearest is {nearest}, but {problems}"
+        )
+    if arch not in (None, fitting):
+        raise ConversionError(
+            f"{path} holds {fitting}, but {arch} was asked for; leave the architecture out or "
+            f"say {fitting}"
+        )
+    arch = fitting
+    shapes = shapes_of(arch, num_classes, form)
+    state = {
+        key: reshaped(tensor, shapes[key]).astype(np.float32, copy=False)
+        for key, tensor in ours.items()
+    }
+    return Foreign(found, arch, num_classes, state, dropped)
+
+
+def export(state_dict: Tensors, arch: str, name: str) -> Tensors:
+    """A state dict of ours, in either form, in the layout of the source called `name`."""
+    source = next(
+        (s for s in SOURCES if s.name == name and fnmatchcase(arch, s.archs)),
+        None,
+    )
+    if source is None:
+        names = sorted({s.name for s in SOURCES if fnmatchcase(arch, s.archs)})
+        raise ConversionError(f"{name} has no {arch}; it can be exported as {', '.join(names)}")
+    try:
+        return source.from_ours(state_dict)
+    except KeyError as error:
+        raise ConversionError(
+            f"{name} has no place for {error.args[0]} of {arch}; export the other form"
+        ) from None
+
+
+def form_of(state_dict: dict[str, Any]) -> str:
+    """ "deploy" when the tensors (in our names) are those of fused blocks, else "train"."""
+    return "deploy" if any(".reparam." in key for key in state_dict) else "train"
+
+
+def shapes_of(arch: str, num_classes: int, form: str) -> dict[str, tuple[int, ...]]:
+    """Key -> shape of every tensor of a network here."""
+    with init.uninitialized():
+        model = models.create(arch, num_classes, deploy=form == "deploy")
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    shapes = {key: tuple(tensor.shape) for key, tensor in tensors}
+    del model, tensors
+    gc.collect()  # a Module is in cycles, and large
+    return shapes
+
+
+def misfits(ours: Tensors, arch: str, num_classes: int, form: str) -> list[str]:
+    """What keeps renamed tensors from being those of `arch`, a phrase each."""
+    shapes = shapes_of(arch, num_classes, form)
+    problems = [f"{key} is missing" for key in shapes if key not in ours]
+    problems += [f"{key} is unknown" for key in ours if key not in shapes]
+    problems += [
+        f"{key} has shape {tuple(ours[key].shape)} instead of {shape}"
+        for key, shape in shapes.items()
+        if key in ours and reshaped(ours[key], shape) is None
+    ]
+    return problems
+
+
+def _some(items: list[str]) -> str:
+    more = f" and {len(items) - 5} more" if len(items) > 5 else ""
+    return ", ".join(items[:5]) + more

@@ -1,0 +1,47 @@
+"""The original RepVGG and RepVGGplus (DingXiaoH/RepVGG): PyTorch files, RGB images."""
+
+from data.transforms import Preprocessing
+
+from .keymap import Source, product
+
+BRANCHES = (
+    ("rbr_dense.{p}", "dense.{p}"),
+    ("rbr_1x1.{p}", "pointwise.{p}"),
+    ("rbr_identity.{p}", "identity.{p}"),
+    ("rbr_reparam.{p}", "reparam.{p}"),
+)
+PLUS_BLOCKS = (
+    ("stage0.", "stage0."),
+    ("stage3_first.blocks.{i<12}.", "stage3.{i<12}."),
+    ("stage3_second.blocks.{i}.", "stage3.{i+12}."),
+    ("stage{n}.blocks.{i}.", "stage{n}.{i}."),
+)
+
+REPVGG = Source(
+    name="repvgg",
+    title="DingXiaoH/RepVGG",
+    archs="RepVGG[ABD]*",
+    rules=(
+        *product(
+            (("stage0.", "stage0."), ("stage{n}.{i}.", "stage{n}.{i}.")),
+            (*BRANCHES, ("se.{p}", "se.{p}")),
+        ),
+        ("linear.{p}", "linear.{p}"),
+    ),
+    preprocessing=Preprocessing(),
+    sizes={"RepVGGD2se": (320, 1.0)},
+)
+
+REPVGG_PLUS = Source(
+    name="repvgg",
+    title="DingXiaoH/RepVGG",
+    archs="RepVGGplus*",
+    rules=(
+        *product(PLUS_BLOCKS, (*BRANCHES, ("post_se.{p}", "se.{p}"))),
+        ("linear.{p}", "linear.{p}"),
+        ("{stage}_aux.0.{p}", "{stage}_aux.downsample.{p}"),
+        ("{stage}_aux.3.{p}", "{stage}_aux.linear.{p}"),
+    ),
+    preprocessing=Preprocessing(),
+    sizes={"RepVGGplusL2pse": (320, 1.0)},
+)

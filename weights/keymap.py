@@ -1,0 +1,144 @@
+"""Renaming the tensors of one repository's checkpoints to ours and back, by rules that are data."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from data.transforms import Preprocessing
+
+Tensors = dict[str, np.ndarray]
+Rules = tuple[tuple[str, str], ...]
+
+# {n} and {i}: numbers; {n-1}: a number that is one less than n; {i<12}: one below 12;
+# any other name, such as {p}: text
+_PLACEHOLDER = re.compile(r"\{(\w+)(?:([+-]\d+)|<(\d+))?\}")
+
+
+@dataclass(frozen=True)
+class Source:
+    """How another repository lays out the checkpoints of networks that exist here too.
+
+    Attributes:
+        name: for --source and --export; a repository with several families has a Source for each.
+        title: whose it is, for people.
+        archs: pattern of the architectures it is for.
+        rules: pairs of templates (their key, our key); the first that matches decides.
+        preprocessing: what its networks were trained with.
+        sizes: architectures tested at another size: name -> (pixels, crop ratio).
+        dropped: templates of their keys that a network here has no place for.
+        pytorch: kernels of grouped convolutions are [O, I/G, kh, kw] and biases [O], as PyTorch
+            has them, instead of [G, O/G, I/G, kh, kw] and [1, O, 1, 1].
+        prepare: changes what renaming alone cannot, before it.
+    """
+
+    name: str
+    title: str
+    archs: str
+    rules: Rules
+    preprocessing: Preprocessing
+    sizes: dict[str, tuple[int, float]] = field(default_factory=dict)
+    dropped: tuple[str, ...] = ("{p}.num_batches_tracked",)
+    pytorch: bool = True
+    prepare: Callable[[Tensors], Tensors] = dict
+
+    def to_ours(self, tensors: Tensors) -> tuple[Tensors, list[str], list[str]]:
+        """Renamed tensors, the keys dropped on purpose, and the keys that no rule knows."""
+        ours, dropped, unknown = {}, [], []
+        for key, tensor in self.prepare(tensors).items():
+            if any(_match(template, key) is not None for template in self.dropped):
+                dropped.append(key)
+            elif (name := translate(key, self.rules)) is not None:
+                ours[name] = tensor
+            else:
+                unknown.append(key)
+        return ours, dropped, unknown
+
+    def from_ours(self, state_dict: Tensors) -> Tensors:
+        """Our state dict under their names and in their shapes; KeyError for an unknown one."""
+        backwards = tuple((ours, theirs) for theirs, ours in self.rules)
+        theirs = {}
+        for key, tensor in state_dict.items():
+            name = translate(key, backwards)
+            if name is None:
+                raise KeyError(key)
+            theirs[name] = _pytorch_shape(tensor) if self.pytorch else tensor
+            if self.pytorch and name.endswith(".running_var"):  # PyTorch counts batches beside it
+                counter = name.removesuffix("running_var") + "num_batches_tracked"
+                theirs[counter] = np.zeros((), np.int64)
+        return theirs
+
+
+def product(*tables: Rules) -> Rules:
+    """Rules for every combination of a part of the key, a part of what follows it, and so on."""
+    rules = (("", ""),)
+    for table in tables:
+        rules = tuple((a + c, b + d) for a, b in rules for c, d in table)
+    return rules
+
+
+def translate(key: str, rules: Iterable[tuple[str, str]]) -> str | None:
+    """`key` renamed by the first rule whose left side matches, or None."""
+    for left, right in rules:
+        values = _match(left, key)
+        if values is not None:
+            name = _render(right, values)
+            if name is not None:
+                return name
+    return None
+
+
+def reshaped(tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
+    """The tensor in our shape, if the two differ only in how MegEngine writes the same thing."""
+    grouped = len(shape) == 5 and tensor.shape == (shape[0] * shape[1], *shape[2:])
+    same = [n for n in tensor.shape if n != 1] == [n for n in shape if n != 1]
+    return tensor.reshape(shape) if grouped or same else None
+
+
+def _pytorch_shape(tensor: np.ndarray) -> np.ndarray:
+    if tensor.ndim == 5:  # [G, O/G, I/G, kh, kw] -> [O, I/G, kh, kw]
+        return tensor.reshape(-1, *tensor.shape[2:])
+    if tensor.ndim == 4 and tensor.shape[0] == 1 and tensor.shape[2:] == (1, 1):  # a bias
+        return tensor.reshape(-1)
+    return tensor
+
+
+def _match(template: str, key: str) -> dict[str, int | str] | None:
+    """The placeholders' values when `key` has the form of `template`."""
+    names, pattern, end = [], "", 0
+    for placeholder in _PLACEHOLDER.finditer(template):
+        name, offset, limit = placeholder.groups()
+        number = name in ("n", "i")
+        pattern += re.escape(template[end : placeholder.start()])
+        pattern += r"(\d+)" if number else "(.+)"
+        names.append((name, int(offset or 0), int(limit or 0), number))
+        end = placeholder.end()
+    match = re.fullmatch(pattern + re.escape(template[end:]), key)
+    if match is None:
+        return None
+    values = {}
+    for (name, offset, limit, number), text in zip(names, match.groups(), strict=True):
+        values[name] = int(text) - offset if number else text
+        if number and (values[name] < 0 or (limit and values[name] >= limit)):
+            return None
+    return values
+
+
+def _render(template: str, values: dict[str, int | str]) -> str | None:
+    """`template` filled in, or None when a number is outside what it allows."""
+    allowed = True
+
+    def fill(placeholder: re.Match) -> str:
+        nonlocal allowed
+        name, offset, limit = placeholder.groups()
+        value = values[name]
+        if offset:
+            value += int(offset)
+        allowed = allowed and not (limit and value >= int(limit)) and not (offset and value < 0)
+        return str(value)
+
+    text = _PLACEHOLDER.sub(fill, template)
+    return text if allowed else None

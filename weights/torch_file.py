@@ -1,0 +1,247 @@
+"""Reading PyTorch's checkpoints without PyTorch, as data: nothing in them is ever executed.
+
+Since 1.6 a checkpoint is a zip archive of a pickle, `data.pkl`, and of the tensors' storages, one
+file each under `data/`. Before, it was a row of pickles followed by the storages. In both the
+pickle names a storage, an offset, a size and strides for each tensor.
+"""
+
+from __future__ import annotations
+
+import io
+import mmap
+import struct
+import zipfile
+from collections.abc import Callable
+from contextlib import suppress
+from os import PathLike
+from pathlib import PurePosixPath, PureWindowsPath
+from typing import Any, BinaryIO, ClassVar
+
+import numpy as np
+
+from utils import UserError
+
+from . import unpickle
+from .unpickle import DamagedError
+
+_ZIP = b"PK\3\4"
+_LEGACY = 0x1950A86A20F9469CFC6C.to_bytes(10, "little")  # the magic number, as pickles write it
+_HEAD = 512  # bytes that tell the formats apart
+
+# The types of the elements as they are stored; `_decode` turns two of them into NumPy's.
+_STORAGES = {
+    "torch.DoubleStorage": "f8",
+    "torch.FloatStorage": "f4",
+    "torch.HalfStorage": "f2",
+    "torch.BFloat16Storage": "u2",
+    "torch.LongStorage": "i8",
+    "torch.IntStorage": "i4",
+    "torch.ShortStorage": "i2",
+    "torch.CharStorage": "i1",
+    "torch.ByteStorage": "u1",
+    "torch.BoolStorage": "u1",
+    "torch.ComplexFloatStorage": "c8",
+    "torch.ComplexDoubleStorage": "c16",
+    "torch.storage.UntypedStorage": "u1",
+}
+_DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8")
+_DTYPES += ("bool", "complex64", "complex128")
+
+
+def load(path: str | PathLike) -> Any:
+    """The object in a PyTorch checkpoint of either format, or in a pickle of arrays.
+
+    Tensors and parameters become read-only arrays of their shape and type, views of one storage
+    sharing its memory; bfloat16 becomes float32. They read the file when they are used, so replace
+    it rather than write into it. An argparse.Namespace becomes a dict, a torch.Size a tuple;
+    devices, dtypes and paths become strings.
+
+    Raises UserError when the file is missing, empty, truncated, contradicts itself or is no
+    checkpoint, and, naming it, when it asks for anything else than tensors and plain values.
+    """
+    with unpickle.reading(path), open(path, "rb") as file:
+        head = file.read(_HEAD)
+        file.seek(0)
+        if head.startswith(_ZIP):
+            return _Archive(file).load()
+        if _LEGACY in head[:32]:
+            return _load_legacy(file)
+        if head[257:262] == b"ustar":
+            raise UserError(
+                f"{path} is in the tar format of PyTorch before 0.1.10, which is not read; "
+                "load it with PyTorch and save it again"
+            )
+    return unpickle.load(path)
+
+
+def looks_like(path: str | PathLike) -> bool:
+    """Whether `path` begins like a PyTorch checkpoint of either format; never raises."""
+    with suppress(Exception), open(path, "rb") as file:  # a broken zip can raise almost anything
+        head = file.read(_HEAD)
+        if head.startswith(_ZIP) and b"data.pkl" not in head:  # usually the first member
+            return len(_pickles(zipfile.ZipFile(file))) == 1
+        return head.startswith(_ZIP) or _LEGACY in head[:32]
+    return False
+
+
+# ---------------------------------------------------------------- the zip format
+
+
+def _pickles(archive: zipfile.ZipFile) -> list[str]:
+    return [name for name in archive.namelist() if PurePosixPath(name).name == "data.pkl"]
+
+
+class _Archive:
+    """A checkpoint in the zip format. Storages are mapped, and read when they are used."""
+
+    def __init__(self, file: BinaryIO):
+        self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self.zip = zipfile.ZipFile(file)
+        self.members = {info.filename: info for info in self.zip.infolist()}
+        # Weights hardly compress: what would grow a hundredfold was made to fill the memory.
+        if sum(info.file_size for info in self.members.values()) > 100 * len(self.map):
+            raise DamagedError("its members say that they are far larger than the file")
+        if len(pickles := _pickles(self.zip)) != 1:
+            raise DamagedError(f"it is a zip with {len(pickles)} members data.pkl instead of one")
+        self.root = pickles[0].removesuffix("data.pkl")
+        self.byteorder = "<"
+        if self.root + "byteorder" in self.members:
+            self.byteorder = {b"little": "<", b"big": ">"}[bytes(self._read("byteorder"))]
+
+    def load(self) -> Any:
+        """The object in `data.pkl`."""
+        return _Unpickler(io.BytesIO(self._read("data.pkl")), self._storage).load()
+
+    def _storage(self, kind: str, key: str, numel: int) -> np.ndarray:
+        dtype = np.dtype(self.byteorder + _STORAGES[kind])
+        data = self._read(f"data/{key}", numel * dtype.itemsize)
+        # Copied only where another program than PyTorch made the zip, or a big-endian machine.
+        stored = np.require(np.frombuffer(data, dtype, numel), dtype.newbyteorder("="), "A")
+        return _decode(kind, stored)
+
+    def _read(self, name: str, nbytes: int | None = None) -> memoryview | bytes:
+        info = self.members.get(self.root + name)
+        if info is None:
+            raise DamagedError(f"its member {self.root + name} is missing")
+        # A storage of bytes that was viewed as a wider type may have a few bytes to spare.
+        if nbytes is not None and not 0 <= info.file_size - nbytes < 16:
+            raise DamagedError(f"its member {info.filename} has not the {nbytes} bytes it should")
+        if info.compress_type == zipfile.ZIP_STORED and not info.flag_bits & 1:  # not encrypted
+            # The checksum is left alone: PyTorch can be told to write none (set_crc32_options).
+            name_and_extra = struct.unpack_from("<HH", self.map, info.header_offset + 26)
+            start = info.header_offset + 30 + sum(name_and_extra)
+            return memoryview(self.map)[start : start + info.file_size]
+        if info.compress_type > zipfile.ZIP_DEFLATED:  # others cannot be stopped while they grow
+            raise DamagedError(f"its member {info.filename} is compressed by an unusual method")
+        with self.zip.open(info) as member:
+            return member.read(info.file_size)
+
+
+# ---------------------------------------------------------------- the format before 1.6
+
+
+def _load_legacy(file: BinaryIO) -> Any:
+    """The magic number, version, system and object, then the storages' keys and the storages."""
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    storages = {}
+
+    def storage(kind: str, key: str, numel: int) -> np.ndarray:
+        # The bytes come behind the pickle, so the tensors are views of what will be filled then.
+        if numel * np.dtype(_STORAGES[kind]).itemsize > size:
+            raise DamagedError(f"storage {key} of {numel} elements is larger than the file")
+        values = np.empty(numel, _decode(kind, np.empty(0, _STORAGES[kind])).dtype)
+        storages[key] = kind, values
+        return values
+
+    _magic, _version, system = (unpickle.Unpickler(file).load() for _ in range(3))
+    if not system["little_endian"]:
+        raise UserError(f"{file.name} is of a big-endian machine; save it again with PyTorch 1.6")
+    contents = _Unpickler(file, storage).load()
+    keys = unpickle.Unpickler(file).load()
+    if sorted(keys) != sorted(storages):
+        raise DamagedError("its list of storages is not that of its tensors")
+    for key in keys:
+        kind, values = storages[key]
+        decoded = values.dtype != _STORAGES[kind]
+        stored = np.empty(values.size, _STORAGES[kind]) if decoded else values
+        (numel,) = struct.unpack("<q", file.read(8))
+        if numel != stored.size or file.readinto(stored) != stored.nbytes:
+            raise DamagedError(f"storage {key} has not the {stored.size} elements it should have")
+        if decoded:
+            values[:] = _decode(kind, stored)
+    return contents
+
+
+# ---------------------------------------------------------------- tensors
+
+
+def _decode(kind: str, stored: np.ndarray) -> np.ndarray:
+    """The values of a storage, [numel]: bfloat16 as float32, and booleans that are 0 or 1."""
+    if kind == "torch.BFloat16Storage":
+        bits = stored.astype(np.uint32)
+        bits <<= 16  # bfloat16 is the upper half of a float32
+        return bits.view(np.float32)
+    return stored != 0 if kind == "torch.BoolStorage" else stored
+
+
+def _rebuild_tensor(
+    storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *notes: Any
+) -> np.ndarray:
+    """A view of a storage; offset and strides count elements."""
+    _requires_grad, _hooks, metadata = (*notes, None, None, None)[:3]
+    if metadata:
+        raise unpickle.ForbiddenError("a tensor that is conjugated or negated when it is used")
+    whole = all(type(n) is int and n >= 0 for n in (offset, *size, *stride))
+    if not whole or len(size) != len(stride):
+        raise DamagedError(f"a tensor has offset {offset}, size {size} and stride {stride}")
+    if 0 in size:
+        view = np.empty(size, storage.dtype)
+    else:
+        last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+        if last >= storage.size:
+            raise DamagedError(f"a tensor uses element {last} of a storage of {storage.size}")
+        start, *strides = (step * storage.itemsize for step in (offset, *stride))
+        view = np.ndarray(size, storage.dtype, storage, start, strides)
+    view.flags.writeable = False
+    return view
+
+
+class _Unpickler(unpickle.Unpickler):
+    """Beside arrays and plain values this admits tensors, and a few objects as plain values."""
+
+    stand_ins: ClassVar[dict[str, Any]] = {
+        **unpickle.Unpickler.stand_ins,
+        **{name: name for name in (*_STORAGES, "torch.Tensor", "torch.nn.parameter.Parameter")},
+        **{f"torch.{name}": f"torch.{name}" for name in _DTYPES},
+        "torch._utils._rebuild_tensor": _rebuild_tensor,
+        "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
+        "torch._utils._rebuild_parameter": lambda data, *_notes: data,
+        "torch._utils._rebuild_parameter_with_state": lambda data, *_notes: data,
+        # A tensor with attributes, which are left out.
+        "torch._tensor._rebuild_from_type_v2": lambda rebuild, _type, args, _state: rebuild(*args),
+        "torch.Size": tuple,
+        "torch.device": lambda *parts: ":".join(map(str, parts)),
+        "argparse.Namespace": dict,
+        "collections.Counter": dict,  # in the state of MultiStepLR
+        "pathlib.PosixPath": lambda *parts: str(PurePosixPath(*parts)),
+        "pathlib.WindowsPath": lambda *parts: str(PureWindowsPath(*parts)),
+    }
+
+    def __init__(self, file: BinaryIO, storage: Callable[[str, str, int], np.ndarray]):
+        super().__init__(file)
+        self.storage = storage
+        self.storages: dict[str, tuple[str, int, np.ndarray]] = {}
+
+    def persistent_load(self, mention: tuple) -> np.ndarray:
+        """The storage that a tensor is a view of, [numel]; the same one for the same key."""
+        what, kind, key, _location, numel, *view = mention
+        valid = what == "storage" and kind in _STORAGES and type(numel) is int and numel >= 0
+        if not valid or any(view):  # a part of a storage, from the time before 0.4
+            raise DamagedError(f"a tensor uses {mention}, which is no whole storage")
+        if key not in self.storages:
+            self.storages[key] = kind, numel, self.storage(kind, key, numel)
+        *known, values = self.storages[key]
+        if known != [kind, numel]:
+            raise DamagedError(f"storage {key} has two types or sizes")
+        return values
