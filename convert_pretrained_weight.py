@@ -77,7 +77,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def read(path: Path, args: argparse.Namespace) -> tuple[checkpoint.Checkpoint, dict]:
     """The checkpoint in our layout, and what to report of the file it came from."""
     contents = files.read(path)
-    if args.source is None and isinstance(contents, dict) and "arch" in contents:
+    if args.source is None and checkpoint.is_ours(contents):
         found = checkpoint.read(path)
         if args.model_arch not in (None, found.arch):
             raise checkpoint.CheckpointError(

@@ -24,6 +24,7 @@ from data.transforms import Preprocessing
 from training import checkpoint
 from training.loop import Interrupted, Settings, Trainer
 from training.run_folder import RunFolder
+from weights import catalog
 
 EXAMPLES = """\
   python train.py --arch RepVGGA0
@@ -62,7 +63,15 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         metavar="R",
         help="validation: side of the centre crop over the short side (default: 0.875; digits: 1)",
     )
-    what.add_argument("--pretrained", metavar="FILE", help="start from these weights")
+    what.add_argument(
+        "--pretrained",
+        metavar="FILE",
+        help="start from these weights: any file or URL that convert_pretrained_weight.py reads; "
+        "with another class count the classifier starts anew",
+    )
+    what.add_argument(
+        "--freeze", action="store_true", help="train the classifier alone; needs --pretrained"
+    )
     what.add_argument(
         "--skip-bad-images",
         action="store_true",
@@ -168,6 +177,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         parser.error(
             f"--warmup-epochs {args.warmup_epochs:g} leaves nothing of --epochs {args.epochs}"
         )
+    if args.freeze and not (args.pretrained or args.resume):
+        parser.error("--freeze trains the classifier alone, so it needs weights by --pretrained")
     if args.nesterov and args.momentum == 0:
         parser.error("--nesterov needs a --momentum above 0")
     return args
@@ -207,14 +218,18 @@ def main(argv: list[str] | None = None) -> int:
     num_classes = len(train_set.classes)
 
     mge.random.seed(args.seed)
-    source = resume_from or args.pretrained
-    if source is not None:
-        found = checkpoint.read(source)
+    preprocessing, dropped = Preprocessing(), []
+    if resume_from is not None:
+        found = checkpoint.read(resume_from, args.arch)
         model = checkpoint.load_model(found, args.arch, num_classes, deploy=False)
-        preprocessing = found.preprocessing  # the weights expect this colour order
+    elif args.pretrained is not None:
+        found = checkpoint.read(catalog.locate(args.pretrained), args.arch)
+        model, dropped = checkpoint.load_for_fine_tuning(found, args.arch, num_classes)
     else:
+        found = None
         model = models.create(args.arch, num_classes)
-        preprocessing = Preprocessing()
+    if found is not None:
+        preprocessing = found.preprocessing  # the weights expect this colour order
     preprocessing = replace(preprocessing, size=args.size, crop_ratio=args.crop_ratio)
     folder = RunFolder(folder)
     lr = args.lr * args.batch_size / 256
@@ -229,6 +244,7 @@ def main(argv: list[str] | None = None) -> int:
         label_smoothing=args.label_smoothing,
         warmup_epochs=args.warmup_epochs,
         seed=args.seed,
+        freeze=args.freeze,
     )
     loaders = [
         Loader(dataset, preprocessing, batch, args.workers, args.skip_bad_images)
@@ -240,6 +256,14 @@ def main(argv: list[str] | None = None) -> int:
     if resume_from is not None:
         trainer.resume(found)
         folder.log(f"resuming {resume_from} after step {trainer.step} of {trainer.total_steps}")
+    elif found is not None:
+        kept = len(found.state_dict) - len(dropped)
+        folder.log(
+            f"starting from {args.pretrained}: {kept} tensors kept; dropped, as it has "
+            f"{found.num_classes} classes: {', '.join(dropped)}"
+            if dropped
+            else f"starting from {args.pretrained}: all {kept} tensors kept"
+        )
     folder.write_run({name: str(value) for name, value in vars(args).items()})
     folder.log(
         f"{args.arch} on {train_set.name}: {len(train_set)} training and {len(val_set)} validation "

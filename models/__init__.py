@@ -17,7 +17,17 @@ from . import repvgg, repvgg_plus
 from .profile import Profile, profile
 from .reparam import to_deploy
 
-__all__ = ["BLOCKS", "Profile", "canonical_name", "create", "list_models", "profile", "to_deploy"]
+__all__ = [
+    "BLOCKS",
+    "Profile",
+    "canonical_name",
+    "create",
+    "head_names",
+    "list_models",
+    "profile",
+    "state_shapes",
+    "to_deploy",
+]
 
 # name -> (class, its keyword arguments)
 _REGISTRY = {
@@ -52,6 +62,27 @@ def canonical_name(arch: str) -> str:
         names = ", ".join(_BY_KEY[key] for key in near) or ", ".join(_REGISTRY)
         raise ValueError(f"unknown architecture {arch!r}; the nearest names are {names}")
     return name
+
+
+def state_shapes(model: M.Module) -> dict[str, tuple[int, ...]]:
+    """Key -> shape of every tensor, as `state_dict` has them but without copying any."""
+    norms = {
+        name for name, m in model.named_modules() if isinstance(m, M.BatchNorm1d | M.BatchNorm2d)
+    }
+    return {
+        key: (tensor.size,) if key.rpartition(".")[0] in norms else tuple(tensor.shape)
+        for key, tensor in (*model.named_parameters(), *model.named_buffers())
+    }
+
+
+def head_names(model: M.Module) -> list[str]:
+    """Names of the parameters that depend on the class count: those of the classifiers."""
+    heads = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, M.Linear) and module.out_features == model.num_classes
+    ]
+    return [f"{name}.{parameter}" for name in heads for parameter in ("weight", "bias")]
 
 
 def create(

@@ -110,7 +110,7 @@ def read(path: str | PathLike, arch: str | None = None) -> Checkpoint:
     holds something else.
     """
     contents = files.read(path)
-    if isinstance(contents, dict) and "arch" in contents:
+    if is_ours(contents):
         try:
             preprocessing = Preprocessing(
                 **{
@@ -124,6 +124,11 @@ def read(path: str | PathLike, arch: str | None = None) -> Checkpoint:
                 f"{path} is not a checkpoint of this version of the project ({error})"
             ) from None
     return of_foreign(convert.recognize(contents, path, arch), path)
+
+
+def is_ours(contents: Any) -> bool:
+    """Whether a file's contents are a checkpoint as `save` writes it."""
+    return isinstance(contents, dict) and {"arch", "form", "preprocessing"} <= contents.keys()
 
 
 def of_foreign(foreign: convert.Foreign, path: str | PathLike) -> Checkpoint:
@@ -157,32 +162,58 @@ def load_model(
     """
     arch = models.canonical_name(arch) if arch else None
     found = source if isinstance(source, Checkpoint) else read(source, arch)
-    path = found.path
+    _check(found, arch, num_classes, deploy)
+    with init.uninitialized():
+        model = models.create(found.arch, found.num_classes, deploy=found.form == "deploy")
+    load_state(model, found.state_dict, found.path)
+    return models.to_deploy(model) if deploy else model
+
+
+def _check(
+    found: Checkpoint,
+    arch: str | None = None,
+    num_classes: int | None = None,
+    deploy: bool | None = None,
+) -> None:
     if arch not in (None, found.arch):
         raise CheckpointError(
-            f"{path} is a checkpoint of {found.arch}, but {arch} was expected; "
+            f"{found.path} is a checkpoint of {found.arch}, but {arch} was expected; "
             f"use --arch {found.arch} or another file"
         )
     if num_classes not in (None, found.num_classes):
         raise CheckpointError(
-            f"{path} has {found.num_classes} classes, but {num_classes} were expected; "
+            f"{found.path} has {found.num_classes} classes, but {num_classes} were expected; "
             "use the data it was trained for or another file"
         )
     if deploy is False and found.form == "deploy":
         raise CheckpointError(
-            f"{path} is in deploy form, but the train form was expected; use --deploy 1 (from "
-            "Python: deploy=True), or give the train-form file it was fused from"
+            f"{found.path} is in deploy form, but the train form was expected; use --deploy 1 "
+            "(from Python: deploy=True), or give the train-form file it was fused from"
         )
-    with init.uninitialized():
-        model = models.create(found.arch, found.num_classes, deploy=found.form == "deploy")
-    load_state(model, found.state_dict, path)
-    return models.to_deploy(model) if deploy else model
+
+
+def load_for_fine_tuning(
+    found: Checkpoint, arch: str, num_classes: int
+) -> tuple[M.Module, list[str]]:
+    """A train-form network `arch` for `num_classes` classes with the weights of `found`.
+
+    With another class count the classifiers start anew. Returns the network, and the names of the
+    tensors that were dropped for that. Raises CheckpointError for another architecture and for a
+    deploy-form checkpoint.
+    """
+    _check(found, arch, deploy=False)
+    if found.num_classes == num_classes:
+        return load_model(found), []
+    model = models.create(found.arch, num_classes)
+    dropped = [name for name in models.head_names(model) if name in found.state_dict]
+    own = {name: value for name, value in model.state_dict().items() if name in dropped}
+    load_state(model, {**found.state_dict, **own}, found.path)
+    return model, dropped
 
 
 def load_state(model: M.Module, state_dict: dict[str, np.ndarray], path: str | PathLike) -> None:
     """Copy a state dict into a network; it must have just its tensors, in their shapes."""
-    tensors = (*model.named_parameters(), *model.named_buffers())
-    wanted = {name: tuple(tensor.shape) for name, tensor in tensors}
+    wanted = models.state_shapes(model)
     problems = [f"{key} is missing" for key in wanted if key not in state_dict]
     problems += [f"{key} is unknown" for key in state_dict if key not in wanted]
     problems += [

@@ -19,6 +19,7 @@ import numpy as np
 from megengine.autodiff import GradManager
 from tqdm import tqdm
 
+import models
 from data.loader import Loader
 from utils import UserError
 
@@ -41,6 +42,7 @@ class Settings:
     label_smoothing: float = 0.0
     warmup_epochs: float = 0.0
     seed: int = 0
+    freeze: bool = False  # the classifier alone learns; the batch norms keep their statistics
 
 
 class Interrupted(Exception):
@@ -83,7 +85,11 @@ class Trainer:
         self.print_freq, self.save_freq = print_freq, save_freq
         self.steps_per_epoch = len(train.dataset) // settings.batch_size
         self.total_steps = settings.epochs * self.steps_per_epoch
-        self.grad_manager = GradManager().attach(model.parameters())
+        names = {name for name, _ in model.named_parameters()}
+        if settings.freeze:
+            names = set(models.head_names(model))
+        learnt = {name: p for name, p in model.named_parameters() if name in names}
+        self.grad_manager = GradManager().attach(learnt.values())
         self.optimizer = optimizer.sgd(
             model,
             settings.lr,
@@ -91,6 +97,7 @@ class Trainer:
             settings.nesterov,
             settings.weight_decay,
             settings.custom_l2,
+            names,
         )
         self.step = 0  # steps done
         self.score = Score()  # of the training images in the current epoch
@@ -166,7 +173,7 @@ class Trainer:
     def fit(self) -> None:
         """Train to the end. Raises Interrupted after saving when SIGINT or SIGTERM arrives, and
         UserError when the loss is not finite or a checkpoint cannot be written."""
-        self.model.train()
+        self.model.train(not self.settings.freeze)
         with self._signals(), self._progress_bar() as bar:
             self._window = (time.perf_counter(), self.step)  # of the speed that is shown
             while True:

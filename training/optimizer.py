@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import megengine as mge
 import megengine.module as M
 import megengine.optimizer
@@ -11,8 +13,13 @@ from megengine.core.ops.builtin import Elemwise
 _MULTIPLY_ADD = Elemwise(mode=Elemwise.Mode.FUSE_MUL_ADD3)  # a * b + c in one pass
 
 
-def parameter_groups(model: M.Module, weight_decay: float, custom_l2: bool = False) -> list[dict]:
-    """Two groups of parameters: decayed and not.
+def parameter_groups(
+    model: M.Module,
+    weight_decay: float,
+    custom_l2: bool = False,
+    names: Collection[str] | None = None,
+) -> list[dict]:
+    """Two groups of parameters, decayed and not: all of them, or those with the given names.
 
     Biases and batch norms are not decayed, except the scale of the identity branch's batch norm,
     which the RepVGG paper's code does decay. With `custom_l2` the convolutions of the 3x3 and 1x1
@@ -26,6 +33,8 @@ def parameter_groups(model: M.Module, weight_decay: float, custom_l2: bool = Fal
     }
     decayed, spared = [], []
     for name, parameter in model.named_parameters():
+        if names is not None and name not in names:
+            continue
         spare = (
             name.endswith("bias")
             or (id(parameter) in norms and not name.endswith("identity.weight"))
@@ -72,9 +81,10 @@ def sgd(
     nesterov: bool = False,
     weight_decay: float = 1e-4,
     custom_l2: bool = False,
+    names: Collection[str] | None = None,
 ) -> SGD:
     """SGD over `parameter_groups`."""
-    groups = parameter_groups(model, weight_decay, custom_l2)
+    groups = parameter_groups(model, weight_decay, custom_l2, names)
     return SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov)
 
 

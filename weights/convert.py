@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import cache
 from os import PathLike
 from typing import Any
 
@@ -127,13 +128,13 @@ def form_of(state_dict: dict[str, Any]) -> str:
     return "deploy" if any(".reparam." in key for key in state_dict) else "train"
 
 
+@cache
 def shapes_of(arch: str, num_classes: int, form: str) -> dict[str, tuple[int, ...]]:
     """Key -> shape of every tensor of a network here."""
     with init.uninitialized():
         model = models.create(arch, num_classes, deploy=form == "deploy")
-    tensors = (*model.named_parameters(), *model.named_buffers())
-    shapes = {key: tuple(tensor.shape) for key, tensor in tensors}
-    del model, tensors
+    shapes = models.state_shapes(model)
+    del model
     gc.collect()  # a Module is in cycles, and large
     return shapes
 

@@ -12,7 +12,6 @@ import mmap
 import struct
 import zipfile
 from collections.abc import Callable
-from contextlib import suppress
 from os import PathLike
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any, BinaryIO, ClassVar
@@ -72,16 +71,6 @@ def load(path: str | PathLike) -> Any:
                 "load it with PyTorch and save it again"
             )
     return unpickle.load(path)
-
-
-def looks_like(path: str | PathLike) -> bool:
-    """Whether `path` begins like a PyTorch checkpoint of either format; never raises."""
-    with suppress(Exception), open(path, "rb") as file:  # a broken zip can raise almost anything
-        head = file.read(_HEAD)
-        if head.startswith(_ZIP) and b"data.pkl" not in head:  # usually the first member
-            return len(_pickles(zipfile.ZipFile(file))) == 1
-        return head.startswith(_ZIP) or _LEGACY in head[:32]
-    return False
 
 
 # ---------------------------------------------------------------- the zip format

@@ -1,0 +1,38 @@
+"""Entry points for megengine.hub: every architecture, under its name in lower case.
+
+import megengine.hub
+net = megengine.hub.load("OWNER/REPOSITORY", "repvgga0", pretrained="best.pkl")
+"""
+
+import utils as _utils  # noqa: F401  isort: skip  (before MegEngine: the process environment)
+
+# All of the project that loading needs: hub takes the repository off sys.path afterwards.
+import models as _models
+from training import checkpoint as _checkpoint
+from weights import catalog as _catalog
+
+dependencies = ["megengine", "numpy", "cv2", "requests", "tqdm"]
+
+
+def _entry_point(arch):
+    def create(pretrained=None, num_classes=1000, deploy=False):
+        if pretrained is None:
+            return _models.create(arch, num_classes, deploy=deploy)
+        path = _catalog.locate(str(pretrained))
+        return _checkpoint.load_model(path, arch, num_classes, deploy=deploy)
+
+    create.__name__ = arch.lower()
+    create.__doc__ = f"""{arch}, in training mode.
+
+    Args:
+        pretrained: a checkpoint: a file or an http(s) URL, in this project's layout or any that
+            convert_pretrained_weight.py reads. None for random weights.
+        num_classes: length of the logits; must be the checkpoint's.
+        deploy: the fused form; a train-form checkpoint is fused.
+    """
+    return create
+
+
+for _arch in _models.list_models():
+    globals()[_arch.lower()] = _entry_point(_arch)
+del _entry_point  # hub lists whatever is callable
