@@ -214,6 +214,10 @@ def main(argv: list[str] | None = None) -> int:
         ("sha256", report["sha256"]),
     ):
         print(f"{label + ':':14}{value}")
+    if args.export:
+        print(
+            f"note: feed it {found.preprocessing.color} images, whatever {args.export} usually does"
+        )
     return 0
 
 

@@ -1,12 +1,15 @@
 """Checkpoints of other repositories, through the command line: logits, errors, and back again."""
 
+import functools
 import json
 import pickle
 import re
 import subprocess
 import sys
+import threading
 from argparse import Namespace
 from collections import OrderedDict
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import megengine as mge
@@ -279,6 +282,32 @@ def test_an_npz_file_is_read(network, tmp_path):
     model = checkpoint.load_model(path)
     for key, value in network.state_dict().items():
         np.testing.assert_array_equal(model.state_dict()[key], value)
+
+
+@pytest.fixture
+def server(tmp_path):
+    """A real HTTP server on loopback; gives its folder and its address."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    handler = functools.partial(SimpleHTTPRequestHandler, directory=folder)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as http:
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        yield folder, f"http://127.0.0.1:{http.server_port}"
+        http.shutdown()
+
+
+def test_a_url_is_downloaded_into_the_cache(command, network, server, tmp_path, monkeypatch):
+    monkeypatch.setenv("REPARAM_CACHE", str(tmp_path / "cache"))
+    folder, address = server
+    as_pickle(folder / "a0.pkl", convert.export(state_of(network), "RepVGGA0", "basecls"))
+    arguments = ["--origin-dir", f"{address}/a0.pkl", "--save-dir", tmp_path / "out.pkl"]
+    status, _, err = command("convert_pretrained_weight", *arguments)
+    assert status == 0, err
+    (folder / "a0.pkl").unlink()  # the second time it comes from the cache
+    assert command("convert_pretrained_weight", *arguments)[0] == 0
+    arguments[1] = f"{address}/none.pkl"
+    status, _, err = command("convert_pretrained_weight", *arguments)
+    assert status == 2 and "404" in err.splitlines()[-1]
 
 
 def test_the_published_weights_are_listed(command):
