@@ -20,8 +20,16 @@ import models
 from models import equivalence
 from training import checkpoint
 
-# one of each structural kind: dense, grouped, SE before the ReLU, SE after it
-DEFAULT_ARCHS = ["RepVGGA0", "RepVGGB1g4", "RepVGGD2se", "RepVGGplusL2pse"]
+# one of each structural kind: dense, grouped, SE before the ReLU, SE after it, several branches,
+# depthwise with SE
+DEFAULT_ARCHS = [
+    "RepVGGA0",
+    "RepVGGB1g4",
+    "RepVGGD2se",
+    "RepVGGplusL2pse",
+    "MobileOneS0",
+    "MobileOneS4",
+]
 BATCH = 8
 
 EXAMPLES = """\

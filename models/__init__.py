@@ -13,7 +13,7 @@ from os import PathLike
 
 import megengine.module as M
 
-from . import repvgg, repvgg_plus
+from . import mobileone, repghost, repvgg, repvgg_plus
 from .profile import Profile, profile
 from .reparam import to_deploy
 
@@ -33,10 +33,17 @@ __all__ = [
 _REGISTRY = {
     **{name: (repvgg.RepVGG, config) for name, config in repvgg.VARIANTS.items()},
     **{name: (repvgg_plus.RepVGGPlus, config) for name, config in repvgg_plus.VARIANTS.items()},
+    **{name: (mobileone.MobileOne, config) for name, config in mobileone.VARIANTS.items()},
+    **{name: (repghost.RepGhost, config) for name, config in repghost.VARIANTS.items()},
 }
 
 # name -> (class, its keyword arguments): every kind of block alone
-BLOCKS = {f"RepVGG block: {kind}": (repvgg.RepVGGBlock, c) for kind, c in repvgg.BLOCKS.items()}
+BLOCKS = {
+    **{f"RepVGG block: {kind}": (repvgg.RepVGGBlock, c) for kind, c in repvgg.BLOCKS.items()},
+    **{f"MobileOne unit: {k}": (mobileone.MobileOneUnit, c) for k, c in mobileone.BLOCKS.items()},
+    **{f"RepGhost {k}": (repghost.GhostModule, c) for k, c in repghost.BLOCKS.items()},
+    **{f"RepGhost {k}": (repghost.Bottleneck, c) for k, c in repghost.BOTTLENECKS.items()},
+}
 
 
 def _key(name: str) -> str:

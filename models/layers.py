@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import megengine as mge
 import megengine.functional as F
@@ -66,21 +67,61 @@ class ConvBN(M.Module):
         return reparam.batch_norm(reparam.convolution(self.conv), self.bn)
 
 
+class FusibleConvBN(ConvBN):
+    """A ConvBN that stands alone, and is one convolution with bias in deploy form."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        groups: int = 1,
+        deploy: bool = False,
+    ):
+        if deploy:
+            M.Module.__init__(self)
+            self.conv = self.bn = None
+            padding = kernel_size // 2
+            self.reparam = Conv2d(
+                in_channels, out_channels, kernel_size, stride, padding, groups=groups
+            )
+        else:
+            super().__init__(in_channels, out_channels, kernel_size, stride, groups)
+            self.reparam = None
+        self.out_channels = out_channels
+
+    def forward(self, x: mge.Tensor) -> mge.Tensor:
+        return super().forward(x) if self.reparam is None else self.reparam(x)
+
+    def fuse_in_place(self) -> None:
+        """Fold the batch norm into the convolution; nothing happens in deploy form."""
+        if self.reparam is None:
+            self.reparam = reparam.to_conv2d(self.linear_map(), like=self.conv)
+            self.conv = self.bn = None
+
+
+def round_channels(channels: float, divisor: int) -> int:
+    """To a multiple of `divisor`, at least one of it and not below nine tenths of `channels`."""
+    rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * channels else rounded
+
+
 class SqueezeExcitation(M.Module):
     """Scales each channel by a gate computed from the channels' means: [N, C, H, W] -> same.
 
-    Source: Hu et al., Squeeze-and-Excitation Networks, CVPR 2018.
+    `gate` squashes to 0 to 1. Source: Hu et al., Squeeze-and-Excitation Networks, CVPR 2018.
     """
 
-    def __init__(self, channels: int, hidden: int):
+    def __init__(self, channels: int, hidden: int, gate: Callable = F.sigmoid):
         super().__init__()
+        self.gate = gate
         self.down = Conv2d(channels, hidden, 1)
         self.up = Conv2d(hidden, channels, 1)
 
     def forward(self, x: mge.Tensor) -> mge.Tensor:
         gate = F.mean(x, axis=(2, 3), keepdims=True)  # [N, C, H, W] -> [N, C, 1, 1]
-        gate = F.sigmoid(self.up(relu(self.down(gate))))
-        return x * gate
+        return x * self.gate(self.up(relu(self.down(gate))))
 
 
 class Linear(M.Linear):

@@ -19,9 +19,9 @@ from .layers import (
     ConvBN,
     Linear,
     SqueezeExcitation,
-    global_average_pool,
     relu,
 )
+from .staged import StagedClassifier
 
 _A, _B, _D = (2, 4, 14, 1), (4, 6, 16, 1), (8, 14, 24, 1)  # blocks in stages 1 to 4
 
@@ -144,8 +144,8 @@ class RepVGGBlock(M.Module):
             self.dense = self.pointwise = self.identity = None
 
 
-class RepVGG(M.Module):
-    """A RepVGG classifier: [N, 3, H, W] -> logits [N, num_classes], for any H and W.
+class RepVGG(StagedClassifier):
+    """A RepVGG classifier.
 
     Args:
         depths: number of blocks in stages 1 to 4; stage 0 is always one block.
@@ -154,13 +154,7 @@ class RepVGG(M.Module):
         se: see RepVGGBlock.
         num_classes: length of the logits.
         deploy: build the fused form.
-
-    Attributes:
-        num_features: channels of the four maps that `features` returns.
-        strides: how many pixels of the input one step in each of these maps is.
     """
-
-    strides = (4, 8, 16, 32)
 
     def __init__(
         self,
@@ -177,9 +171,8 @@ class RepVGG(M.Module):
         self.num_classes = num_classes
         channels = min(64, self.num_features[0])
         self.stage0 = RepVGGBlock(3, channels, stride=2, se=se, deploy=deploy)
-        index = (
-            1  # of the block in the whole network: every second one is grouped, but not the last
-        )
+        # of the block in the whole network: every second one is grouped, but not the last
+        index = 1
         for stage, (depth, out_channels) in enumerate(
             zip(depths, self.num_features, strict=True), 1
         ):
@@ -200,15 +193,3 @@ class RepVGG(M.Module):
                 index += 1
             setattr(self, f"stage{stage}", M.Sequential(*blocks))
         self.linear = Linear(channels, num_classes)
-
-    def features(self, x: mge.Tensor) -> list[mge.Tensor]:
-        """The maps after stages 1 to 4, at strides 4, 8, 16 and 32, for use as a backbone."""
-        x = self.stage0(x)
-        maps = []
-        for stage in (self.stage1, self.stage2, self.stage3, self.stage4):
-            x = stage(x)
-            maps.append(x)
-        return maps
-
-    def forward(self, x: mge.Tensor) -> mge.Tensor:
-        return self.linear(global_average_pool(self.features(x)[-1]))

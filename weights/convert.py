@@ -15,7 +15,7 @@ import models
 from models import init
 from utils import UserError
 
-from . import basecls, dingxiaoh, files, port, timm
+from . import apple, basecls, dingxiaoh, files, port, repghost, timm
 from .keymap import Source, Tensors, reshaped
 
 SOURCES = (
@@ -25,6 +25,9 @@ SOURCES = (
     timm.REPVGG,
     port.REPVGG,
     port.REPVGG_PLUS,
+    apple.MOBILEONE,
+    repghost.REPGHOST,
+    repghost.TIMM,
 )
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import models
+from data.transforms import BASECLS
 from models import equivalence, reparam
 from training import checkpoint
 
@@ -69,10 +70,10 @@ def test_verify_proves_a_checkpoint(command, tmp_path, images):
     model = models.create("RepVGGA0", num_classes=10)
     equivalence.randomize(model, images)
     path = tmp_path / "best.pkl"
-    checkpoint.save(checkpoint.of_model(model, checkpoint.BASECLS), path)
+    checkpoint.save(checkpoint.of_model(model, BASECLS), path)
     status, out, _ = command("verify", "--model", path)
     assert status == 0 and "all 1 equal" in out
-    deployed = checkpoint.of_model(models.to_deploy(model), checkpoint.BASECLS)
+    deployed = checkpoint.of_model(models.to_deploy(model), BASECLS)
     checkpoint.save(deployed, path)
     status, _, err = command("verify", "--model", path)
     assert status == 2 and "is in deploy form, but the train form was expected" in err

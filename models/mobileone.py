@@ -1,0 +1,172 @@
+"""MobileOne: depthwise and pointwise convolutions, each trained as a sum of several branches.
+
+Source: Vasu et al., MobileOne: An Improved One millisecond Mobile Backbone, CVPR 2023
+(arXiv 2206.04040); structure and names of the variants from the repository apple/ml-mobileone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import megengine as mge
+import megengine.module as M
+
+from . import reparam
+from .layers import BatchNorm2d, Conv2d, ConvBN, Linear, SqueezeExcitation, relu
+from .staged import StagedClassifier
+
+# width: multipliers of 64, 128, 256 and 512 channels; branches: of k x k convolutions in a unit
+VARIANTS = {
+    "MobileOneS0": {"width": (0.75, 1, 1, 2), "branches": 4},
+    "MobileOneS1": {"width": (1.5, 1.5, 2, 2.5)},
+    "MobileOneS2": {"width": (1.5, 2, 2.5, 4)},
+    "MobileOneS3": {"width": (2, 2.5, 3, 4)},
+    "MobileOneS4": {"width": (3, 3.5, 3.5, 4), "se": True},
+}
+
+# Every kind of unit alone, for verification.
+BLOCKS = {
+    "depthwise": {"in_channels": 16, "out_channels": 16, "kernel_size": 3, "groups": 16},
+    "depthwise, stride 2": {
+        "in_channels": 16,
+        "out_channels": 16,
+        "kernel_size": 3,
+        "stride": 2,
+        "groups": 16,
+    },
+    "depthwise, 4 branches, SE": {
+        "in_channels": 16,
+        "out_channels": 16,
+        "kernel_size": 3,
+        "groups": 16,
+        "branches": 4,
+        "se": True,
+    },
+    "pointwise": {"in_channels": 16, "out_channels": 16, "kernel_size": 1},
+    "pointwise, wider, 4 branches": {
+        "in_channels": 16,
+        "out_channels": 32,
+        "kernel_size": 1,
+        "branches": 4,
+    },
+    "stem": {"in_channels": 3, "out_channels": 16, "kernel_size": 3, "stride": 2},
+}
+
+
+class MobileOneUnit(M.Module):
+    """ReLU of a sum of branches in training, ReLU(convolution with bias) deployed.
+
+    The branches: several k x k convolutions, a 1x1 one where k is more than 1, and the identity
+    where input and output have the same shape, each with a batch norm. [N, I, H, W] ->
+    [N, O, ceil(H/stride), ceil(W/stride)].
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, groups: as in a convolution.
+        branches: number of k x k convolutions.
+        se: squeeze-and-excitation with C/16 hidden channels before the ReLU.
+        deploy: build the fused form.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        groups: int = 1,
+        branches: int = 1,
+        se: bool = False,
+        deploy: bool = False,
+    ):
+        super().__init__()
+        self.dense = self.pointwise = self.identity = self.reparam = self.se = None
+        if deploy:
+            padding = kernel_size // 2
+            self.reparam = Conv2d(
+                in_channels, out_channels, kernel_size, stride, padding, groups=groups
+            )
+        else:
+            shape = (in_channels, out_channels)
+            self.dense = M.Sequential(
+                *(ConvBN(*shape, kernel_size, stride, groups) for _ in range(branches))
+            )
+            if kernel_size > 1:
+                self.pointwise = ConvBN(*shape, 1, stride, groups)
+            if in_channels == out_channels and stride == 1:
+                self.identity = BatchNorm2d(in_channels)
+        if se:
+            self.se = SqueezeExcitation(out_channels, out_channels // 16)
+
+    def forward(self, x: mge.Tensor) -> mge.Tensor:
+        if self.reparam is not None:
+            y = self.reparam(x)
+        else:
+            y = sum(branch(x) for branch in self.branches())
+        return relu(y if self.se is None else self.se(y))
+
+    def branches(self) -> list[M.Module]:
+        """The branches of the train form."""
+        others = (self.pointwise, self.identity)
+        return [*self.dense, *(branch for branch in others if branch is not None)]
+
+    def linear_map(self) -> reparam.LinearMap:
+        """The branches as one convolution."""
+        maps = [branch.linear_map() for branch in self.branches() if branch is not self.identity]
+        if self.identity is not None:
+            conv = self.dense[0].conv
+            unchanged = reparam.identity(conv.in_channels, conv.groups)
+            maps.append(reparam.batch_norm(unchanged, self.identity))
+        return reparam.add(*maps)
+
+    def fuse_in_place(self) -> None:
+        """Replace the branches by their one convolution; nothing happens in deploy form."""
+        if self.reparam is None:
+            self.reparam = reparam.to_conv2d(self.linear_map(), like=self.dense[0].conv)
+            self.dense = self.pointwise = self.identity = None
+
+
+class MobileOne(StagedClassifier):
+    """A MobileOne classifier.
+
+    Args:
+        width: multipliers of the stages' 64, 128, 256 and 512 channels.
+        branches: number of k x k convolutions in every unit but the stem's.
+        se: squeeze-and-excitation in the last five blocks of stage 3 and in stage 4.
+        depths: number of blocks, of a depthwise and a pointwise unit each, in stages 1 to 4.
+        num_classes: length of the logits.
+        deploy: build the fused form.
+    """
+
+    def __init__(
+        self,
+        width: Sequence[float],
+        branches: int = 1,
+        se: bool = False,
+        depths: Sequence[int] = (2, 8, 10, 1),
+        num_classes: int = 1000,
+        deploy: bool = False,
+    ):
+        super().__init__()
+        base = (64, 128, 256, 512)
+        self.num_features = tuple(int(b * w) for b, w in zip(base, width, strict=True))
+        self.num_classes = num_classes
+        channels = min(64, self.num_features[0])
+        self.stage0 = MobileOneUnit(3, channels, 3, stride=2, deploy=deploy)
+        for stage, (depth, out_channels) in enumerate(
+            zip(depths, self.num_features, strict=True), 1
+        ):
+            units = []
+            for i in range(depth):
+                common = {
+                    "branches": branches,
+                    "se": se and (stage == 4 or (stage == 3 and i >= depth - 5)),
+                    "deploy": deploy,
+                }
+                stride = 2 if i == 0 else 1
+                units += [
+                    MobileOneUnit(channels, channels, 3, stride, groups=channels, **common),
+                    MobileOneUnit(channels, out_channels, 1, **common),
+                ]
+                channels = out_channels
+            setattr(self, f"stage{stage}", M.Sequential(*units))
+        self.linear = Linear(channels, num_classes)

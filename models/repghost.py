@@ -1,0 +1,215 @@
+"""RepGhost: ghost modules whose second half is a depthwise convolution beside a batch norm.
+
+Source: Chen et al., RepGhost: A Hardware-Efficient Ghost Module via Re-parameterization, 2022
+(arXiv 2211.06088); rows and rounding from the repository ChengpengChen/RepGhost.
+"""
+
+from __future__ import annotations
+
+import megengine as mge
+import megengine.functional as F
+import megengine.module as M
+
+from . import reparam
+from .layers import (
+    BatchNorm2d,
+    Conv2d,
+    ConvBN,
+    FusibleConvBN,
+    Linear,
+    SqueezeExcitation,
+    relu,
+    round_channels,
+)
+
+VARIANTS = {
+    "RepGhost050": {"width": 0.5},
+    "RepGhost058": {"width": 0.58},
+    "RepGhost080": {"width": 0.8},
+    "RepGhost100": {"width": 1.0},
+    "RepGhost111": {"width": 1.11},
+    "RepGhost130": {"width": 1.3},
+    "RepGhost150": {"width": 1.5},
+    "RepGhost200": {"width": 2.0},
+}
+
+# Bottlenecks: kernel of the strided convolutions, middle and output channels, SE, stride.
+_ROWS = (
+    ((3, 8, 16, False, 1),),
+    ((3, 24, 24, False, 2),),
+    ((3, 36, 24, False, 1),),
+    ((5, 36, 40, True, 2),),
+    ((5, 60, 40, True, 1),),
+    ((3, 120, 80, False, 2),),
+    (
+        (3, 100, 80, False, 1),
+        (3, 120, 80, False, 1),
+        (3, 120, 80, False, 1),
+        (3, 240, 112, True, 1),
+        (3, 336, 112, True, 1),
+    ),
+    ((5, 336, 160, True, 2),),
+    (
+        (5, 480, 160, False, 1),
+        (5, 480, 160, True, 1),
+        (5, 480, 160, False, 1),
+        (5, 480, 160, True, 1),
+    ),
+)
+
+BLOCKS = {
+    "ghost, ReLU": {"in_channels": 16, "out_channels": 24, "activate": True},
+    "ghost, linear": {"in_channels": 16, "out_channels": 24, "activate": False},
+}
+BOTTLENECKS = {
+    "bottleneck": {"in_channels": 16, "middle": 24, "out_channels": 16, "kernel_size": 3},
+    "bottleneck, stride 2, SE": {
+        "in_channels": 16,
+        "middle": 24,
+        "out_channels": 32,
+        "kernel_size": 5,
+        "se": True,
+        "stride": 2,
+    },
+    "bottleneck, wider": {"in_channels": 16, "middle": 24, "out_channels": 32, "kernel_size": 3},
+}
+
+
+class GhostModule(M.Module):
+    """A 1x1 convolution, then a depthwise 3x3 one whose training form has a batch norm beside it.
+
+    x1 = ReLU(BN(conv1x1(x))), y = ReLU(BN(depthwise3x3(x1)) + BN(x1)); `activate` says whether the
+    two ReLUs are there. [N, I, H, W] -> [N, O, H, W].
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, activate: bool = True, deploy: bool = False
+    ):
+        super().__init__()
+        self.dense = self.identity = self.reparam = None
+        self.primary = FusibleConvBN(in_channels, out_channels, 1, deploy=deploy)
+        if deploy:
+            self.reparam = Conv2d(out_channels, out_channels, 3, 1, 1, groups=out_channels)
+        else:
+            self.dense = ConvBN(out_channels, out_channels, 3, groups=out_channels)
+            self.identity = BatchNorm2d(out_channels)
+        self.activate = activate
+
+    def forward(self, x: mge.Tensor) -> mge.Tensor:
+        x = self.primary(x)
+        if self.activate:
+            x = relu(x)
+        x = self.reparam(x) if self.reparam is not None else self.dense(x) + self.identity(x)
+        return relu(x) if self.activate else x
+
+    def linear_map(self) -> reparam.LinearMap:
+        """The depthwise convolution and the batch norm beside it as one convolution."""
+        conv = self.dense.conv
+        unchanged = reparam.identity(conv.in_channels, conv.groups)
+        return reparam.add(self.dense.linear_map(), reparam.batch_norm(unchanged, self.identity))
+
+    def fuse_in_place(self) -> None:
+        """Replace the two branches by one convolution; nothing happens in deploy form."""
+        if self.reparam is None:
+            self.reparam = reparam.to_conv2d(self.linear_map(), like=self.dense.conv)
+            self.dense = self.identity = None
+
+
+class Bottleneck(M.Module):
+    """Two ghost modules and a shortcut: [N, I, H, W] -> [N, O, ceil(H/stride), ceil(W/stride)].
+
+    Args:
+        in_channels, middle, out_channels: of the input, between the modules, of the output.
+        kernel_size: of the depthwise convolutions that have the stride.
+        se: squeeze-and-excitation with a hard sigmoid between the modules.
+        stride: 1 or 2.
+        deploy: build the fused form.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        middle: int,
+        out_channels: int,
+        kernel_size: int,
+        se: bool = False,
+        stride: int = 1,
+        deploy: bool = False,
+    ):
+        super().__init__()
+        self.depthwise = self.se = self.shortcut = None
+        self.ghost1 = GhostModule(in_channels, middle, deploy=deploy)
+        if stride > 1:
+            self.depthwise = FusibleConvBN(middle, middle, kernel_size, stride, middle, deploy)
+        if se:
+            self.se = SqueezeExcitation(middle, round_channels(middle * 0.25, 4), gate=F.hsigmoid)
+        self.ghost2 = GhostModule(middle, out_channels, activate=False, deploy=deploy)
+        if in_channels != out_channels or stride > 1:
+            self.shortcut = M.Sequential(
+                FusibleConvBN(in_channels, in_channels, kernel_size, stride, in_channels, deploy),
+                FusibleConvBN(in_channels, out_channels, 1, deploy=deploy),
+            )
+
+    def forward(self, x: mge.Tensor) -> mge.Tensor:
+        y = self.ghost1(x)
+        if self.depthwise is not None:
+            y = self.depthwise(y)
+        if self.se is not None:
+            y = self.se(y)
+        return self.ghost2(y) + (x if self.shortcut is None else self.shortcut(x))
+
+
+class RepGhost(M.Module):
+    """A RepGhost classifier: [N, 3, H, W] -> logits [N, num_classes], for any H and W.
+
+    Args:
+        width: multiplier of all channels.
+        num_classes: length of the logits.
+        deploy: build the fused form.
+
+    Attributes:
+        num_features: channels of the four maps that `features` returns.
+        strides: how many pixels of the input one step in each of these maps is.
+    """
+
+    strides = (4, 8, 16, 32)
+    dropout = 0.2
+
+    def __init__(self, width: float, num_classes: int = 1000, deploy: bool = False):
+        super().__init__()
+        self.num_classes = num_classes
+        channels = round_channels(16 * width, 4)
+        self.stem = FusibleConvBN(3, channels, 3, 2, deploy=deploy)
+        stages = [[]]
+        for row in (row for rows in _ROWS for row in rows):
+            kernel_size, middle, out_channels, se, stride = row
+            if stride > 1:
+                stages.append([])
+            middle, out_channels = (round_channels(c * width, 4) for c in (middle, out_channels))
+            stages[-1].append(
+                Bottleneck(channels, middle, out_channels, kernel_size, se, stride, deploy)
+            )
+            channels = out_channels
+        for i, blocks in enumerate(stages):
+            setattr(self, f"stage{i}", M.Sequential(*blocks))
+        self.num_features = tuple(blocks[-1].ghost2.primary.out_channels for blocks in stages[1:])
+        last = round_channels(960 * width, 4)
+        self.last = FusibleConvBN(channels, last, 1, deploy=deploy)
+        self.head = Conv2d(last, 1280, 1)
+        self.drop = M.Dropout(self.dropout)
+        self.linear = Linear(1280, num_classes)
+
+    def features(self, x: mge.Tensor) -> list[mge.Tensor]:
+        """The maps of four stages, at strides 4, 8, 16 and 32, for use as a backbone."""
+        x = self.stage0(relu(self.stem(x)))
+        maps = []
+        for stage in (self.stage1, self.stage2, self.stage3, self.stage4):
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+    def forward(self, x: mge.Tensor) -> mge.Tensor:
+        x = relu(self.last(self.features(x)[-1]))
+        x = F.mean(x, axis=(2, 3), keepdims=True)  # [N, C, H, W] -> [N, C, 1, 1]
+        x = F.flatten(relu(self.head(x)), 1)  # [N, 1280, 1, 1] -> [N, 1280]
+        return self.linear(self.drop(x))

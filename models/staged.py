@@ -1,0 +1,33 @@
+"""What the families with a stem, four stages and a linear classifier have in common."""
+
+from __future__ import annotations
+
+import megengine as mge
+import megengine.module as M
+
+from .layers import global_average_pool
+
+
+class StagedClassifier(M.Module):
+    """Classifies by the mean of the last map: [N, 3, H, W] -> logits [N, num_classes], any H and W.
+
+    Subclasses make `stage0` to `stage4` and `linear`, and set `num_features` and `num_classes`.
+
+    Attributes:
+        num_features: channels of the four maps that `features` returns.
+        strides: how many pixels of the input one step in each of these maps is.
+    """
+
+    strides = (4, 8, 16, 32)
+
+    def features(self, x: mge.Tensor) -> list[mge.Tensor]:
+        """The maps after stages 1 to 4, at strides 4, 8, 16 and 32, for use as a backbone."""
+        x = self.stage0(x)
+        maps = []
+        for stage in (self.stage1, self.stage2, self.stage3, self.stage4):
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+    def forward(self, x: mge.Tensor) -> mge.Tensor:
+        return self.linear(global_average_pool(self.features(x)[-1]))
