@@ -80,7 +80,8 @@ def proofs(args: utils.argparse.Namespace) -> Iterator[tuple[str, equivalence.Eq
         yield network.arch, equivalence.compare(network, images)
         return
     for name, (block, config) in models.BLOCKS.items():
-        maps = rng.standard_normal((BATCH, config["in_channels"], 14, 14)).astype(np.float32)
+        channels = config.get("in_channels") or config["channels"]
+        maps = rng.standard_normal((BATCH, channels, 14, 14)).astype(np.float32)
         network = block(**config)
         equivalence.randomize(network, maps)
         yield name, equivalence.compare(network, maps)

@@ -13,7 +13,7 @@ from os import PathLike
 
 import megengine.module as M
 
-from . import mobileone, repghost, repvgg, repvgg_plus
+from . import mobileone, repghost, repvgg, repvgg_plus, repvit
 from .profile import Profile, profile
 from .reparam import to_deploy
 
@@ -34,6 +34,7 @@ _REGISTRY = {
     **{name: (repvgg.RepVGG, config) for name, config in repvgg.VARIANTS.items()},
     **{name: (repvgg_plus.RepVGGPlus, config) for name, config in repvgg_plus.VARIANTS.items()},
     **{name: (mobileone.MobileOne, config) for name, config in mobileone.VARIANTS.items()},
+    **{name: (repvit.RepViT, config) for name, config in repvit.VARIANTS.items()},
     **{name: (repghost.RepGhost, config) for name, config in repghost.VARIANTS.items()},
 }
 
@@ -41,6 +42,8 @@ _REGISTRY = {
 BLOCKS = {
     **{f"RepVGG block: {kind}": (repvgg.RepVGGBlock, c) for kind, c in repvgg.BLOCKS.items()},
     **{f"MobileOne unit: {k}": (mobileone.MobileOneUnit, c) for k, c in mobileone.BLOCKS.items()},
+    **{f"RepViT {k}": (repvit.RepViTBlock, c) for k, c in repvit.BLOCKS.items()},
+    **{f"RepViT {k}": (repvit.Downsample, c) for k, c in repvit.DOWNSAMPLES.items()},
     **{f"RepGhost {k}": (repghost.GhostModule, c) for k, c in repghost.BLOCKS.items()},
     **{f"RepGhost {k}": (repghost.Bottleneck, c) for k, c in repghost.BOTTLENECKS.items()},
 }

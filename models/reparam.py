@@ -50,8 +50,7 @@ def identity(channels: int, groups: int = 1) -> LinearMap:
 
 def batch_norm(linear: LinearMap, bn: M.BatchNorm2d) -> LinearMap:
     """`linear`, then `bn` in evaluation mode: (x - mean) / sqrt(var + eps) * scale + shift."""
-    gain = _float64(bn.weight).reshape(-1) / np.sqrt(_float64(bn.running_var).reshape(-1) + bn.eps)
-    shift = _float64(bn.bias).reshape(-1) - _float64(bn.running_mean).reshape(-1) * gain
+    gain, shift = _gain_and_shift(bn)
     kernel = np.multiply(linear.kernel, gain[:, None, None, None], out=linear.kernel)
     return LinearMap(kernel, linear.bias * gain + shift)
 
@@ -70,6 +69,30 @@ def add(*branches: LinearMap) -> LinearMap:
         top, left = (height - h) // 2, (width - w) // 2
         kernel[:, :, top : top + h, left : left + w] += branch.kernel
     return LinearMap(kernel, sum(branch.bias for branch in branches))
+
+
+def batch_norm_before(bn: M.BatchNorm1d, linear: M.Linear) -> LinearMap:
+    """`bn` in evaluation mode, then a linear layer: kernel [O, I]."""
+    gain, shift = _gain_and_shift(bn)
+    weight = _float64(linear.weight)
+    return LinearMap(weight * gain, _float64(linear.bias) + weight @ shift)
+
+
+def mean(*maps: LinearMap) -> LinearMap:
+    """The mean of linear layers."""
+    kernels, biases = zip(*maps, strict=True)
+    return LinearMap(sum(kernels) / len(maps), sum(biases) / len(maps))
+
+
+def to_linear(linear: LinearMap, like: M.Linear) -> M.Linear:
+    """The linear layer that computes `linear`; class, dtype and mode from `like`."""
+    with init.uninitialized():
+        layer = type(like)(like.in_features, like.out_features)
+    dtype = like.weight.dtype
+    layer.weight = mge.Parameter(linear.kernel.astype(dtype))
+    layer.bias = mge.Parameter(linear.bias.astype(dtype))
+    layer.train(like.training)
+    return layer
 
 
 def to_conv2d(linear: LinearMap, like: M.Conv2d) -> M.Conv2d:
@@ -111,6 +134,15 @@ def fuse_in_place(model: M.Module) -> None:
     # a list of these alone, so that the branches are freed as they are fused
     for module in [module for module in model.modules() if hasattr(module, "fuse_in_place")]:
         module.fuse_in_place()
+
+
+def _gain_and_shift(bn: M.Module) -> tuple[np.ndarray, np.ndarray]:
+    """A batch norm in evaluation mode as x * gain + shift, each [C]."""
+    scale, shift, average, variance = (
+        _float64(t).reshape(-1) for t in (bn.weight, bn.bias, bn.running_mean, bn.running_var)
+    )
+    gain = scale / np.sqrt(variance + bn.eps)
+    return gain, shift - average * gain
 
 
 def _float64(tensor: mge.Tensor) -> np.ndarray:

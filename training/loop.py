@@ -206,7 +206,10 @@ class Trainer:
             with self.grad_manager:
                 outputs = self.model(mge.Tensor(images))
                 loss, logits = losses.classification(
-                    outputs, mge.Tensor(labels), self.settings.label_smoothing
+                    outputs,
+                    mge.Tensor(labels),
+                    self.settings.label_smoothing,
+                    getattr(self.model, "auxiliary_weight", 0.0),
                 )
                 objective = loss
                 if self.settings.custom_l2:

@@ -11,12 +11,12 @@ def classification(
     outputs: mge.Tensor | dict[str, mge.Tensor],
     labels: mge.Tensor,
     label_smoothing: float = 0.0,
-    auxiliary_weight: float = 0.1,
+    auxiliary_weight: float = 0.0,
 ) -> tuple[mge.Tensor, mge.Tensor]:
     """Cross entropy of the logits [N, classes], and the logits themselves.
 
-    A network with auxiliary heads gives a dict; the loss is then that of "main" plus
-    `auxiliary_weight` times the sum of the others (source: DingXiaoH/RepVGG, RepVGGplus).
+    A network with several heads gives a dict; the loss is then that of "main" plus
+    `auxiliary_weight` times the sum of the others (the attribute of RepVGGPlus and RepViT).
     """
 
     def cross_entropy(logits: mge.Tensor) -> mge.Tensor:

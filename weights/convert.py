@@ -15,7 +15,7 @@ import models
 from models import init
 from utils import UserError
 
-from . import apple, basecls, dingxiaoh, files, port, repghost, timm
+from . import apple, basecls, dingxiaoh, files, port, repghost, repvit, timm
 from .keymap import Source, Tensors, reshaped
 
 SOURCES = (
@@ -28,6 +28,8 @@ SOURCES = (
     apple.MOBILEONE,
     repghost.REPGHOST,
     repghost.TIMM,
+    repvit.THU,
+    repvit.TIMM,
 )
 
 
@@ -81,7 +83,8 @@ def recognize(
         raise ConversionError(
             f"{path} ({found.title}) has tensors that no rule knows: {_some(unknown)}"
         )
-    num_classes = len(ours["linear.weight"]) if "linear.weight" in ours else 1000
+    heads = (ours[key] for key in ("linear.weight", "head.linear.weight") if key in ours)
+    num_classes = next((len(head) for head in heads), 1000)
     archs = [name for name in models.list_models() if fnmatchcase(name, found.archs)]
     form = form_of(ours)
     order = sorted(archs, key=lambda name: name != arch)  # the one asked for first

@@ -32,7 +32,9 @@ class Source:
         dropped: templates of their keys that a network here has no place for.
         pytorch: kernels of grouped convolutions are [O, I/G, kh, kw] and biases [O], as PyTorch
             has them, instead of [G, O/G, I/G, kh, kw] and [1, O, 1, 1].
-        prepare: changes what renaming alone cannot, before it.
+        prepare, finish: change what renaming alone cannot, in their names before it and in ours
+            after it.
+        restore: the reverse of `prepare`.
     """
 
     name: str
@@ -44,6 +46,8 @@ class Source:
     dropped: tuple[str, ...] = ("{p}.num_batches_tracked",)
     pytorch: bool = True
     prepare: Callable[[Tensors], Tensors] = dict
+    finish: Callable[[Tensors], Tensors] = dict
+    restore: Callable[[Tensors], Tensors] = dict
 
     def to_ours(self, tensors: Tensors) -> tuple[Tensors, list[str], list[str]]:
         """Renamed tensors, the keys dropped on purpose, and the keys that no rule knows."""
@@ -55,7 +59,7 @@ class Source:
                 ours[name] = tensor
             else:
                 unknown.append(key)
-        return ours, dropped, unknown
+        return self.finish(ours), dropped, unknown
 
     def from_ours(self, state_dict: Tensors) -> Tensors:
         """Our state dict under their names and in their shapes; KeyError for an unknown one."""
@@ -69,7 +73,7 @@ class Source:
             if self.pytorch and name.endswith(".running_var"):  # PyTorch counts batches beside it
                 counter = name.removesuffix("running_var") + "num_batches_tracked"
                 theirs[counter] = np.zeros((), np.int64)
-        return theirs
+        return self.restore(theirs)
 
 
 def product(*tables: Rules) -> Rules:

@@ -7,7 +7,7 @@ import pytest
 import models
 
 # parameters and multiply-adds at 224 px (train, deploy), and deploy tensors; measured on the
-# original PyTorch implementations (DingXiaoH/RepVGG)
+# original PyTorch implementations
 TABLE = {
     "RepVGGA0": (9_108_968, 8_309_384, 1_512_581_120, 1_361_451_008, 46),
     "RepVGGA1": (14_092_264, 12_789_864, 2_626_488_320, 2_363_967_488, 46),
@@ -24,6 +24,27 @@ TABLE = {
     "RepVGGB3g4": (83_825_128, 75_626_728, 17_849_159_680, 16_064_499_712, 58),
     "RepVGGD2se": (133_334_836, 120_387_572, 36_476_744_192, 32_829_551_104, 290),
     "RepVGGplusL2pse": (146_062_864, 127_151_960, 37_026_524_928, 32_836_311_040, 290),
+    "MobileOneS0": (5_293_272, 2_078_504, 1_051_935_232, 275_110_400, 88),
+    "MobileOneS1": (4_825_192, 4_764_840, 830_062_080, 825_057_024, 88),
+    "MobileOneS2": (7_884_648, 7_808_168, 1_304_027_392, 1_298_426_496, 88),
+    "MobileOneS3": (10_170_600, 10_078_312, 1_902_112_768, 1_895_790_592, 88),
+    "MobileOneS4": (14_951_248, 14_838_352, 2_986_802_432, 2_979_269_760, 136),
+    # train: two heads
+    "RepViTM0_6": (2_808_932, 2_468_072, 386_059_360, 385_065_120, 142),
+    "RepViTM0_9": (5_489_328, 5_067_056, 817_280_832, 815_617_344, 208),
+    "RepViTM1_0": (7_302_796, 6_810_312, 1_108_077_600, 1_106_136_864, 208),
+    "RepViTM1_1": (8_802_912, 8_244_312, 1_339_242_240, 1_337_124_608, 192),
+    "RepViTM1_5": (14_644_432, 14_049_992, 2_276_968_192, 2_273_596_160, 336),
+    "RepViTM2_3": (23_688_792, 22_926_792, 4_521_490_880, 4_515_958_720, 432),
+    # deploy: all batch norms folded
+    "RepGhost050": (2_313_968, 2_302_956, 43_314_720, 43_314_720, 192),
+    "RepGhost058": (2_546_388, 2_533_576, 59_804_016, 59_804_016, 192),
+    "RepGhost080": (3_278_968, 3_261_420, 95_518_948, 95_518_948, 192),
+    "RepGhost100": (4_073_604, 4_051_648, 142_394_128, 142_394_128, 192),
+    "RepGhost111": (4_539_984, 4_515_684, 170_124_224, 170_124_224, 192),
+    "RepGhost130": (5_478_612, 5_450_052, 231_123_652, 231_123_652, 192),
+    "RepGhost150": (6_575_336, 6_542_368, 301_315_856, 301_315_856, 192),
+    "RepGhost200": (9_796_124, 9_752_212, 515_869_856, 515_869_856, 192),
 }
 
 
@@ -55,6 +76,34 @@ def test_profile_leaves_the_model_alone(tiny):
 @pytest.mark.parametrize("name", ["repvgg_a0", "RepVGG-A0", "REPVGGA0", "RepVGGA0", "rep.vgg.a0"])
 def test_look_up_ignores_case_and_separators(name):
     assert models.canonical_name(name) == "RepVGGA0"
+
+
+@pytest.mark.parametrize(
+    "name, arch", [("repvit_m0_9", "RepViTM0_9"), ("repghost_100", "RepGhost100")]
+)
+def test_other_spellings(name, arch):
+    assert models.canonical_name(name) == arch
+
+
+@pytest.mark.parametrize("deploy", [False, True])
+@pytest.mark.parametrize("arch", ["MobileOneS0", "RepViTM0_6", "RepGhost050"])
+def test_features_of_the_other_families(arch, deploy, images):
+    model = models.create(arch, 3, deploy=deploy)
+    model.eval()
+    maps = model.features(mge.Tensor(images))
+    assert tuple(m.shape[1] for m in maps) == model.num_features
+    assert tuple(64 // m.shape[2] for m in maps) == model.strides == (4, 8, 16, 32)
+    assert model(mge.Tensor(images[:, :, :40])).shape == (4, 3)
+
+
+def test_repvit_has_two_heads_in_training_and_their_mean_in_evaluation(images):
+    model = models.create("RepViTM0_6", 3)
+    outputs = model(mge.Tensor(images))
+    assert set(outputs) == {"main", "distilled"} and outputs["main"].shape == (4, 3)
+    model.eval()
+    pooled = mge.functional.mean(model.features(mge.Tensor(images))[-1], axis=(2, 3))
+    mean = (model.head(pooled).numpy() + model.head_dist(pooled).numpy()) / 2
+    np.testing.assert_allclose(model(mge.Tensor(images)).numpy(), mean, atol=1e-6)
 
 
 def test_an_unknown_name_lists_the_nearest():

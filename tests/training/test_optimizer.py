@@ -65,7 +65,7 @@ def test_auxiliary_losses_count_a_tenth():
     parts = {
         name: float(F.nn.cross_entropy(value, labels).numpy()) for name, value in logits.items()
     }
-    loss, main = losses.classification(logits, labels)
+    loss, main = losses.classification(logits, labels, auxiliary_weight=0.1)
     assert main is logits["main"]
     expected = parts["main"] + 0.1 * (parts["stage1_aux"] + parts["stage2_aux"])
     assert float(loss.numpy()) == pytest.approx(expected, rel=1e-6)

@@ -1,0 +1,210 @@
+"""RepViT: depthwise token mixers trained with a 1x1 and an identity branch, and residual MLPs.
+
+Source: Wang et al., RepViT: Revisiting Mobile CNN From ViT Perspective, CVPR 2024
+(arXiv 2307.09283); structure and names of the variants from the repository THU-MIG/RepViT.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import megengine as mge
+import megengine.functional as F
+import megengine.module as M
+
+from . import reparam
+from .layers import (
+    BatchNorm2d,
+    Conv2d,
+    ConvBN,
+    FusibleConvBN,
+    Linear,
+    SqueezeExcitation,
+    global_average_pool,
+)
+
+# rows: stride-1 blocks of each stage in which squeeze-and-excitation alternates
+VARIANTS = {
+    "RepViTM0_6": {"channels": (40, 80, 160, 320), "rows": (1, 1, 8, 1)},
+    "RepViTM0_9": {"channels": (48, 96, 192, 384), "rows": (2, 2, 14, 2)},
+    "RepViTM1_0": {"channels": (56, 112, 224, 448), "rows": (2, 2, 14, 2)},
+    "RepViTM1_1": {"channels": (64, 128, 256, 512), "rows": (2, 2, 12, 2)},
+    "RepViTM1_5": {"channels": (64, 128, 256, 512), "rows": (4, 4, 24, 4)},
+    "RepViTM2_3": {"channels": (80, 160, 320, 640), "rows": (6, 6, 34, 2)},
+}
+
+# Every kind of block alone, for verification.
+BLOCKS = {
+    "block": {"channels": 16},
+    "block, SE": {"channels": 16, "se": True},
+}
+DOWNSAMPLES = {"downsampling block": {"in_channels": 16, "out_channels": 32}}
+
+
+class RepVGGDW(M.Module):
+    """BN(BN(depthwise3x3(x)) + depthwise1x1(x) + x): [N, C, H, W] -> same.
+
+    The 1x1 convolution has a bias and no batch norm of its own. Deployed, it is one depthwise 3x3
+    convolution with bias.
+    """
+
+    def __init__(self, channels: int, deploy: bool = False):
+        super().__init__()
+        self.dense = self.pointwise = self.bn = self.reparam = None
+        if deploy:
+            self.reparam = Conv2d(channels, channels, 3, 1, 1, groups=channels)
+        else:
+            self.dense = ConvBN(channels, channels, 3, groups=channels)
+            self.pointwise = Conv2d(channels, channels, 1, groups=channels)
+            self.bn = BatchNorm2d(channels)
+
+    def forward(self, x: mge.Tensor) -> mge.Tensor:
+        if self.reparam is not None:
+            return self.reparam(x)
+        return self.bn(self.dense(x) + self.pointwise(x) + x)
+
+    def linear_map(self) -> reparam.LinearMap:
+        """The branches and the batch norm after them as one convolution."""
+        channels = self.pointwise.in_channels
+        branches = reparam.add(
+            self.dense.linear_map(),
+            reparam.convolution(self.pointwise),
+            reparam.identity(channels, groups=channels),
+        )
+        return reparam.batch_norm(branches, self.bn)
+
+    def fuse_in_place(self) -> None:
+        """Replace the branches by their one convolution; nothing happens in deploy form."""
+        if self.reparam is None:
+            self.reparam = reparam.to_conv2d(self.linear_map(), like=self.dense.conv)
+            self.dense = self.pointwise = self.bn = None
+
+
+class ChannelMixer(M.Module):
+    """x + conv1x1(GELU(conv1x1(x))), twice as wide between: [N, C, H, W] -> same."""
+
+    def __init__(self, channels: int, deploy: bool = False):
+        super().__init__()
+        self.expand = FusibleConvBN(channels, 2 * channels, 1, deploy=deploy)
+        self.project = FusibleConvBN(2 * channels, channels, 1, deploy=deploy)
+        if not deploy:
+            M.init.zeros_(self.project.bn.weight)  # the mixer starts as the identity
+
+    def forward(self, x: mge.Tensor) -> mge.Tensor:
+        return x + self.project(F.gelu(self.expand(x)))
+
+
+class RepViTBlock(M.Module):
+    """Token mixer, squeeze-and-excitation if `se`, channel mixer: [N, C, H, W] -> same."""
+
+    def __init__(self, channels: int, se: bool = False, deploy: bool = False):
+        super().__init__()
+        self.token = RepVGGDW(channels, deploy)
+        # a quarter of the channels, to a multiple of 8
+        hidden = max(8, (channels // 4 + 4) // 8 * 8)
+        self.se = SqueezeExcitation(channels, hidden) if se else None
+        self.channel = ChannelMixer(channels, deploy)
+
+    def forward(self, x: mge.Tensor) -> mge.Tensor:
+        x = self.token(x)
+        return self.channel(x if self.se is None else self.se(x))
+
+
+class Downsample(M.Module):
+    """Depthwise 3x3 of stride 2, 1x1, channel mixer: [N, I, H, W] -> [N, O, ceil(H/2), ...]."""
+
+    def __init__(self, in_channels: int, out_channels: int, deploy: bool = False):
+        super().__init__()
+        self.depthwise = FusibleConvBN(in_channels, in_channels, 3, 2, in_channels, deploy)
+        self.expand = FusibleConvBN(in_channels, out_channels, 1, deploy=deploy)
+        self.channel = ChannelMixer(out_channels, deploy)
+
+    def forward(self, x: mge.Tensor) -> mge.Tensor:
+        return self.channel(self.expand(self.depthwise(x)))
+
+
+class Head(M.Module):
+    """A batch norm and a linear classifier: [N, C] -> logits [N, num_classes]."""
+
+    def __init__(self, channels: int, num_classes: int):
+        super().__init__()
+        self.bn = M.BatchNorm1d(channels)
+        self.linear = Linear(channels, num_classes)
+
+    def forward(self, x: mge.Tensor) -> mge.Tensor:
+        return self.linear(self.bn(x))
+
+
+class RepViT(M.Module):
+    """A RepViT classifier: [N, 3, H, W] -> logits [N, num_classes], for any H and W.
+
+    It has two heads, the second for distillation. In training mode (train form) the output is a
+    dict of their logits, "main" and "distilled", whose losses are added; in evaluation mode it is
+    their mean. In deploy form they are one linear layer.
+
+    Args:
+        channels: of the four stages.
+        rows: number of blocks in the four stages; all but the last stage have one more.
+        num_classes: length of the logits.
+        deploy: build the fused form.
+
+    Attributes:
+        num_features: channels of the four maps that `features` returns.
+        strides: how many pixels of the input one step in each of these maps is.
+    """
+
+    strides = (4, 8, 16, 32)
+    auxiliary_weight = 1.0
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        rows: Sequence[int],
+        num_classes: int = 1000,
+        deploy: bool = False,
+    ):
+        super().__init__()
+        self.num_features, self.num_classes = tuple(channels), num_classes
+        first = channels[0]
+        self.stem1 = FusibleConvBN(3, first // 2, 3, 2, deploy=deploy)
+        self.stem2 = FusibleConvBN(first // 2, first, 3, 2, deploy=deploy)
+        for stage, (width, depth) in enumerate(zip(channels, rows, strict=True), 1):
+            blocks = []
+            if (
+                stage > 1
+            ):  # the block without SE that ends the stage before is the first of this one
+                before = channels[stage - 2]
+                blocks = [RepViTBlock(before, deploy=deploy), Downsample(before, width, deploy)]
+            blocks += [RepViTBlock(width, se=i % 2 == 0, deploy=deploy) for i in range(depth)]
+            setattr(self, f"stage{stage}", M.Sequential(*blocks))
+        self.head = self.head_dist = self.linear = None
+        if deploy:
+            self.linear = Linear(channels[-1], num_classes)
+        else:
+            self.head = Head(channels[-1], num_classes)
+            self.head_dist = Head(channels[-1], num_classes)
+
+    def features(self, x: mge.Tensor) -> list[mge.Tensor]:
+        """The maps of four stages, at strides 4, 8, 16 and 32, for use as a backbone."""
+        x = self.stem2(F.gelu(self.stem1(x)))
+        maps = []
+        for stage in (self.stage1, self.stage2, self.stage3, self.stage4):
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+    def forward(self, x: mge.Tensor) -> mge.Tensor | dict[str, mge.Tensor]:
+        x = global_average_pool(self.features(x)[-1])
+        if self.linear is not None:
+            return self.linear(x)
+        main, distilled = self.head(x), self.head_dist(x)
+        if self.training:
+            return {"main": main, "distilled": distilled}
+        return (main + distilled) / 2
+
+    def fuse_in_place(self) -> None:
+        """Make the two heads one linear layer; the blocks fuse themselves."""
+        if self.linear is None:
+            heads = [reparam.batch_norm_before(h.bn, h.linear) for h in (self.head, self.head_dist)]
+            self.linear = reparam.to_linear(reparam.mean(*heads), like=self.head.linear)
+            self.head = self.head_dist = None

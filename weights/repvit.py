@@ -1,0 +1,193 @@
+"""RepViT, the original (THU-MIG/RepViT) and timm's: RGB images, bicubic."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+from data.transforms import Preprocessing
+
+from .keymap import Rules, Source, Tensors, product
+
+_PREPROCESSING = Preprocessing(interpolation="bicubic")
+
+
+def _conv_bn(theirs: str, ours: str) -> Rules:
+    """A convolution with its batch norm, and what it is once fused."""
+    return (
+        (f"{theirs}.c.{{p}}", f"{ours}.conv.{{p}}"),
+        (f"{theirs}.bn.{{p}}", f"{ours}.bn.{{p}}"),
+        (f"{theirs}.weight", f"{ours}.reparam.weight"),
+        (f"{theirs}.bias", f"{ours}.reparam.bias"),
+    )
+
+
+def _token_mixer(theirs: str) -> Rules:
+    return (
+        (f"{theirs}.conv.c.{{p}}", "token.dense.conv.{p}"),
+        (f"{theirs}.conv.bn.{{p}}", "token.dense.bn.{p}"),
+        (f"{theirs}.conv1.weight", "token.pointwise.weight"),
+        (f"{theirs}.conv1.bias", "token.pointwise.bias"),
+        (f"{theirs}.conv1.c.{{p}}", "token.legacy.conv.{p}"),
+        (f"{theirs}.conv1.bn.{{p}}", "token.legacy.bn.{p}"),
+        (f"{theirs}.bn.{{p}}", "token.bn.{p}"),
+        (f"{theirs}.weight", "token.reparam.weight"),
+        (f"{theirs}.bias", "token.reparam.bias"),
+    )
+
+
+def _heads(main: str, distilled: str, fused: str) -> Rules:
+    return (
+        (f"{main}.bn.{{p}}", "head.bn.{p}"),
+        (f"{main}.l.{{p}}", "head.linear.{p}"),
+        (f"{distilled}.bn.{{p}}", "head_dist.bn.{p}"),
+        (f"{distilled}.l.{{p}}", "head_dist.linear.{p}"),
+        (f"{fused}.weight", "linear.weight"),
+        (f"{fused}.bias", "linear.bias"),
+    )
+
+
+def _complete(ours: Tensors) -> Tensors:
+    """What older and undistilled checkpoints lack, computing the same.
+
+    The legacy token mixer has a batch norm after its 1x1 convolution and none after the sum: the
+    first is folded, the second made to do nothing. A single head stands for both of two, whose mean
+    it then is.
+    """
+    ours = dict(ours)
+    eps = 1e-5
+    for key in [key for key in ours if key.endswith("token.legacy.conv.weight")]:
+        block = key.removesuffix("legacy.conv.weight")
+        statistics = ("weight", "bias", "running_mean", "running_var")
+        names = [f"{block}legacy.bn.{name}" for name in statistics]
+        if not set(names) <= ours.keys():
+            continue  # what is missing will be named
+        weight = ours.pop(key)
+        scale, shift, mean, var = (ours.pop(name).astype(np.float64) for name in names)
+        gain = scale / np.sqrt(var + eps)
+        ours[f"{block}pointwise.weight"] = weight * gain.reshape(-1, 1, 1, 1)
+        ours[f"{block}pointwise.bias"] = shift - mean * gain
+        ours[f"{block}bn.weight"] = np.full_like(gain, np.sqrt(1 + eps))
+        ours[f"{block}bn.bias"] = ours[f"{block}bn.running_mean"] = np.zeros_like(gain)
+        ours[f"{block}bn.running_var"] = np.ones_like(gain)
+    if not any(key.startswith("head_dist.") for key in ours):
+        for key in [key for key in ours if key.startswith("head.")]:
+            ours[key.replace("head.", "head_dist.", 1)] = ours[key]
+    return ours
+
+
+# ---------------------------------------------------------------- timm
+
+_TIMM_BLOCK = (
+    *_token_mixer("token_mixer"),
+    ("se.fc1.{p}", "se.down.{p}"),
+    ("se.fc2.{p}", "se.up.{p}"),
+    *_conv_bn("channel_mixer.conv1", "channel.expand"),
+    *_conv_bn("channel_mixer.conv2", "channel.project"),
+)
+
+TIMM = Source(
+    name="timm",
+    title="timm",
+    archs="RepViT*",
+    rules=(
+        *_conv_bn("stem.conv1", "stem1"),
+        *_conv_bn("stem.conv2", "stem2"),
+        *product(
+            (
+                ("stages.0.blocks.{i}.", "stage1.{i}."),
+                ("stages.{n-1}.blocks.{i}.", "stage{n}.{i+2}."),
+                ("stages.{n-1}.downsample.pre_block.", "stage{n}.0."),
+            ),
+            _TIMM_BLOCK,
+        ),
+        *product(
+            (("stages.{n-1}.downsample.", "stage{n}.1."),),
+            (
+                *_conv_bn("spatial_downsample", "depthwise"),
+                *_conv_bn("channel_downsample", "expand"),
+                *_conv_bn("ffn.conv1", "channel.expand"),
+                *_conv_bn("ffn.conv2", "channel.project"),
+            ),
+        ),
+        *_heads("head.head", "head.head_dist", "head"),
+    ),
+    preprocessing=_PREPROCESSING,
+    finish=_complete,
+)
+
+# ---------------------------------------------------------------- the original
+
+
+_ROW = re.compile(r"features\.(\d+)\.(.+)")
+
+
+def _into_stages(tensors: Tensors) -> Tensors:
+    """features.7.token_mixer... -> stages.2.1.token_mixer...: theirs counts through the stages.
+
+    A stage begins with the block before the one of stride 2, which has a second convolution in its
+    token mixer and becomes "down".
+    """
+    rows = {key: match for key in tensors if (match := _ROW.fullmatch(key)) is not None}
+    numbers = {int(row[1]) for row in rows.values()} - {0}
+    strided = {int(row[1]) for row in rows.values() if row[2].startswith("token_mixer.2.")}
+    place, stage, index = {}, 1, 0
+    for number in sorted(numbers):
+        if number + 1 in strided:
+            stage, index = stage + 1, 0
+        place[number] = (stage, index)
+        index += 1
+    renamed = {}
+    for key, tensor in tensors.items():
+        if key in rows and (number := int(rows[key][1])) in place:
+            rest = rows[key][2]
+            if number in strided:
+                rest = rest.replace("token_mixer.", "down.", 1)
+            key = "stages.{}.{}.{}".format(*place[number], rest)
+        renamed[key] = tensor
+    return renamed
+
+
+def _out_of_stages(tensors: Tensors) -> Tensors:
+    """The reverse of _into_stages."""
+    places = sorted(
+        {tuple(map(int, k.split(".")[1:3])) for k in tensors if k.startswith("stages.")}
+    )
+    numbers = {place: number for number, place in enumerate(places, 1)}
+    renamed = {}
+    for key, tensor in tensors.items():
+        if key.startswith("stages."):
+            _, stage, index, rest = key.split(".", 3)
+            rest = rest.replace("down.", "token_mixer.", 1) if rest.startswith("down.") else rest
+            key = f"features.{numbers[int(stage), int(index)]}.{rest}"
+        renamed[key] = tensor
+    return renamed
+
+
+THU = Source(
+    name="repvit",
+    title="THU-MIG/RepViT",
+    archs="RepViT*",
+    rules=(
+        *_conv_bn("features.0.0", "stem1"),
+        *_conv_bn("features.0.2", "stem2"),
+        *product(
+            (("stages.{n}.{i}.", "stage{n}.{i}."),),
+            (
+                *_conv_bn("down.0", "depthwise"),
+                *_conv_bn("down.2", "expand"),
+                *_token_mixer("token_mixer.0"),
+                ("token_mixer.1.fc1.{p}", "se.down.{p}"),
+                ("token_mixer.1.fc2.{p}", "se.up.{p}"),
+                *_conv_bn("channel_mixer.m.0", "channel.expand"),
+                *_conv_bn("channel_mixer.m.2", "channel.project"),
+            ),
+        ),
+        *_heads("classifier.classifier", "classifier.classifier_dist", "classifier"),
+    ),
+    preprocessing=_PREPROCESSING,
+    prepare=_into_stages,
+    finish=_complete,
+    restore=_out_of_stages,
+)
