@@ -10,7 +10,7 @@ PIP := env -u PYTHONPATH -u PYTHONHOME $(PYTHON) -m pip --disable-pip-version-ch
 
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: help demo test lint format verify bench clean
+.PHONY: help demo test lint format verify bench readme clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -43,6 +43,9 @@ verify: .venv/runtime ## prove that every architecture computes the same before 
 
 bench: .venv/runtime ## time a training step: MegEngine as it comes against this project
 	$(PYTHON) benchmark.py train
+
+readme: .venv/runtime ## write the README's table of networks from the code
+	PYTHONPATH=. $(PYTHON) scripts/readme_table.py
 
 clean: ## remove the virtual environment (checkpoints stay)
 	rm -rf .venv .python

@@ -75,4 +75,4 @@ def test_the_readme_table_is_what_the_networks_are():
     for name, (train, deploy, macs, deploy_macs, _) in TABLE.items():
         parameters = f"{train / 1e6:.2f} M → {deploy / 1e6:.2f} M"
         multiply_adds = f"{macs / 1e9:.2f} G → {deploy_macs / 1e9:.2f} G"
-        assert f"| {name} | {parameters} | {multiply_adds} |" in readme
+        assert f"| {name} | {parameters} | {multiply_adds} |" in readme, "run `make readme`"

@@ -50,6 +50,20 @@ _TIMM = {
     "repvgg_b3g4": (80.224, 95.100),
     "repvgg_d2se": (83.550, 96.666),
 }
+_APPLE = {"s0": 71.4, "s1": 75.9, "s2": 77.4, "s3": 78.1, "s4": 79.4}
+# best epoch of the raw network: 450 epochs of distillation where there were as many, else 300
+_REPVIT = {"m0_6": 74.1, "m0_9": 79.1, "m1_0": 80.3, "m1_1": 81.2, "m1_5": 82.5, "m2_3": 83.7}
+_TIMM_REPVIT = {"m0_9": 79.058, "m1_0": 80.430, "m1_1": 81.314, "m1_5": 82.520, "m2_3": 83.746}
+_REPGHOST = {  # the repository's own evaluation, top-1 and top-5, and top-1 as timm evaluates it
+    "050": (66.946, 86.928, 66.978),
+    "058": (68.944, 88.422, 68.938),
+    "080": (72.238, 90.486, 72.240),
+    "100": (74.218, 91.548, 74.208),
+    "111": (75.066, 92.186, 75.060),
+    "130": (76.374, 92.898, 76.378),
+    "150": (77.454, 93.500, 77.474),
+    "200": (78.806, 94.326, 78.802),
+}
 _BASECLS = {"repvgg_a0": (72.254, 90.494)}  # the only one reported anywhere
 
 PUBLISHED = (
@@ -86,6 +100,66 @@ PUBLISHED = (
             f"https://huggingface.co/timm/{name}.rvgg_in1k",
         )
         for name, figures in _TIMM.items()
+    ),
+    *(
+        Published(
+            "apple",
+            f"mobileone_{name}",
+            f"MobileOne{name.upper()}",
+            top1,
+            None,
+            "apple/ml-mobileone",
+            "https://github.com/apple/ml-mobileone",
+        )
+        for name, top1 in _APPLE.items()
+    ),
+    *(
+        Published(
+            "repvit",
+            f"repvit_{name}",
+            f"RepViT{name.upper()}",
+            top1,
+            None,
+            "THU-MIG/RepViT",
+            "https://github.com/THU-MIG/RepViT",
+        )
+        for name, top1 in _REPVIT.items()
+    ),
+    *(
+        Published(
+            "timm",
+            f"repvit_{name}",
+            f"RepViT{name.upper()}",
+            top1,
+            None,
+            "timm (crop 0.95)",
+            f"https://huggingface.co/timm/repvit_{name}.dist_450e_in1k",
+        )
+        for name, top1 in _TIMM_REPVIT.items()
+    ),
+    *(
+        Published(
+            "repghost",
+            f"repghostnet_{name}",
+            f"RepGhost{name}",
+            top1,
+            top5,
+            "ChengpengChen/RepGhost",
+            "https://github.com/ChengpengChen/RepGhost",
+        )
+        for name, (top1, top5, _) in _REPGHOST.items()
+    ),
+    *(
+        Published(
+            "timm",
+            f"repghostnet_{name}",
+            f"RepGhost{name}",
+            top1,
+            None,
+            "timm",
+            f"https://huggingface.co/timm/repghostnet_{name}.in1k",
+        )
+        for name, (_, _, top1) in _REPGHOST.items()
     ),
 )
 

@@ -1,0 +1,42 @@
+"""Writes the README's table of networks from the code: run as `make readme`."""
+
+import utils  # isort: skip  (before MegEngine: it sets the process environment)
+
+import models
+from models import init
+from weights import catalog
+
+BEGIN, END = "<!-- networks: made by `make readme` -->\n", "<!-- end of networks -->\n"
+README = utils.ROOT / "README.md"
+
+
+def table() -> str:
+    """The table in Markdown: sizes counted from the live Modules, accuracy as reported."""
+    lines = [
+        "| name | parameters | multiply-adds | reported top-1, % | by | checkpoints |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in models.list_models():
+        with init.uninitialized():
+            train, deploy = models.create(name), models.create(name, deploy=True)
+        before, after = models.profile(train), models.profile(deploy)
+        entries = [entry for entry in catalog.PUBLISHED if entry.arch == name]
+        own = next((e for e in entries if e.top1 and e.source not in ("timm", "basecls")), None)
+        sources = dict.fromkeys(entry.source for entry in entries)
+        lines.append(
+            f"| {name} | {before.parameters / 1e6:.2f} M → {after.parameters / 1e6:.2f} M "
+            f"| {before.macs / 1e9:.2f} G → {after.macs / 1e9:.2f} G "
+            f"| {own.top1 if own else '–'} | {own.reported_by if own else '–'} "
+            f"| {', '.join(sources)} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def with_table(readme: str) -> str:
+    """The README's text with the table in its place."""
+    head, _, rest = readme.partition(BEGIN)
+    return head + BEGIN + table() + END + rest.partition(END)[2]
+
+
+if __name__ == "__main__":
+    README.write_text(with_table(README.read_text()))
