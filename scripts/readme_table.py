@@ -26,7 +26,7 @@ def table() -> str:
         lines.append(
             f"| {name} | {before.parameters / 1e6:.2f} M → {after.parameters / 1e6:.2f} M "
             f"| {before.macs / 1e9:.2f} G → {after.macs / 1e9:.2f} G "
-            f"| {own.top1 if own else '–'} | {own.reported_by if own else '–'} "
+            f"| {own.top1 if own else '-'} | {own.reported_by if own else '-'} "
             f"| {', '.join(sources)} |"
         )
     return "\n".join(lines) + "\n"

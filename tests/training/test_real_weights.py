@@ -1,0 +1,37 @@
+"""Apple's trained MobileOne-S0 on real ImageNet validation images, where both are at hand."""
+
+import json
+import re
+import tarfile
+
+import pytest
+
+from tests.support import ROOT
+
+DATA = ROOT.parent / "shared" / "data"
+WEIGHTS, IMAGES = DATA / "mobileone_s0_deploy.npz", DATA / "imagenette.tar"
+
+
+@pytest.mark.skipif(
+    not (WEIGHTS.exists() and IMAGES.exists()), reason="needs ../shared/data, which is not here"
+)
+def test_the_published_accuracy_holds_on_a_sample(command, tmp_path):
+    """All 3,925 images give 73.02 / 91.67 %; every tenth of them, 304 and 365 right."""
+    with tarfile.open(IMAGES) as archive:
+        members = [m for m in archive.getmembers() if re.search(r"/val/.*JPEG$", m.name)]
+        sample = sorted(members, key=lambda member: member.name)[::10]
+        archive.extractall(tmp_path, sample)
+    saved = tmp_path / "s0.pkl"
+    arguments = ["--origin-dir", WEIGHTS, "--save-dir", saved, "--json"]
+    status, out, err = command("convert_pretrained_weight", *arguments)
+    assert status == 0, err
+    report = json.loads(out)
+    assert (report["arch"], report["form"]) == ("MobileOneS0", "deploy")
+    data = tmp_path / "imagenette"
+    arguments = ["--data", data, "--arch", "MobileOneS0", "--model", saved, "--deploy", "1"]
+    status, out, err = command("test", *arguments, "--crop-ratio", "1.0", "--json")
+    assert status == 0, err
+    result = json.loads(out)["results"][0]
+    assert result["total"] == 393
+    # another processor may round a close call the other way
+    assert abs(result["correct1"] - 304) <= 1 and abs(result["correct5"] - 365) <= 1
