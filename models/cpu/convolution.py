@@ -9,7 +9,6 @@ from __future__ import annotations
 from functools import cache
 from math import prod
 
-import megengine as mge
 import megengine.functional as F
 import numpy as np
 from megengine import Tensor
@@ -17,28 +16,21 @@ from megengine.autodiff import Function
 from megengine.core._imperative_rt.core2 import apply
 from megengine.core.ops.builtin import ConvolutionBackwardData
 
-Pair = tuple[int, int]
-Line = tuple[int, int, int, int]  # one spatial axis of a convolution: size, kernel, stride, padding
+from . import depthwise
+from .shared import Line, Pair, output_size, throttle
 
 # Maps of up to 8x8 positions go through _SmallConv: 3x3 on 8x8, 96 channels: 5.0 ms against 7.2.
 # Above, its transforms (dense in the positions) cost more than they save (16x16 stride 2: 8 ms, 6).
 SMALL_MAP = 64
 # Columns built at a time for the weight gradient of a large map.
 _COLUMN_FLOATS = 2 << 20
-# How far execution may lag behind, see _StockConv.throttle.
-_BACKLOG_FLOATS = 32 << 20
-
-
-def _output_size(line: Line) -> int:
-    size, kernel, stride, padding = line
-    return (size + 2 * padding - kernel) // stride + 1
 
 
 @cache
 def _taps(line: Line) -> dict[int, int]:
     """Tap -> the position it reads for output 0; taps that only ever see padding are left out."""
     size, kernel, stride, padding = line
-    reach = stride * _output_size(line)
+    reach = stride * output_size(line)
     firsts = {i: i - padding for i in range(kernel)}
     return {
         i: p for i, p in firsts.items() if any(0 <= q < size for q in range(p, p + reach, stride))
@@ -53,7 +45,7 @@ def _products(line: Line) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     B is [f, t, size], G [f, kernel], A [f, t, output].
     """
     size, kernel, stride, padding = line
-    out, taps = _output_size(line), _taps(line)
+    out, taps = output_size(line), _taps(line)
     if line == (2, 3, 1, 1):  # Karatsuba: 3 products for the 4 of two outputs from two inputs
         b = np.array([[1, 1], [0, 1], [1, 0]])[:, None]
         g = np.array([[0, 1, 0], [0, -1, 1], [1, -1, 0]])
@@ -108,7 +100,7 @@ class _SmallConv(_Conv):
         self.x_shape, self.weight = x.shape, weight
         self.v = self.spread(self.b, x)
         m = F.matmul(self.v, self.spread_weight(), transpose_b=True)  # [f, t * N, O]
-        size = _output_size(self.rows), _output_size(self.cols)
+        size = output_size(self.rows), output_size(self.cols)
         return self.join(self.a, m, (x.shape[0], prod(weight.shape[:-3]), *size))
 
     def backward(self, dy: Tensor) -> tuple[Tensor, Tensor]:
@@ -154,7 +146,7 @@ def _cut(x: Tensor, axis: int, start: int, stop: int, step: int = 1) -> Tensor:
 def _unfold(x: Tensor, axis: int, line: Line) -> Tensor:
     """Shifted copies side by side: [C, t, ..., size, ...] -> [C, kernel * t, ..., output, ...]."""
     size, kernel, stride, padding = line
-    reach = stride * (_output_size(line) - 1) + 1
+    reach = stride * (output_size(line) - 1) + 1
     # Zeros by concatenation: F.nn.pad takes 15x as long.
     counts = (padding, kernel - 1 - padding + reach - size)
     zeros = [F.zeros((*x.shape[:axis], max(n, 0), *x.shape[axis + 1 :])) for n in counts]
@@ -170,8 +162,6 @@ class _StockConv(_Conv):
     That becomes a matrix product with the columns (im2col) of a few samples at a time.
     """
 
-    backlog = 0
-
     def forward(self, x: Tensor, weight: Tensor) -> Tensor:
         self.x, self.weight = x, weight
         stride, padding = zip(self.rows[2:], self.cols[2:], strict=True)
@@ -183,7 +173,7 @@ class _StockConv(_Conv):
         group = (g,) if g > 1 else ()
         taps = self.rows[1] * self.cols[1]
         column = c * taps * dy.shape[2] * dy.shape[3]
-        self.throttle(8 * (self.x.size + dy.size) + 2 * min(n * column, _COLUMN_FLOATS))
+        throttle(8 * (self.x.size + dy.size) + 2 * min(n * column, _COLUMN_FLOATS))
         step = max(1, _COLUMN_FLOATS // column)
         dw = None
         for i in range(0, n, step):
@@ -210,18 +200,6 @@ class _StockConv(_Conv):
         )
         return apply(op, self.weight, dy, Tensor(self.x.shape, dtype="int32"))[0]
 
-    @classmethod
-    def throttle(cls, floats: int) -> None:
-        """Waits for execution whenever much has been queued.
-
-        MegEngine allocates when an operator is queued and frees once it has run. Without a limit
-        a step at 224 px, batch 4 peaks at 1.75 GB, with it at 0.8 (stock 1.3), for 2 % more time.
-        """
-        cls.backlog += floats
-        if cls.backlog > _BACKLOG_FLOATS:
-            cls.backlog = 0
-            mge._full_sync()
-
 
 def conv2d(
     x: Tensor,
@@ -237,7 +215,11 @@ def conv2d(
     rows, cols = zip(x.shape[2:], weight.shape[-2:], stride, padding, strict=True)
     if not (_taps(rows) and _taps(cols)):  # every window lies in the padding
         return F.conv2d(x, weight, None, stride, padding, 1, groups)
-    area = max(rows[0] * cols[0], _output_size(rows) * _output_size(cols))
+    if groups == x.shape[1] and prod(weight.shape[:-2]) == groups:
+        kind = depthwise.choose(rows, cols)
+        if kind is not None:
+            return kind(rows, cols)(x, weight)
+    area = max(rows[0] * cols[0], output_size(rows) * output_size(cols))
     # Products with few channels a group are slow: depthwise 3x3 on 4x4 takes 12 ms, stock 6.
     limit = SMALL_MAP if groups == 1 or weight.shape[-3] >= 8 else 4
     kind = _SmallConv if area <= limit else _StockConv

@@ -59,6 +59,20 @@ CASES = [
     (2, 6, 6, (15, 14), (3, 3), (1, 1), (1, 1), 6),
     (2, 6, 6, (21, 22), (3, 3), (2, 2), (1, 1), 6),
     (2, 6, 12, (14, 15), (7, 7), (1, 1), (3, 3), 6),
+    # depthwise
+    *(
+        (3, 6, 6, size, (kernel, kernel), (stride, stride), (kernel // 2, kernel // 2), 6)
+        for size in ((1, 1), (2, 2), (3, 2), (4, 4), (5, 3), (7, 8), (8, 8), (9, 12), (17, 33))
+        for kernel in (1, 3, 5, 7)
+        for stride in (1, 2)
+    ),
+    (2, 6, 6, (32, 15), (3, 5), (2, 3), (0, 1), 6),
+    (2, 6, 6, (14, 15), (5, 3), (3, 1), (4, 2), 6),
+    (2, 6, 6, (4, 3), (3, 2), (1, 2), (2, 0), 6),
+    (2, 6, 6, (14, 15), (3, 3), (1, 1), (3, 3), 6),  # padding beyond the kernel
+    (2, 6, 6, (13, 14), (2, 3), (3, 4), (0, 0), 6),  # rows and columns that nobody reads
+    (2, 6, 12, (4, 4), (3, 3), (1, 1), (1, 1), 6),
+    *((2, 1, 1, (4, 5), (k, k), (1, 1), (k // 2, k // 2), 1) for k in (1, 3)),  # one channel
 ]
 
 
@@ -235,9 +249,20 @@ def test_gradients_through_a_block(size):
 
 
 def train_and_hash(steps: int = 3) -> str:
-    """Trains three blocks (maps of 16, 4 and 2) with SGD; the hash of every parameter's bits."""
+    """Trains nine blocks (maps of 16, 4 and 2) with SGD; the hash of every parameter's bits."""
     rs = np.random.RandomState(4)
-    shapes = [(48, 3, 3, 3), (96, 48, 3, 3), (192, 96, 3, 3), (192, 192, 3, 3), (192, 192, 1, 1)]
+    blocks = [  # weight, stride, padding
+        ((48, 3, 3, 3), 2, 1),
+        ((48, 1, 1, 3, 3), 1, 1),
+        ((48, 1, 1, 1, 1), 1, 0),
+        ((96, 48, 3, 3), 4, 1),
+        ((96, 1, 1, 3, 3), 1, 1),
+        ((192, 96, 3, 3), 2, 1),
+        ((192, 1, 1, 3, 3), 1, 1),
+        ((192, 192, 3, 3), 1, 1),
+        ((192, 192, 1, 1), 1, 0),
+    ]
+    shapes = [shape for shape, _, _ in blocks]
     weights = [mge.Parameter(rs.randn(*s).astype(np.float32) * 0.05) for s in shapes]
     norms = [mge.Parameter(np.full((1, s[0], 1, 1), i, np.float32)) for s in shapes for i in (1, 0)]
     stats = [mge.Tensor(np.ones((1, s[0], 1, 1), np.float32)) for s in shapes for _ in range(2)]
@@ -246,18 +271,11 @@ def train_and_hash(steps: int = 3) -> str:
         SGD(weights + norms, lr=0.1, momentum=0.9, nesterov=True),
     )
     x = mge.Tensor(rs.randn(16, 3, 32, 32).astype(np.float32))
-    geometry = [
-        ((2, 2), (1, 1)),
-        ((4, 4), (1, 1)),
-        ((2, 2), (1, 1)),
-        ((1, 1), (1, 1)),
-        ((1, 1), (0, 0)),
-    ]
     for _ in range(steps):
         with gm:
             y = x
-            for i, (w, (stride, padding)) in enumerate(zip(weights, geometry, strict=True)):
-                y = cpu.conv2d(y, w, stride, padding)
+            for i, (w, (shape, s, p)) in enumerate(zip(weights, blocks, strict=True)):
+                y = cpu.conv2d(y, w, (s, s), (p, p), shape[0] if len(shape) == 5 else 1)
                 y = cpu.relu(
                     cpu.batch_norm(y, *norms[2 * i : 2 * i + 2], *stats[2 * i : 2 * i + 2])
                 )
