@@ -172,7 +172,6 @@ def main(argv: list[str] | None = None) -> int:
     if args.list:
         show_list(args.json)
         return 0
-    utils.return_freed_memory()
     path = catalog.locate(args.origin_dir)
     error = prove(path, args)
     found, report = read(path, args)
@@ -222,4 +221,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    utils.return_freed_memory()
     utils.run(main)

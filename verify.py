@@ -21,7 +21,7 @@ from models import equivalence
 from training import checkpoint
 
 # one of each structural kind: dense, grouped, SE before the ReLU, SE after it, several branches,
-# depthwise with SE
+# depthwise with SE, a batch norm after the sum and two heads, ghost modules
 DEFAULT_ARCHS = [
     "RepVGGA0",
     "RepVGGB1g4",
@@ -29,6 +29,8 @@ DEFAULT_ARCHS = [
     "RepVGGplusL2pse",
     "MobileOneS0",
     "MobileOneS4",
+    "RepViTM0_6",
+    "RepGhost050",
 ]
 BATCH = 8
 

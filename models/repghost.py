@@ -21,6 +21,7 @@ from .layers import (
     relu,
     round_channels,
 )
+from .staged import StagedClassifier
 
 VARIANTS = {
     "RepGhost050": {"width": 0.5},
@@ -159,20 +160,15 @@ class Bottleneck(M.Module):
         return self.ghost2(y) + (x if self.shortcut is None else self.shortcut(x))
 
 
-class RepGhost(M.Module):
+class RepGhost(StagedClassifier):
     """A RepGhost classifier: [N, 3, H, W] -> logits [N, num_classes], for any H and W.
 
     Args:
         width: multiplier of all channels.
         num_classes: length of the logits.
         deploy: build the fused form.
-
-    Attributes:
-        num_features: channels of the four maps that `features` returns.
-        strides: how many pixels of the input one step in each of these maps is.
     """
 
-    strides = (4, 8, 16, 32)
     dropout = 0.2
 
     def __init__(self, width: float, num_classes: int = 1000, deploy: bool = False):
@@ -199,14 +195,9 @@ class RepGhost(M.Module):
         self.drop = M.Dropout(self.dropout)
         self.linear = Linear(1280, num_classes)
 
-    def features(self, x: mge.Tensor) -> list[mge.Tensor]:
-        """The maps of four stages, at strides 4, 8, 16 and 32, for use as a backbone."""
-        x = self.stage0(relu(self.stem(x)))
-        maps = []
-        for stage in (self.stage1, self.stage2, self.stage3, self.stage4):
-            x = stage(x)
-            maps.append(x)
-        return maps
+    def before_stages(self, x: mge.Tensor) -> mge.Tensor:
+        """The stem and the blocks of its stride."""
+        return self.stage0(relu(self.stem(x)))
 
     def forward(self, x: mge.Tensor) -> mge.Tensor:
         x = relu(self.last(self.features(x)[-1]))

@@ -22,6 +22,7 @@ from .layers import (
     SqueezeExcitation,
     global_average_pool,
 )
+from .staged import StagedClassifier
 
 # rows: stride-1 blocks of each stage in which squeeze-and-excitation alternates
 VARIANTS = {
@@ -135,7 +136,7 @@ class Head(M.Module):
         return self.linear(self.bn(x))
 
 
-class RepViT(M.Module):
+class RepViT(StagedClassifier):
     """A RepViT classifier: [N, 3, H, W] -> logits [N, num_classes], for any H and W.
 
     It has two heads, the second for distillation. In training mode (train form) the output is a
@@ -147,13 +148,8 @@ class RepViT(M.Module):
         rows: number of blocks in the four stages; all but the last stage have one more.
         num_classes: length of the logits.
         deploy: build the fused form.
-
-    Attributes:
-        num_features: channels of the four maps that `features` returns.
-        strides: how many pixels of the input one step in each of these maps is.
     """
 
-    strides = (4, 8, 16, 32)
     auxiliary_weight = 1.0
 
     def __init__(
@@ -184,14 +180,9 @@ class RepViT(M.Module):
             self.head = Head(channels[-1], num_classes)
             self.head_dist = Head(channels[-1], num_classes)
 
-    def features(self, x: mge.Tensor) -> list[mge.Tensor]:
-        """The maps of four stages, at strides 4, 8, 16 and 32, for use as a backbone."""
-        x = self.stem2(F.gelu(self.stem1(x)))
-        maps = []
-        for stage in (self.stage1, self.stage2, self.stage3, self.stage4):
-            x = stage(x)
-            maps.append(x)
-        return maps
+    def before_stages(self, x: mge.Tensor) -> mge.Tensor:
+        """The stem."""
+        return self.stem2(F.gelu(self.stem1(x)))
 
     def forward(self, x: mge.Tensor) -> mge.Tensor | dict[str, mge.Tensor]:
         x = global_average_pool(self.features(x)[-1])

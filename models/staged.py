@@ -11,7 +11,8 @@ from .layers import global_average_pool
 class StagedClassifier(M.Module):
     """Classifies by the mean of the last map: [N, 3, H, W] -> logits [N, num_classes], any H and W.
 
-    Subclasses make `stage0` to `stage4` and `linear`, and set `num_features` and `num_classes`.
+    Subclasses make `stage0` to `stage4` and `linear`, set `num_features` and `num_classes`, and
+    override what is different.
 
     Attributes:
         num_features: channels of the four maps that `features` returns.
@@ -22,12 +23,16 @@ class StagedClassifier(M.Module):
 
     def features(self, x: mge.Tensor) -> list[mge.Tensor]:
         """The maps after stages 1 to 4, at strides 4, 8, 16 and 32, for use as a backbone."""
-        x = self.stage0(x)
+        x = self.before_stages(x)
         maps = []
         for stage in (self.stage1, self.stage2, self.stage3, self.stage4):
             x = stage(x)
             maps.append(x)
         return maps
+
+    def before_stages(self, x: mge.Tensor) -> mge.Tensor:
+        """What comes before stage 1."""
+        return self.stage0(x)
 
     def forward(self, x: mge.Tensor) -> mge.Tensor:
         return self.linear(global_average_pool(self.features(x)[-1]))

@@ -8,9 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from utils import UserError
-
-from . import torch_file
+from . import torch_file, unpickle
 
 # Where checkpoints keep the weights beside other things; averaged weights are the ones evaluated.
 _NESTED = ("state_dict_ema", "model_ema", "state_dict", "model")
@@ -49,28 +47,12 @@ def _is_array(value: Any) -> bool:
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no dict)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{path} is truncated or not a safetensors file of float tensors ({error}); "
-            "give a file that was saved completely"
-        ) from None
+    with unpickle.reading(path), safe_open(path, framework="numpy") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no dict)
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {key: archive[key] for key in archive.files}
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
-    except Exception as error:  # a broken zip can raise almost anything
-        raise UserError(
-            f"{path} is truncated or not an .npz file of arrays ({error}); "
-            "give a file that was saved completely"
-        ) from None
+    with unpickle.reading(path), np.load(path, allow_pickle=False) as archive:
+        return {key: archive[key] for key in archive.files}

@@ -348,9 +348,9 @@ def test_the_published_weights_are_listed(command):
 
 
 MEASURE = """
-import sys
-import convert_pretrained_weight
-convert_pretrained_weight.main(sys.argv[1:])
+import contextlib, runpy
+with contextlib.suppress(SystemExit):
+    runpy.run_path("convert_pretrained_weight.py", run_name="__main__")
 status = open("/proc/self/status").read()
 print("peak", int(status.split("VmHWM:")[1].split()[0]) * 1024)
 """
