@@ -37,7 +37,8 @@ def randomize(model: M.Module, example: np.ndarray, seed: int = 0) -> None:
     that variances are small enough for a forgotten epsilon to show; the running statistics are
     those of the random network itself on `example` [N, C, H, W], then moved away from them, just so
     far that an error in any layer still shows in the logits and rounding errors do not: measured on
-    the 48 layers of RepVGGD2se, a mean dropped in stage 1 moves the logits by 5 %, float32 by 1e-6.
+    the 28 layers of RepVGGB1g4, a mean dropped in stage 1 moves the logits by 1 %, an epsilon by
+    2e-4, float32 by less than 1e-6.
     """
     rng = np.random.default_rng(seed)
 
@@ -71,7 +72,7 @@ def randomize(model: M.Module, example: np.ndarray, seed: int = 0) -> None:
         variance = bn.running_var.numpy()
         shift = 0.3 * np.sqrt(variance) * rng.standard_normal(variance.shape)
         bn.running_mean[...] = (bn.running_mean.numpy() + shift).astype(np.float32)
-        bn.running_var[...] = (variance * rng.uniform(0.5, 2.5, variance.shape)).astype(np.float32)
+        bn.running_var[...] = (variance * rng.uniform(0.5, 3, variance.shape)).astype(np.float32)
     model.train(training)
 
 
