@@ -26,8 +26,7 @@ class RunFolder:
         self.path = path
         try:
             path.mkdir(parents=True, exist_ok=True)
-            with open(path / "log.txt", "a"):
-                pass
+            (path / "log.txt").touch()
         except OSError as error:
             raise UserError(
                 f"cannot write to the output folder {path}: {error.strerror}; give another --save"
