@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import utils  # isort: skip  (before MegEngine: it sets the process environment)
@@ -20,7 +21,8 @@ from tqdm import tqdm
 import models
 from data import datasets
 from data.loader import Loader
-from training import checkpoint
+from training import checkpoint, launch
+from training.distributed import Workers
 from training.evaluation import Score, evaluate
 
 EXAMPLES = """\
@@ -90,6 +92,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         action="store_true",
         help="leave corrupt images out, with a count, instead of stopping",
     )
+    how.add_argument(
+        "--ngpus",
+        type=count,
+        default=1,
+        metavar="N",
+        help="GPUs of this host, or CPU workers where there is none, that share the images",
+    )
     output = parser.add_argument_group("output")
     output.add_argument(
         "--print-freq",
@@ -113,7 +122,12 @@ def find_model() -> Path:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    say = (lambda *_: None) if args.json else print
+    return launch.run(partial(run, args), args.ngpus)
+
+
+def run(args: argparse.Namespace, workers: Workers) -> int:
+    """Test as one of `workers`; returns the exit status."""
+    say = print if workers.rank == 0 and not args.json else lambda *_: None
     path = Path(args.model) if args.model else find_model()
     if not args.model:
         say(f"testing the newest checkpoint, {path}")
@@ -131,10 +145,18 @@ def main(argv: list[str] | None = None) -> int:
     preprocessing = replace(
         found.preprocessing, **{name: value for name, value in changes.items() if value is not None}
     )
-    loader = Loader(dataset, preprocessing, args.val_batch_size, args.workers, args.skip_bad_images)
+    loader = Loader(
+        dataset,
+        preprocessing,
+        args.val_batch_size,
+        args.workers,
+        args.skip_bad_images,
+        workers.rank,
+        workers.size,
+    )
 
     def test(network: M.Module, form: str) -> dict:
-        score = _evaluate(network, loader, form, args.print_freq, say)
+        score = _evaluate(network, loader, form, args.print_freq, say).over_all(workers)
         say(
             f"{model.arch}, {form} form: top-1 {score.top1:.2f} % ({score.correct1} of "
             f"{score.total}), top-5 {score.top5:.2f} %"
@@ -147,20 +169,24 @@ def main(argv: list[str] | None = None) -> int:
         deployed = models.to_deploy(model)
         result["results"].append(test(deployed, "deploy"))
         target = path.with_name(f"{path.stem.removesuffix('-deploy')}-deploy.pkl")
-        checkpoint.save(checkpoint.of_model(deployed, found.preprocessing, found.classes), target)
+        if workers.rank == 0:
+            contents = checkpoint.of_model(deployed, found.preprocessing, found.classes)
+            checkpoint.save(contents, target)
         result["saved"] = str(target)
         say(f"saved the deploy form: {target}")
-    if loader.skipped:
-        result["skipped"] = len(loader.skipped)
-        say(f"{len(loader.skipped)} bad images were skipped")
-    if args.json:
+    skipped = int(workers.gather([len(loader.skipped)]).sum())
+    if skipped:
+        result["skipped"] = skipped
+        say(f"{skipped} bad images were skipped")
+    if args.json and workers.rank == 0:
         print(json.dumps(result, indent=2))
     return 0
 
 
 def _evaluate(model: M.Module, loader: Loader, form: str, print_freq: int, say) -> Score:
     batches = 0
-    with tqdm(total=len(loader.dataset), desc=form, unit="image", leave=False, disable=None) as bar:
+    total = len(loader.dataset) // loader.world
+    with tqdm(total=total, desc=form, unit="image", leave=False, disable=None) as bar:
 
         def show(score: Score) -> None:
             nonlocal batches

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import utils  # isort: skip  (before MegEngine: it sets the process environment)
@@ -21,7 +22,8 @@ import models
 from data import datasets
 from data.loader import Loader
 from data.transforms import Preprocessing
-from training import checkpoint
+from training import checkpoint, launch
+from training.distributed import Workers
 from training.loop import Interrupted, Settings, Trainer
 from training.run_folder import RunFolder
 from weights import catalog
@@ -159,7 +161,6 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         metavar="IMAGES",
         help="images at once in validation",
     )
-    run.add_argument("--ngpus", type=count, default=1, metavar="N", help="GPUs, or CPU workers")
     run.add_argument(
         "--workers",
         type=count,
@@ -167,7 +168,40 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         metavar="N",
         help="threads that decode and transform images",
     )
+
+    together = parser.add_argument_group("several processes")
+    together.add_argument(
+        "--ngpus",
+        type=count,
+        default=1,
+        metavar="N",
+        help="GPUs of this host; without a GPU, CPU workers, which MPI joins. Each batch is shared "
+        "among them. Within an mpiexec of your own its processes are the workers",
+    )
+    together.add_argument(
+        "--sync-bn",
+        action="store_true",
+        help="batch-norm statistics over the images of all workers, not over each one's own",
+    )
+    together.add_argument(
+        "--world-size", type=count, default=1, metavar="HOSTS", help="hosts with --ngpus GPUs each"
+    )
+    together.add_argument(
+        "--rank",
+        type=utils.number(int, 0),
+        default=0,
+        metavar="HOST",
+        help="number of this host, from 0",
+    )
+    together.add_argument(
+        "--dist-addr", default="localhost", metavar="ADDRESS", help="of host 0, for the others"
+    )
+    together.add_argument(
+        "--dist-port", type=utils.number(int, 1, 65535), default=23456, metavar="PORT", help="there"
+    )
     args = parser.parse_args(argv)
+    if args.rank >= args.world_size:
+        parser.error(f"--rank {args.rank} is not below --world-size {args.world_size}")
     for name, value in (DIGITS if args.data is None else FOLDER).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
@@ -213,6 +247,18 @@ def locate_run(args: argparse.Namespace) -> tuple[Path, Path | None]:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
+    return launch.run(
+        partial(train, args),
+        args.ngpus,
+        args.world_size,
+        args.rank,
+        args.dist_addr,
+        args.dist_port,
+    )
+
+
+def train(args: argparse.Namespace, workers: Workers) -> int:
+    """Train as one of `workers`; returns the exit status."""
     train_set, val_set = open_data(args.data)
     folder, resume_from = locate_run(args)
     num_classes = len(train_set.classes)
@@ -231,7 +277,7 @@ def main(argv: list[str] | None = None) -> int:
     if found is not None:
         preprocessing = found.preprocessing  # the weights expect this colour order
     preprocessing = replace(preprocessing, size=args.size, crop_ratio=args.crop_ratio)
-    folder = RunFolder(folder)
+    folder = RunFolder(folder, silent=workers.rank > 0)
     lr = args.lr * args.batch_size / 256
     settings = Settings(
         epochs=args.epochs,
@@ -244,15 +290,22 @@ def main(argv: list[str] | None = None) -> int:
         label_smoothing=args.label_smoothing,
         warmup_epochs=args.warmup_epochs,
         seed=args.seed,
+        sync_bn=args.sync_bn,
         freeze=args.freeze,
     )
     loaders = [
-        Loader(dataset, preprocessing, batch, args.workers, args.skip_bad_images)
+        Loader(
+            dataset,
+            preprocessing,
+            batch,
+            args.workers,
+            args.skip_bad_images,
+            workers.rank,
+            workers.size,
+        )
         for dataset, batch in ((train_set, args.batch_size), (val_set, args.val_batch_size))
     ]
-    trainer = Trainer(model, settings, *loaders, folder, args.print_freq, args.save_freq)
-    if args.ngpus > 1:
-        folder.log(f"warning: --ngpus {args.ngpus} is not supported yet; training in one process")
+    trainer = Trainer(model, settings, *loaders, folder, args.print_freq, args.save_freq, workers)
     if resume_from is not None:
         trainer.resume(found)
         folder.log(f"resuming {resume_from} after step {trainer.step} of {trainer.total_steps}")
@@ -270,6 +323,7 @@ def main(argv: list[str] | None = None) -> int:
         f"images, {num_classes} classes, {args.size} px; {args.epochs} epochs of "
         f"{trainer.steps_per_epoch} steps of {args.batch_size} images; learning rate {lr:g} "
         f"(--lr {args.lr:g} x {args.batch_size}/256)"
+        + (f"; {workers.size} workers" if workers.size > 1 else "")
     )
     try:
         trainer.fit()
@@ -279,7 +333,7 @@ def main(argv: list[str] | None = None) -> int:
             f"go on with the same command and --resume {folder.latest}"
         )
         return 128 + interrupted.signal
-    skipped = sum(len(loader.skipped) for loader in loaders)
+    skipped = int(workers.gather([sum(len(loader.skipped) for loader in loaders)]).sum())
     if skipped:
         folder.log(f"{skipped} bad images were skipped")
     best = max(trainer.history, key=lambda row: row["val_top1"])

@@ -22,16 +22,14 @@ ROOT = Path(__file__).resolve().parent
 # ---------------------------------------------------------------- the process environment
 
 
-def _has_gpu() -> bool:
+def gpu_count() -> int:
+    """Number of GPUs that CUDA's driver sees; MegEngine tells it too, but prints lines."""
+    count = ctypes.c_int(0)
     with suppress(OSError):
-        count = ctypes.c_int(0)
         cuda = ctypes.CDLL("libcuda.so.1")
-        return (
-            cuda.cuInit(0) == 0
-            and cuda.cuDeviceGetCount(ctypes.byref(count)) == 0
-            and count.value > 0
-        )
-    return False
+        if cuda.cuInit(0) == 0 and cuda.cuDeviceGetCount(ctypes.byref(count)) == 0:
+            return count.value
+    return 0
 
 
 def _is_amd() -> bool:
@@ -51,7 +49,7 @@ def set_process_environment() -> None:
     """
     if _is_amd():
         os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
-    if not _has_gpu():
+    if gpu_count() == 0:
         os.environ.setdefault("MGE_DEFAULT_DEVICE", "cpu0")
     os.environ.setdefault("MGE_FASTRUN_CACHE_TYPE", "MEMORY")
     os.environ.setdefault("MPLCONFIGDIR", str(Path(sys.prefix) / "matplotlib"))
@@ -125,7 +123,7 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefa
         super().__init__(prog, max_help_position=28, width=100)
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if action.default in (None, False, argparse.SUPPRESS):
+        if any(action.default is nothing for nothing in (None, False, argparse.SUPPRESS)):
             return action.help  # "(default: None)" says nothing
         return super()._get_help_string(action)
 

@@ -22,6 +22,7 @@ class Loader:
         dataset, preprocessing: what to load and how.
         batch_size: images a batch.
         workers: threads that decode and transform.
+        rank, world: which part of each batch, and of the evaluation's images, this process takes.
         skip_bad: leave broken images out, counting them in `skipped`, instead of raising
             BadImageError. A batch is then smaller by as many, and may be empty.
     """
@@ -33,7 +34,10 @@ class Loader:
         batch_size: int,
         workers: int = 2,
         skip_bad: bool = False,
+        rank: int = 0,
+        world: int = 1,
     ):
+        self.rank, self.world = rank, world
         self.dataset = dataset
         self.preprocessing = preprocessing
         self.batch_size = batch_size
@@ -43,7 +47,7 @@ class Loader:
 
     def evaluation(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Every image exactly once, in order; the last batch may be shorter."""
-        indices = np.arange(len(self.dataset))
+        indices = self._part(np.arange(len(self.dataset)))
         starts = range(0, len(indices), self.batch_size)
         batches = [indices[start : start + self.batch_size] for start in starts]
         return self._load(
@@ -59,12 +63,17 @@ class Loader:
         order = np.random.default_rng((seed, epoch)).permutation(len(self.dataset))
         count = len(order) // self.batch_size
         batches = order[: count * self.batch_size].reshape(count, self.batch_size)[skip:]
+        batches = [self._part(batch) for batch in batches]
 
         def augmented(index: int) -> np.ndarray:
             rng = np.random.default_rng((seed, epoch, index))
             return self.dataset.augment(self.dataset.image(index), rng, self.preprocessing)
 
         return self._load(batches, augmented)
+
+    def _part(self, indices: np.ndarray) -> np.ndarray:
+        count = len(indices)
+        return indices[count * self.rank // self.world : count * (self.rank + 1) // self.world]
 
     def _load(self, batches: list, transform: Callable) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         def sample(index: int) -> np.ndarray | None:

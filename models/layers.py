@@ -33,14 +33,37 @@ class Conv2d(M.Conv2d):
             M.init.zeros_(self.bias)
 
 
-class BatchNorm2d(M.BatchNorm2d):
-    """MegEngine's batch norm (eps 1e-5, momentum 0.9 of the old value: PyTorch's 0.1), likewise."""
+class _BatchNorm:
+    """What the batch norms below add to MegEngine's (eps 1e-5, momentum 0.9 of the old value:
+    PyTorch's 0.1): training by the operators in cpu/ where there is no GPU, and `all_reduce`, a
+    function that sums a tensor over several processes, for statistics over all of them."""
+
+    all_reduce: Callable[[mge.Tensor], mge.Tensor] | None = None
 
     def forward(self, inp: mge.Tensor) -> mge.Tensor:
-        if not (self.training and cpu.is_used()) or self.freeze:
+        if not self.training or self.freeze or not (cpu.is_used() or self.all_reduce):
             return super().forward(inp)
-        statistics = (self.running_mean, self.running_var)
-        return cpu.batch_norm(inp, self.weight, self.bias, *statistics, self.momentum, self.eps)
+        if not cpu.is_used():
+            arguments = (self.running_mean, self.running_var, self.weight, self.bias)
+            return F.nn.sync_batch_norm(inp, *arguments, True, self.momentum, self.eps)
+        return cpu.batch_norm(
+            inp,
+            self.weight,
+            self.bias,
+            self.running_mean,
+            self.running_var,
+            self.momentum,
+            self.eps,
+            self.all_reduce,
+        )
+
+
+class BatchNorm1d(_BatchNorm, M.BatchNorm1d):
+    """Of [N, C]."""
+
+
+class BatchNorm2d(_BatchNorm, M.BatchNorm2d):
+    """Of [N, C, H, W]."""
 
 
 class ConvBN(M.Module):

@@ -14,6 +14,7 @@ import megengine.module as M
 
 from . import reparam
 from .layers import (
+    BatchNorm1d,
     BatchNorm2d,
     Conv2d,
     ConvBN,
@@ -129,7 +130,7 @@ class Head(M.Module):
 
     def __init__(self, channels: int, num_classes: int):
         super().__init__()
-        self.bn = M.BatchNorm1d(channels)
+        self.bn = BatchNorm1d(channels)
         self.linear = Linear(channels, num_classes)
 
     def forward(self, x: mge.Tensor) -> mge.Tensor:

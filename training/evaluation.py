@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import megengine as mge
 import megengine.functional as F
 import megengine.module as M
 import numpy as np
+
+from .distributed import Workers
 
 
 @dataclass
@@ -28,6 +30,14 @@ class Score:
         self.correct1 += int(hits[:, 0].sum())
         self.correct5 += int(hits.any(axis=1).sum())
         self.loss += loss * len(labels)
+
+    def __add__(self, other: Score) -> Score:
+        return Score(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    def over_all(self, workers: Workers) -> Score:
+        """The sum of the scores of all workers."""
+        total, correct1, correct5, loss = workers.gather(astuple(self)).sum(axis=0).tolist()
+        return Score(int(total), int(correct1), int(correct5), loss)
 
     @property
     def top1(self) -> float:

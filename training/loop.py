@@ -23,7 +23,7 @@ import models
 from data.loader import Loader
 from utils import UserError
 
-from . import checkpoint, losses, optimizer, schedule
+from . import checkpoint, distributed, losses, optimizer, schedule
 from .evaluation import Score, evaluate
 from .run_folder import RunFolder, versions
 
@@ -42,6 +42,7 @@ class Settings:
     label_smoothing: float = 0.0
     warmup_epochs: float = 0.0
     seed: int = 0
+    sync_bn: bool = False  # batch-norm statistics over all workers instead of each one's images
     freeze: bool = False  # the classifier alone learns; the batch norms keep their statistics
 
 
@@ -62,6 +63,8 @@ class Trainer:
         folder: where results and checkpoints go.
         print_freq: steps between log lines.
         save_freq: steps between saves beside the one after every epoch; 0 for none.
+        workers: the processes that share each batch; the network, and all else that is kept,
+            is the same in all of them after every step.
     """
 
     def __init__(
@@ -73,7 +76,9 @@ class Trainer:
         folder: RunFolder,
         print_freq: int = 20,
         save_freq: int = 0,
+        workers: distributed.Workers | None = None,
     ):
+        self.workers = workers or distributed.Workers()
         if settings.batch_size > len(train.dataset):
             raise UserError(
                 f"the batch of {settings.batch_size} is larger than the {len(train.dataset)} "
@@ -85,11 +90,19 @@ class Trainer:
         self.print_freq, self.save_freq = print_freq, save_freq
         self.steps_per_epoch = len(train.dataset) // settings.batch_size
         self.total_steps = settings.epochs * self.steps_per_epoch
+        if settings.batch_size < self.workers.size:
+            raise UserError(
+                f"the batch of {settings.batch_size} has less than one image for each of the "
+                f"{self.workers.size} workers; use --batch-size {self.workers.size} or more"
+            )
+        if settings.sync_bn:
+            distributed.synchronize_batch_norms(model, self.workers)
+        self.workers.broadcast([*model.parameters(), *model.buffers()])
         names = {name for name, _ in model.named_parameters()}
         if settings.freeze:
             names = set(models.head_names(model))
-        learnt = {name: p for name, p in model.named_parameters() if name in names}
-        self.grad_manager = GradManager().attach(learnt.values())
+        self.learnt = [p for name, p in model.named_parameters() if name in names]
+        self.grad_manager = GradManager().attach(self.learnt)
         self.optimizer = optimizer.sgd(
             model,
             settings.lr,
@@ -108,7 +121,10 @@ class Trainer:
     # ---------------------------------------------------------------- state
 
     def save(self) -> None:
-        """Write latest.pkl; refuses to replace it by weights that are not finite."""
+        """Write latest.pkl; refuses to replace it by weights that are not finite.
+
+        All workers must call it.
+        """
         self._look_at_pending()
         if not all(np.isfinite(p.numpy()).all() for p in self.model.parameters()):
             raise self._not_finite("weight", self.step)
@@ -126,7 +142,8 @@ class Trainer:
                 "versions": versions(),
             },
         )
-        checkpoint.save(contents, self.folder.latest)
+        if self.workers.rank == 0:
+            checkpoint.save(contents, self.folder.latest)
 
     def resume(self, found: checkpoint.Checkpoint) -> None:
         """Go on where `found` (a latest.pkl whose weights the model already has) was saved.
@@ -179,18 +196,15 @@ class Trainer:
             while True:
                 if self.step == (len(self.history) + 1) * self.steps_per_epoch:
                     self._end_epoch()
-                    if self._stop_signal is not None:
-                        self._leave()
                 if self.step >= self.total_steps:
                     return
                 epoch, done = divmod(self.step, self.steps_per_epoch)
                 for images, labels in self.train.training(self.settings.seed, epoch, skip=done):
-                    self._train_step(images, labels)
+                    counts = self._counts_or_leave(len(labels))
+                    self._train_step(images, labels, counts)
                     bar.update()
                     if self.step % self.print_freq == 0:
                         self._show(bar)
-                    if self._stop_signal is not None:
-                        self._leave()
                     if self.save_freq and self.step % self.save_freq == 0:
                         self.save()
 
@@ -199,9 +213,18 @@ class Trainer:
         warmup = round(self.settings.warmup_epochs * self.steps_per_epoch)
         return schedule.cosine(step, self.total_steps, warmup, self.settings.lr)
 
-    def _train_step(self, images: np.ndarray, labels: np.ndarray) -> None:
-        if len(labels):  # none are left when every image of the batch was bad
-            mge.random.seed(hash((self.settings.seed, self.step)) % 2**31)
+    def _counts_or_leave(self, count: int) -> np.ndarray:
+        """How many images each worker has for the next step; leaves when one was told to."""
+        stops, counts = self.workers.gather((self._stop_signal or 0, count)).T
+        if stops.any():
+            self._leave(int(stops.max()))
+        return counts
+
+    def _train_step(self, images: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> None:
+        if counts.all():  # a worker has none left when every image of its part was bad
+            rank = self.workers.rank
+            seed = (self.settings.seed, self.step) + ((rank,) if rank else ())
+            mge.random.seed(hash(seed) % 2**31)
             optimizer.set_learning_rate(self.optimizer, self.learning_rate(self.step))
             with self.grad_manager:
                 outputs = self.model(mge.Tensor(images))
@@ -215,19 +238,31 @@ class Trainer:
                 if self.settings.custom_l2:
                     penalty = losses.custom_l2(self.model)
                     objective = loss + 0.5 * self.settings.weight_decay * penalty
-                self.grad_manager.backward(objective)
+                share = float(counts[rank] / counts.mean())  # each image counts the same
+                self.grad_manager.backward(objective * share)
+            self._exchange()
             self.optimizer.step().clear_grad()
             self._pending.append((self.step, objective.detach(), logits.detach(), labels))
         self.step += 1
         self._look_at_pending(keep=1)  # one step late: the device need not wait for us
 
+    def _exchange(self) -> None:
+        """Average the gradients over the workers; and, so that the networks stay the same, the
+        batch norms' running statistics."""
+        shared = [p.grad for p in self.learnt if p.grad is not None]
+        if not self.settings.sync_bn:
+            shared += self.model.buffers()
+        self.workers.average(shared)
+
     def _look_at_pending(self, keep: int = 0) -> None:
         while len(self._pending) > keep:
             step, loss, logits, labels = self._pending.pop(0)
-            value = float(loss.numpy())
-            if not np.isfinite(value):
+            score = Score()
+            score.add(logits.numpy(), labels, float(loss.numpy()))
+            score = score.over_all(self.workers)
+            if not np.isfinite(score.loss):
                 raise self._not_finite("loss", step)
-            self.score.add(logits.numpy(), labels, value)
+            self.score += score
 
     def _not_finite(self, what: str, step: int) -> UserError:
         self._pending.clear()
@@ -245,10 +280,11 @@ class Trainer:
         self._look_at_pending()
 
         def check_signal(_: Score) -> None:
-            if self._stop_signal is not None:
-                self._leave()
+            if self._stop_signal is not None and self.workers.size == 1:
+                self._leave(self._stop_signal)
 
-        val = evaluate(self.model, self.val.evaluation(), check_signal)
+        distributed.check_equal(self.model, self.workers)
+        val = evaluate(self.model, self.val.evaluation(), check_signal).over_all(self.workers)
         best = max((row["val_top1"] for row in self.history), default=-1.0)
         self.history.append(
             {
@@ -269,7 +305,7 @@ class Trainer:
             f"({val.correct1} of {val.total} right)"
         )
         self.score = Score()
-        if val.top1 > best:
+        if val.top1 > best and self.workers.rank == 0:
             contents = checkpoint.of_model(
                 self.model, self.val.preprocessing, self.val.dataset.classes
             )
@@ -319,9 +355,9 @@ class Trainer:
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
-    def _leave(self) -> None:
+    def _leave(self, signal_number: int) -> None:
         self.save()
-        raise Interrupted(self._stop_signal)
+        raise Interrupted(signal_number)
 
 
 def _plain(value: object) -> object:

@@ -20,10 +20,15 @@ COLUMNS = ["epoch", "step", "lr", "train_loss", "train_top1", "val_loss", "val_t
 
 
 class RunFolder:
-    """`save`/`arch`/`tag`, made when missing; raises UserError when it cannot be written."""
+    """`save`/`arch`/`tag`, made when missing; raises UserError when it cannot be written.
 
-    def __init__(self, path: Path):
-        self.path = path
+    With `silent`, as in all workers but the first, nothing is written or printed.
+    """
+
+    def __init__(self, path: Path, silent: bool = False):
+        self.path, self.silent = path, silent
+        if silent:
+            return
         try:
             path.mkdir(parents=True, exist_ok=True)
             (path / "log.txt").touch()
@@ -44,6 +49,8 @@ class RunFolder:
 
     def log(self, line: str) -> None:
         """Print a line, above the progress bar if there is one, and keep it in log.txt."""
+        if self.silent:
+            return
         tqdm.write(line)
         try:
             with open(self.path / "log.txt", "a") as file:
@@ -66,6 +73,8 @@ class RunFolder:
         self._write("curves.png", _curves(history))
 
     def _write(self, name: str, content: bytes) -> None:
+        if self.silent:
+            return
         write_atomically(self.path / name, lambda file: file.write(content))
 
 

@@ -1,0 +1,65 @@
+"""What test_distributed.py runs as several workers: `worker.py COUNT PLAN FOLDER`.
+
+PLAN is "train" for eight steps, or how worker 1 fails after two: raise, exit, _exit.
+"""
+
+import os
+import sys
+from functools import partial
+from pathlib import Path
+
+import utils  # isort: skip  (before MegEngine: it sets the process environment)
+
+import megengine as mge
+import numpy as np
+
+from data import datasets, transforms
+from data.loader import Loader
+from models.repvgg import RepVGG
+from training import launch
+from training.loop import Settings, Trainer
+from training.run_folder import RunFolder
+
+
+class Failing(Loader):
+    def training(self, seed, epoch, skip=0):
+        if epoch == 2 and self.rank == 1:
+            end = {"raise": partial(int, "seven"), "exit": sys.exit, "_exit": partial(os._exit, 0)}
+            end[self.plan]()
+        return super().training(seed, epoch, skip)
+
+
+def work(plan, folder, workers):
+    digits, _ = datasets.digits()
+    train = datasets.Dataset(
+        "few", digits.images[:48], digits.labels[:48], digits.classes, transforms.random_affine
+    )
+    val = datasets.Dataset(
+        "others", digits.images[50:97], digits.labels[50:97], digits.classes, None
+    )
+    mge.random.seed(workers.rank)  # the first worker's weights are everyone's
+    width = (0.25, 0.125, 0.125, 0.125)
+    model = RepVGG((1, 2, 4, 1), width, num_classes=10)
+    model.arch = "RepVGGA0"
+    preprocessing = transforms.Preprocessing(size=32, crop_ratio=1.0)
+    loaders = [
+        (Loader if plan == "train" else Failing)(
+            dataset, preprocessing, batch, rank=workers.rank, world=workers.size
+        )
+        for dataset, batch in ((train, 48), (val, 10))
+    ]
+    loaders[0].plan = plan
+    settings = Settings(epochs=8, batch_size=48, lr=0.01, sync_bn=True)  # a step an epoch
+    run_folder = RunFolder(folder, silent=workers.rank > 0)
+    trainer = Trainer(model, settings, *loaders, run_folder, workers=workers)
+    trainer.fit()
+    if workers.rank == 0:
+        history = {key: [row[key] for row in trainer.history] for key in trainer.history[0]}
+        weights = {name: value.numpy() for name, value in model.named_parameters()}
+        np.savez(folder / "result.npz", **history, **weights)
+    return 0
+
+
+if __name__ == "__main__":
+    count, plan, folder = sys.argv[1:]
+    utils.run(lambda: launch.run(partial(work, plan, Path(folder)), int(count)))

@@ -1,0 +1,173 @@
+"""Several processes that train one network: who they are and what they exchange.
+
+On CPUs they are MPI's, because MegEngine has no collectives there; on GPUs MegEngine's own, over
+NCCL. launch.py starts them. One process alone is the same thing of size 1.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import megengine as mge
+import megengine.functional as F
+import megengine.module as M
+import numpy as np
+
+from utils import UserError
+
+if TYPE_CHECKING:
+    import mpi4py.MPI
+
+_BUCKET = 4 << 20  # numbers in one all-reduce: a few large messages instead of hundreds of small
+
+
+class Workers:
+    """A process alone, and what the others have in common.
+
+    Attributes:
+        rank: of this process, 0 to size - 1. Rank 0 writes files and speaks.
+        size: number of processes.
+    """
+
+    rank = 0
+    size = 1
+
+    def sum(self, x: mge.Tensor) -> mge.Tensor:
+        """The sum of `x` over all processes; every one gets the same bits."""
+        return x
+
+    def gather(self, values: Sequence[float]) -> np.ndarray:
+        """A few numbers of every process: float64 [size, len(values)], the same everywhere."""
+        return np.array([values], np.float64)
+
+    def broadcast(self, tensors: Sequence[mge.Tensor]) -> None:
+        """Give the tensors the values that they have in rank 0."""
+
+    def average(self, tensors: Sequence[mge.Tensor]) -> None:
+        """Replace the values of the tensors by their mean over all processes."""
+        if self.size == 1:
+            return
+        for bucket in _buckets(tensors):
+            flat = F.concat([tensor.reshape(-1) for tensor in bucket])  # [numbers in the bucket]
+            ends = np.cumsum([tensor.size for tensor in bucket])[:-1].tolist()
+            parts = F.split(self.sum(flat) * (1 / self.size), ends)
+            for tensor, part in zip(bucket, parts, strict=True):
+                tensor._reset(part.reshape(tensor.shape))
+
+
+class MPI(Workers):
+    """The processes that mpiexec has started, on the CPUs of one host or several."""
+
+    def __init__(self):
+        import mpi4py.MPI
+
+        self._comm = mpi4py.MPI.COMM_WORLD
+        self._in_place = mpi4py.MPI.IN_PLACE
+        self.rank, self.size = self._comm.rank, self._comm.size
+
+    def sum(self, x: mge.Tensor) -> mge.Tensor:
+        """See Workers."""
+        values = np.array(x.numpy())  # a copy of our own: MPI writes into it
+        _wait(self._comm.Iallreduce(self._in_place, values))
+        return mge.Tensor(values)
+
+    def gather(self, values: Sequence[float]) -> np.ndarray:
+        """See Workers."""
+        all_values = np.empty((self.size, len(values)), np.float64)
+        _wait(self._comm.Iallgather(np.array(values, np.float64), all_values))
+        return all_values
+
+    def broadcast(self, tensors: Sequence[mge.Tensor]) -> None:
+        """See Workers."""
+        for tensor in tensors:
+            values = np.array(tensor.numpy())
+            _wait(self._comm.Ibcast(values))
+            tensor._reset(mge.Tensor(values))
+
+    def abort(self, status: int) -> None:
+        """End all processes at once."""
+        self._comm.Abort(status)
+
+
+def _wait(request: mpi4py.MPI.Request) -> None:
+    """MPI's own waiting spins, and so takes the processor from the worker that is waited for
+    whenever there are more workers than cores."""
+    while not request.Test():
+        time.sleep(5e-5)
+
+
+class NCCL(Workers):
+    """The processes that megengine.distributed.launcher has started, one a GPU."""
+
+    def __init__(self):
+        import megengine.distributed as dist
+
+        self._ops = F.distributed
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+
+    def sum(self, x: mge.Tensor) -> mge.Tensor:
+        """See Workers."""
+        return self._ops.all_reduce_sum(x)
+
+    def gather(self, values: Sequence[float]) -> np.ndarray:
+        """See Workers; on the way as float32, exact for whole numbers below 2^24."""
+        row = mge.Tensor(np.array([values], np.float32))
+        return self._ops.all_gather(row).numpy().astype(np.float64)
+
+    def broadcast(self, tensors: Sequence[mge.Tensor]) -> None:
+        """See Workers."""
+        for tensor in tensors:
+            tensor._reset(self._ops.broadcast(tensor))
+
+
+def _buckets(tensors: Sequence[mge.Tensor]) -> Iterator[list[mge.Tensor]]:
+    bucket, numbers = [], 0
+    for tensor in tensors:
+        bucket.append(tensor)
+        numbers += tensor.size
+        if numbers >= _BUCKET:
+            yield bucket
+            bucket, numbers = [], 0
+    if bucket:
+        yield bucket
+
+
+def synchronize_batch_norms(model: M.Module, workers: Workers) -> None:
+    """Make the batch norms of `model` take their statistics over the images of all processes.
+
+    Source: as in Peng et al., MegDet, CVPR 2018.
+    """
+    if workers.size > 1:
+        for module in model.modules():
+            if hasattr(module, "all_reduce"):
+                module.all_reduce = workers.sum
+
+
+def check_equal(model: M.Module, workers: Workers) -> None:
+    """Raise UserError unless all processes hold the same bits of weights and statistics.
+
+    Costs one pass over the weights, so it can run after every epoch.
+    """
+    checksum = 0
+    for value in model.state_dict().values():
+        checksum = zlib.crc32(np.ascontiguousarray(value), checksum)
+    # in halves: exact as float32 too
+    found = workers.gather((checksum >> 16, checksum & 0xFFFF))
+    strangers = np.flatnonzero((found != found[0]).any(axis=1))
+    if len(strangers):
+        raise UserError(
+            f"worker {strangers[0]} no longer holds the same weights as worker 0; the hosts must "
+            "have the same kind of processor and the same packages"
+        )
+
+
+def rank_in_environment() -> int | None:
+    """The rank that an mpiexec (MPICH's and Intel's, Open MPI's, or Slurm's srun) gave, or None."""
+    for name in ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK"):
+        if name in os.environ:
+            return int(os.environ[name])
+    return None
