@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import os
 import pickle
 from collections import OrderedDict
 from pathlib import Path
@@ -96,9 +97,15 @@ def read(path: Path, args: argparse.Namespace) -> tuple[checkpoint.Checkpoint, d
 def prove(path: Path, args: argparse.Namespace) -> float:
     """The relative error of fusing the network in a file (0 for one that is fused already).
 
-    Raises ConversionError when it is too large, or an output is not finite.
+    Raises ConversionError when it is too large, or a weight or an output is not finite.
     """
     found, _ = read(path, args)
+    for key, value in found.state_dict.items():  # ReLU may hide a NaN
+        if not np.isfinite(value).all() or (key.endswith("running_var") and value.min() < 0):
+            raise convert.ConversionError(
+                f"{path} was not converted: {key} holds numbers that are not finite, or negative "
+                "variances; give a checkpoint of a training that did not diverge"
+            )
     model = checkpoint.load_model(found)
     del found  # the file's tensors and both forms of the network are much memory together
     images = np.random.default_rng(0).standard_normal((4, 3, 64, 64)).astype(np.float32)
@@ -106,8 +113,7 @@ def prove(path: Path, args: argparse.Namespace) -> float:
     if not proof.holds:
         raise convert.ConversionError(
             f"{path} was not converted: fusing it moves the logits by "
-            f"{proof.relative_error:.1e} of the largest, above {equivalence.TOLERANCE:.0e}; "
-            "are its weights finite and complete?"
+            f"{proof.relative_error:.1e} of the largest, above {equivalence.TOLERANCE:.0e}"
         )
     return proof.relative_error
 
@@ -115,7 +121,7 @@ def prove(path: Path, args: argparse.Namespace) -> float:
 def target_path(save_dir: str, found: checkpoint.Checkpoint, suffix: str) -> Path:
     """The file to write: `save_dir` itself when it has a suffix, else one in it."""
     path = Path(save_dir)
-    if path.suffix and not path.is_dir():
+    if path.suffix and not os.path.isdir(path):  # False too for a name too long
         return path
     return path / f"{found.arch}{'-deploy' if found.form == 'deploy' else ''}{suffix}"
 

@@ -136,13 +136,21 @@ def fuse_in_place(model: M.Module) -> None:
         module.fuse_in_place()
 
 
-def _gain_and_shift(bn: M.Module) -> tuple[np.ndarray, np.ndarray]:
-    """A batch norm in evaluation mode as x * gain + shift, each [C]."""
+def gain_and_shift(
+    scale: np.ndarray, shift: np.ndarray, average: np.ndarray, variance: np.ndarray, eps: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """A batch norm in evaluation mode as x * gain + shift, float64 [C] each."""
     scale, shift, average, variance = (
-        _float64(t).reshape(-1) for t in (bn.weight, bn.bias, bn.running_mean, bn.running_var)
+        array.astype(np.float64).reshape(-1) for array in (scale, shift, average, variance)
     )
-    gain = scale / np.sqrt(variance + bn.eps)
+    with np.errstate(invalid="ignore"):  # a negative variance makes NaN
+        gain = scale / np.sqrt(variance + eps)
     return gain, shift - average * gain
+
+
+def _gain_and_shift(bn: M.Module) -> tuple[np.ndarray, np.ndarray]:
+    tensors = (bn.weight, bn.bias, bn.running_mean, bn.running_var)
+    return gain_and_shift(*(tensor.numpy() for tensor in tensors), bn.eps)
 
 
 def _float64(tensor: mge.Tensor) -> np.ndarray:

@@ -17,6 +17,7 @@ REPVGG = Source(
                 ("rbr_dense.{p}", "dense.{p}"),
                 ("rbr_1x1.{p}", "pointwise.{p}"),
                 ("rbr_identity.{p}", "identity.{p}"),
+                ("rbr_reparam.{p}", "reparam.{p}"),
                 ("se.f_ex.0.{p}", "se.down.{p}"),
                 ("se.f_ex.2.{p}", "se.up.{p}"),
             ),
@@ -25,7 +26,9 @@ REPVGG = Source(
     ),
     preprocessing=BASECLS,
     sizes={"RepVGGD2se": (320, 0.875)},
-    dropped=("{p}.rbr_reparam.{q}",),  # its deployed networks keep the branches beside it
+    dropped=(),
+    # BaseCls leaves the branches of its deployed networks where they were.
+    copies=(("{p}.rbr_reparam.{q}", "{p}.rbr_dense.conv.weight"),),
     pytorch=False,
 )
 

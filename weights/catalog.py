@@ -115,6 +115,18 @@ PUBLISHED = (
     ),
     *(
         Published(
+            "timm",
+            f"mobileone_{name}",
+            f"MobileOne{name.upper()}",
+            None,
+            None,
+            "",
+            f"https://huggingface.co/timm/mobileone_{name}.apple_in1k",
+        )
+        for name in _APPLE
+    ),
+    *(
+        Published(
             "repvit",
             f"repvit_{name}",
             f"RepViT{name.upper()}",

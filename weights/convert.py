@@ -26,6 +26,7 @@ SOURCES = (
     port.REPVGG,
     port.REPVGG_PLUS,
     apple.MOBILEONE,
+    timm.MOBILEONE,
     repghost.REPGHOST,
     repghost.TIMM,
     repvit.THU,
@@ -70,9 +71,14 @@ def recognize(
     tensors = files.tensors_of(contents)
     if not tensors:
         raise ConversionError(f"{path} holds no tensors; give a checkpoint or a state dict")
+    if odd := [key for key, tensor in tensors.items() if tensor.dtype.kind not in "biuf"]:
+        raise ConversionError(f"{path} has tensors that are no real numbers: {_some(odd)}")
     candidates = [s for s in SOURCES if source in (None, s.name)]
     mapped = [(candidate, *candidate.to_ours(tensors)) for candidate in candidates]
-    found, ours, dropped, unknown = min(mapped, key=lambda m: (len(m[3]), -len(m[1])))
+    ranks = [(len(unknown), -len(ours)) for _, ours, _, unknown in mapped]
+    # several are left where families share their keys; the shapes tell them apart
+    best = [m for m, rank in zip(mapped, ranks, strict=True) if rank == min(ranks)]
+    found, ours, dropped, unknown = best[0]
     if not ours or len(unknown) > len(ours):
         what = f"layout {source!r}" if source else "any known layout"
         raise ConversionError(
@@ -83,15 +89,23 @@ def recognize(
         raise ConversionError(
             f"{path} ({found.title}) has tensors that no rule knows: {_some(unknown)}"
         )
-    heads = (ours[key] for key in ("linear.weight", "head.linear.weight") if key in ours)
-    num_classes = next((len(head) for head in heads), 1000)
-    archs = [name for name in models.list_models() if fnmatchcase(name, found.archs)]
+    num_classes = class_count(ours) or 1000
     form = form_of(ours)
+    archs = {  # name -> its layout
+        name: option
+        for option in reversed(best)
+        for name in models.list_models()
+        if fnmatchcase(name, option[0].archs)
+    }
+
+    def problems_of(name: str) -> list[str]:
+        return misfits(archs.get(name, best[0])[1], name, num_classes, form)
+
     order = sorted(archs, key=lambda name: name != arch)  # the one asked for first
-    fitting = next((name for name in order if not misfits(ours, name, num_classes, form)), None)
+    fitting = next((name for name in order if not problems_of(name)), None)
     if fitting is None:
-        nearest = arch or min(archs, key=lambda name: len(misfits(ours, name, num_classes, form)))
-        problems = _some(misfits(ours, nearest, num_classes, form))
+        nearest = arch or min(archs, key=lambda name: len(problems_of(name)))
+        problems = _some(problems_of(nearest))
         where = f"{path} ({found.title})"
         if arch is not None:
             raise ConversionError(f"{where} does not fit {arch}: {problems}")
@@ -104,11 +118,13 @@ def recognize(
             f"say {fitting}"
         )
     arch = fitting
+    found, ours, dropped, _ = archs[arch]
     shapes = shapes_of(arch, num_classes, form)
-    state = {
-        key: reshaped(tensor, shapes[key]).astype(np.float32, copy=False)
-        for key, tensor in ours.items()
-    }
+    with np.errstate(over="ignore"):  # infinite weights are refused when the network is proven
+        state = {
+            key: reshaped(tensor, shapes[key]).astype(np.float32, copy=False)
+            for key, tensor in ours.items()
+        }
     return Foreign(found, arch, num_classes, state, dropped)
 
 
@@ -132,6 +148,12 @@ def export(state_dict: Tensors, arch: str, name: str) -> Tensors:
 def form_of(state_dict: dict[str, Any]) -> str:
     """ "deploy" when the tensors (in our names) are those of fused blocks, else "train"."""
     return "deploy" if any(".reparam." in key for key in state_dict) else "train"
+
+
+def class_count(state_dict: Tensors) -> int | None:
+    """The length of the logits, from the classifier in our names; None where there is none."""
+    heads = (state_dict.get(key) for key in ("linear.weight", "head.linear.weight"))
+    return next((len(head) for head in heads if head is not None and head.ndim and head.size), None)
 
 
 @cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 
@@ -30,6 +31,8 @@ class Source:
         preprocessing: what its networks were trained with.
         sizes: architectures tested at another size: name -> (pixels, crop ratio).
         dropped: templates of their keys that a network here has no place for.
+        copies: pairs of templates (their key, another of theirs): the first is dropped too where
+            the second stands beside it.
         pytorch: kernels of grouped convolutions are [O, I/G, kh, kw] and biases [O], as PyTorch
             has them, instead of [G, O/G, I/G, kh, kw] and [1, O, 1, 1].
         prepare, finish: change what renaming alone cannot, in their names before it and in ours
@@ -44,6 +47,7 @@ class Source:
     preprocessing: Preprocessing
     sizes: dict[str, tuple[int, float]] = field(default_factory=dict)
     dropped: tuple[str, ...] = ("{p}.num_batches_tracked",)
+    copies: Rules = ()
     pytorch: bool = True
     prepare: Callable[[Tensors], Tensors] = dict
     finish: Callable[[Tensors], Tensors] = dict
@@ -52,8 +56,10 @@ class Source:
     def to_ours(self, tensors: Tensors) -> tuple[Tensors, list[str], list[str]]:
         """Renamed tensors, the keys dropped on purpose, and the keys that no rule knows."""
         ours, dropped, unknown = {}, [], []
-        for key, tensor in self.prepare(tensors).items():
-            if any(_match(template, key) is not None for template in self.dropped):
+        tensors = self.prepare(tensors)
+        for key, tensor in tensors.items():
+            unwanted = any(_match(template, key) is not None for template in self.dropped)
+            if unwanted or translate(key, self.copies) in tensors:
                 dropped.append(key)
             elif (name := translate(key, self.rules)) is not None:
                 ours[name] = tensor
@@ -110,21 +116,28 @@ def _pytorch_shape(tensor: np.ndarray) -> np.ndarray:
     return tensor
 
 
-def _match(template: str, key: str) -> dict[str, int | str] | None:
-    """The placeholders' values when `key` has the form of `template`."""
-    names, pattern, end = [], "", 0
+@cache
+def _compile(template: str) -> tuple[re.Pattern, tuple[tuple[str, int, int, bool], ...]]:
+    """What a key must match; of each placeholder name, offset, limit, whether it is a number."""
+    placeholders, pattern, end = [], "", 0
     for placeholder in _PLACEHOLDER.finditer(template):
         name, offset, limit = placeholder.groups()
         number = name in ("n", "i")
         pattern += re.escape(template[end : placeholder.start()])
         pattern += r"(\d+)" if number else "(.+)"
-        names.append((name, int(offset or 0), int(limit or 0), number))
+        placeholders.append((name, int(offset or 0), int(limit or 0), number))
         end = placeholder.end()
-    match = re.fullmatch(pattern + re.escape(template[end:]), key)
+    return re.compile(pattern + re.escape(template[end:])), tuple(placeholders)
+
+
+def _match(template: str, key: str) -> dict[str, int | str] | None:
+    """The placeholders' values when `key` has the form of `template`."""
+    pattern, placeholders = _compile(template)
+    match = pattern.fullmatch(key)
     if match is None:
         return None
     values = {}
-    for (name, offset, limit, number), text in zip(names, match.groups(), strict=True):
+    for (name, offset, limit, number), text in zip(placeholders, match.groups(), strict=True):
         values[name] = int(text) - offset if number else text
         if number and (values[name] < 0 or (limit and values[name] >= limit)):
             return None

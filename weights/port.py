@@ -31,7 +31,7 @@ def _fold_auxiliary_bias(tensors: Tensors) -> Tensors:
     tensors = dict(tensors)
     for key in [key for key in tensors if key.endswith("_aux.downsample.conv.bias")]:
         mean = key.replace("conv.bias", "bn.running_mean")
-        if mean in tensors:
+        if mean in tensors and tensors[mean].size == tensors[key].size:
             tensors[mean] = tensors[mean] - tensors.pop(key).reshape(np.shape(tensors[mean]))
     return tensors
 

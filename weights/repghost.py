@@ -1,24 +1,41 @@
-"""The original RepGhost (ChengpengChen/RepGhost) and timm's, whose keys are the same."""
+"""The original RepGhost (ChengpengChen/RepGhost) and timm's, whose keys are the same.
+
+Their deploy form leaves the batch norms behind all convolutions but the fused ones.
+"""
+
+from __future__ import annotations
+
+import numpy as np
 
 from data.transforms import Preprocessing
 
-from .keymap import Source, product
+from . import batch_norm
+from .keymap import Rules, Source, Tensors, product
+
+
+def _conv_bn(conv: str, bn: str, ours: str) -> Rules:
+    """A convolution with its batch norm; ours is fused in deploy form, see `_fold_the_rest`."""
+    return (
+        (f"{conv}.{{p}}", f"{ours}.conv.{{p}}"),
+        (f"{bn}.{{p}}", f"{ours}.bn.{{p}}"),
+        (f"{conv}.weight", f"{ours}.reparam.weight"),
+        (f"{bn}.bias", f"{ours}.reparam.bias"),
+    )
+
 
 _GHOST = product(
     (("ghost1.", "ghost1."), ("ghost2.", "ghost2.")),
     (
-        ("primary_conv.0.{p}", "primary.conv.{p}"),
-        ("primary_conv.1.{p}", "primary.bn.{p}"),
+        *_conv_bn("primary_conv.0", "primary_conv.1", "primary"),
         ("cheap_operation.0.{p}", "dense.conv.{p}"),
         ("cheap_operation.1.{p}", "dense.bn.{p}"),
         ("fusion_bn.0.{p}", "identity.{p}"),
+        ("cheap_operation.{p}", "reparam.{p}"),
     ),
 )
 _RULES = (
-    ("conv_stem.{p}", "stem.conv.{p}"),
-    ("bn1.{p}", "stem.bn.{p}"),
-    ("blocks.9.0.conv.{p}", "last.conv.{p}"),
-    ("blocks.9.0.bn1.{p}", "last.bn.{p}"),
+    *_conv_bn("conv_stem", "bn1", "stem"),
+    *_conv_bn("blocks.9.0.conv", "blocks.9.0.bn1", "last"),
     ("conv_head.{p}", "head.{p}"),
     ("classifier.{p}", "linear.{p}"),
     *product(
@@ -35,19 +52,51 @@ _RULES = (
         ),
         (
             *_GHOST,
-            ("conv_dw.{p}", "depthwise.conv.{p}"),
-            ("bn_dw.{p}", "depthwise.bn.{p}"),
+            *_conv_bn("conv_dw", "bn_dw", "depthwise"),
             ("se.conv_reduce.{p}", "se.down.{p}"),
             ("se.conv_expand.{p}", "se.up.{p}"),
-            ("shortcut.0.{p}", "shortcut.0.conv.{p}"),
-            ("shortcut.1.{p}", "shortcut.0.bn.{p}"),
-            ("shortcut.2.{p}", "shortcut.1.conv.{p}"),
-            ("shortcut.3.{p}", "shortcut.1.bn.{p}"),
+            *_conv_bn("shortcut.0", "shortcut.1", "shortcut.0"),
+            *_conv_bn("shortcut.2", "shortcut.3", "shortcut.1"),
         ),
     ),
 )
 
+
+def _fold_the_rest(ours: Tensors) -> Tensors:
+    """The batch norms that their deploy form has left are folded, as ours are."""
+    ours = dict(ours)
+    if any(key.endswith(".reparam.weight") for key in ours):
+        for key in [key for key in ours if key.endswith(".conv.weight")]:
+            layer = key.removesuffix(".conv.weight")
+            folded = batch_norm.fold(ours, key, f"{layer}.bn")
+            if folded is not None:
+                ours[f"{layer}.reparam.weight"], ours[f"{layer}.reparam.bias"] = folded
+    return ours
+
+
+def _with_batch_norms(theirs: Tensors) -> Tensors:
+    """The reverse: where ours has a bias alone, theirs has a batch norm that adds it."""
+    theirs = dict(theirs)
+    for key in [key for key in theirs if key.endswith(".bias")]:
+        layer = key.removesuffix(".bias")
+        if f"{layer}.weight" not in theirs:
+            theirs |= batch_norm.that_adds(theirs[key], layer)
+            theirs[f"{layer}.num_batches_tracked"] = np.zeros((), np.int64)
+    return theirs
+
+
 REPGHOST, TIMM = (
-    Source(name, title, "RepGhost*", _RULES, Preprocessing(interpolation="bicubic"))
-    for name, title in (("repghost", "ChengpengChen/RepGhost"), ("timm", "timm"))
+    Source(
+        name,
+        title,
+        "RepGhost*",
+        _RULES,
+        Preprocessing(interpolation="bicubic"),
+        finish=_fold_the_rest,
+        restore=_with_batch_norms,
+    )
+    for name, title in (
+        ("repghost", "ChengpengChen/RepGhost, or timm, whose keys are the same"),
+        ("timm", "timm"),
+    )
 )

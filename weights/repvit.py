@@ -8,6 +8,7 @@ import numpy as np
 
 from data.transforms import Preprocessing
 
+from . import batch_norm
 from .keymap import Rules, Source, Tensors, product
 
 _PREPROCESSING = Preprocessing(interpolation="bicubic")
@@ -56,21 +57,13 @@ def _complete(ours: Tensors) -> Tensors:
     it then is.
     """
     ours = dict(ours)
-    eps = 1e-5
     for key in [key for key in ours if key.endswith("token.legacy.conv.weight")]:
         block = key.removesuffix("legacy.conv.weight")
-        statistics = ("weight", "bias", "running_mean", "running_var")
-        names = [f"{block}legacy.bn.{name}" for name in statistics]
-        if not set(names) <= ours.keys():
-            continue  # what is missing will be named
-        weight = ours.pop(key)
-        scale, shift, mean, var = (ours.pop(name).astype(np.float64) for name in names)
-        gain = scale / np.sqrt(var + eps)
-        ours[f"{block}pointwise.weight"] = weight * gain.reshape(-1, 1, 1, 1)
-        ours[f"{block}pointwise.bias"] = shift - mean * gain
-        ours[f"{block}bn.weight"] = np.full_like(gain, np.sqrt(1 + eps))
-        ours[f"{block}bn.bias"] = ours[f"{block}bn.running_mean"] = np.zeros_like(gain)
-        ours[f"{block}bn.running_var"] = np.ones_like(gain)
+        folded = batch_norm.fold(ours, key, f"{block}legacy.bn")
+        if folded is not None:
+            kernel, bias = folded
+            ours[f"{block}pointwise.weight"], ours[f"{block}pointwise.bias"] = kernel, bias
+            ours |= batch_norm.that_adds(np.zeros_like(bias), f"{block}bn")
     if not any(key.startswith("head_dist.") for key in ours):
         for key in [key for key in ours if key.startswith("head.")]:
             ours[key.replace("head.", "head_dist.", 1)] = ours[key]

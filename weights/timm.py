@@ -2,18 +2,17 @@
 
 from data.transforms import Preprocessing
 
-from .keymap import Source, product
+from .keymap import Rules, Source, product
 
-REPVGG = Source(
-    name="timm",
-    title="timm",
-    archs="RepVGG[ABD]*",
-    rules=(
+
+def _rules(pointwise: str) -> Rules:
+    """Both families are built from the same blocks; only the name of the 1x1 branch differs."""
+    return (
         *product(
             (("stem.", "stage0."), ("stages.{n-1}.{i}.", "stage{n}.{i}.")),
             (
                 ("conv_kxk.{p}", "dense.{p}"),
-                ("conv_1x1.{p}", "pointwise.{p}"),
+                (f"{pointwise}.{{p}}", "pointwise.{p}"),
                 ("identity.{p}", "identity.{p}"),
                 ("reparam_conv.{p}", "reparam.{p}"),
                 ("attn.fc1.{p}", "se.down.{p}"),
@@ -21,7 +20,22 @@ REPVGG = Source(
             ),
         ),
         ("head.fc.{p}", "linear.{p}"),
-    ),
+    )
+
+
+REPVGG = Source(
+    name="timm",
+    title="timm",
+    archs="RepVGG[ABD]*",
+    rules=_rules("conv_1x1"),
     preprocessing=Preprocessing(),
     sizes={"RepVGGD2se": (320, 1.0)},
+)
+
+MOBILEONE = Source(
+    name="timm",
+    title="timm",
+    archs="MobileOne*",
+    rules=_rules("conv_scale"),
+    preprocessing=Preprocessing(),
 )
