@@ -34,6 +34,19 @@ class Preprocessing:
     interpolation: str = "bilinear"
     crop_ratio: float = 0.875
 
+    def __post_init__(self):
+        """Raises ValueError for what is no preprocessing."""
+        valid = (
+            self.color in ("RGB", "BGR")
+            and len(self.mean) == len(self.std) == 3
+            and min(self.std) > 0
+            and self.size >= 1
+            and self.interpolation in _INTERPOLATION
+            and 0 < self.crop_ratio <= 1
+        )
+        if not valid:
+            raise ValueError(f"{self} makes no sense")
+
     def normalize(self, image: np.ndarray) -> np.ndarray:
         """uint8 BGR [H, W, 3] -> float32 [3, H, W]."""
         if self.color == "RGB":

@@ -93,7 +93,7 @@ def write_atomically(path: str | PathLike, write: Callable[[BinaryIO], object]) 
     except OSError as error:
         with suppress(OSError):
             temporary.unlink()
-        kept = "; the file that was there is untouched" if path.exists() else ""
+        kept = "; the file that was there is untouched" if os.path.exists(path) else ""
         raise UserError(
             f"cannot save {path}: {error.strerror}{kept}; free some space or choose another folder"
         ) from None
@@ -118,12 +118,28 @@ def read(path: str | PathLike, arch: str | None = None) -> Checkpoint:
                     for key, value in contents["preprocessing"].items()
                 }
             )
-            return Checkpoint(**{**contents, "preprocessing": preprocessing, "path": path})
-        except (TypeError, KeyError, AttributeError) as error:
+            found = Checkpoint(**{**contents, "preprocessing": preprocessing, "path": path})
+            _check_values(found)
+            return found
+        except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise CheckpointError(
                 f"{path} is not a checkpoint of this version of the project ({error})"
             ) from None
     return of_foreign(convert.recognize(contents, path, arch), path)
+
+
+def _check_values(found: Checkpoint) -> None:
+    """Raises ValueError or the like when a value is not what `save` writes."""
+    if found.arch not in models.list_models():
+        raise ValueError(f"its architecture is {found.arch!r}")
+    if found.form not in ("train", "deploy"):
+        raise ValueError(f"its form is {found.form!r}")
+    odd = [key for key, value in found.state_dict.items() if value.dtype.kind != "f"]
+    if odd:
+        raise ValueError(f"{odd[0]} holds no floating-point numbers")
+    rows = convert.class_count(found.state_dict)
+    if found.num_classes != rows:
+        raise ValueError(f"it says {found.num_classes} classes, its classifier {rows or 'none'}")
 
 
 def is_ours(contents: Any) -> bool:

@@ -85,6 +85,8 @@ def test_a_plain_state_dict_is_read(network, tmp_path):
 
 
 OURS = {"arch": "RepVGGA0", "form": "train", "preprocessing": {}}
+WEIGHTS = {"linear.weight": np.zeros((7, 1280), np.float32)}
+COMPLETE = {**OURS, "num_classes": 7, "classes": None, "state_dict": WEIGHTS}
 
 
 @pytest.mark.parametrize(
@@ -94,6 +96,17 @@ OURS = {"arch": "RepVGGA0", "form": "train", "preprocessing": {}}
         ({"a": 1}, "holds no tensors"),
         (OURS, "is not a checkpoint of this version of the project"),
         ({**OURS, "preprocessing": {"flavour": 1}}, "is not a checkpoint of this version"),
+        (COMPLETE, "does not fit RepVGGA0 with 7 classes"),
+        ({**COMPLETE, "arch": "RepVGGZ9"}, "its architecture is 'RepVGGZ9'"),
+        ({**COMPLETE, "arch": [1]}, r"its architecture is \[1\]"),
+        ({**COMPLETE, "form": "x"}, "its form is 'x'"),
+        ({**COMPLETE, "num_classes": 10**12}, "1000000000000 classes, its classifier 7"),
+        ({**COMPLETE, "state_dict": 5}, "is not a checkpoint of this version"),
+        ({**COMPLETE, "state_dict": {"a": "b"}}, "is not a checkpoint of this version"),
+        ({**COMPLETE, "state_dict": {"a": np.array(["b"])}}, "a holds no floating-point numbers"),
+        ({**COMPLETE, "preprocessing": {"color": "CMY"}}, "makes no sense"),
+        ({**COMPLETE, "preprocessing": {"size": -1}}, "makes no sense"),
+        ({**COMPLETE, "preprocessing": {"std": (1, 1, 0)}}, "makes no sense"),
     ],
 )
 def test_other_contents_are_a_sentence(tmp_path, content, sentence):
@@ -129,3 +142,5 @@ def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot save"):
         checkpoint.write_atomically(tmp_path / "file" / "latest.pkl", lambda file: None)
+    with pytest.raises(UserError, match="cannot save .*: File name too long"):
+        checkpoint.write_atomically(tmp_path / ("n" * 300), lambda file: None)
