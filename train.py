@@ -163,10 +163,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     run.add_argument(
         "--workers",
-        type=count,
+        type=utils.number(int, 0),
         default=2,
         metavar="N",
-        help="threads that decode and transform images",
+        help="processes that decode and augment images; 0: none but this one",
     )
 
     together = parser.add_argument_group("several processes")

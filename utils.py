@@ -49,8 +49,8 @@ def set_process_environment() -> None:
     """
     if _is_amd():
         os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
-    if gpu_count() == 0:
-        os.environ.setdefault("MGE_DEFAULT_DEVICE", "cpu0")
+    if "MGE_DEFAULT_DEVICE" not in os.environ and gpu_count() == 0:
+        os.environ["MGE_DEFAULT_DEVICE"] = "cpu0"
     os.environ.setdefault("MGE_FASTRUN_CACHE_TYPE", "MEMORY")
     os.environ.setdefault("MPLCONFIGDIR", str(Path(sys.prefix) / "matplotlib"))
 

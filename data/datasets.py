@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +10,8 @@ import numpy as np
 
 from utils import UserError
 
-from . import transforms
+from .augment import Augmentation
+from .decoding import decode
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 
@@ -25,14 +25,14 @@ class Dataset:
         images: paths of image files, or one uint8 array [N, H, W, 3] in BGR.
         labels: int32 [N].
         classes: names; label i is classes[i].
-        augment: (image, rng, preprocessing) -> float32 [3, size, size], for training.
+        augment: what training does to the images unless told otherwise.
     """
 
     name: str
     images: list[Path] | np.ndarray
     labels: np.ndarray
     classes: list[str]
-    augment: Callable
+    augment: Augmentation
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -43,40 +43,10 @@ class Dataset:
         return image if isinstance(image, np.ndarray) else decode(image)
 
 
-# ---------------------------------------------------------------- image files
-
-
-class BadImageError(UserError):
-    """An image file that is corrupt, truncated or unreadable."""
-
-
-def decode(path: Path) -> np.ndarray:
-    """The image in a file, as uint8 BGR [H, W, 3]; raises BadImageError naming the file."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise BadImageError(f"cannot read the image {path}: {error.strerror}") from None
-    image = None
-    if content and not _is_truncated(content):
-        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
-    if image is None:
-        raise BadImageError(
-            f"the image {path} is corrupt or truncated; replace it, or leave such files out "
-            "with --skip-bad-images"
-        )
-    return image
-
-
-def _is_truncated(content: bytes) -> bool:
-    """OpenCV fills what is missing of a JPEG or PNG with grey, so look for the end marker."""
-    if content.startswith(b"\xff\xd8"):  # end of image after the last start of scan
-        return content.rfind(b"\xff\xd9") < content.rfind(b"\xff\xda")
-    if content.startswith(b"\x89PNG"):
-        return b"IEND" not in content[-64:]
-    return False
-
-
 # ---------------------------------------------------------------- data sets
+
+
+DIGITS = Augmentation(affine=True, flip=0)  # a digit must not be mirrored
 
 
 def digits() -> tuple[Dataset, Dataset]:
@@ -93,7 +63,7 @@ def digits() -> tuple[Dataset, Dataset]:
     labels = bunch.target.astype(np.int32)
     held_out = np.arange(len(labels)) % 5 == 0
     return tuple(
-        Dataset("digits", images[part], labels[part], list("0123456789"), transforms.random_affine)
+        Dataset("digits", images[part], labels[part], list("0123456789"), DIGITS)
         for part in (~held_out, held_out)
     )
 
@@ -127,13 +97,7 @@ def image_folder(root: str | Path, split: str) -> Dataset:
             )
         images += files
         labels += [label] * len(files)
-    return Dataset(
-        root.resolve().name,
-        images,
-        np.array(labels, np.int32),
-        classes,
-        transforms.random_resized_crop_flip,
-    )
+    return Dataset(root.resolve().name, images, np.array(labels, np.int32), classes, Augmentation())
 
 
 def imagenet_wnids() -> list[str]:

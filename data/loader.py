@@ -1,30 +1,39 @@
-"""Batches, decoded and transformed in threads ahead of the network."""
+"""Batches for training and for evaluation, prepared ahead of the network."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+import sys
+from collections.abc import Iterator
+from itertools import islice
 
-import cv2
 import numpy as np
 
-from .datasets import BadImageError, Dataset
-from .transforms import Preprocessing
+from utils import UserError
 
-cv2.setNumThreads(0)  # it lets the threads here run at once, and they are enough
+from .datasets import Dataset
+from .decoding import BadImageError
+from .transforms import Preprocessing
+from .workers import Job, Prepare, Workers
+
+AHEAD = 3  # batches under way while the network works on another
+
+Batch = tuple[np.ndarray, np.ndarray]
 
 
 class Loader:
     """Yields (images float32 [B, 3, size, size], labels int32 [B]) of a Dataset.
 
+    Order and pixels depend on the seed, the epoch and the image alone: neither on the number of
+    workers nor, over all ranks together, on the number of ranks.
+
     Args:
-        dataset, preprocessing: what to load and how.
-        batch_size: images a batch.
-        workers: threads that decode and transform.
-        rank, world: which part of each batch, and of the evaluation's images, this process takes.
+        dataset, preprocessing: what to load and how; training augments as dataset.augment says.
+        batch_size: images a batch: in training of all ranks together, in evaluation of each.
+        workers: processes that decode and augment; 0 does it in the calling thread, as images that
+            lie in memory always do.
         skip_bad: leave broken images out, counting them in `skipped`, instead of raising
             BadImageError. A batch is then smaller by as many, and may be empty.
+        rank, world: of distributed training: this process's number and how many there are.
     """
 
     def __init__(
@@ -37,71 +46,91 @@ class Loader:
         rank: int = 0,
         world: int = 1,
     ):
-        self.rank, self.world = rank, world
         self.dataset = dataset
         self.preprocessing = preprocessing
         self.batch_size = batch_size
-        self.workers = workers
+        self.workers = 0 if isinstance(dataset.images, np.ndarray) else workers
         self.skip_bad = skip_bad
-        self.skipped: set[int] = set()
+        self.rank, self.world = rank, world
+        self.skipped: set[int] = set()  # by this rank
+        self._arrays: list[np.ndarray] = []  # see _array
 
-    def evaluation(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Every image exactly once, in order; the last batch may be shorter."""
-        indices = self._part(np.arange(len(self.dataset)))
+    def evaluation(self) -> Iterator[Batch]:
+        """Every image exactly once, in order; the last batch may be shorter.
+
+        Of several ranks, rank r yields the images r, r + world, r + 2 world ...
+        """
+        indices = np.arange(self.rank, len(self.dataset), self.world)
         starts = range(0, len(indices), self.batch_size)
         batches = [indices[start : start + self.batch_size] for start in starts]
-        return self._load(
-            batches, lambda index: self.preprocessing.evaluation(self.dataset.image(index))
-        )
+        return self._load(batches, lambda index: Job(self.dataset.images[index], None))
 
-    def training(self, seed: int, epoch: int, skip: int = 0):
+    def training(self, seed: int, epoch: int, skip: int = 0) -> Iterator[Batch]:
         """One epoch in random order and augmented, from batch number `skip` on; whole batches only.
 
         Order and augmentation depend on seed, epoch and image alone, so that an epoch entered in
-        the middle goes on as it would have.
+        the middle goes on as it would have. Of several ranks, rank r yields the r-th of `world`
+        equal parts of each batch. Raises UserError when a batch has no such parts.
         """
+        share, rest = divmod(self.batch_size, self.world)
+        if rest:
+            raise UserError(
+                f"a batch of {self.batch_size} images has no {self.world} equal parts for the "
+                f"workers; use --batch-size {share * self.world or self.world} or "
+                f"{(share + 1) * self.world}"
+            )
         order = np.random.default_rng((seed, epoch)).permutation(len(self.dataset))
         count = len(order) // self.batch_size
-        batches = order[: count * self.batch_size].reshape(count, self.batch_size)[skip:]
-        batches = [self._part(batch) for batch in batches]
+        batches = order[: count * self.batch_size].reshape(count, self.world, share)
+        return self._load(
+            batches[skip:, self.rank],
+            lambda index: Job(self.dataset.images[index], (seed, epoch, int(index))),
+        )
 
-        def augmented(index: int) -> np.ndarray:
-            rng = np.random.default_rng((seed, epoch, index))
-            return self.dataset.augment(self.dataset.image(index), rng, self.preprocessing)
+    def _load(self, batches, job) -> Iterator[Batch]:
+        """A batch for each array of indices, of `job(index)`."""
+        prepare = Prepare(self.preprocessing, self.dataset.augment)
+        if not len(batches):
+            return
+        largest = max(len(indices) for indices in batches)
+        if self.workers == 0:
+            side = self.preprocessing.size
+            pixels = np.empty((largest, side, side, 3), np.uint8)
+            for indices in batches:
+                part = pixels[: len(indices)]
+                yield self._finish(indices, part, prepare([job(i) for i in indices], part))
+            return
+        to_submit = iter(batches)
+        with Workers(prepare, min(self.workers, largest), AHEAD, largest) as workers:
+            for indices in islice(to_submit, AHEAD):
+                workers.submit([job(index) for index in indices])
+            for indices in batches:
+                batch = self._finish(indices, *workers.collect())
+                for following in islice(to_submit, 1):
+                    workers.submit([job(index) for index in following])
+                yield batch
 
-        return self._load(batches, augmented)
+    def _finish(self, indices: np.ndarray, pixels: np.ndarray, bad: dict[int, str]) -> Batch:
+        """Normalized here, and not by the workers: a quarter of the bytes goes through memory that
+        is shared, and this is the copy out of it."""
+        if bad and not self.skip_bad:
+            raise BadImageError(bad[min(bad)])
+        self.skipped.update(int(indices[row]) for row in bad)
+        kept = [row for row in range(len(indices)) if row not in bad]
+        images = self._array(len(kept))
+        for row, target in zip(kept, images, strict=True):
+            self.preprocessing.normalize(pixels[row], target)
+        return images, self.dataset.labels[indices[kept]]
 
-    def _part(self, indices: np.ndarray) -> np.ndarray:
-        count = len(indices)
-        return indices[count * self.rank // self.world : count * (self.rank + 1) // self.world]
+    def _array(self, count: int) -> np.ndarray:
+        """float32 [count, 3, size, size], in memory of an earlier batch that nobody holds any more.
 
-    def _load(self, batches: list, transform: Callable) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        def sample(index: int) -> np.ndarray | None:
-            try:
-                return transform(index)
-            except BadImageError:
-                if not self.skip_bad:
-                    raise
-                self.skipped.add(int(index))
-                return None
-
-        waiting = deque()
-        with ThreadPoolExecutor(self.workers) as pool:
-            try:
-                for batch in batches:
-                    waiting.append((batch, [pool.submit(sample, index) for index in batch]))
-                    if len(waiting) > 3:  # batches ahead of the network
-                        yield self._collect(*waiting.popleft())
-                while waiting:
-                    yield self._collect(*waiting.popleft())
-            finally:
-                for _, futures in waiting:
-                    for future in futures:
-                        future.cancel()
-
-    def _collect(self, batch: np.ndarray, futures: list) -> tuple[np.ndarray, np.ndarray]:
-        samples = [future.result() for future in futures]
-        kept = [i for i, image in enumerate(samples) if image is not None]
+        The system takes as long to provide fresh memory for a batch as we to fill it.
+        """
+        for array in self._arrays:
+            if sys.getrefcount(array) == 3 and len(array) >= count:  # the list, the loop, the call
+                return array[:count]
         side = self.preprocessing.size
-        images = np.stack([samples[i] for i in kept]) if kept else np.empty((0, 3, side, side))
-        return images.astype(np.float32, copy=False), self.dataset.labels[batch[kept]]
+        array = np.empty((count, 3, side, side), np.float32)
+        self._arrays = [*self._arrays[-2:], array]
+        return array[:count]

@@ -4,7 +4,6 @@ import cv2
 import numpy as np
 import pytest
 
-from data import transforms
 from data.transforms import BASECLS, Preprocessing
 
 
@@ -44,19 +43,3 @@ def test_any_shape_gives_the_size(rng, shape):
     image = rng.integers(0, 256, (*shape, 3), np.uint8)
     preprocessing = Preprocessing(size=64)
     assert preprocessing.evaluation(image).shape == (3, 64, 64)
-    for augment in (transforms.random_resized_crop_flip, transforms.random_affine):
-        assert augment(image, rng, preprocessing).shape == (3, 64, 64)
-
-
-def test_random_resized_crop_covers_what_it_should(rng):
-    """Mean area and mirroring of many crops of a picture whose pixels are their coordinates."""
-    preprocessing = Preprocessing(mean=(0, 0, 0), std=(1, 1, 1), size=16)
-    image = np.zeros((200, 200, 3), np.uint8)
-    image[..., 2] = np.arange(200)  # red: x
-    widths, mirrored = [], 0
-    for _ in range(400):
-        red = transforms.random_resized_crop_flip(image, rng, preprocessing)[0, 8]
-        widths.append(abs(red[-1] - red[0]) / 200)
-        mirrored += red[0] > red[-1]
-    assert min(widths) > 0.15 and max(widths) > 0.9
-    assert 0.4 < mirrored / 400 < 0.6

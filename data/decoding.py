@@ -1,0 +1,103 @@
+"""Image files to pixels: the whole image, exactly, or the part that a random crop shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from utils import UserError
+
+from . import jpeg
+from .jpeg import Box
+
+_REDUCED = {
+    1: cv2.IMREAD_COLOR,
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+}
+
+
+class BadImageError(UserError):
+    """An image file that is corrupt, truncated or unreadable."""
+
+
+def decode(path: Path | str) -> np.ndarray:
+    """The image in a file, as uint8 BGR [H, W, 3]; raises BadImageError naming the file.
+
+    A photograph that EXIF says lies on its side is turned upright, here and in decode_crop.
+    """
+    image = _decode(_read(path))
+    if image is None:
+        raise _bad(path)
+    return image
+
+
+def decode_crop(path: Path | str, choose: Callable[[int, int], Box], side: int) -> np.ndarray:
+    """The part of the image in a file that `choose(height, width)` names, uint8 BGR [h, w, 3].
+
+    Of a JPEG, only that part is decoded, and at a half, a quarter or an eighth of the scale where
+    it then still has at least `side` pixels in height and width. It equals the same part of the
+    whole image, but for a pixel at its left and right edge where colours are subsampled.
+    Raises BadImageError naming the file.
+    """
+    content = _read(path)
+    header = jpeg.read_header(content)
+    if header is None:
+        image = _decode(content)
+        if image is None:
+            raise _bad(path)
+        return _part(image, choose(*image.shape[:2]))
+    if header.orientation >= 5:  # lies on its side
+        box = choose(header.width, header.height)
+    else:
+        box = choose(header.height, header.width)
+    reduction = next(r for r in (8, 4, 2, 1) if r == 1 or min(box.height, box.width) // r >= side)
+    box = Box(*(value // reduction for value in box))
+    part = jpeg.decode_box(content, box, reduction) if header.orientation == 1 else None
+    if part is None:
+        image = _decode(content, reduction)
+        part = None if image is None else _part(image, box)
+    if part is None or part.shape[:2] != (box.height, box.width):
+        raise _bad(path)
+    return part
+
+
+def _part(image: np.ndarray, box: Box) -> np.ndarray:
+    return image[box.top : box.top + box.height, box.left : box.left + box.width]
+
+
+def _decode(content: bytes, reduction: int = 1) -> np.ndarray | None:
+    return cv2.imdecode(np.frombuffer(content, np.uint8), _REDUCED[reduction])
+
+
+def _read(path: Path | str) -> bytes:
+    """The bytes of a file that ends as an image of its kind does."""
+    try:
+        with open(path, "rb") as file:
+            content = file.read()
+    except OSError as error:
+        raise BadImageError(f"cannot read the image {path}: {error.strerror}") from None
+    if not content or _is_truncated(content):
+        raise _bad(path)
+    return content
+
+
+def _bad(path: Path | str) -> BadImageError:
+    return BadImageError(
+        f"the image {path} is corrupt or truncated; replace it, or leave such files out "
+        "with --skip-bad-images"
+    )
+
+
+def _is_truncated(content: bytes) -> bool:
+    """Decoders fill what is missing of a JPEG or PNG with grey, so look for the end marker."""
+    if content.startswith(b"\xff\xd8"):  # no end of image, or a scan that starts after the last
+        end = content.rfind(b"\xff\xd9")
+        return end < 0 or content.find(b"\xff\xda", end) >= 0
+    if content.startswith(b"\x89PNG"):
+        return b"IEND" not in content[-64:]
+    return False

@@ -1,0 +1,237 @@
+"""Processes that decode and augment images into shared memory.
+
+They are started as programs of their own that import only OpenCV and NumPy: forking a process
+that has MegEngine's threads or MPI is not safe, and multiprocessing's "spawn" would import the
+command, and with it MegEngine, in every worker. The memory has no name, so that nothing is left
+behind however a process ends, and it is not bounded by /dev/shm, which is small in containers.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from mmap import mmap
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from utils import ROOT, UserError
+
+from .augment import Augmentation, augment
+from .decoding import BadImageError, decode
+from .transforms import Preprocessing
+
+cv2.setNumThreads(0)  # as many processes as there are cores use them all
+
+
+class Job(NamedTuple):
+    """One image to prepare: a file or pixels, and the key of its random numbers.
+
+    Without a key it is prepared for evaluation.
+    """
+
+    image: Path | str | np.ndarray
+    key: tuple[int, ...] | None
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Makes the pixels that a job asks for."""
+
+    preprocessing: Preprocessing
+    augmentation: Augmentation
+
+    def __call__(
+        self, jobs: list[Job], out: np.ndarray, note: Callable[[int], None] | None = None
+    ) -> dict:
+        """Write each job's pixels to its row of `out`, uint8 [N, size, size, 3].
+
+        `note` is told the row before its job is begun. Returns a sentence for each row
+        whose file is broken.
+        """
+        bad = {}
+        for row, (job, target) in enumerate(zip(jobs, out, strict=True)):
+            if note is not None:
+                note(row)
+            try:
+                if job.key is not None:
+                    rng = np.random.default_rng(job.key)
+                    augment(job.image, rng, self.augmentation, self.preprocessing, target)
+                else:
+                    image = job.image
+                    image = image if isinstance(image, np.ndarray) else decode(image)
+                    target[:] = self.preprocessing.evaluation_crop(image)
+            except BadImageError as error:
+                bad[row] = str(error)
+        return bad
+
+
+class _Memory:
+    """Shared by the parent and its workers.
+
+    Attributes:
+        progress: int64 [workers, 2]: the message and the row in it that each worker is at.
+        pixels: uint8 [slots, batch, size, size, 3].
+    """
+
+    def __init__(self, file: int, workers: int, slots: int, batch: int, size: int):
+        shape = (slots, batch, size, size, 3)
+        start = 16 * workers
+        length = start + int(np.prod(shape))
+        if os.fstat(file).st_size < length:
+            os.truncate(file, length)
+        shared = mmap(file, length)
+        self.progress = np.frombuffer(shared, np.int64, 2 * workers).reshape(workers, 2)
+        self.pixels = np.frombuffer(shared, np.uint8, offset=start).reshape(shape)
+
+
+class Workers:
+    """Prepares batches in `count` processes, `slots` batches at once; a context manager.
+
+    Row i of a batch is made by worker i modulo `count`.
+    """
+
+    def __init__(self, prepare: Prepare, count: int, slots: int, batch: int):
+        self.count = count
+        self._slots = slots
+        self._batches = deque()  # of the batches under way: their jobs
+        self._submitted = self._collected = 0
+        size = prepare.preprocessing.size
+        with _anonymous_file() as file:
+            memory = file.fileno()
+            self._memory = _Memory(memory, count, slots, batch, size)
+            self._workers = [_Worker(memory) for _ in range(count)]
+        for number, worker in enumerate(self._workers):
+            with suppress(OSError):  # a worker that has died is noticed when it is waited for
+                worker.connection.send((prepare, number, (count, slots, batch, size)))
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._workers:
+            worker.close()
+
+    def submit(self, jobs: list[Job]) -> None:
+        """Begin a batch; at most `slots` may be under way."""
+        slot = self._submitted % self._slots
+        for number, worker in enumerate(self._workers):
+            with suppress(OSError):
+                worker.connection.send((slot, jobs[number :: self.count]))
+        self._batches.append(jobs)
+        self._submitted += 1
+
+    def collect(self) -> tuple[np.ndarray, dict[int, str]]:
+        """The oldest batch's pixels, uint8 [N, size, size, 3], valid until the next `submit`, and a
+        sentence for each row whose file is broken.
+
+        Raises UserError naming the image when a worker has died.
+        """
+        bad = {}
+        for number, worker in enumerate(self._workers):
+            try:
+                found = worker.connection.recv()
+            except (EOFError, OSError):
+                raise self._death(number) from None
+            if isinstance(found, str):
+                raise RuntimeError(f"preparing {self._at(number)} failed:\n{found}")
+            bad |= {number + self.count * row: sentence for row, sentence in found.items()}
+        slot = self._collected % self._slots
+        self._collected += 1
+        jobs = self._batches.popleft()
+        return self._memory.pixels[slot, : len(jobs)], bad
+
+    def _at(self, number: int) -> Path | str:
+        """The image that a worker is at, or the first of what it has not done."""
+        message, row = self._memory.progress[number]
+        if message < self._collected:  # it had not begun what it was to do next
+            message, row = self._collected, 0
+        jobs = self._batches[message - self._collected][number :: self.count]
+        return jobs[row].image if jobs else "nothing"
+
+    def _death(self, number: int) -> UserError:
+        process = self._workers[number].process
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(5)
+        status = process.returncode
+        if status is not None and status < 0:
+            how = f"was ended by {signal.Signals(-status).name}"
+        else:
+            how = f"ended with exit status {status}"
+        return UserError(
+            f"data worker {number + 1} of {self.count} {how} at the image {self._at(number)}; "
+            "look at that file, and at the memory that is left if it was killed: fewer --workers "
+            "need less"
+        )
+
+
+class _Worker:
+    """A process and the connection to it."""
+
+    def __init__(self, memory: int):
+        self.connection, theirs = Pipe()
+        search = filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(search),
+            "MGE_DEFAULT_DEVICE": "cpu0",  # it need not look for a GPU
+            "OPENBLAS_NUM_THREADS": "1",
+        }
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", __name__, str(theirs.fileno()), str(memory)],
+                stdin=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(), memory),
+                env=environment,
+                start_new_session=True,  # Ctrl-C is for the parent
+            )
+
+    def close(self) -> None:
+        self.connection.close()
+        self.process.kill()  # it has nothing to lose
+        self.process.wait()
+
+
+def _anonymous_file():
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("batches"), "r+b")
+    return tempfile.TemporaryFile()
+
+
+def serve(connection: Connection, file: int) -> None:
+    """What a worker does until its parent closes the connection or is gone."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # the parent decides, and may first finish
+        signal.signal(number, signal.SIG_IGN)
+    with suppress(EOFError, OSError):
+        prepare, worker, layout = connection.recv()
+        memory = _Memory(file, *layout)
+        workers = layout[0]
+        progress = memory.progress[worker]
+        for message in range(sys.maxsize):
+            slot, jobs = connection.recv()
+
+            def note(row: int, message: int = message) -> None:
+                progress[:] = message, row
+
+            out = memory.pixels[slot, worker::workers][: len(jobs)]
+            try:
+                connection.send(prepare(jobs, out, note))
+            except Exception:
+                connection.send(traceback.format_exc())
+                return
+
+
+if __name__ == "__main__":
+    serve(Connection(int(sys.argv[1])), int(sys.argv[2]))
