@@ -60,17 +60,18 @@ class Loader:
 
         Of several ranks, rank r yields the images r, r + world, r + 2 world ...
         """
-        indices = np.arange(self.rank, len(self.dataset), self.world)
-        starts = range(0, len(indices), self.batch_size)
-        batches = [indices[start : start + self.batch_size] for start in starts]
-        return self._load(batches, lambda index: Job(self.dataset.images[index], None))
+        samples = np.arange(self.rank, len(self.dataset), self.world)[:, None]
+        starts = range(0, len(samples), self.batch_size)
+        return self._load([samples[start : start + self.batch_size] for start in starts])
 
     def training(self, seed: int, epoch: int, skip: int = 0) -> Iterator[Batch]:
         """One epoch in random order and augmented, from batch number `skip` on; whole batches only.
 
         Order and augmentation depend on seed, epoch and image alone, so that an epoch entered in
-        the middle goes on as it would have. Of several ranks, rank r yields the r-th of `world`
-        equal parts of each batch. Raises UserError when a batch has no such parts.
+        the middle goes on as it would have. With dataset.augment.repeats above 1, an epoch has as
+        many batches as ever, of fewer images, each augmented so many times. Of several ranks,
+        rank r yields the r-th of `world` equal parts of each batch. Raises UserError when a batch
+        has no such parts.
         """
         share, rest = divmod(self.batch_size, self.world)
         if rest:
@@ -79,48 +80,60 @@ class Loader:
                 f"workers; use --batch-size {share * self.world or self.world} or "
                 f"{(share + 1) * self.world}"
             )
+        repeats = self.dataset.augment.repeats
+        count = len(self.dataset) // self.batch_size
         order = np.random.default_rng((seed, epoch)).permutation(len(self.dataset))
-        count = len(order) // self.batch_size
-        batches = order[: count * self.batch_size].reshape(count, self.world, share)
-        return self._load(
-            batches[skip:, self.rank],
-            lambda index: Job(self.dataset.images[index], (seed, epoch, int(index))),
-        )
+        order = order[: -(-count * self.batch_size // repeats)]
+        samples = np.stack([order.repeat(repeats), np.tile(np.arange(repeats), len(order))], axis=1)
+        batches = samples[: count * self.batch_size].reshape(count, self.batch_size, 2)
+        # the repetitions of an image apart: on several ranks, and never mixed with each other
+        apart = np.argsort(np.arange(self.batch_size) % repeats, kind="stable")
+        shares = batches[skip:, apart].reshape(-1, self.world, share, 2)[:, self.rank]
+        return self._load(shares, (seed, epoch))
 
-    def _load(self, batches, job) -> Iterator[Batch]:
-        """A batch for each array of indices, of `job(index)`."""
-        prepare = Prepare(self.preprocessing, self.dataset.augment)
+    def _load(self, batches, key: tuple[int, ...] | None = None) -> Iterator[Batch]:
+        """A batch for each array of samples, int [B, 2]: an image and which repetition it is.
+
+        Without a key of the random numbers, they are prepared for evaluation.
+        """
         if not len(batches):
             return
-        largest = max(len(indices) for indices in batches)
+        largest = max(map(len, batches))
+        prepare = Prepare(self.preprocessing, self.dataset.augment)
         if self.workers == 0:
             side = self.preprocessing.size
             pixels = np.empty((largest, side, side, 3), np.uint8)
-            for indices in batches:
-                part = pixels[: len(indices)]
-                yield self._finish(indices, part, prepare([job(i) for i in indices], part))
+            for samples in batches:
+                part = pixels[: len(samples)]
+                yield self._finish(samples, part, prepare(self._jobs(samples, key), part))
             return
         to_submit = iter(batches)
         with Workers(prepare, min(self.workers, largest), AHEAD, largest) as workers:
-            for indices in islice(to_submit, AHEAD):
-                workers.submit([job(index) for index in indices])
-            for indices in batches:
-                batch = self._finish(indices, *workers.collect())
+            for samples in islice(to_submit, AHEAD):
+                workers.submit(self._jobs(samples, key))
+            for samples in batches:
+                batch = self._finish(samples, *workers.collect())
                 for following in islice(to_submit, 1):
-                    workers.submit([job(index) for index in following])
+                    workers.submit(self._jobs(following, key))
                 yield batch
 
-    def _finish(self, indices: np.ndarray, pixels: np.ndarray, bad: dict[int, str]) -> Batch:
+    def _jobs(self, samples: np.ndarray, key: tuple[int, ...] | None) -> list[Job]:
+        return [
+            Job(self.dataset.images[sample[0]], None if key is None else (*key, *sample))
+            for sample in samples.tolist()
+        ]
+
+    def _finish(self, samples: np.ndarray, pixels: np.ndarray, bad: dict[int, str]) -> Batch:
         """Normalized here, and not by the workers: a quarter of the bytes goes through memory that
         is shared, and this is the copy out of it."""
         if bad and not self.skip_bad:
             raise BadImageError(bad[min(bad)])
-        self.skipped.update(int(indices[row]) for row in bad)
-        kept = [row for row in range(len(indices)) if row not in bad]
+        self.skipped.update(int(samples[row, 0]) for row in bad)
+        kept = [row for row in range(len(samples)) if row not in bad]
         images = self._array(len(kept))
         for row, target in zip(kept, images, strict=True):
             self.preprocessing.normalize(pixels[row], target)
-        return images, self.dataset.labels[indices[kept]]
+        return images, self.dataset.labels[samples[kept, 0]]
 
     def _array(self, count: int) -> np.ndarray:
         """float32 [count, 3, size, size], in memory of an earlier batch that nobody holds any more.

@@ -48,6 +48,10 @@ class Preprocessing:
         if not valid:
             raise ValueError(f"{self} makes no sense")
 
+    def bgr(self, values: tuple[float, float, float]) -> tuple[float, float, float]:
+        """`mean` or `std` in the order of images, which is BGR."""
+        return tuple(values[::-1]) if self.color == "RGB" else tuple(values)
+
     @cached_property
     def _table(self) -> np.ndarray:
         """float32 [3, 256]: what each value becomes in each channel of the output."""
@@ -68,6 +72,12 @@ class Preprocessing:
         for plane, table, channel in zip(planes, self._table, out, strict=True):
             cv2.LUT(plane, table, channel)
         return out
+
+    def pixels(self, normalized: np.ndarray) -> np.ndarray:
+        """The inverse of `normalize`: float32 [3, H, W] -> uint8 BGR [H, W, 3]."""
+        chw = normalized * np.array(self.std)[:, None, None] + np.array(self.mean)[:, None, None]
+        hwc = np.clip(np.rint(chw), 0, 255).astype(np.uint8).transpose(1, 2, 0)
+        return np.ascontiguousarray(hwc[:, :, ::-1] if self.color == "RGB" else hwc)
 
     def evaluation(self, image: np.ndarray) -> np.ndarray:
         """uint8 BGR [H, W, 3] -> float32 [3, size, size]: `evaluation_crop`, normalized."""

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import psutil
@@ -208,3 +209,31 @@ def test_no_worker_outlives_its_parent(image_folder, number):
         parent.send_signal(number)
         parent.wait(10)
     assert gone(workers)
+
+
+def test_repeated_augmentation(train):
+    """Each image three times, augmented differently, on as many ranks, in as many batches."""
+    repeated = replace(train, augment=replace(train.augment, repeats=3))
+    plain = list(Loader(train, SMALL, 12, 0).training(0, 0))
+    batches = list(Loader(repeated, SMALL, 12, 2).training(0, 0))
+    assert len(batches) == len(plain) == 4
+    for images, labels in batches:
+        assert labels.reshape(3, 4).tolist() == [labels[:4].tolist()] * 3
+        assert len({image.tobytes() for image in images}) == 12
+    # the first of each is what it is without repetition
+    order = np.concatenate([images[:4] for images, _ in batches])
+    np.testing.assert_array_equal(order, np.concatenate([images for images, _ in plain])[:16])
+    ranks = [Loader(repeated, SMALL, 12, 0, rank=rank, world=3) for rank in range(3)]
+    parts = zip(*(rank.training(0, 0) for rank in ranks), strict=True)
+    assert_same(batches, (map(np.concatenate, zip(*part, strict=True)) for part in parts))
+    uneven = list(Loader(repeated, SMALL, 10, 0).training(0, 0))
+    assert len(uneven) == 4
+    everything = [image.tobytes() for images, _ in uneven for image in images]
+    assert len(set(everything)) == 40
+
+
+def test_heavy_augmentation_is_the_same_in_every_process(train):
+    settings = {"auto_augment": "rand-m9-mstd0.5-inc1", "random_erasing": 0.5, "repeats": 2}
+    heavy = replace(train, augment=replace(train.augment, **settings))
+    one, two = (Loader(heavy, SMALL, 12, workers).training(1, 2) for workers in (0, 2))
+    assert_same(one, two)

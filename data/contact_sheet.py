@@ -1,0 +1,56 @@
+"""A picture of a batch, to see what the network sees."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from .transforms import Preprocessing
+
+_TILE, _CAPTION, _GAP, _COLUMNS = 160, 34, 8, 8  # pixels; tiles in a row
+
+
+def contact_sheet(
+    images: np.ndarray, labels: np.ndarray, classes: list[str], preprocessing: Preprocessing
+) -> bytes:
+    """A PNG file of the images, 8 in a row, with their class names below.
+
+    Args:
+        images: float32 [N, 3, H, W], normalized as `preprocessing` says.
+        labels: int [N], or what data.mixing.mix made of them, float32 [N, classes]: the two largest
+            parts are then written.
+    """
+    rows = -(-len(images) // _COLUMNS)
+    step = np.array([_TILE + _CAPTION + _GAP, _TILE + _GAP])
+    sheet = np.full((*(step * (rows, min(_COLUMNS, len(images))) + _GAP), 3), 255, np.uint8)
+    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+        top, left = step * divmod(number, _COLUMNS) + _GAP
+        enlarge = image.shape[-1] < _TILE
+        sheet[top : top + _TILE, left : left + _TILE] = cv2.resize(
+            preprocessing.pixels(image),
+            (_TILE, _TILE),
+            interpolation=cv2.INTER_NEAREST if enlarge else cv2.INTER_AREA,
+        )
+        for line, text in enumerate(_caption(label, classes)):
+            corner = (int(left), int(top) + _TILE + 13 + 15 * line)
+            cv2.putText(
+                sheet, text, corner, cv2.FONT_HERSHEY_SIMPLEX, 0.4, (0, 0, 0), 1, cv2.LINE_AA
+            )
+    return cv2.imencode(".png", sheet)[1].tobytes()
+
+
+def _caption(label: np.ndarray, classes: list[str]) -> list[str]:
+    """One line, or two for a mixed label."""
+    if np.ndim(label) == 0:
+        return [_short(classes[label], 22)]
+    largest = np.argsort(-label, kind="stable")[:2]
+    return [
+        f"{100 * label[index]:.0f} % {_short(classes[index], 16)}"
+        for index in largest
+        if label[index] > 0
+    ]
+
+
+def _short(name: str, length: int) -> str:
+    name = name.encode("ascii", "replace").decode()  # all that OpenCV can write
+    return name if len(name) <= length else name[: length - 2] + ".."
