@@ -82,10 +82,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     how.add_argument(
         "--workers",
-        type=count,
+        type=utils.number(int, 0),
         default=2,
         metavar="N",
-        help="threads that decode and transform images",
+        help="processes that decode images; 0: none but this one",
     )
     how.add_argument(
         "--skip-bad-images",

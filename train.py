@@ -17,9 +17,12 @@ from pathlib import Path
 import utils  # isort: skip  (before MegEngine: it sets the process environment)
 
 import megengine as mge
+import numpy as np
 
 import models
-from data import datasets
+from data import augment, datasets, mixing, policies
+from data.augment import Augmentation
+from data.contact_sheet import contact_sheet
 from data.loader import Loader
 from data.transforms import Preprocessing
 from training import checkpoint, launch
@@ -129,6 +132,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help="of weights, order and augmentation",
     )
 
+    add_augmentation(parser)
+
     run = parser.add_argument_group("running")
     run.add_argument(
         "--save",
@@ -218,6 +223,160 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
+def add_augmentation(parser: argparse.ArgumentParser) -> None:
+    """The flags that `augmentation` reads."""
+    part, alpha = utils.number(float, 0, 1), utils.number(float, 0)
+    usual = Augmentation()
+    group = parser.add_argument_group("augmentation")
+    group.add_argument(
+        "--crop-scale",
+        type=utils.number(float, 0, 1, open_low=True),
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="part of the area that the random resized crop takes (default: 0.08 1)",
+    )
+    group.add_argument(
+        "--padding-crop",
+        type=utils.number(int, 0),
+        metavar="PIXELS",
+        help="instead: pad by so many black pixels and crop at random; 4 is usual for CIFAR-10",
+    )
+    group.add_argument(
+        "--random-interpolation",
+        action="store_true",
+        help="bilinear or bicubic by chance",
+    )
+    group.add_argument(
+        "--flip",
+        type=part,
+        metavar="P",
+        help="probability of mirroring left and right (default: 0.5; digits: 0)",
+    )
+    group.add_argument(
+        "--color-jitter",
+        type=alpha,
+        default=usual.color_jitter,
+        metavar="X",
+        help="brightness, contrast and saturation by a factor of 1-X to 1+X; "
+        "not beside --auto-augment",
+    )
+    group.add_argument(
+        "--auto-augment",
+        type=policy_name,
+        default=usual.auto_augment,
+        metavar="POLICY",
+        help="none, v0 or original (AutoAugment), or RandAugment as rand-m9-n2-mstd0.5-inc1: "
+        "level, operations, deviation of the level, stronger with the level",
+    )
+    group.add_argument(
+        "--random-erasing",
+        type=part,
+        default=usual.random_erasing,
+        metavar="P",
+        help="probability of erasing a rectangle",
+    )
+    group.add_argument(
+        "--erasing-mode",
+        choices=augment.ERASING_MODES,
+        default=usual.erasing_mode,
+        help="with the mean colour, a random one, or a random one a pixel",
+    )
+    group.add_argument(
+        "--erasing-count",
+        type=utils.number(int, 1),
+        default=usual.erasing_count,
+        metavar="N",
+        help="rectangles at most",
+    )
+    group.add_argument(
+        "--mixup", type=alpha, default=usual.mixup, metavar="ALPHA", help="mixup's Beta; 0: off"
+    )
+    group.add_argument(
+        "--cutmix", type=alpha, default=usual.cutmix, metavar="ALPHA", help="cutmix's Beta; 0: off"
+    )
+    group.add_argument(
+        "--mix-prob",
+        type=part,
+        default=usual.mix_prob,
+        metavar="P",
+        help="probability that a batch is mixed",
+    )
+    group.add_argument(
+        "--mix-switch-prob",
+        type=part,
+        default=usual.mix_switch_prob,
+        metavar="P",
+        help="probability of cutmix and not mixup where both are on",
+    )
+    group.add_argument(
+        "--repeated-augmentation",
+        type=utils.number(int, 1),
+        default=usual.repeats,
+        metavar="N",
+        help="times that each of an epoch's images appears in it, differently augmented; "
+        "the epoch has fewer different images then",
+    )
+    group.add_argument(
+        "--show-samples",
+        type=Path,
+        nargs="?",
+        const=Path("samples.png"),
+        metavar="FILE",
+        help="write a picture of what the network would see (default: samples.png), and end",
+    )
+
+
+def policy_name(text: str) -> str:
+    """An argparse type: the name of an augmentation policy."""
+    try:
+        policies.policy(text)
+    except utils.UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
+def augmentation(args: argparse.Namespace, usual: Augmentation) -> Augmentation:
+    """What the flags say; `usual` is for those that depend on the data and are not given."""
+    if args.crop_scale and args.crop_scale[0] > args.crop_scale[1]:
+        raise utils.UserError(
+            "--crop-scale takes the lower number first: "
+            f"--crop-scale {args.crop_scale[1]:g} {args.crop_scale[0]:g}"
+        )
+    crop = args.crop_scale is not None or args.padding_crop is not None
+    return replace(
+        usual,
+        crop_scale=tuple(args.crop_scale or usual.crop_scale),
+        padding_crop=args.padding_crop or 0,
+        affine=usual.affine and not crop,
+        flip=usual.flip if args.flip is None else args.flip,
+        random_interpolation=args.random_interpolation,
+        color_jitter=args.color_jitter,
+        auto_augment=args.auto_augment,
+        random_erasing=args.random_erasing,
+        erasing_mode=args.erasing_mode,
+        erasing_count=args.erasing_count,
+        mixup=args.mixup,
+        cutmix=args.cutmix,
+        mix_prob=args.mix_prob,
+        mix_switch_prob=args.mix_switch_prob,
+        repeats=args.repeated_augmentation,
+    )
+
+
+def show_samples(
+    dataset: datasets.Dataset, preprocessing: Preprocessing, seed: int, file: Path
+) -> None:
+    """Write a contact sheet of one small batch as it is trained on."""
+    loader = Loader(dataset, preprocessing, min(64, len(dataset)), workers=0)
+    images, labels = next(loader.training(seed, epoch=0))
+    if dataset.augment.mixup or dataset.augment.cutmix:
+        rng = np.random.default_rng(seed)
+        images, labels = mixing.mix(images, labels, len(dataset.classes), dataset.augment, rng)
+    png = contact_sheet(images, labels, dataset.classes, preprocessing)
+    checkpoint.write_atomically(file, lambda out: out.write(png))
+    print(f"{len(images)} samples of {dataset.name}: {file}")
+
+
 def open_data(data: str | None) -> tuple[datasets.Dataset, datasets.Dataset]:
     """The training set, and the validation set with the same labels."""
     if data is None:
@@ -260,6 +419,7 @@ def main(argv: list[str] | None = None) -> int:
 def train(args: argparse.Namespace, workers: Workers) -> int:
     """Train as one of `workers`; returns the exit status."""
     train_set, val_set = open_data(args.data)
+    train_set = replace(train_set, augment=augmentation(args, train_set.augment))
     folder, resume_from = locate_run(args)
     num_classes = len(train_set.classes)
 
@@ -277,6 +437,10 @@ def train(args: argparse.Namespace, workers: Workers) -> int:
     if found is not None:
         preprocessing = found.preprocessing  # the weights expect this colour order
     preprocessing = replace(preprocessing, size=args.size, crop_ratio=args.crop_ratio)
+    if args.show_samples is not None:
+        if workers.rank == 0:
+            show_samples(train_set, preprocessing, args.seed, args.show_samples)
+        return 0
     folder = RunFolder(folder, silent=workers.rank > 0)
     lr = args.lr * args.batch_size / 256
     settings = Settings(

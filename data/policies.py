@@ -204,7 +204,7 @@ def _pairs(text: str) -> tuple[tuple[Operation, Operation], ...]:
 
 
 PAIRS = {
-    # the one in TensorFlow's TPU models, which BaseCls used too
+    # the one in TensorFlow's TPU models, which BaseCls used too (its posterize at level 2 is black)
     "v0": _pairs("""
         equalize 0.8 1 + shear_y 0.8 4
         color 0.4 9 + equalize 0.6 3
