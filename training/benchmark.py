@@ -50,7 +50,7 @@ def training_step(point: Point) -> Callable[[], None]:
     """A function that does one training step and waits for it."""
     model = models.create(point.arch)
     model.train()
-    sgd = optimizer.sgd(model, lr=1e-3)
+    sgd = optimizer.make("sgd", optimizer.parameter_groups(model, 1e-4), lr=1e-3)
     grad_manager = GradManager().attach(model.parameters())
     rng = np.random.default_rng(0)
     images = rng.standard_normal((point.batch, 3, point.size, point.size)).astype(np.float32)

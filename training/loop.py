@@ -101,16 +101,11 @@ class Trainer:
         names = {name for name, _ in model.named_parameters()}
         if settings.freeze:
             names = set(models.head_names(model))
-        self.learnt = [p for name, p in model.named_parameters() if name in names]
-        self.grad_manager = GradManager().attach(self.learnt)
-        self.optimizer = optimizer.sgd(
-            model,
-            settings.lr,
-            settings.momentum,
-            settings.nesterov,
-            settings.weight_decay,
-            settings.custom_l2,
-            names,
+        self.learnt = {name: p for name, p in model.named_parameters() if name in names}
+        self.grad_manager = GradManager().attach(self.learnt.values())
+        groups = optimizer.parameter_groups(model, settings.weight_decay, settings.custom_l2, names)
+        self.optimizer = optimizer.make(
+            "sgd", groups, settings.lr, settings.momentum, settings.nesterov
         )
         self.step = 0  # steps done
         self.score = Score()  # of the training images in the current epoch
@@ -211,7 +206,7 @@ class Trainer:
     def learning_rate(self, step: int) -> float:
         """Of the given step."""
         warmup = round(self.settings.warmup_epochs * self.steps_per_epoch)
-        return schedule.cosine(step, self.total_steps, warmup, self.settings.lr)
+        return schedule.learning_rate(step, self.total_steps, self.settings.lr, warmup=warmup)
 
     def _counts_or_leave(self, count: int) -> np.ndarray:
         """How many images each worker has for the next step; leaves when one was told to."""
@@ -249,7 +244,7 @@ class Trainer:
     def _exchange(self) -> None:
         """Average the gradients over the workers; and, so that the networks stay the same, the
         batch norms' running statistics."""
-        shared = [p.grad for p in self.learnt if p.grad is not None]
+        shared = [p.grad for p in self.learnt.values() if p.grad is not None]
         if not self.settings.sync_bn:
             shared += self.model.buffers()
         self.workers.average(shared)

@@ -1,16 +1,33 @@
-"""The optimizer and which parameters it decays."""
+"""The optimizers and which parameters they decay."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 
 import megengine as mge
+import megengine.functional as F
 import megengine.module as M
 import megengine.optimizer
 from megengine.core._imperative_rt.core2 import apply
 from megengine.core.ops.builtin import Elemwise
 
+from .parameters import KINDS, kinds
+
+OPTIMIZERS = ("sgd", "adamw")
+
 _MULTIPLY_ADD = Elemwise(mode=Elemwise.Mode.FUSE_MUL_ADD3)  # a * b + c in one pass
+_BLEND = Elemwise(mode=Elemwise.Mode.FUSE_MUL_ADD4)  # a * b + c * d in one pass
+
+# name -> the kinds of parameters that are decayed; see parameters.KINDS
+_KERNELS = ("convolution", "branch", "squeeze-and-excitation", "linear")
+DECAY_RULES = {
+    # DingXiaoH/RepVGG and BaseCls: by their names, which spare "bn" and "bias", not "identity"
+    "repvgg": (*_KERNELS, "identity norm"),
+    # timm, and so RepGhost and RepViT: nothing that has one dimension
+    "timm": _KERNELS,
+    "all": KINDS,
+}
 
 
 def parameter_groups(
@@ -18,29 +35,18 @@ def parameter_groups(
     weight_decay: float,
     custom_l2: bool = False,
     names: Collection[str] | None = None,
+    rule: str = "repvgg",
 ) -> list[dict]:
     """Two groups of parameters, decayed and not: all of them, or those with the given names.
 
-    Biases and batch norms are not decayed, except the scale of the identity branch's batch norm,
-    which the RepVGG paper's code does decay. With `custom_l2` the convolutions of the 3x3 and 1x1
-    branches are not either: the loss has a term for them.
+    With `custom_l2` the kernels that the loss has a term for are not decayed, whatever the rule.
     """
-    norms = {
-        id(parameter)
-        for module in model.modules()
-        if isinstance(module, M.BatchNorm1d | M.BatchNorm2d)
-        for parameter in module.parameters()
-    }
+    decayed_kinds = set(DECAY_RULES[rule]) - ({"branch"} if custom_l2 else set())
+    kind = kinds(model)
     decayed, spared = [], []
     for name, parameter in model.named_parameters():
-        if names is not None and name not in names:
-            continue
-        spare = (
-            name.endswith("bias")
-            or (id(parameter) in norms and not name.endswith("identity.weight"))
-            or (custom_l2 and name.endswith(("dense.conv.weight", "pointwise.conv.weight")))
-        )
-        (spared if spare else decayed).append(parameter)
+        if names is None or name in names:
+            (decayed if kind[name] in decayed_kinds else spared).append(parameter)
     return [
         {"params": decayed, "weight_decay": weight_decay},
         {"params": spared, "weight_decay": 0.0},
@@ -74,21 +80,64 @@ class SGD(megengine.optimizer.SGD):
             param._reset(apply(_MULTIPLY_ADD, grad, negative_lr, param)[0])
 
 
-def sgd(
-    model: M.Module,
+class AdamW(megengine.optimizer.Optimizer):
+    """Adam with decoupled weight decay d, in eight elementwise passes a parameter.
+
+    m <- b1 m + (1 - b1) g, v <- b2 v + (1 - b2) g^2, and in step t = 1, 2, ...
+    p <- (1 - lr d) p - lr / (1 - b1^t) m / (sqrt(v / (1 - b2^t)) + eps). Source: Loshchilov and
+    Hutter, Decoupled Weight Decay Regularization, ICLR 2019; defaults as everywhere.
+    """
+
+    def __init__(
+        self,
+        params: list[dict],
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+    ):
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "step": 0})
+        self.betas, self.eps = betas, eps
+
+    def _create_state(self, param_group: dict) -> None:
+        for param in param_group["params"]:
+            self._add_state(param, "mean")
+            self._add_state(param, "square")
+
+    def _updates(self, param_group: dict) -> None:
+        param_group["step"] += 1
+        lr, decay, step = (param_group[key] for key in ("lr", "weight_decay", "step"))
+        (b1, b2), constant = self.betas, lambda value: mge.Tensor(value, dtype="float32")
+        b1_tensor, b2_tensor, rest1, rest2 = map(constant, (b1, b2, 1 - b1, 1 - b2))
+        correction, eps = constant(1 / math.sqrt(1 - b2**step)), constant(self.eps)
+        kept, move = constant(1 - lr * decay), constant(-lr / (1 - b1**step))
+        for param in param_group["params"]:
+            grad = param.grad
+            if grad is None:
+                continue
+            state = self._state[param]
+            mean = apply(_BLEND, state["mean"], b1_tensor, grad, rest1)[0]
+            square = apply(_BLEND, state["square"], b2_tensor, grad * grad, rest2)[0]
+            state["mean"]._reset(mean)
+            state["square"]._reset(square)
+            size = apply(_MULTIPLY_ADD, F.sqrt(square), correction, eps)[0]
+            param._reset(apply(_BLEND, param, kept, mean / size, move)[0])
+
+
+def make(
+    name: str,
+    groups: list[dict],
     lr: float,
     momentum: float = 0.9,
     nesterov: bool = False,
-    weight_decay: float = 1e-4,
-    custom_l2: bool = False,
-    names: Collection[str] | None = None,
-) -> SGD:
-    """SGD over `parameter_groups`."""
-    groups = parameter_groups(model, weight_decay, custom_l2, names)
+) -> SGD | AdamW:
+    """The optimizer "sgd" or "adamw" over `parameter_groups`; momentum is SGD's."""
+    if name == "adamw":
+        return AdamW(groups, lr)
     return SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov)
 
 
-def set_learning_rate(optimizer: SGD, lr: float) -> None:
+def set_learning_rate(optimizer: SGD | AdamW, lr: float) -> None:
     """From the next step on."""
     for group in optimizer.param_groups:
         group["lr"] = lr

@@ -1,4 +1,4 @@
-"""Which parameters decay, what the losses are, and SGD against its definition."""
+"""Which parameters decay, what the losses are, and the optimizers against their definitions."""
 
 import megengine as mge
 import megengine.functional as F
@@ -23,6 +23,21 @@ def test_decay_spares_biases_and_batch_norms_but_not_identity_scales(tiny):
         assert {"linear.bias", "stage2.1.identity.bias", "stage0.dense.bn.weight"} <= spared
         branches = {"stage0.dense.conv.weight", "stage0.pointwise.conv.weight"}
         assert branches <= (spared if custom else decayed)
+
+
+def test_decay_rules_differ_in_norms_and_biases(tiny):
+    model = tiny("se")
+    names = {id(p): name for name, p in model.named_parameters()}
+    decayed = {
+        rule: {names[id(p)] for p in optimizer.parameter_groups(model, 1, rule=rule)[0]["params"]}
+        for rule in optimizer.DECAY_RULES
+    }
+    assert decayed["all"] == set(names.values())
+    assert decayed["timm"] < decayed["repvgg"] < decayed["all"]
+    only_repvgg = decayed["repvgg"] - decayed["timm"]
+    assert only_repvgg and all(name.endswith("identity.weight") for name in only_repvgg)
+    kernels = ("conv.weight", "linear.weight", "se.down.weight", "se.up.weight")
+    assert decayed["timm"] == {name for name in names.values() if name.endswith(kernels)}
 
 
 @pytest.mark.parametrize("kind", ["dense", "groups"])
@@ -76,7 +91,8 @@ def test_sgd_is_its_definition(nesterov):
     rng = np.random.default_rng(0)
     module = mge.module.Linear(3, 2)
     w = module.weight.numpy().astype(np.float64)
-    sgd = optimizer.sgd(module, 0.1, 0.9, nesterov, weight_decay=0.01)
+    groups = optimizer.parameter_groups(module, weight_decay=0.01)
+    sgd = optimizer.make("sgd", groups, 0.1, 0.9, nesterov)
     velocity = np.zeros_like(w)
     for _ in range(4):
         gradient = rng.standard_normal(w.shape).astype(np.float32)
@@ -86,3 +102,67 @@ def test_sgd_is_its_definition(nesterov):
         velocity = 0.9 * velocity + decayed
         w = w - 0.1 * (decayed + 0.9 * velocity if nesterov else velocity)
     np.testing.assert_allclose(module.weight.numpy(), w, rtol=1e-5)
+
+
+def numpy_adamw(w, gradients, lr, decay, b1=0.9, b2=0.999, eps=1e-8):
+    """In float64, a learning rate a step."""
+    m, v = np.zeros_like(w), np.zeros_like(w)
+    for t, (gradient, rate) in enumerate(zip(gradients, lr, strict=True), 1):
+        g = gradient.astype(np.float64)
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
+        w = w - rate * decay * w
+        w = w - rate * (m / (1 - b1**t)) / (np.sqrt(v / (1 - b2**t)) + eps)
+    return w
+
+
+def train_adamw(module, gradients, rates, adamw):
+    for gradient, rate in zip(gradients, rates, strict=True):
+        optimizer.set_learning_rate(adamw, rate)
+        module.weight.grad = mge.Tensor(gradient)
+        module.bias.grad = mge.Tensor(gradient[:, 0])
+        adamw.step().clear_grad()
+
+
+def test_adamw_is_its_definition_with_decoupled_decay(rng):
+    module = mge.module.Linear(3, 2)
+    before = [p.numpy().astype(np.float64) for p in (module.weight, module.bias)]
+    gradients = list(rng.standard_normal((30, 2, 3)).astype(np.float32))
+    gradients[3:5] = [gradients[0] * 1e-9, gradients[0] * 0]  # near eps
+    rates = np.linspace(0.2, 0.01, 30).tolist()
+    groups = optimizer.parameter_groups(module, weight_decay=0.5)
+    train_adamw(module, gradients, rates, optimizer.make("adamw", groups, 0.1))
+    expected = numpy_adamw(before[0], gradients, rates, 0.5)
+    np.testing.assert_allclose(module.weight.numpy(), expected, rtol=1e-5, atol=1e-6)
+    expected = numpy_adamw(before[1], [g[:, 0] for g in gradients], rates, 0.0)
+    np.testing.assert_allclose(module.bias.numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_adamw_agrees_with_megengines_own(rng):
+    ours, theirs = mge.module.Linear(4, 5), mge.module.Linear(4, 5)
+    theirs.load_state_dict(ours.state_dict())
+    gradients = list(rng.standard_normal((10, 5, 4)).astype(np.float32))
+    groups = optimizer.parameter_groups(ours, weight_decay=0.1, rule="all")
+    stock = mge.optimizer.AdamW(theirs.parameters(), lr=0.01, weight_decay=0.1)
+    train_adamw(ours, gradients, [0.01] * 10, optimizer.make("adamw", groups, 0.01))
+    train_adamw(theirs, gradients, [0.01] * 10, stock)
+    np.testing.assert_allclose(ours.weight.numpy(), theirs.weight.numpy(), rtol=1e-4, atol=1e-6)
+
+
+def test_adamw_goes_on_from_its_state_with_the_same_bits(rng):
+    gradients = list(rng.standard_normal((8, 2, 3)).astype(np.float32))
+
+    def fresh(weights=None):
+        module = mge.module.Linear(3, 2)
+        module.load_state_dict(weights or start)
+        groups = optimizer.parameter_groups(module, weight_decay=0.1)
+        return module, optimizer.make("adamw", groups, 0.1)
+
+    start = mge.module.Linear(3, 2).state_dict()
+    module, adamw = fresh()
+    train_adamw(module, gradients, [0.1] * 8, adamw)
+    first, adamw = fresh()
+    train_adamw(first, gradients[:3], [0.1] * 3, adamw)
+    second, resumed = fresh(first.state_dict())
+    resumed.load_state_dict(adamw.state_dict())
+    train_adamw(second, gradients[3:], [0.1] * 5, resumed)
+    assert np.array_equal(module.weight.numpy(), second.weight.numpy())
