@@ -1,0 +1,49 @@
+"""An exponential moving average of a network's weights."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+
+import megengine as mge
+import megengine.module as M
+import numpy as np
+from megengine.core._imperative_rt.core2 import apply
+from megengine.core.ops.builtin import Elemwise
+
+from .swap import swapped, tensors
+
+_BLEND = Elemwise(mode=Elemwise.Mode.FUSE_MUL_ADD4)  # a * b + c * d in one pass
+
+
+class WeightAverage:
+    """Average of all weights and batch norm statistics, moved a little after every step.
+
+    average <- d average + (1 - d) weights, with d = min(decay, (1 + n) / (10 + n)) after step
+    n = 0, 1, ...: a short run forgets its random start too, and a long one is as without that
+    (source: TensorFlow's ExponentialMovingAverage with num_updates).
+    """
+
+    def __init__(self, model: M.Module, decay: float):
+        self.model, self.decay = model, decay
+        self._average = {
+            name: mge.Tensor(tensor.numpy()) for name, tensor in tensors(model).items()
+        }
+
+    def update(self, step: int) -> None:
+        """Move towards the weights that step 0, 1, ... left."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        kept, rest = (mge.Tensor(value, dtype="float32") for value in (decay, 1 - decay))
+        for name, tensor in tensors(self.model).items():
+            self._average[name] = apply(_BLEND, self._average[name], kept, tensor, rest)[0]
+
+    def applied(self) -> AbstractContextManager[None]:
+        """Within this context the network has the average's weights."""
+        return swapped(self.model, self._average)
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """The average as arrays."""
+        return {name: tensor.numpy() for name, tensor in self._average.items()}
+
+    def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
+        """Go on from a `state_dict` of the same network."""
+        self._average = {name: mge.Tensor(state[name]) for name in self._average}
