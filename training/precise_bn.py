@@ -1,0 +1,79 @@
+"""Batch norm statistics for evaluation as plain averages over many training images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import megengine as mge
+import megengine.module as M
+import numpy as np
+
+from utils import UserError
+
+
+def statistics(model: M.Module, batches: Iterable[np.ndarray]) -> dict[str, mge.Tensor]:
+    """The running mean and variance of every batch norm, for `swap.swapped`.
+
+    The mean over all the batches' positions, and their variance: that within the batches plus that
+    of the batches' means. The network, its running statistics and its mode are as before
+    afterwards. Source: Wu and Johnson, Rethinking "Batch" in BatchNorm, 2021 (arXiv 2105.07576),
+    section 3.
+
+    Args:
+        model: the network whose weights the statistics are for.
+        batches: images float32 [N, 3, H, W], all N equal.
+
+    Raises UserError when there is no batch.
+    """
+    norms = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, M.BatchNorm1d | M.BatchNorm2d)
+    }
+    training = model.training
+    own = {
+        name: (norm.momentum, norm.running_mean.detach(), norm.running_var.detach())
+        for name, norm in norms.items()
+    }
+    counts = {}  # positions a batch, of each channel
+
+    def note_count(module: M.Module, inputs: tuple[mge.Tensor], _: mge.Tensor) -> None:
+        counts[module] = inputs[0].size // module.num_features
+
+    hooks = [norm.register_forward_hook(note_count) for norm in norms.values()]
+    # [C] each: sums over the batches of the mean, of the variance and of the squared mean
+    sums = {name: np.zeros((3, norm.num_features)) for name, norm in norms.items()}
+    number = 0
+    model.train()
+    try:
+        for norm in norms.values():
+            norm.momentum = 0.0  # the running statistics are then those of the last batch
+            norm.running_mean._reset(mge.Tensor(np.zeros(norm.running_mean.shape, np.float32)))
+            norm.running_var._reset(mge.Tensor(np.ones(norm.running_var.shape, np.float32)))
+        for images in batches:
+            model(mge.Tensor(images))
+            for name, norm in norms.items():
+                mean, unbiased = (
+                    tensor.numpy().reshape(-1).astype(np.float64)
+                    for tensor in (norm.running_mean, norm.running_var)
+                )
+                biased = unbiased * ((counts[norm] - 1) / counts[norm])
+                sums[name] += mean, biased, mean**2
+            number += 1
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for name, norm in norms.items():
+            norm.momentum, mean, var = own[name]
+            norm.running_mean._reset(mean)
+            norm.running_var._reset(var)
+        model.train(training)
+    if number == 0:
+        raise UserError("there was no image to estimate batch norm statistics from")
+    result = {}
+    for name, norm in norms.items():
+        mean, within, squared_mean = sums[name] / number
+        for key, value in ("running_mean", mean), ("running_var", within + squared_mean - mean**2):
+            shape = norm.running_mean.shape
+            result[f"{name}.{key}"] = mge.Tensor(value.reshape(shape).astype(np.float32))
+    return result
