@@ -6,6 +6,24 @@ import megengine as mge
 import megengine.functional as F
 import megengine.module as M
 
+DISTILLATIONS = ("hard", "soft")
+
+
+def cross_entropy(
+    logits: mge.Tensor, labels: mge.Tensor, label_smoothing: float = 0.0
+) -> mge.Tensor:
+    """Mean cross entropy of logits [N, C] with labels [N] or soft targets [N, C].
+
+    Soft targets, as mixup makes them, are smoothed in the same way: (1 - s) target + s / C.
+    """
+    if labels.ndim == 1:
+        return F.nn.cross_entropy(logits, labels, label_smooth=label_smoothing)
+    log_probability = F.logsoftmax(logits, axis=1)
+    loss = -F.mean(F.sum(labels * log_probability, axis=1))
+    if label_smoothing:
+        loss = (1 - label_smoothing) * loss - label_smoothing * F.mean(log_probability)
+    return loss
+
 
 def classification(
     outputs: mge.Tensor | dict[str, mge.Tensor],
@@ -13,19 +31,45 @@ def classification(
     label_smoothing: float = 0.0,
     auxiliary_weight: float = 0.0,
 ) -> tuple[mge.Tensor, mge.Tensor]:
-    """Cross entropy of the logits [N, classes], and the logits themselves.
+    """Cross entropy of the logits [N, C], and the logits themselves; labels as there.
 
     A network with several heads gives a dict; the loss is then that of "main" plus
     `auxiliary_weight` times the sum of the others (the attribute of RepVGGPlus and RepViT).
     """
-
-    def cross_entropy(logits: mge.Tensor) -> mge.Tensor:
-        return F.nn.cross_entropy(logits, labels, label_smooth=label_smoothing)
-
     if not isinstance(outputs, dict):
-        return cross_entropy(outputs), outputs
-    auxiliary = sum(cross_entropy(logits) for name, logits in outputs.items() if name != "main")
-    return cross_entropy(outputs["main"]) + auxiliary_weight * auxiliary, outputs["main"]
+        return cross_entropy(outputs, labels, label_smoothing), outputs
+    losses = {name: cross_entropy(o, labels, label_smoothing) for name, o in outputs.items()}
+    main = losses.pop("main")
+    return main + auxiliary_weight * sum(losses.values()), outputs["main"]
+
+
+def distillation(
+    student: mge.Tensor, teacher: mge.Tensor, kind: str, temperature: float = 1.0
+) -> mge.Tensor:
+    """How far the student's logits [N, C] are from the teacher's, a mean over the images.
+
+    - "hard": cross entropy with the teacher's best class, not smoothed. Source: Touvron et al.,
+      DeiT, ICML 2021.
+    - "soft": Kullback-Leibler divergence of the two distributions at `temperature`, times its
+      square. Source: Hinton et al., Distilling the Knowledge in a Neural Network, 2015.
+    """
+    if kind == "hard":
+        return F.nn.cross_entropy(student, F.argmax(teacher, axis=1))
+    ours, theirs = (F.logsoftmax(logits / temperature, axis=1) for logits in (student, teacher))
+    return F.mean(F.sum(F.exp(theirs) * (theirs - ours), axis=1)) * temperature**2
+
+
+def split_heads(
+    outputs: mge.Tensor | dict[str, mge.Tensor],
+) -> tuple[mge.Tensor | dict[str, mge.Tensor], mge.Tensor]:
+    """The outputs that learn from the labels, and the logits that learn from a teacher.
+
+    RepViT has a head for the teacher, "distilled"; elsewhere the main logits learn from both.
+    """
+    if not isinstance(outputs, dict):
+        return outputs, outputs
+    others = {name: logits for name, logits in outputs.items() if name != "distilled"}
+    return others, outputs.get("distilled", outputs["main"])
 
 
 def custom_l2(model: M.Module) -> mge.Tensor:
