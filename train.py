@@ -25,21 +25,31 @@ from data.augment import Augmentation
 from data.contact_sheet import contact_sheet
 from data.loader import Loader
 from data.transforms import Preprocessing
-from training import checkpoint, launch
+from training import checkpoint, launch, teacher
 from training.distributed import Workers
 from training.loop import Interrupted, Settings, Trainer
+from training.losses import DISTILLATIONS
+from training.optimizer import DECAY_RULES, OPTIMIZERS
 from training.run_folder import RunFolder
+from training.schedule import SCHEDULES
 from weights import catalog
 
 EXAMPLES = """\
   python train.py --arch RepVGGA0
   python train.py --data imagenet --arch RepVGGA0 --batch-size 256 --epochs 120 --tag paper
   python train.py --data imagenet --arch RepVGGA0 --epochs 120 --tag paper --resume auto
+  python train.py --data imagenet --arch RepViTM0_9 --optimizer adamw --agc 0.02 --ema 0.9999 \\
+      --warmup-epochs 5 --warmup-lr 1e-6 --min-lr 1e-5 --teacher RepVGGB3:b3.pkl
 """
 
 # defaults that depend on the data: on the digits, and on a folder of images
 DIGITS = {"epochs": 12, "batch_size": 64, "size": 32, "crop_ratio": 1.0}
 FOLDER = {"epochs": 120, "batch_size": 256, "size": 224, "crop_ratio": 0.875}
+# and on the optimizer
+RATES = {
+    "sgd": {"lr": 0.1, "weight_decay": 1e-4},
+    "adamw": {"lr": 5e-4, "weight_decay": 0.025},  # RepViT's
+}
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -92,19 +102,33 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help="images a step, over all workers together (default: 256; digits: 64)",
     )
     how.add_argument(
+        "--accumulate",
+        type=count,
+        default=1,
+        metavar="PARTS",
+        help="take a batch in so many parts and add their gradients up: less memory, the same "
+        "step, but batch norms see a part at a time",
+    )
+    how.add_argument("--optimizer", choices=OPTIMIZERS, default="sgd", help="how weights move")
+    how.add_argument(
         "--lr",
         type=utils.number(float, 0, open_low=True),
-        default=0.1,
-        help="learning rate for a batch of 256; scaled with the batch size",
+        help="learning rate for a batch of 256; scaled with the batch size (default: 0.1; "
+        "adamw: 0.0005)",
     )
     how.add_argument("--momentum", type=utils.number(float, 0, 1), default=0.9, help="of SGD")
-    how.add_argument("--nesterov", action="store_true", help="Nesterov's momentum")
+    how.add_argument("--nesterov", action="store_true", help="Nesterov's momentum; SGD")
     how.add_argument(
         "--weight-decay",
         type=real,
-        default=1e-4,
-        help="of kernels; biases and batch norms have none, but for the scales of "
-        "identity branches",
+        help="of what --decay-rule names (default: 1e-4; adamw: 0.025, which is decoupled)",
+    )
+    how.add_argument(
+        "--decay-rule",
+        choices=DECAY_RULES,
+        default="repvgg",
+        help="what decays: repvgg: kernels and the scales of identity branches; timm: kernels; "
+        "all: biases and batch norms too",
     )
     how.add_argument(
         "--custwd",
@@ -119,11 +143,69 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help="probability spread over all classes",
     )
     how.add_argument(
+        "--schedule",
+        choices=SCHEDULES,
+        default="cosine",
+        help="of the learning rate after the warm-up",
+    )
+    how.add_argument(
+        "--min-lr",
+        type=real,
+        default=0.0,
+        metavar="LR",
+        help="where the cosine ends; not scaled with the batch size",
+    )
+    how.add_argument(
+        "--milestones",
+        type=real,
+        nargs="+",
+        metavar="E",
+        help="epochs after which --schedule step multiplies the rate by --step-factor",
+    )
+    how.add_argument("--step-factor", type=real, default=0.1, metavar="F", help="at a milestone")
+    how.add_argument(
         "--warmup-epochs",
         type=real,
         default=None,
         metavar="E",
         help="epochs of linear warm-up (default: 0; digits: 1)",
+    )
+    how.add_argument(
+        "--warmup-lr",
+        type=real,
+        metavar="LR",
+        help="where the warm-up starts; not scaled with the batch size (default: one step's rise)",
+    )
+    how.add_argument(
+        "--clip-norm",
+        type=real,
+        default=0.0,
+        metavar="NORM",
+        help="scale the gradients down to this common L2 norm; 0: never",
+    )
+    how.add_argument(
+        "--agc",
+        type=real,
+        default=0.0,
+        metavar="FACTOR",
+        help="adaptive clipping: each unit's gradient to FACTOR times the norm of its weights "
+        "(0.01 to 0.02 is usual), but for the classifier; 0: never",
+    )
+    how.add_argument(
+        "--ema",
+        type=utils.number(float, 0, 1),
+        default=0.0,
+        metavar="DECAY",
+        help="also average the weights over the steps (0.9999 is usual), evaluate the average, and "
+        "save it as best.pkl; 0: no average",
+    )
+    how.add_argument(
+        "--precise-bn",
+        type=utils.number(int, 0),
+        default=0,
+        metavar="IMAGES",
+        help="before an evaluation take the batch norms' statistics over so many training images "
+        "(8192 is usual); 0: their running averages",
     )
     how.add_argument(
         "--seed",
@@ -133,6 +215,34 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
 
     add_augmentation(parser)
+
+    learn = parser.add_argument_group("learning from a teacher")
+    learn.add_argument(
+        "--teacher",
+        metavar="ARCH:FILE",
+        help="a trained network for the same classes: any file or URL that "
+        "convert_pretrained_weight.py reads",
+    )
+    learn.add_argument(
+        "--distillation",
+        choices=DISTILLATIONS,
+        default="hard",
+        help="towards the teacher's best class, or towards its distribution",
+    )
+    learn.add_argument(
+        "--distillation-alpha",
+        type=utils.number(float, 0, 1),
+        default=0.5,
+        metavar="A",
+        help="share of the teacher in the loss; the labels have the rest",
+    )
+    learn.add_argument(
+        "--distillation-temperature",
+        type=utils.number(float, 0, open_low=True),
+        default=1.0,
+        metavar="T",
+        help="of both distributions in soft distillation",
+    )
 
     run = parser.add_argument_group("running")
     run.add_argument(
@@ -207,7 +317,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.rank >= args.world_size:
         parser.error(f"--rank {args.rank} is not below --world-size {args.world_size}")
-    for name, value in (DIGITS if args.data is None else FOLDER).items():
+    defaults = (DIGITS if args.data is None else FOLDER) | RATES[args.optimizer]
+    for name, value in defaults.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
     if args.warmup_epochs is None:
@@ -220,6 +331,19 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         parser.error("--freeze trains the classifier alone, so it needs weights by --pretrained")
     if args.nesterov and args.momentum == 0:
         parser.error("--nesterov needs a --momentum above 0")
+    if args.nesterov and args.optimizer != "sgd":
+        parser.error(f"--nesterov is for --optimizer sgd, and not for {args.optimizer}")
+    if args.accumulate > args.batch_size:
+        parser.error(f"--accumulate {args.accumulate} is more than the {args.batch_size} images")
+    if (args.schedule == "step") != bool(args.milestones):
+        parser.error("--schedule step and --milestones, the epochs where it falls, need each other")
+    if args.warmup_lr is not None and args.warmup_epochs == 0:
+        parser.error("--warmup-lr needs --warmup-epochs")
+    if args.freeze and (args.agc or args.precise_bn):
+        parser.error(
+            "--freeze trains the classifier alone, which --agc leaves out, and keeps the "
+            "statistics that --precise-bn replaces; leave these away"
+        )
     return args
 
 
@@ -441,18 +565,37 @@ def train(args: argparse.Namespace, workers: Workers) -> int:
         if workers.rank == 0:
             show_samples(train_set, preprocessing, args.seed, args.show_samples)
         return 0
+    guide = None
+    if args.teacher is not None:
+        guide = teacher.open_teacher(args.teacher, train_set.classes, preprocessing)
     folder = RunFolder(folder, silent=workers.rank > 0)
     lr = args.lr * args.batch_size / 256
     settings = Settings(
         epochs=args.epochs,
         batch_size=args.batch_size,
         lr=lr,
+        optimizer=args.optimizer,
         momentum=args.momentum,
         nesterov=args.nesterov,
         weight_decay=args.weight_decay,
+        decay_rule=args.decay_rule,
         custom_l2=args.custwd,
         label_smoothing=args.label_smoothing,
+        schedule=args.schedule,
+        min_lr=args.min_lr,
+        milestones=tuple(args.milestones or ()),
+        step_factor=args.step_factor,
         warmup_epochs=args.warmup_epochs,
+        warmup_lr=args.warmup_lr,
+        accumulate=args.accumulate,
+        clip_norm=args.clip_norm,
+        agc=args.agc,
+        ema=args.ema,
+        precise_bn=args.precise_bn,
+        teacher=guide and guide.name,
+        distillation=args.distillation,
+        distillation_alpha=args.distillation_alpha,
+        distillation_temperature=args.distillation_temperature,
         seed=args.seed,
         sync_bn=args.sync_bn,
         freeze=args.freeze,
@@ -469,7 +612,9 @@ def train(args: argparse.Namespace, workers: Workers) -> int:
         )
         for dataset, batch in ((train_set, args.batch_size), (val_set, args.val_batch_size))
     ]
-    trainer = Trainer(model, settings, *loaders, folder, args.print_freq, args.save_freq, workers)
+    trainer = Trainer(
+        model, settings, *loaders, folder, args.print_freq, args.save_freq, workers, guide
+    )
     if resume_from is not None:
         trainer.resume(found)
         folder.log(f"resuming {resume_from} after step {trainer.step} of {trainer.total_steps}")
@@ -500,8 +645,11 @@ def train(args: argparse.Namespace, workers: Workers) -> int:
     skipped = int(workers.gather([sum(len(loader.skipped) for loader in loaders)]).sum())
     if skipped:
         folder.log(f"{skipped} bad images were skipped")
-    best = max(trainer.history, key=lambda row: row["val_top1"])
-    folder.log(f"best top-1 {best['val_top1']:.2f} % in epoch {best['epoch']}: {folder.best}")
+    best = max(trainer.history, key=lambda row: row[trainer.judged_by])
+    whose = " of the averaged weights" if args.ema else ""
+    folder.log(
+        f"best top-1{whose} {best[trainer.judged_by]:.2f} % in epoch {best['epoch']}: {folder.best}"
+    )
     return 0
 
 

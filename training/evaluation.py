@@ -23,7 +23,12 @@ class Score:
     loss: float = 0.0
 
     def add(self, logits: np.ndarray, labels: np.ndarray, loss: float) -> None:
-        """Count a batch: logits [N, classes], labels [N], its mean loss."""
+        """Count a batch: logits [N, classes], labels [N], its mean loss.
+
+        Of soft targets [N, classes] the largest counts as the label.
+        """
+        if labels.ndim == 2:
+            labels = labels.argmax(axis=1)
         top5 = np.argsort(-logits, axis=1, kind="stable")[:, :5]  # [N, min(5, classes)]
         hits = top5 == labels[:, None]
         self.total += len(labels)

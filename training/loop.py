@@ -10,8 +10,9 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from itertools import islice
 
 import megengine as mge
 import megengine.module as M
@@ -23,9 +24,22 @@ import models
 from data.loader import Loader
 from utils import UserError
 
-from . import checkpoint, distributed, losses, optimizer, schedule
+from . import (
+    accumulation,
+    checkpoint,
+    distributed,
+    gradients,
+    losses,
+    optimizer,
+    precise_bn,
+    schedule,
+)
+from .ema import WeightAverage
 from .evaluation import Score, evaluate
+from .parameters import kinds
 from .run_folder import RunFolder, versions
+from .swap import swapped
+from .teacher import Teacher
 
 
 @dataclass(frozen=True)
@@ -35,12 +49,28 @@ class Settings:
     epochs: int
     batch_size: int  # images a step, over all workers
     lr: float  # at full rate, for this batch size
+    optimizer: str = "sgd"
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 1e-4
+    decay_rule: str = "repvgg"
     custom_l2: bool = False
     label_smoothing: float = 0.0
+    schedule: str = "cosine"
+    min_lr: float = 0.0
+    milestones: tuple[float, ...] = ()  # epochs
+    step_factor: float = 0.1
     warmup_epochs: float = 0.0
+    warmup_lr: float | None = None
+    accumulate: int = 1  # parts of a batch
+    clip_norm: float = 0.0  # 0: not clipped
+    agc: float = 0.0
+    ema: float = 0.0  # decay; 0: no average
+    precise_bn: int = 0  # images; 0: running averages
+    teacher: str | None = None  # its name
+    distillation: str = "hard"
+    distillation_alpha: float = 0.5
+    distillation_temperature: float = 1.0
     seed: int = 0
     sync_bn: bool = False  # batch-norm statistics over all workers instead of each one's images
     freeze: bool = False  # the classifier alone learns; the batch norms keep their statistics
@@ -65,6 +95,7 @@ class Trainer:
         save_freq: steps between saves beside the one after every epoch; 0 for none.
         workers: the processes that share each batch; the network, and all else that is kept,
             is the same in all of them after every step.
+        teacher: what to learn from beside the labels; settings.teacher is its name.
     """
 
     def __init__(
@@ -77,6 +108,7 @@ class Trainer:
         print_freq: int = 20,
         save_freq: int = 0,
         workers: distributed.Workers | None = None,
+        teacher: Teacher | None = None,
     ):
         self.workers = workers or distributed.Workers()
         if settings.batch_size > len(train.dataset):
@@ -88,6 +120,7 @@ class Trainer:
         self.train, self.val = train, val
         self.folder = folder
         self.print_freq, self.save_freq = print_freq, save_freq
+        self.teacher = teacher
         self.steps_per_epoch = len(train.dataset) // settings.batch_size
         self.total_steps = settings.epochs * self.steps_per_epoch
         if settings.batch_size < self.workers.size:
@@ -103,10 +136,15 @@ class Trainer:
             names = set(models.head_names(model))
         self.learnt = {name: p for name, p in model.named_parameters() if name in names}
         self.grad_manager = GradManager().attach(self.learnt.values())
-        groups = optimizer.parameter_groups(model, settings.weight_decay, settings.custom_l2, names)
-        self.optimizer = optimizer.make(
-            "sgd", groups, settings.lr, settings.momentum, settings.nesterov
+        groups = optimizer.parameter_groups(
+            model, settings.weight_decay, settings.custom_l2, names, settings.decay_rule
         )
+        self.optimizer = optimizer.make(
+            settings.optimizer, groups, settings.lr, settings.momentum, settings.nesterov
+        )
+        self.average = WeightAverage(model, settings.ema) if settings.ema else None
+        # what best.pkl is chosen by; with an average it holds the average
+        self.judged_by = "ema_top1" if settings.ema else "val_top1"
         self.step = 0  # steps done
         self.score = Score()  # of the training images in the current epoch
         self.history: list[dict[str, float]] = []  # a row an epoch
@@ -132,6 +170,7 @@ class Trainer:
                 "score": asdict(self.score),
                 "history": self.history,
                 "optimizer": _plain(self.optimizer.state_dict()),
+                "ema": self.average and self.average.state_dict(),
                 "settings": asdict(self.settings),
                 "training_images": len(self.train.dataset),
                 "versions": versions(),
@@ -151,9 +190,9 @@ class Trainer:
                 "this checkpoint has weights only, so training cannot go on from it; "
                 "resume from a latest.pkl"
             )
+        before = asdict(Settings(**state["settings"]))  # older runs had fewer: the defaults
         for name, now in asdict(self.settings).items():
-            then = state["settings"].get(name)
-            if then != now:
+            if (then := before[name]) != now:
                 raise UserError(
                     f"the run to resume had {name} {then}, and now it is {now}; "
                     "give the same flags, or start a new run with another --tag"
@@ -177,8 +216,10 @@ class Trainer:
         self.step = state["step"]
         self.score = Score(**state["score"])
         self.history = state["history"]
-        if self.settings.momentum:  # without, there is no state, and MegEngine expects some
+        if state["optimizer"]["state"]:  # SGD without momentum has none; MegEngine expects some
             self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            self.average.load_state_dict(state["ema"])
 
     # ---------------------------------------------------------------- the loop
 
@@ -188,58 +229,108 @@ class Trainer:
         self.model.train(not self.settings.freeze)
         with self._signals(), self._progress_bar() as bar:
             self._window = (time.perf_counter(), self.step)  # of the speed that is shown
-            while True:
-                if self.step == (len(self.history) + 1) * self.steps_per_epoch:
-                    self._end_epoch()
-                if self.step >= self.total_steps:
-                    return
-                epoch, done = divmod(self.step, self.steps_per_epoch)
-                for images, labels in self.train.training(self.settings.seed, epoch, skip=done):
-                    counts = self._counts_or_leave(len(labels))
-                    self._train_step(images, labels, counts)
-                    bar.update()
-                    if self.step % self.print_freq == 0:
-                        self._show(bar)
-                    if self.save_freq and self.step % self.save_freq == 0:
-                        self.save()
+            try:
+                self._fit(bar)
+            except Interrupted:  # in all workers
+                self.save()
+                raise
+
+    def _fit(self, bar: tqdm) -> None:
+        while True:
+            if self.step == (len(self.history) + 1) * self.steps_per_epoch:
+                self._end_epoch()
+            if self.step >= self.total_steps:
+                return
+            epoch, done = divmod(self.step, self.steps_per_epoch)
+            for images, labels in self.train.training(self.settings.seed, epoch, skip=done):
+                counts = self._counts_or_leave(len(labels))
+                self._train_step(images, labels, counts)
+                bar.update()
+                if self.step % self.print_freq == 0:
+                    self._show(bar)
+                if self.save_freq and self.step % self.save_freq == 0:
+                    self.save()
 
     def learning_rate(self, step: int) -> float:
         """Of the given step."""
-        warmup = round(self.settings.warmup_epochs * self.steps_per_epoch)
-        return schedule.learning_rate(step, self.total_steps, self.settings.lr, warmup=warmup)
+        settings, steps = self.settings, self.steps_per_epoch
+        return schedule.learning_rate(
+            step,
+            self.total_steps,
+            settings.lr,
+            settings.schedule,
+            round(settings.warmup_epochs * steps),
+            settings.warmup_lr,
+            settings.min_lr,
+            [round(epoch * steps) for epoch in settings.milestones],
+            settings.step_factor,
+        )
 
     def _counts_or_leave(self, count: int) -> np.ndarray:
         """How many images each worker has for the next step; leaves when one was told to."""
         stops, counts = self.workers.gather((self._stop_signal or 0, count)).T
         if stops.any():
-            self._leave(int(stops.max()))
+            raise Interrupted(int(stops.max()))
         return counts
 
-    def _train_step(self, images: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> None:
+    def _parts(
+        self, images: np.ndarray, labels: np.ndarray, counts: np.ndarray
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, float]]:
+        """A batch in as many parts as the other workers make of theirs: (images, labels, share)."""
         if counts.all():  # a worker has none left when every image of its part was bad
+            parts = min(self.settings.accumulate, int(counts.min()))
+            yield from accumulation.parts(images, labels, parts)
+
+    def _train_step(self, images: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> None:
+        settings = self.settings
+        if counts.all():
             rank = self.workers.rank
-            seed = (self.settings.seed, self.step) + ((rank,) if rank else ())
+            seed = (settings.seed, self.step) + ((rank,) if rank else ())
             mge.random.seed(hash(seed) % 2**31)
             optimizer.set_learning_rate(self.optimizer, self.learning_rate(self.step))
-            with self.grad_manager:
-                outputs = self.model(mge.Tensor(images))
-                loss, logits = losses.classification(
-                    outputs,
-                    mge.Tensor(labels),
-                    self.settings.label_smoothing,
-                    getattr(self.model, "auxiliary_weight", 0.0),
-                )
-                objective = loss
-                if self.settings.custom_l2:
-                    penalty = losses.custom_l2(self.model)
-                    objective = loss + 0.5 * self.settings.weight_decay * penalty
-                share = float(counts[rank] / counts.mean())  # each image counts the same
-                self.grad_manager.backward(objective * share)
+            share = float(counts[rank] / counts.mean())  # each image counts the same
+            for part, part_labels, part_share in self._parts(images, labels, counts):
+                self._add_gradients(part, part_labels, share * part_share)
             self._exchange()
+            if settings.agc:
+                gradients.clip_adaptively(self._without_classifier(), settings.agc)
+            if settings.clip_norm:
+                gradients.clip_by_norm(self.learnt.values(), settings.clip_norm)
             self.optimizer.step().clear_grad()
-            self._pending.append((self.step, objective.detach(), logits.detach(), labels))
+            if self.average is not None:
+                self.average.update(self.step)
         self.step += 1
-        self._look_at_pending(keep=1)  # one step late: the device need not wait for us
+        self._look_at_pending(keep=settings.accumulate)  # late: the device need not wait for us
+
+    def _add_gradients(self, images: np.ndarray, labels: np.ndarray, share: float) -> None:
+        """Of a part of a batch, for which its mean loss counts by its share."""
+        settings = self.settings
+        taught = None if self.teacher is None else self.teacher(images)
+        with self.grad_manager:
+            outputs = self.model(mge.Tensor(images))
+            if taught is not None:
+                outputs, student = losses.split_heads(outputs)
+            loss, logits = losses.classification(
+                outputs,
+                mge.Tensor(labels),
+                settings.label_smoothing,
+                getattr(self.model, "auxiliary_weight", 0.0),
+            )
+            if taught is not None:
+                distance = losses.distillation(
+                    student, taught, settings.distillation, settings.distillation_temperature
+                )
+                alpha = settings.distillation_alpha
+                loss = (1 - alpha) * loss + alpha * distance
+            if settings.custom_l2:
+                loss = loss + 0.5 * settings.weight_decay * losses.custom_l2(self.model)
+            self.grad_manager.backward(loss * share)
+        self._pending.append((self.step, loss.detach(), logits.detach(), labels))
+
+    def _without_classifier(self) -> list[tuple[mge.Tensor, str]]:
+        """What is clipped adaptively: (parameter, kind) pairs."""
+        kind, head = kinds(self.model), set(models.head_names(self.model))
+        return [(p, kind[name]) for name, p in self.learnt.items() if name not in head]
 
     def _exchange(self) -> None:
         """Average the gradients over the workers; and, so that the networks stay the same, the
@@ -273,40 +364,63 @@ class Trainer:
 
     def _end_epoch(self) -> None:
         self._look_at_pending()
-
-        def check_signal(_: Score) -> None:
-            if self._stop_signal is not None and self.workers.size == 1:
-                self._leave(self._stop_signal)
-
         distributed.check_equal(self.model, self.workers)
-        val = evaluate(self.model, self.val.evaluation(), check_signal).over_all(self.workers)
-        best = max((row["val_top1"] for row in self.history), default=-1.0)
-        self.history.append(
-            {
-                "epoch": len(self.history) + 1,
-                "step": self.step,
-                "lr": self.learning_rate(self.step),
-                "train_loss": self.score.mean_loss,
-                "train_top1": self.score.top1,
-                "val_loss": val.mean_loss,
-                "val_top1": val.top1,
-                "val_top5": val.top5,
-            }
+        row = {
+            "epoch": len(self.history) + 1,
+            "step": self.step,
+            "lr": self.learning_rate(self.step),
+            "train_loss": self.score.mean_loss,
+            "train_top1": self.score.top1,
+        }
+        line = (
+            f"epoch {row['epoch']}/{self.settings.epochs}: "
+            f"training loss {self.score.mean_loss:.4f}, top-1 {self.score.top1:.2f} %"
         )
-        self.folder.log(
-            f"epoch {len(self.history)}/{self.settings.epochs}: "
-            f"training loss {self.score.mean_loss:.4f}, top-1 {self.score.top1:.2f} %; "
-            f"validation loss {val.mean_loss:.4f}, top-1 {val.top1:.2f} %, top-5 {val.top5:.2f} % "
-            f"({val.correct1} of {val.total} right)"
-        )
+        best = max((row[self.judged_by] for row in self.history), default=-1.0)
+        networks = [("val", "validation", nullcontext())]
+        if self.average is not None:
+            networks.append(("ema", "averaged weights", self.average.applied()))
+        for column, name, applied in networks:
+            with applied, swapped(self.model, self._precise_statistics()):
+                val = evaluate(
+                    self.model, self.val.evaluation(), lambda _: self._leave_if_alone()
+                ).over_all(self.workers)
+                line += (
+                    f"; {name} loss {val.mean_loss:.4f}, top-1 {val.top1:.2f} %, "
+                    f"top-5 {val.top5:.2f} % ({val.correct1} of {val.total} right)"
+                )
+                row |= {
+                    f"{column}_loss": val.mean_loss,
+                    f"{column}_top1": val.top1,
+                    f"{column}_top5": val.top5,
+                }
+                better = f"{column}_top1" == self.judged_by and val.top1 > best
+                if better and self.workers.rank == 0:
+                    contents = checkpoint.of_model(
+                        self.model, self.val.preprocessing, self.val.dataset.classes
+                    )
+                    checkpoint.save(contents, self.folder.best)
+        self.history.append(row)
+        self.folder.log(line)
         self.score = Score()
-        if val.top1 > best and self.workers.rank == 0:
-            contents = checkpoint.of_model(
-                self.model, self.val.preprocessing, self.val.dataset.classes
-            )
-            checkpoint.save(contents, self.folder.best)
         self.save()
         self.folder.write_metrics(self.history)
+
+    def _precise_statistics(self) -> dict[str, mge.Tensor]:
+        """Of the batch norms, for the weights that the network now has; none if not wanted."""
+        if not self.settings.precise_bn:
+            return {}
+        count = -(-self.settings.precise_bn // self.settings.batch_size)
+
+        def images() -> Iterator[np.ndarray]:
+            epoch = self.train.training(self.settings.seed, len(self.history))
+            with closing(epoch):
+                for batch, labels in islice(epoch, count):
+                    counts = self._counts_or_leave(len(labels))
+                    for part, _, _ in self._parts(batch, labels, counts):
+                        yield part
+
+        return precise_bn.statistics(self.model, images(), self.workers)
 
     # ---------------------------------------------------------------- people and signals
 
@@ -350,9 +464,10 @@ class Trainer:
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
-    def _leave(self, signal_number: int) -> None:
-        self.save()
-        raise Interrupted(signal_number)
+    def _leave_if_alone(self) -> None:
+        """In the middle of an evaluation; several workers go on to the next step together."""
+        if self._stop_signal is not None and self.workers.size == 1:
+            raise Interrupted(self._stop_signal)
 
 
 def _plain(value: object) -> object:

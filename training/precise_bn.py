@@ -10,8 +10,12 @@ import numpy as np
 
 from utils import UserError
 
+from .distributed import Workers
 
-def statistics(model: M.Module, batches: Iterable[np.ndarray]) -> dict[str, mge.Tensor]:
+
+def statistics(
+    model: M.Module, batches: Iterable[np.ndarray], workers: Workers | None = None
+) -> dict[str, mge.Tensor]:
     """The running mean and variance of every batch norm, for `swap.swapped`.
 
     The mean over all the batches' positions, and their variance: that within the batches plus that
@@ -21,7 +25,8 @@ def statistics(model: M.Module, batches: Iterable[np.ndarray]) -> dict[str, mge.
 
     Args:
         model: the network whose weights the statistics are for.
-        batches: images float32 [N, 3, H, W], all N equal.
+        batches: images float32 [N, 3, H, W].
+        workers: the processes whose batches count together, equally many in each.
 
     Raises UserError when there is no batch.
     """
@@ -30,7 +35,7 @@ def statistics(model: M.Module, batches: Iterable[np.ndarray]) -> dict[str, mge.
         for name, module in model.named_modules()
         if isinstance(module, M.BatchNorm1d | M.BatchNorm2d)
     }
-    training = model.training
+    training, workers = model.training, workers or Workers()
     own = {
         name: (norm.momentum, norm.running_mean.detach(), norm.running_var.detach())
         for name, norm in norms.items()
@@ -38,10 +43,11 @@ def statistics(model: M.Module, batches: Iterable[np.ndarray]) -> dict[str, mge.
     counts = {}  # positions a batch, of each channel
 
     def note_count(module: M.Module, inputs: tuple[mge.Tensor], _: mge.Tensor) -> None:
-        counts[module] = inputs[0].size // module.num_features
+        together = workers.size if getattr(module, "all_reduce", None) else 1
+        counts[module] = inputs[0].size // module.num_features * together
 
     hooks = [norm.register_forward_hook(note_count) for norm in norms.values()]
-    # [C] each: sums over the batches of the mean, of the variance and of the squared mean
+    # [C] each: sums over the images of their batch's mean, variance and squared mean
     sums = {name: np.zeros((3, norm.num_features)) for name, norm in norms.items()}
     number = 0
     model.train()
@@ -58,8 +64,8 @@ def statistics(model: M.Module, batches: Iterable[np.ndarray]) -> dict[str, mge.
                     for tensor in (norm.running_mean, norm.running_var)
                 )
                 biased = unbiased * ((counts[norm] - 1) / counts[norm])
-                sums[name] += mean, biased, mean**2
-            number += 1
+                sums[name] += len(images) * np.stack([mean, biased, mean**2])
+            number += len(images)
     finally:
         for hook in hooks:
             hook.remove()
@@ -68,11 +74,13 @@ def statistics(model: M.Module, batches: Iterable[np.ndarray]) -> dict[str, mge.
             norm.running_mean._reset(mean)
             norm.running_var._reset(var)
         model.train(training)
+    number = workers.gather([number]).sum()
     if number == 0:
         raise UserError("there was no image to estimate batch norm statistics from")
     result = {}
     for name, norm in norms.items():
-        mean, within, squared_mean = sums[name] / number
+        total = workers.gather(sums[name].ravel()).sum(axis=0)
+        mean, within, squared_mean = total.reshape(3, -1) / number
         for key, value in ("running_mean", mean), ("running_var", within + squared_mean - mean**2):
             shape = norm.running_mean.shape
             result[f"{name}.{key}"] = mge.Tensor(value.reshape(shape).astype(np.float32))

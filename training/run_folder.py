@@ -16,8 +16,6 @@ from utils import UserError
 
 from .checkpoint import write_atomically
 
-COLUMNS = ["epoch", "step", "lr", "train_loss", "train_top1", "val_loss", "val_top1", "val_top5"]
-
 
 class RunFolder:
     """`save`/`arch`/`tag`, made when missing; raises UserError when it cannot be written.
@@ -66,7 +64,7 @@ class RunFolder:
     def write_metrics(self, history: list[dict[str, float]]) -> None:
         """metrics.csv, a row an epoch, and curves.png."""
         text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(text, list(history[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(history)
         self._write("metrics.csv", text.getvalue().encode())
@@ -102,16 +100,26 @@ def _curves(history: list[dict[str, float]]) -> bytes:
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     loss, accuracy, rate = figure.subplots(1, 3)
     for axes, title, columns in (
-        (loss, "cross entropy", {"train_loss": "training", "val_loss": "validation"}),
+        (
+            loss,
+            "cross entropy",
+            {"train_loss": "training", "val_loss": "validation", "ema_loss": "averaged weights"},
+        ),
         (
             accuracy,
             "accuracy, %",
-            {"train_top1": "training", "val_top1": "validation", "val_top5": "validation top-5"},
+            {
+                "train_top1": "training",
+                "val_top1": "validation",
+                "val_top5": "validation top-5",
+                "ema_top1": "averaged weights",
+            },
         ),
         (rate, "learning rate after the epoch", {"lr": None}),
     ):
         for column, label in columns.items():
-            axes.plot(epochs, [row[column] for row in history], marker=".", label=label)
+            if column in history[0]:
+                axes.plot(epochs, [row[column] for row in history], marker=".", label=label)
         axes.set(title=title, xlabel="epoch")
         axes.grid(alpha=0.3)
         if axes is loss:  # the first validation, on running statistics still far off, can be huge

@@ -12,11 +12,21 @@ import time
 import numpy as np
 import pytest
 
+import models
+from data.transforms import BASECLS
 from tests.support import ROOT, write_image_folder
+from training import checkpoint
 
 # 48 images in batches of 8 at 32 px: 6 steps an epoch
 SMALL = ["--arch", "RepVGGA0", "--size", "32", "--batch-size", "8", "--epochs", "3",
          "--print-freq", "1", "--warmup-epochs", "1", "--nesterov"]  # fmt: skip
+# a network with dropout, and all that has state or changes a step; 2 epochs, a teacher to come
+EVERYTHING = ["--arch", "RepGhost050", "--size", "32", "--batch-size", "8", "--epochs", "2",
+              "--print-freq", "1", "--optimizer", "adamw", "--lr", "0.02", "--accumulate", "2",
+              "--decay-rule", "timm", "--label-smoothing", "0.1", "--ema", "0.9",
+              "--agc", "0.02", "--clip-norm", "1", "--precise-bn", "8", "--schedule", "step",
+              "--milestones", "0.5", "1.5", "--warmup-epochs", "0.3", "--warmup-lr", "1e-6",
+              "--distillation", "soft", "--distillation-temperature", "2"]  # fmt: skip
 
 
 def start(*arguments, **options):
@@ -97,6 +107,72 @@ def test_killed_at_any_step_and_resumed_it_ends_with_the_same_bits(straight, tmp
         a, b = (pickle.loads((run / name).read_bytes()) for run in (folder, resumed))
         assert equal(a, b), name
     assert (folder / "metrics.csv").read_bytes() == (resumed / "metrics.csv").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def everything(straight):
+    """The same with EVERYTHING switched on: its flags, its folder and its output."""
+    data, folder, _ = straight
+    root = folder.parent.parent
+    teacher = models.create("RepGhost050", 3)
+    checkpoint.save(checkpoint.of_model(teacher, BASECLS), root / "teacher.pkl")
+    flags = ["--data", data, *EVERYTHING, "--teacher", f"RepGhost050:{root / 'teacher.pkl'}"]
+    status, out = finish("train.py", "--save", root, "--tag", "e", *flags)
+    assert status == 0, out
+    return flags, root / "RepGhost050" / "e", out
+
+
+def test_with_everything_switched_on_too(everything, tmp_path):
+    flags, folder, _ = everything
+    command = ["train.py", *flags, "--save", tmp_path, "--tag", "b", "--save-freq", "3"]
+    # the second time in the evaluation, when the network has other weights on loan
+    for line, number in ("epoch 1 step 4/6", signal.SIGKILL), ("epoch 1 step 6/6", signal.SIGTERM):
+        process = start(*command, "--resume", "auto")
+        wait_for(process, line)
+        process.send_signal(number)
+        process.communicate()
+        assert process.returncode in (-number, 128 + number)
+    status, out = finish(*command, "--resume", "auto")
+    assert status == 0 and "resuming" in out and "after step 6 of 12" in out, out
+    resumed = tmp_path / "RepGhost050" / "b"
+    for name in ("latest.pkl", "best.pkl"):
+        a, b = (pickle.loads((run / name).read_bytes()) for run in (folder, resumed))
+        assert equal(a, b), name
+    assert (folder / "metrics.csv").read_bytes() == (resumed / "metrics.csv").read_bytes()
+
+
+def test_the_average_is_evaluated_and_is_what_best_holds(everything, command):
+    flags, folder, out = everything
+    header, *rows = (folder / "metrics.csv").read_text().splitlines()
+    assert header.endswith("val_top5,ema_loss,ema_top1,ema_top5") and len(rows) == 2
+    columns = {
+        name: [float(row.split(",")[i]) for row in rows] for i, name in enumerate(header.split(","))
+    }
+    best = max(columns["ema_top1"])
+    assert f"best top-1 of the averaged weights {best:.2f} %" in out.splitlines()[-1]
+    latest, kept = (
+        pickle.loads((folder / name).read_bytes()) for name in ("latest.pkl", "best.pkl")
+    )
+    average, weights = latest["training"]["ema"], latest["state_dict"]
+    assert average.keys() == weights.keys()
+    name = "stage1.0.ghost1.dense.conv.weight"
+    assert not np.array_equal(average[name], weights[name])
+    if columns["ema_top1"][1] > columns["ema_top1"][0]:  # the best epoch is the last
+        assert np.array_equal(kept["state_dict"][name], average[name])
+    # what was evaluated is what was saved, precise statistics and all
+    status, out, _ = command("test", "--data", flags[1], "--model", folder / "best.pkl", "--json")
+    assert status == 0
+    result = json.loads(out)["results"][0]
+    assert 100 * result["correct1"] / result["total"] == pytest.approx(best)
+
+
+def test_resuming_with_another_teacher_is_a_sentence(everything, command, tmp_path):
+    flags, folder, _ = everything
+    resume = ["--save", tmp_path, "--tag", "c", "--resume", folder / "latest.pkl"]
+    status, _, err = command("train", *flags[:-2], *resume)
+    assert status == 2 and "had teacher RepGhost050, sha256 " in err and "now it is None" in err
+    status, _, err = command("train", *flags, *resume, "--ema", "0.8")
+    assert status == 2 and "had ema 0.9, and now it is 0.8; give the same flags" in err
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -195,6 +271,15 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(stra
         (["--seed", "-1"], "is not a whole number of at least 0"),
         (["--warmup-epochs", "12"], "leaves nothing of --epochs 12"),
         (["--nesterov", "--momentum", "0"], "--nesterov needs a --momentum above 0"),
+        (["--nesterov", "--optimizer", "adamw"], "--nesterov is for --optimizer sgd"),
+        (["--optimizer", "lamb"], "invalid choice: 'lamb' (choose from 'sgd', 'adamw')"),
+        (["--accumulate", "65"], "--accumulate 65 is more than the 64 images"),
+        (["--schedule", "step"], "--schedule step and --milestones"),
+        (["--milestones", "3"], "--schedule step and --milestones"),
+        (["--warmup-lr", "0.1", "--warmup-epochs", "0"], "--warmup-lr needs --warmup-epochs"),
+        (["--freeze", "--pretrained", "a.pkl", "--agc", "0.01"], "which --agc leaves out"),
+        (["--teacher", "best.pkl"], "--teacher best.pkl is not ARCH:FILE"),
+        (["--teacher", "RepVGGA0:none.pkl"], "cannot read none.pkl"),
         (["--pretrained", "none.pkl"], "cannot read none.pkl: No such file"),
         (["--resume", "none.pkl"], "cannot read none.pkl: No such file"),
         (["--frobnicate"], "unrecognized arguments: --frobnicate"),
