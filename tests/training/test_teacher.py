@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 
 import models
-from data.transforms import BASECLS, Preprocessing
+from data.transforms import Preprocessing
 from training import checkpoint
 from training.teacher import Teacher, open_teacher
 from utils import UserError
 
 CLASSES = ["apple", "pear", "plum"]
+OWN = Preprocessing("BGR", (100.0, 110.0, 120.0), (50.0, 60.0, 70.0))  # unlike the batches
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +20,7 @@ def file(tmp_path_factory):
     mge.random.seed(0)
     model = models.create("RepGhost050", 3)
     path = tmp_path_factory.mktemp("teacher") / "teacher.pkl"
-    checkpoint.save(checkpoint.of_model(model, BASECLS, CLASSES), path)
+    checkpoint.save(checkpoint.of_model(model, OWN, CLASSES), path)
     return path, model
 
 
@@ -29,13 +30,13 @@ def test_it_sees_each_image_in_its_own_normalization(file, rng):
     given = Preprocessing(size=32)
     images = rng.integers(0, 256, (4, 32, 32, 3), np.uint8)
     batch = np.stack([given.normalize(image) for image in images])
-    expected = np.stack([BASECLS.normalize(image) for image in images])
+    expected = np.stack([OWN.normalize(image) for image in images])
     teacher = open_teacher(f"repghost_050:{path}", CLASSES, given)
     np.testing.assert_allclose(teacher.convert(batch), expected, atol=1e-5)
     logits = model(mge.Tensor(expected)).numpy()
     got = teacher(batch).numpy()
     np.testing.assert_allclose(got, logits, atol=1e-4 * np.abs(logits).max())
-    same_order = Teacher(model, replace(BASECLS, color="RGB"), given)
+    same_order = Teacher(model, replace(OWN, color="RGB"), given)
     assert not same_order.flip and teacher.flip
 
 
@@ -44,7 +45,7 @@ def test_teachers_are_told_apart_by_their_content(file, tmp_path):
     copy, other = tmp_path / "copy.pkl", tmp_path / "other.pkl"
     copy.write_bytes(path.read_bytes())
     model.linear.bias[...] = np.ones(3, np.float32)
-    checkpoint.save(checkpoint.of_model(model, BASECLS, CLASSES), other)
+    checkpoint.save(checkpoint.of_model(model, OWN, CLASSES), other)
     names = [
         open_teacher(f"RepGhost050:{file}", CLASSES, Preprocessing()).name
         for file in (path, copy, other)
