@@ -8,8 +8,6 @@ from itertools import islice
 
 import numpy as np
 
-from utils import UserError
-
 from .datasets import Dataset
 from .decoding import BadImageError
 from .transforms import Preprocessing
@@ -70,16 +68,8 @@ class Loader:
         Order and augmentation depend on seed, epoch and image alone, so that an epoch entered in
         the middle goes on as it would have. With dataset.augment.repeats above 1, an epoch has as
         many batches as ever, of fewer images, each augmented so many times. Of several ranks,
-        rank r yields the r-th of `world` equal parts of each batch. Raises UserError when a batch
-        has no such parts.
+        rank r yields the r-th of `world` parts of each batch, equal but for one image.
         """
-        share, rest = divmod(self.batch_size, self.world)
-        if rest:
-            raise UserError(
-                f"a batch of {self.batch_size} images has no {self.world} equal parts for the "
-                f"workers; use --batch-size {share * self.world or self.world} or "
-                f"{(share + 1) * self.world}"
-            )
         repeats = self.dataset.augment.repeats
         count = len(self.dataset) // self.batch_size
         order = np.random.default_rng((seed, epoch)).permutation(len(self.dataset))
@@ -88,8 +78,8 @@ class Loader:
         batches = samples[: count * self.batch_size].reshape(count, self.batch_size, 2)
         # the repetitions of an image apart: on several ranks, and never mixed with each other
         apart = np.argsort(np.arange(self.batch_size) % repeats, kind="stable")
-        shares = batches[skip:, apart].reshape(-1, self.world, share, 2)[:, self.rank]
-        return self._load(shares, (seed, epoch))
+        shares = np.array_split(batches[skip:, apart], self.world, axis=1)
+        return self._load(shares[self.rank], (seed, epoch))
 
     def _load(self, batches, key: tuple[int, ...] | None = None) -> Iterator[Batch]:
         """A batch for each array of samples, int [B, 2]: an image and which repetition it is.

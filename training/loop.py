@@ -21,6 +21,7 @@ from megengine.autodiff import GradManager
 from tqdm import tqdm
 
 import models
+from data import mixing
 from data.loader import Loader
 from utils import UserError
 
@@ -172,6 +173,7 @@ class Trainer:
                 "optimizer": _plain(self.optimizer.state_dict()),
                 "ema": self.average and self.average.state_dict(),
                 "settings": asdict(self.settings),
+                "augmentation": asdict(self.train.dataset.augment),
                 "training_images": len(self.train.dataset),
                 "versions": versions(),
             },
@@ -197,6 +199,13 @@ class Trainer:
                     f"the run to resume had {name} {then}, and now it is {now}; "
                     "give the same flags, or start a new run with another --tag"
                 )
+        then, now = state.get("augmentation"), asdict(self.train.dataset.augment)
+        if then not in (None, now):  # older runs do not say
+            name = next(name for name in now if then.get(name) != now[name])
+            raise UserError(
+                f"the run to resume had {name} {then.get(name)}, and now it is {now[name]}; "
+                "give the same flags, or start a new run with another --tag"
+            )
         if found.preprocessing != self.val.preprocessing:
             raise UserError(
                 f"the run to resume had {found.preprocessing}, and now it is "
@@ -273,13 +282,10 @@ class Trainer:
             raise Interrupted(int(stops.max()))
         return counts
 
-    def _parts(
-        self, images: np.ndarray, labels: np.ndarray, counts: np.ndarray
-    ) -> Iterator[tuple[np.ndarray, np.ndarray, float]]:
-        """A batch in as many parts as the other workers make of theirs: (images, labels, share)."""
+    def _parts(self, *arrays: np.ndarray, counts: np.ndarray) -> Iterator[tuple]:
+        """A batch in as many parts as the other workers make of theirs; see accumulation.parts."""
         if counts.all():  # a worker has none left when every image of its part was bad
-            parts = min(self.settings.accumulate, int(counts.min()))
-            yield from accumulation.parts(images, labels, parts)
+            yield from accumulation.parts(arrays, min(self.settings.accumulate, int(counts.min())))
 
     def _train_step(self, images: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> None:
         settings = self.settings
@@ -288,9 +294,11 @@ class Trainer:
             seed = (settings.seed, self.step) + ((rank,) if rank else ())
             mge.random.seed(hash(seed) % 2**31)
             optimizer.set_learning_rate(self.optimizer, self.learning_rate(self.step))
+            images, targets = self._mixed(images, labels)
             share = float(counts[rank] / counts.mean())  # each image counts the same
-            for part, part_labels, part_share in self._parts(images, labels, counts):
-                self._add_gradients(part, part_labels, share * part_share)
+            parts = self._parts(images, labels, targets, counts=counts)
+            for *part, part_share in parts:
+                self._add_gradients(*part, share * part_share)
             self._exchange()
             if settings.agc:
                 gradients.clip_adaptively(self._without_classifier(), settings.agc)
@@ -302,7 +310,17 @@ class Trainer:
         self.step += 1
         self._look_at_pending(keep=settings.accumulate)  # late: the device need not wait for us
 
-    def _add_gradients(self, images: np.ndarray, labels: np.ndarray, share: float) -> None:
+    def _mixed(self, images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The batch after mixup or cutmix, with soft targets, or with the labels as targets."""
+        augmentation = self.train.dataset.augment
+        if not (augmentation.mixup or augmentation.cutmix):
+            return images, labels
+        rng = np.random.default_rng((self.settings.seed, self.step))  # the same in all workers
+        return mixing.mix(images, labels, len(self.train.dataset.classes), augmentation, rng)
+
+    def _add_gradients(
+        self, images: np.ndarray, labels: np.ndarray, targets: np.ndarray, share: float
+    ) -> None:
         """Of a part of a batch, for which its mean loss counts by its share."""
         settings = self.settings
         taught = None if self.teacher is None else self.teacher(images)
@@ -312,7 +330,7 @@ class Trainer:
                 outputs, student = losses.split_heads(outputs)
             loss, logits = losses.classification(
                 outputs,
-                mge.Tensor(labels),
+                mge.Tensor(targets),
                 settings.label_smoothing,
                 getattr(self.model, "auxiliary_weight", 0.0),
             )
@@ -417,7 +435,7 @@ class Trainer:
             with closing(epoch):
                 for batch, labels in islice(epoch, count):
                     counts = self._counts_or_leave(len(labels))
-                    for part, _, _ in self._parts(batch, labels, counts):
+                    for part, _ in self._parts(batch, counts=counts):
                         yield part
 
         return precise_bn.statistics(self.model, images(), self.workers)

@@ -1,17 +1,21 @@
 """What the settings do to a training in this process, on a tiny network and random images."""
 
+from dataclasses import replace
+
 import megengine as mge
 import numpy as np
 import pytest
 
 import models
+from data.augment import Augmentation
 from data.datasets import Dataset
 from data.loader import Loader
-from data.transforms import Preprocessing, random_affine
+from data.transforms import Preprocessing
 from training.loop import Settings, Trainer
 from training.run_folder import RunFolder
 from training.teacher import Teacher
 
+AFFINE = Augmentation(affine=True)
 PREPROCESSING = Preprocessing(size=32, crop_ratio=1.0)
 
 
@@ -21,12 +25,13 @@ def train(tiny, tmp_path):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (24, 32, 32, 3), np.uint8)
     labels = rng.integers(0, 10, 24).astype(np.int32)
-    data = Dataset("noise", images, labels, list("0123456789"), random_affine)
+    data = Dataset("noise", images, labels, list("0123456789"), AFFINE)
 
-    def run(teacher=None, kind="dense", **settings):
+    def run(teacher=None, kind="dense", augment=AFFINE, **settings):
         model = tiny(kind)
         before = {name: value.copy() for name, value in model.state_dict().items()}
-        loaders = [Loader(data, PREPROCESSING, 12, workers=1) for _ in range(2)]
+        datasets = (replace(data, augment=augment), data)
+        loaders = [Loader(dataset, PREPROCESSING, 12, workers=1) for dataset in datasets]
         wanted = {"epochs": 1, "batch_size": 12, "lr": 0.1, "momentum": 0.0} | settings
         trainer = Trainer(model, Settings(**wanted), *loaders, RunFolder(tmp_path), teacher=teacher)
         trainer.fit()
@@ -53,6 +58,14 @@ def test_parts_make_the_step_of_the_whole_batch(train, parts):
     moved = np.abs(whole["linear.weight"] - before["linear.weight"]).max()
     difference = np.abs(whole["linear.weight"] - accumulated["linear.weight"]).max()
     assert moved > 0 and difference < 1e-4 * moved
+
+
+def test_mixed_batches_teach_mixed_labels(train):
+    mixing = Augmentation(affine=True, mixup=0.8, cutmix=1.0)
+    _, plain, _ = train()
+    _, mixed, _ = train(augment=mixing)
+    assert not np.array_equal(plain["linear.weight"], mixed["linear.weight"])
+    assert_equal(mixed, train(augment=mixing)[1])
 
 
 def test_watching_does_not_disturb(train):
@@ -120,7 +133,7 @@ def test_a_two_headed_network_learns_from_both(tmp_path, rng):
     model = models.create("RepViTM0_6", 10)
     guide = models.create("RepGhost050", 10, deploy=True)
     images = rng.integers(0, 256, (4, 32, 32, 3), np.uint8)
-    data = Dataset("noise", images, np.arange(4, dtype=np.int32), list("0123456789"), random_affine)
+    data = Dataset("noise", images, np.arange(4, dtype=np.int32), list("0123456789"), AFFINE)
     for alpha, moves in (0.0, {"head"}), (1.0, {"head_dist"}):
         before = {name: value.copy() for name, value in model.state_dict().items()}
         trainer = Trainer(

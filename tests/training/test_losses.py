@@ -66,7 +66,7 @@ def test_the_distillation_head_learns_from_the_teacher_alone(logits):
 @pytest.mark.parametrize("size, count", [(12, 3), (11, 4), (2, 5), (6, 1)])
 def test_parts_of_a_batch_add_up_to_it(rng, size, count):
     images, labels = rng.standard_normal((size, 3, 4, 4)), rng.integers(0, 5, size)
-    parts = list(accumulation.parts(images, labels, count))
+    parts = list(accumulation.parts((images, labels), count))
     assert len(parts) == min(size, count)
     assert np.array_equal(np.concatenate([part for part, _, _ in parts]), images)
     assert np.array_equal(np.concatenate([part for _, part, _ in parts]), labels)

@@ -32,10 +32,10 @@ class Failing(Loader):
 def work(plan, folder, workers):
     digits, _ = datasets.digits()
     train = datasets.Dataset(
-        "few", digits.images[:48], digits.labels[:48], digits.classes, transforms.random_affine
+        "few", digits.images[:48], digits.labels[:48], digits.classes, digits.augment
     )
     val = datasets.Dataset(
-        "others", digits.images[50:97], digits.labels[50:97], digits.classes, None
+        "others", digits.images[50:97], digits.labels[50:97], digits.classes, digits.augment
     )
     mge.random.seed(workers.rank)  # the first worker's weights are everyone's
     width = (0.25, 0.125, 0.125, 0.125)
