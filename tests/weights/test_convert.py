@@ -201,6 +201,21 @@ def test_an_exported_file_has_the_names_that_timm_expects(command, ours, tmp_pat
     assert tensors["head.fc.weight"].shape == (7, 1280)
 
 
+@pytest.mark.parametrize("form, count", [("train", 610), ("deploy", 136)])
+def test_timms_names_of_mobileone(form, count):
+    """Counts and names as timm 1.0.31's own networks have them."""
+    shapes = convert.shapes_of("MobileOneS4", 1000, form)
+    state = {key: numbered(shape, 1) for key, shape in shapes.items()}
+    exported = convert.export(state, "MobileOneS4", "timm")
+    assert len(exported) == count
+    assert exported["stages.2.10.attn.fc1.weight"].shape == (56, 896, 1, 1)
+    branches = {
+        "train": {"stem.conv_kxk.0.conv.weight", "stem.conv_scale.conv.weight"},
+        "deploy": {"stem.reparam_conv.weight", "stem.reparam_conv.bias"},
+    }[form]
+    assert branches <= exported.keys()
+
+
 def state_of(network):
     return {key: np.array(value) for key, value in network.state_dict().items()}
 
