@@ -10,11 +10,13 @@ import utils  # isort: skip  (before MegEngine: it sets the process environment)
 
 from tqdm import tqdm
 
+from data import benchmark as data_benchmark
 from training import benchmark
 
 EXAMPLES = """\
   python benchmark.py train
   python benchmark.py train --arch RepVGGB0 --point 64x16 --rounds 5 --json
+  python benchmark.py data --data imagenette
 """
 
 
@@ -48,12 +50,46 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--rounds", type=utils.number(int, 1), default=3, help="timed steps of each variant"
     )
     train.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    add_data(commands)
     return parser.parse_args(argv)
 
 
+def add_data(commands: argparse._SubParsersAction) -> None:
+    """The sub-command `data`."""
+    count = utils.number(int, 1)
+    data = commands.add_parser(
+        "data",
+        description="Images/s of the data pipeline of training: Pillow's usual one, MegEngine as "
+        "it comes, this project; everything from files to float32 batches.",
+        examples="  python benchmark.py data --data imagenette --size 160\n",
+        help="the data pipeline of training: Pillow, MegEngine as it comes, this project",
+    )
+    data.add_argument(
+        "--data", metavar="DIR", required=True, help="a folder with images in it, at any depth"
+    )
+    data.add_argument(
+        "--size", type=count, default=224, metavar="PIXELS", help="side of the network's input"
+    )
+    data.add_argument(
+        "--images",
+        type=utils.number(int, 2),
+        default=640,
+        metavar="N",
+        help="images a pass; where there are fewer, they are read again",
+    )
+    data.add_argument("--batch-size", type=count, default=64, metavar="IMAGES", help="a batch")
+    data.add_argument("--workers", type=count, default=2, metavar="N", help="processes of the last")
+    data.add_argument("--rounds", type=count, default=5, help="timed passes of each variant")
+    data.add_argument("--json", action="store_true", help="print JSON instead of the table")
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Time each point and print a table, or JSON."""
     args = parse_args(argv)
+    return {"train": time_training, "data": time_data}[args.command](args)
+
+
+def time_training(args: argparse.Namespace) -> int:
+    """Time each point and print a table, or JSON."""
     rows = []
     steps = len(args.point) * args.rounds * len(benchmark.VARIANTS)
     with tqdm(total=steps, unit="step", leave=False, disable=None) as bar:
@@ -70,6 +106,35 @@ def main(argv: list[str] | None = None) -> int:
             f"{row['arch']}, {row['size']:3} px, batch {row['batch']:3}: {row['variant']:9} "
             f"{row['seconds']:7.3f} s ({row['fastest']:.3f} to {row['slowest']:.3f}), "
             f"{row['images_per_second']:6.1f} images/s, {row['speedup']:5.1f} x stock"
+        )
+    return 0
+
+
+def time_data(args: argparse.Namespace) -> int:
+    """Time the pipelines and print a table, or JSON."""
+    batches = args.images // args.batch_size
+    if batches < 2:
+        raise utils.UserError(
+            f"--images {args.images} is less than two batches of {args.batch_size}, of which the "
+            "first is left out; give more images or a smaller --batch-size"
+        )
+    dataset = data_benchmark.find_images(args.data, batches * args.batch_size)
+    found = data_benchmark.variants(dataset, args.size, args.batch_size, args.workers)
+    with tqdm(total=args.rounds * len(found), unit="pass", leave=False, disable=None) as bar:
+        rows = data_benchmark.summary(
+            data_benchmark.measure(found, batches, args.rounds, after_pass=bar.update)
+        )
+    if args.json:
+        print(json.dumps(rows, indent=2))
+        return 0
+    print(
+        f"{dataset.name}, {args.size} px, batches of {args.batch_size}: images/s, and images/s of "
+        f"processor time of a core, median of {args.rounds} passes (slowest to fastest)"
+    )
+    for row in rows:
+        print(
+            f"{row['variant']:16} {row['images_per_second']:6.0f}  a core {row['per_core']:6.0f} "
+            f"({row['slowest']:.0f} to {row['fastest']:.0f}), {row['times_first']:.2f} x Pillow"
         )
     return 0
 

@@ -1,0 +1,182 @@
+"""Timing the data pipeline of training against MegEngine's own and against the usual one of Pillow.
+
+All three read the same files, decode, crop at random, resize, mirror, normalize and stack batches
+of float32 [B, 3, size, size], in turns in one run. A core's images/s are images per second of
+processor time, so that other programs on the machine matter little.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from utils import UserError
+
+from .augment import Augmentation, crop_box
+from .datasets import SUFFIXES, Dataset
+from .loader import Loader
+from .transforms import Preprocessing
+
+Batches = Callable[[int], Iterator]  # of an epoch
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Of one pass of a variant over the images: seconds, and those of processor time."""
+
+    images: int
+    seconds: float
+    processor_seconds: float
+
+
+def find_images(folder: str | Path, count: int) -> Dataset:
+    """`count` of the image files under `folder`, in whatever folders, evenly chosen; where there
+    are fewer, some more than once. Raises UserError when there are none.
+    """
+    folder = Path(folder)
+    files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES)
+    if not files:
+        raise UserError(f"there are no images under {folder}; give a folder that has some in it")
+    step = max(1, len(files) // count)
+    files = [files[i * step % len(files)] for i in range(count)]
+    return Dataset(folder.name, files, np.zeros(count, np.int32), ["any"], Augmentation())
+
+
+def variants(dataset: Dataset, size: int, batch_size: int, workers: int) -> dict[str, Batches]:
+    """Name -> batches of an epoch. Those without a number of workers run in this process."""
+    preprocessing = Preprocessing(size=size)
+    found = {
+        "Pillow": lambda epoch: _pillow(dataset, preprocessing, batch_size, epoch),
+        "MegEngine": lambda epoch: _megengine(dataset, preprocessing, batch_size),
+    }
+    for count in sorted({0, workers}):
+        loader = Loader(dataset, preprocessing, batch_size, count)
+        name = f"ours, {count} worker{'s' * (count > 1)}" if count else "ours"
+        found[name] = lambda epoch, loader=loader: loader.training(0, epoch)
+    return found
+
+
+def _pillow(
+    dataset: Dataset, preprocessing: Preprocessing, batch_size: int, epoch: int
+) -> Iterator:
+    """The usual pipeline: decode, random resized crop, flip, to array, normalize; then stack."""
+    from PIL import Image
+
+    size = preprocessing.size
+    mean = np.array(preprocessing.mean, np.float32)[:, None, None] / 255
+    std = np.array(preprocessing.std, np.float32)[:, None, None] / 255
+    rng = np.random.default_rng(epoch)
+
+    def sample(path: Path) -> np.ndarray:
+        image = Image.open(path).convert("RGB")
+        box = crop_box(image.height, image.width, (0.08, 1), rng)
+        image = image.crop((box.left, box.top, box.left + box.width, box.top + box.height))
+        image = image.resize((size, size), Image.Resampling.BILINEAR)
+        if rng.random() < 0.5:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        array = np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+        return (array.astype(np.float32) / 255 - mean) / std
+
+    order = rng.permutation(len(dataset))
+    for start in range(0, len(order) - batch_size + 1, batch_size):
+        batch = order[start : start + batch_size]
+        yield np.stack([sample(dataset.images[i]) for i in batch]), dataset.labels[batch]
+
+
+def _megengine(dataset: Dataset, preprocessing: Preprocessing, batch_size: int) -> Iterator:
+    """MegEngine's DataLoader and transforms in this process, files read by OpenCV as its
+    ImageFolder does."""
+    import cv2
+    from megengine.data import DataLoader, RandomSampler
+    from megengine.data.dataset import Dataset as MapDataset
+    from megengine.data.transform import (
+        Compose,
+        Normalize,
+        RandomHorizontalFlip,
+        RandomResizedCrop,
+        ToMode,
+    )
+
+    class Files(MapDataset):
+        def __init__(self):
+            super().__init__()
+
+        def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+            return cv2.imread(str(dataset.images[index]), cv2.IMREAD_COLOR), 0
+
+        def __len__(self) -> int:
+            return len(dataset)
+
+    mean, std = preprocessing.mean[::-1], preprocessing.std[::-1]  # it keeps OpenCV's BGR
+    transforms = [
+        RandomResizedCrop(preprocessing.size),
+        RandomHorizontalFlip(),
+        Normalize(mean, std),
+        ToMode("CHW"),
+    ]
+    sampler = RandomSampler(files := Files(), batch_size, drop_last=True)
+    yield from DataLoader(files, sampler, Compose(transforms))
+
+
+def measure(
+    found: dict[str, Batches],
+    batches: int,
+    rounds: int,
+    after_pass: Callable[[], object] = lambda: None,
+) -> dict[str, list[Measurement]]:
+    """`rounds` passes of each variant over so many batches, in turns."""
+    results = {name: [] for name in found}
+    for epoch in range(rounds):
+        for name, variant in found.items():
+            results[name].append(_pass(variant(epoch), batches))
+            after_pass()
+    return results
+
+
+def _pass(batches: Iterator, count: int) -> Measurement:
+    """Of `count` batches; the first, with which workers start, is left out."""
+    images = 0
+    with warnings.catch_warnings(), closing(batches):
+        warnings.simplefilter("ignore", DeprecationWarning)  # MegEngine's, of plasma
+        next(batches)
+        begun, processor = time.perf_counter(), _processor_seconds()
+        for some, _ in islice(batches, count - 1):  # not to the end, where workers leave
+            images += len(some)
+        used = _processor_seconds() - processor
+        return Measurement(images, time.perf_counter() - begun, used)
+
+
+def _processor_seconds() -> float:
+    """Of this process and those that it has started."""
+    times = [child.cpu_times() for child in psutil.Process().children()]
+    return time.process_time() + sum(one.user + one.system for one in times)
+
+
+def summary(results: dict[str, list[Measurement]]) -> list[dict]:
+    """A row a variant: images/s, images/s of a core (median, slowest, fastest), and how many times
+    that is of the first variant's."""
+    rows = []
+    for name, passes in results.items():
+        per_core = [one.images / one.processor_seconds for one in passes]
+        rows.append(
+            {
+                "variant": name,
+                "images_per_second": statistics.median(one.images / one.seconds for one in passes),
+                "per_core": statistics.median(per_core),
+                "slowest": min(per_core),
+                "fastest": max(per_core),
+                "times_first": 0.0,
+            }
+        )
+    for row in rows:
+        row["times_first"] = row["per_core"] / rows[0]["per_core"]
+    return rows

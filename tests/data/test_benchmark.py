@@ -1,0 +1,52 @@
+"""benchmark.py data: that it compares the same work, not how fast it is."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from data import benchmark
+
+
+def test_it_times_each_pipeline(command, image_folder, tmp_path):
+    folder = image_folder()
+    arguments = ["--data", folder, "--size", 32, "--images", 8, "--batch-size", 4, "--rounds", 1]
+    status, out, err = command("benchmark", "data", *arguments, "--json")
+    assert status == 0, err
+    rows = json.loads(out)
+    names = ["Pillow", "MegEngine", "ours", "ours, 2 workers"]
+    assert [row["variant"] for row in rows] == names
+    assert all(row["per_core"] > 0 and row["images_per_second"] > 0 for row in rows)
+    flat = tmp_path / "flat"
+    shutil.copytree(folder / "val" / "pear", flat)
+    status, out, err = command("benchmark", "data", *arguments[2:], "--data", flat, "--workers", 1)
+    assert status == 0, err
+    assert len(out.splitlines()) == 5
+
+
+def test_the_pipelines_give_the_same_kind_of_batches(image_folder):
+    dataset = benchmark.find_images(image_folder(), 24)
+    means = []
+    for batches in benchmark.variants(dataset, 32, 8, workers=1).values():
+        found = [images for images, _ in batches(0)]
+        assert [images.shape for images in found] == [(8, 3, 32, 32)] * 3
+        assert all(images.dtype == np.float32 for images in found)
+        means.append(np.mean(found))
+    assert np.ptp(means) < 0.1 < np.abs(means).min()
+
+
+def test_files_are_chosen_evenly_and_used_again(image_folder):
+    folder = image_folder()
+    assert len(set(benchmark.find_images(folder, 21).images)) == 21
+    images = benchmark.find_images(folder, 200).images
+    assert len(images) == 200 and len(set(images)) == 63
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [(["--images", "10"], "less than two batches of 64"), ([], "there are no images under")],
+)
+def test_what_cannot_be_timed_is_refused(command, tmp_path, flags, message):
+    status, _, err = command("benchmark", "data", "--data", tmp_path, *flags)
+    assert status == 2 and message in err and len(err.splitlines()) == 1
