@@ -46,6 +46,17 @@ def test_any_number_of_workers_gives_the_same_network(tmp_path):
     assert len(set(alone["train_loss"])) == 8
 
 
+def test_workers_clip_average_and_estimate_statistics_together(tmp_path):
+    results = []
+    for count in (1, 2):
+        process, _ = run_workers(count, "watched", tmp_path / str(count))
+        assert process.returncode == 0, process.stderr
+        results.append(dict(np.load(tmp_path / str(count) / "result.npz")))
+    alone, both = results
+    for name, value in alone.items():
+        np.testing.assert_allclose(both[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
 @pytest.mark.parametrize(
     "plan, reason",
     [

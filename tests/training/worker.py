@@ -1,10 +1,12 @@
 """What test_distributed.py runs as several workers: `worker.py COUNT PLAN FOLDER`.
 
-PLAN is "train" for eight steps, or how worker 1 fails after two: raise, exit, _exit.
+PLAN is "train" for eight steps, "watched" for two with clipping, averages and precise statistics,
+or how worker 1 fails after two: raise, exit, _exit.
 """
 
 import os
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -43,13 +45,16 @@ def work(plan, folder, workers):
     model.arch = "RepVGGA0"
     preprocessing = transforms.Preprocessing(size=32, crop_ratio=1.0)
     loaders = [
-        (Loader if plan == "train" else Failing)(
+        (Loader if plan in ("train", "watched") else Failing)(
             dataset, preprocessing, batch, rank=workers.rank, world=workers.size
         )
         for dataset, batch in ((train, 48), (val, 10))
     ]
     loaders[0].plan = plan
     settings = Settings(epochs=8, batch_size=48, lr=0.01, sync_bn=True)  # a step an epoch
+    if plan == "watched":
+        watched = {"ema": 0.5, "precise_bn": 48, "clip_norm": 2.0, "agc": 0.02}
+        settings = replace(settings, epochs=2, **watched)
     run_folder = RunFolder(folder, silent=workers.rank > 0)
     trainer = Trainer(model, settings, *loaders, run_folder, workers=workers)
     trainer.fit()
