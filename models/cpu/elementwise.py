@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import megengine.functional as F
 from megengine import Tensor
@@ -11,58 +12,66 @@ from megengine.core._imperative_rt.core2 import apply
 from megengine.core.ops.builtin import Elemwise, Reduce
 
 _MULTIPLY_ADD = Elemwise(mode=Elemwise.Mode.FUSE_MUL_ADD3)  # a * b + c in one pass
+_MIX = Elemwise(mode=Elemwise.Mode.FUSE_MUL_ADD4)  # a * b + c * d
 _RELU = Elemwise(mode=Elemwise.Mode.RELU)
 _RELU6_GRAD = Elemwise(mode=Elemwise.Mode.RELU6_GRAD)
 
 
+@cache
+def _constant(value: float) -> Tensor:
+    return Tensor(value, dtype="float32")
+
+
 def _reduce(x: Tensor, mode: str) -> Tensor:
-    """[N, C, P] -> [1, C, 1], innermost axis first (F.sum over (0, 2, 3) takes 3x as long)."""
-    first = apply(Reduce(mode=mode, axis=2), x)[0]
-    return apply(Reduce(mode="sum", axis=0), first)[0]
+    """[N, C, H, W] -> [1, C, 1, 1], innermost axis first (F.sum of all takes 3x as long)."""
+    for axis, then in (3, mode), (2, "sum"), (0, "sum"):
+        if x.shape[axis] > 1 or then != "sum":
+            x = apply(Reduce(mode=then, axis=axis), x)[0]
+    return x
 
 
 class _BatchNorm(Function):
-    """Built of elementwise operators and reductions (stock: 11 ms forward, 12 back on 4.8 MB)."""
+    """Built of elementwise operators and reductions (stock: 11 ms forward, 12 back on 4.8 MB).
+
+    On small maps the number of operators decides, hence no reshape: all is [., C, ., .].
+    """
 
     def __init__(self, eps: float, all_reduce: Callable[[Tensor], Tensor] | None):
         super().__init__()
         self.eps, self.all_reduce = eps, all_reduce
 
     def _total(self, *sums: Tensor) -> list[Tensor]:
-        """Each [1, C, 1], over all processes."""
+        """Each [1, C, 1, 1], over all processes."""
         if self.all_reduce is None:
             return list(sums)
         return F.split(self.all_reduce(F.concat(sums, axis=2)), len(sums), axis=2)
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        n, c = x.shape[:2]
-        self.shape, self.w_shape = x.shape, weight.shape
-        x = x.reshape(n, c, -1)
+        n, _, h, w = x.shape
         total = _reduce(x, "sum")
-        self.count = n * x.shape[2]
+        self.count = n * h * w
         if self.all_reduce is not None:  # others may have another number of images
             counts = F.full_like(total, self.count)
             total, counts = self._total(total, counts)
-            self.count = round(float(counts[0, 0, 0].numpy()))
-        self.mean = total * (1 / self.count)
+            self.count = round(float(counts[0, 0, 0, 0].numpy()))
+        share = _constant(1 / self.count)
+        self.mean = total * share
         self.centred = x - self.mean  # a second pass, as E[x^2] - E[x]^2 cancels
-        self.var = self._total(_reduce(self.centred, "sum_sqr"))[0] * (1 / self.count)
-        self.inv_std = (self.var + self.eps) ** -0.5
-        self.scale = weight.reshape(1, c, 1) * self.inv_std
-        y = apply(_MULTIPLY_ADD, self.centred, self.scale, bias.reshape(1, c, 1))[0]
-        return y.reshape(self.shape)
+        self.squares = self._total(_reduce(self.centred, "sum_sqr"))[0]
+        var = apply(_MULTIPLY_ADD, self.squares, share, _constant(self.eps))[0]
+        self.inv_std = var**-0.5
+        self.scale = weight * self.inv_std
+        return apply(_MULTIPLY_ADD, self.centred, self.scale, bias)[0]
 
     def backward(self, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        n, c = self.shape[:2]
-        dy = dy.reshape(n, c, -1)
         dbias = _reduce(dy, "sum")
         dweight = _reduce(dy * self.centred, "sum") * self.inv_std
-        share = self.scale * (-1 / self.count)
+        share = self.scale * _constant(-1 / self.count)
         dw, db = self._total(dweight, dbias)
         dx = apply(_MULTIPLY_ADD, self.centred, share * self.inv_std * dw, share * db)[0]
         dx = apply(_MULTIPLY_ADD, dy, self.scale, dx)[0]
         del self.centred
-        return dx.reshape(self.shape), dweight.reshape(self.w_shape), dbias.reshape(self.w_shape)
+        return dx, dweight, dbias
 
 
 def batch_norm(
@@ -75,18 +84,18 @@ def batch_norm(
     eps: float = 1e-5,
     all_reduce: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Training-mode batch norm of [N, C, H, W]; weight, bias and statistics are [1, C, 1, 1].
+    """Training-mode batch norm of [N, C, H, W] or [N, C]; weight, bias and statistics are [1, C, 1, 1].
 
     Replaces the running statistics' values; `momentum` is the weight of the old value.
     `all_reduce` sums a tensor over the processes whose images count together.
     """
     norm = _BatchNorm(eps, all_reduce)
-    y = norm(x, weight, bias)
-    new = 1 - momentum
-    unbiased = new * norm.count / max(norm.count - 1, 1)
-    for old, value, share in (running_mean, norm.mean, new), (running_var, norm.var, unbiased):
-        old._reset(old * momentum + (value * share).reshape(old.shape))
-    return y
+    y = norm(x.reshape(*x.shape, 1, 1) if x.ndim == 2 else x, weight, bias)
+    old, new = _constant(momentum), 1 - momentum
+    unbiased = _constant(new / max(norm.count - 1, 1))
+    running_mean._reset(apply(_MIX, running_mean, old, norm.mean, _constant(new))[0])
+    running_var._reset(apply(_MIX, running_var, old, norm.squares, unbiased)[0])
+    return y.reshape(x.shape) if x.ndim == 2 else y
 
 
 class _Relu(Function):
