@@ -76,3 +76,9 @@ def test_the_readme_table_is_what_the_networks_are():
         parameters = f"{train / 1e6:.2f} M → {deploy / 1e6:.2f} M"
         multiply_adds = f"{macs / 1e9:.2f} G → {deploy_macs / 1e9:.2f} G"
         assert f"| {name} | {parameters} | {multiply_adds} |" in readme, "run `make readme`"
+
+
+def test_megengine_starts_silently():
+    code = "import utils, megengine; print((megengine.Tensor([1.0]) + 1).numpy())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("[2.]\n", "")
