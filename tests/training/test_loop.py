@@ -1,5 +1,7 @@
 """What the settings do to a training in this process, on a tiny network and random images."""
 
+import os
+import signal
 from dataclasses import replace
 
 import megengine as mge
@@ -11,7 +13,8 @@ from data.augment import Augmentation
 from data.datasets import Dataset
 from data.loader import Loader
 from data.transforms import Preprocessing
-from training.loop import Settings, Trainer
+from training import checkpoint
+from training.loop import Interrupted, Settings, Trainer
 from training.run_folder import RunFolder
 from training.teacher import Teacher
 
@@ -76,6 +79,29 @@ def test_watching_does_not_disturb(train):
     a, b = trainer.history[0], watching.history[0]
     assert a["train_loss"] == b["train_loss"] and a["val_loss"] != b["val_loss"]
     assert b["ema_loss"] not in (a["val_loss"], b["val_loss"])
+
+
+@pytest.mark.parametrize("evaluation", [1, 2])
+def test_a_signal_while_weights_are_lent_saves_the_networks_own(
+    train, tmp_path, monkeypatch, evaluation
+):
+    """The first evaluation is of precise statistics, the second of the average too."""
+    _, plain, _ = train()
+    started = []
+
+    def signalled(self):
+        started.append(self)
+        if len(started) == evaluation:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(self)
+
+    evaluate = Loader.evaluation
+    monkeypatch.setattr(Loader, "evaluation", signalled)
+    with pytest.raises(Interrupted):
+        train(ema=0.9, precise_bn=12)
+    saved = checkpoint.read(tmp_path / "latest.pkl")
+    assert saved.training["step"] == 2 and saved.training["history"] == []
+    assert_equal(plain, saved.state_dict)
 
 
 def test_a_clipped_step_is_as_long_as_the_limit(train):
