@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -162,10 +163,13 @@ def test_the_image_that_a_worker_died_at_is_the_one_named(train):
     os.mkfifo(stuck)
 
     def kill():
-        while not (workers := data_workers()):
+        writer = None
+        while writer is None:
+            with suppress(OSError):  # nobody has opened it for reading yet
+                writer = os.open(stuck, os.O_WRONLY | os.O_NONBLOCK)
             time.sleep(0.01)
-        time.sleep(1)
-        workers[0].kill()
+        data_workers()[0].kill()
+        os.close(writer)
 
     threading.Thread(target=kill).start()
     with pytest.raises(UserError, match=f"data worker 1 of 2 .* at the image {stuck};"):
