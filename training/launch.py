@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import selectors
 import shutil
@@ -26,6 +25,12 @@ Work = Callable[[Workers], int]  # what a process does; gives its exit status
 
 _FOLDER = "WORKERS_FOLDER"  # where each CPU worker notes its process, and how it ended
 _DONE = "done"
+# runs its arguments, to which Linux sends SIGTERM should the parent be killed (PR_SET_PDEATHSIG)
+_EXECUTE = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
 _GRACE = 3.0  # seconds that the others have to end by themselves
 
 
@@ -97,11 +102,19 @@ def _on_cpus(count: int) -> int:
         raise UserError("there is no mpiexec; install the pinned requirements (make demo does)")
     with tempfile.TemporaryDirectory(prefix="workers-") as folder:
         process = subprocess.Popen(
-            [mpiexec, "-n", str(count), sys.executable, *sys.argv],
+            [
+                sys.executable,
+                "-c",
+                _EXECUTE,
+                str(mpiexec),
+                "-n",
+                str(count),
+                sys.executable,
+                *sys.argv,
+            ],
             env={**os.environ, _FOLDER: folder, "MPIR_CVAR_SUPPRESS_ABORT_MESSAGE": "1"},
             stdout=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C on the terminal shall reach this process alone
-            preexec_fn=_end_with_parent,
         )
         workers = _Family(Path(folder), count)
         watch = threading.Thread(target=workers.watch, args=(process,), daemon=True)
@@ -128,12 +141,6 @@ def _on_cpus(count: int) -> int:
             return 0
         utils.fail(workers.verdict(explanation or f"exit status {status}"))
         return status or 1
-
-
-def _end_with_parent() -> None:
-    """Have Linux send SIGTERM to this process should its parent be killed."""
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
 def _relay(stdout: subprocess.PIPE) -> str:

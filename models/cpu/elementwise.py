@@ -84,7 +84,7 @@ def batch_norm(
     eps: float = 1e-5,
     all_reduce: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Training-mode batch norm of [N, C, H, W] or [N, C]; weight, bias and statistics are [1, C, 1, 1].
+    """Training-mode batch norm of [N, C, H, W] or [N, C]; the rest are [1, C, 1, 1].
 
     Replaces the running statistics' values; `momentum` is the weight of the old value.
     `all_reduce` sums a tensor over the processes whose images count together.
