@@ -134,6 +134,7 @@ def fuse_in_place(model: M.Module) -> None:
     # a list of these alone, so that the branches are freed as they are fused
     for module in [module for module in model.modules() if hasattr(module, "fuse_in_place")]:
         module.fuse_in_place()
+        mge._full_sync()  # what MegEngine has queued, it has not freed
 
 
 def gain_and_shift(
