@@ -192,6 +192,7 @@ def main(argv: list[str] | None = None) -> int:
             sha256.update(block)
     report |= {
         "arch": found.arch,
+        "options": found.options,
         "form": found.form,
         "classes": found.num_classes,
         "colour_order": found.preprocessing.color,
@@ -205,12 +206,13 @@ def main(argv: list[str] | None = None) -> int:
     counters = [key for key in report["dropped"] if key.endswith("num_batches_tracked")]
     others = [key for key in report["dropped"] if key not in counters]
     dropped = ([f"{len(counters)} x num_batches_tracked"] if counters else []) + others
+    architecture = ", ".join([found.arch, *(f"{k}={v}" for k, v in found.options.items())])
     proof = f"relative error {error:.1e} after fusion"
     if found.form == "deploy":
         proof = "fused already; the logits are finite"
     for label, value in (
         ("source", report["source"]),
-        ("architecture", f"{found.arch}, {found.form} form, {found.num_classes} classes"),
+        ("architecture", f"{architecture}, {found.form} form, {found.num_classes} classes"),
         ("tensors", f"{report['mapped']} mapped; dropped: {', '.join(dropped) or 'none'}"),
         ("colour order", found.preprocessing.color),
         ("verified", proof),

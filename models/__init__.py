@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 from fnmatch import fnmatchcase
 from os import PathLike
+from typing import Any
 
 import megengine.module as M
 
@@ -100,6 +101,7 @@ def create(
     num_classes: int = 1000,
     deploy: bool = False,
     pretrained: str | PathLike | None = None,
+    **options: Any,
 ) -> M.Module:
     """A network by name, in training mode.
 
@@ -109,6 +111,8 @@ def create(
         deploy: the fused form, one convolution a block.
         pretrained: a checkpoint to take the weights from. A train-form file is fused when `deploy`
             is set; a deploy-form file cannot be unfused.
+        options: what the family leaves open: `heads` and `legacy` of RepViT. A checkpoint says its
+            own.
 
     Raises ValueError for an unknown name, and training.checkpoint.CheckpointError when the file is
     not a checkpoint of this architecture, class count and form.
@@ -117,10 +121,12 @@ def create(
         raise ValueError(f"num_classes is {num_classes}, but a classifier needs at least one class")
     name = canonical_name(arch)
     if pretrained is not None:
+        if options:
+            raise ValueError(f"{', '.join(options)}: the checkpoint decides; leave it out")
         from training import checkpoint  # the only place where models/ meets a file
 
         return checkpoint.load_model(pretrained, name, num_classes, deploy=deploy)
     network, config = _REGISTRY[name]
-    model = network(**config, num_classes=num_classes, deploy=deploy)
-    model.arch = name
+    model = network(**config, **options, num_classes=num_classes, deploy=deploy)
+    model.arch, model.options = name, options
     return model

@@ -39,6 +39,7 @@ VARIANTS = {
 BLOCKS = {
     "block": {"channels": 16},
     "block, SE": {"channels": 16, "se": True},
+    "block, legacy": {"channels": 16, "legacy": True},
 }
 DOWNSAMPLES = {"downsampling block": {"in_channels": 16, "out_channels": 32}}
 
@@ -46,34 +47,39 @@ DOWNSAMPLES = {"downsampling block": {"in_channels": 16, "out_channels": 32}}
 class RepVGGDW(M.Module):
     """BN(BN(depthwise3x3(x)) + depthwise1x1(x) + x): [N, C, H, W] -> same.
 
-    The 1x1 convolution has a bias and no batch norm of its own. Deployed, it is one depthwise 3x3
-    convolution with bias.
+    The 1x1 convolution has a bias and no batch norm of its own. The legacy one, of the repository's
+    first checkpoints, is BN(depthwise3x3(x)) + BN(depthwise1x1(x)) + x. Deployed, both are one
+    depthwise 3x3 convolution with bias.
     """
 
-    def __init__(self, channels: int, deploy: bool = False):
+    def __init__(self, channels: int, legacy: bool = False, deploy: bool = False):
         super().__init__()
         self.dense = self.pointwise = self.bn = self.reparam = None
         if deploy:
             self.reparam = Conv2d(channels, channels, 3, 1, 1, groups=channels)
         else:
             self.dense = ConvBN(channels, channels, 3, groups=channels)
-            self.pointwise = Conv2d(channels, channels, 1, groups=channels)
-            self.bn = BatchNorm2d(channels)
+            if legacy:
+                self.pointwise = ConvBN(channels, channels, 1, groups=channels)
+            else:
+                self.pointwise = Conv2d(channels, channels, 1, groups=channels)
+                self.bn = BatchNorm2d(channels)
 
     def forward(self, x: mge.Tensor) -> mge.Tensor:
         if self.reparam is not None:
             return self.reparam(x)
-        return self.bn(self.dense(x) + self.pointwise(x) + x)
+        y = self.dense(x) + self.pointwise(x) + x
+        return y if self.bn is None else self.bn(y)
 
     def linear_map(self) -> reparam.LinearMap:
-        """The branches and the batch norm after them as one convolution."""
-        channels = self.pointwise.in_channels
+        """The branches, and the batch norm after them if there is one, as one convolution."""
+        channels, legacy = self.dense.conv.in_channels, self.bn is None
         branches = reparam.add(
             self.dense.linear_map(),
-            reparam.convolution(self.pointwise),
+            self.pointwise.linear_map() if legacy else reparam.convolution(self.pointwise),
             reparam.identity(channels, groups=channels),
         )
-        return reparam.batch_norm(branches, self.bn)
+        return branches if legacy else reparam.batch_norm(branches, self.bn)
 
     def fuse_in_place(self) -> None:
         """Replace the branches by their one convolution; nothing happens in deploy form."""
@@ -99,9 +105,9 @@ class ChannelMixer(M.Module):
 class RepViTBlock(M.Module):
     """Token mixer, squeeze-and-excitation if `se`, channel mixer: [N, C, H, W] -> same."""
 
-    def __init__(self, channels: int, se: bool = False, deploy: bool = False):
+    def __init__(self, channels: int, se: bool = False, legacy: bool = False, deploy: bool = False):
         super().__init__()
-        self.token = RepVGGDW(channels, deploy)
+        self.token = RepVGGDW(channels, legacy, deploy)
         # a quarter of the channels, to a multiple of 8
         hidden = max(8, (channels // 4 + 4) // 8 * 8)
         self.se = SqueezeExcitation(channels, hidden) if se else None
@@ -140,13 +146,15 @@ class Head(M.Module):
 class RepViT(StagedClassifier):
     """A RepViT classifier: [N, 3, H, W] -> logits [N, num_classes], for any H and W.
 
-    It has two heads, the second for distillation. In training mode (train form) the output is a
+    With two heads, the second being for distillation, the output in training mode (train form) is a
     dict of their logits, "main" and "distilled", whose losses are added; in evaluation mode it is
-    their mean. In deploy form they are one linear layer.
+    their mean. With one head it is that head's logits. In deploy form there is one linear layer.
 
     Args:
         channels: of the four stages.
         rows: number of blocks in the four stages; all but the last stage have one more.
+        heads: 1 or 2.
+        legacy: see RepVGGDW.
         num_classes: length of the logits.
         deploy: build the fused form.
     """
@@ -157,29 +165,32 @@ class RepViT(StagedClassifier):
         self,
         channels: Sequence[int],
         rows: Sequence[int],
+        heads: int = 2,
+        legacy: bool = False,
         num_classes: int = 1000,
         deploy: bool = False,
     ):
         super().__init__()
+        if heads not in (1, 2):
+            raise ValueError(f"heads is {heads}, but a RepViT has 1 or 2")
         self.num_features, self.num_classes = tuple(channels), num_classes
         first = channels[0]
         self.stem1 = FusibleConvBN(3, first // 2, 3, 2, deploy=deploy)
         self.stem2 = FusibleConvBN(first // 2, first, 3, 2, deploy=deploy)
         for stage, (width, depth) in enumerate(zip(channels, rows, strict=True), 1):
             blocks = []
-            if (
-                stage > 1
-            ):  # the block without SE that ends the stage before is the first of this one
+            if stage > 1:  # the block without SE that ends the stage before is the first of this
                 before = channels[stage - 2]
-                blocks = [RepViTBlock(before, deploy=deploy), Downsample(before, width, deploy)]
-            blocks += [RepViTBlock(width, se=i % 2 == 0, deploy=deploy) for i in range(depth)]
+                blocks.append(RepViTBlock(before, False, legacy, deploy))
+                blocks.append(Downsample(before, width, deploy))
+            blocks += [RepViTBlock(width, i % 2 == 0, legacy, deploy) for i in range(depth)]
             setattr(self, f"stage{stage}", M.Sequential(*blocks))
         self.head = self.head_dist = self.linear = None
         if deploy:
             self.linear = Linear(channels[-1], num_classes)
         else:
             self.head = Head(channels[-1], num_classes)
-            self.head_dist = Head(channels[-1], num_classes)
+            self.head_dist = Head(channels[-1], num_classes) if heads == 2 else None
 
     def before_stages(self, x: mge.Tensor) -> mge.Tensor:
         """The stem."""
@@ -189,14 +200,18 @@ class RepViT(StagedClassifier):
         x = global_average_pool(self.features(x)[-1])
         if self.linear is not None:
             return self.linear(x)
-        main, distilled = self.head(x), self.head_dist(x)
+        main = self.head(x)
+        if self.head_dist is None:
+            return main
+        distilled = self.head_dist(x)
         if self.training:
             return {"main": main, "distilled": distilled}
         return (main + distilled) / 2
 
     def fuse_in_place(self) -> None:
-        """Make the two heads one linear layer; the blocks fuse themselves."""
+        """Make the heads one linear layer; the blocks fuse themselves."""
         if self.linear is None:
-            heads = [reparam.batch_norm_before(h.bn, h.linear) for h in (self.head, self.head_dist)]
-            self.linear = reparam.to_linear(reparam.mean(*heads), like=self.head.linear)
+            heads = [head for head in (self.head, self.head_dist) if head is not None]
+            maps = [reparam.batch_norm_before(head.bn, head.linear) for head in heads]
+            self.linear = reparam.to_linear(reparam.mean(*maps), like=self.head.linear)
             self.head = self.head_dist = None

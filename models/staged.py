@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import megengine as mge
 import megengine.module as M
 
@@ -12,7 +14,7 @@ class StagedClassifier(M.Module):
     """Classifies by the mean of the last map: [N, 3, H, W] -> logits [N, num_classes], any H and W.
 
     Subclasses make `stage0` to `stage4` and `linear`, set `num_features` and `num_classes`, and
-    override what is different.
+    override what is different. `models.create` sets `arch` and `options`.
 
     Attributes:
         num_features: channels of the four maps that `features` returns.
@@ -20,6 +22,7 @@ class StagedClassifier(M.Module):
     """
 
     strides = (4, 8, 16, 32)
+    options: ClassVar[dict[str, Any]] = {}  # what was chosen beside the architecture
 
     def features(self, x: mge.Tensor) -> list[mge.Tensor]:
         """The maps after stages 1 to 4, at strides 4, 8, 16 and 32, for use as a backbone."""

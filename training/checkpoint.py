@@ -2,9 +2,9 @@
 
 A checkpoint is a pickle of arrays and plain values:
 
-    arch, form ("train" or "deploy"), num_classes, classes (names, or None),
-    preprocessing (see data.transforms.Preprocessing), state_dict,
-    training (only in latest.pkl: what a run needs to go on exactly)
+    arch, options (of models.create), form ("train" or "deploy"), num_classes,
+    classes (names, or None), preprocessing (see data.transforms.Preprocessing),
+    state_dict, training (only in latest.pkl: what a run needs to go on exactly)
 
 Every layout that weights.convert knows can be read too.
 """
@@ -15,7 +15,7 @@ import os
 import pickle
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -47,6 +47,7 @@ class Checkpoint:
     preprocessing: Preprocessing
     state_dict: dict[str, np.ndarray]
     training: dict[str, Any] | None = None
+    options: dict[str, Any] = field(default_factory=dict)
     path: PathLike | str = "the checkpoint"  # where it was read from, for messages; not saved
 
 
@@ -59,7 +60,16 @@ def of_model(
     """The checkpoint of a network made by `models.create`."""
     state = {key: np.array(value) for key, value in model.state_dict().items()}
     form = convert.form_of(state)
-    return Checkpoint(model.arch, form, model.num_classes, classes, preprocessing, state, training)
+    return Checkpoint(
+        model.arch,
+        form,
+        model.num_classes,
+        classes,
+        preprocessing,
+        state,
+        training,
+        model.options,
+    )
 
 
 # ---------------------------------------------------------------- saving
@@ -156,6 +166,7 @@ def of_foreign(foreign: convert.Foreign, path: str | PathLike) -> Checkpoint:
         None,
         foreign.preprocessing,
         foreign.state_dict,
+        options=foreign.options,
         path=path,
     )
 
@@ -180,7 +191,8 @@ def load_model(
     found = source if isinstance(source, Checkpoint) else read(source, arch)
     _check(found, arch, num_classes, deploy)
     with init.uninitialized():
-        model = models.create(found.arch, found.num_classes, deploy=found.form == "deploy")
+        deployed = found.form == "deploy"
+        model = models.create(found.arch, found.num_classes, deployed, **found.options)
     load_state(model, found.state_dict, found.path)
     return models.to_deploy(model) if deploy else model
 
@@ -220,7 +232,7 @@ def load_for_fine_tuning(
     _check(found, arch, deploy=False)
     if found.num_classes == num_classes:
         return load_model(found), []
-    model = models.create(found.arch, num_classes)
+    model = models.create(found.arch, num_classes, **found.options)
     dropped = [name for name in models.head_names(model) if name in found.state_dict]
     own = {name: value for name, value in model.state_dict().items() if name in dropped}
     load_state(model, {**found.state_dict, **own}, found.path)

@@ -44,6 +44,7 @@ class Foreign:
 
     source: Source
     arch: str
+    options: dict[str, Any]  # of models.create
     num_classes: int
     state_dict: Tensors
     dropped: list[str]  # their keys that were left out on purpose
@@ -98,8 +99,13 @@ def recognize(
         if fnmatchcase(name, option[0].archs)
     }
 
+    def options_of(name: str) -> dict[str, Any]:
+        source, tensors, _, _ = archs.get(name, best[0])
+        return source.options(tensors) if form == "train" else {}
+
     def problems_of(name: str) -> list[str]:
-        return misfits(archs.get(name, best[0])[1], name, num_classes, form)
+        shapes = shapes_of(name, num_classes, form, **options_of(name))
+        return misfits(archs.get(name, best[0])[1], shapes)
 
     order = sorted(archs, key=lambda name: name != arch)  # the one asked for first
     fitting = next((name for name in order if not problems_of(name)), None)
@@ -119,13 +125,14 @@ def recognize(
         )
     arch = fitting
     found, ours, dropped, _ = archs[arch]
-    shapes = shapes_of(arch, num_classes, form)
+    options = options_of(arch)
+    shapes = shapes_of(arch, num_classes, form, **options)
     with np.errstate(over="ignore"):  # infinite weights are refused when the network is proven
         state = {
             key: reshaped(tensor, shapes[key]).astype(np.float32, copy=False)
             for key, tensor in ours.items()
         }
-    return Foreign(found, arch, num_classes, state, dropped)
+    return Foreign(found, arch, options, num_classes, state, dropped)
 
 
 def export(state_dict: Tensors, arch: str, name: str) -> Tensors:
@@ -157,19 +164,18 @@ def class_count(state_dict: Tensors) -> int | None:
 
 
 @cache
-def shapes_of(arch: str, num_classes: int, form: str) -> dict[str, tuple[int, ...]]:
+def shapes_of(arch: str, num_classes: int, form: str, **options: Any) -> dict[str, tuple[int, ...]]:
     """Key -> shape of every tensor of a network here."""
     with init.uninitialized():
-        model = models.create(arch, num_classes, deploy=form == "deploy")
+        model = models.create(arch, num_classes, deploy=form == "deploy", **options)
     shapes = models.state_shapes(model)
     del model
     gc.collect()  # a Module is in cycles, and large
     return shapes
 
 
-def misfits(ours: Tensors, arch: str, num_classes: int, form: str) -> list[str]:
-    """What keeps renamed tensors from being those of `arch`, a phrase each."""
-    shapes = shapes_of(arch, num_classes, form)
+def misfits(ours: Tensors, shapes: dict[str, tuple[int, ...]]) -> list[str]:
+    """What keeps renamed tensors from being those of a network with these shapes, a phrase each."""
     problems = [f"{key} is missing" for key in shapes if key not in ours]
     problems += [f"{key} is unknown" for key in ours if key not in shapes]
     problems += [

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -38,6 +39,7 @@ class Source:
         prepare, finish: change what renaming alone cannot, in their names before it and in ours
             after it.
         restore: the reverse of `prepare`.
+        options: of models.create, as renamed tensors in train form tell them.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Source:
     prepare: Callable[[Tensors], Tensors] = dict
     finish: Callable[[Tensors], Tensors] = dict
     restore: Callable[[Tensors], Tensors] = dict
+    options: Callable[[Tensors], dict[str, Any]] = lambda ours: {}
 
     def to_ours(self, tensors: Tensors) -> tuple[Tensors, list[str], list[str]]:
         """Renamed tensors, the keys dropped on purpose, and the keys that no rule knows."""

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-
-import numpy as np
+from typing import Any
 
 from data.transforms import Preprocessing
 
-from . import batch_norm
 from .keymap import Rules, Source, Tensors, product
 
 _PREPROCESSING = Preprocessing(interpolation="bicubic")
@@ -30,8 +28,8 @@ def _token_mixer(theirs: str) -> Rules:
         (f"{theirs}.conv.bn.{{p}}", "token.dense.bn.{p}"),
         (f"{theirs}.conv1.weight", "token.pointwise.weight"),
         (f"{theirs}.conv1.bias", "token.pointwise.bias"),
-        (f"{theirs}.conv1.c.{{p}}", "token.legacy.conv.{p}"),
-        (f"{theirs}.conv1.bn.{{p}}", "token.legacy.bn.{p}"),
+        (f"{theirs}.conv1.c.{{p}}", "token.pointwise.conv.{p}"),
+        (f"{theirs}.conv1.bn.{{p}}", "token.pointwise.bn.{p}"),
         (f"{theirs}.bn.{{p}}", "token.bn.{p}"),
         (f"{theirs}.weight", "token.reparam.weight"),
         (f"{theirs}.bias", "token.reparam.bias"),
@@ -49,25 +47,14 @@ def _heads(main: str, distilled: str, fused: str) -> Rules:
     )
 
 
-def _complete(ours: Tensors) -> Tensors:
-    """What older and undistilled checkpoints lack, computing the same.
-
-    The legacy token mixer has a batch norm after its 1x1 convolution and none after the sum: the
-    first is folded, the second made to do nothing. A single head stands for both of two, whose mean
-    it then is.
-    """
-    ours = dict(ours)
-    for key in [key for key in ours if key.endswith("token.legacy.conv.weight")]:
-        block = key.removesuffix("legacy.conv.weight")
-        folded = batch_norm.fold(ours, key, f"{block}legacy.bn")
-        if folded is not None:
-            kernel, bias = folded
-            ours[f"{block}pointwise.weight"], ours[f"{block}pointwise.bias"] = kernel, bias
-            ours |= batch_norm.that_adds(np.zeros_like(bias), f"{block}bn")
+def _options(ours: Tensors) -> dict[str, Any]:
+    """Undistilled checkpoints have one head, the oldest another token mixer."""
+    options = {}
     if not any(key.startswith("head_dist.") for key in ours):
-        for key in [key for key in ours if key.startswith("head.")]:
-            ours[key.replace("head.", "head_dist.", 1)] = ours[key]
-    return ours
+        options["heads"] = 1
+    if any(".token.pointwise.conv." in key for key in ours):
+        options["legacy"] = True
+    return options
 
 
 # ---------------------------------------------------------------- timm
@@ -107,7 +94,7 @@ TIMM = Source(
         *_heads("head.head", "head.head_dist", "head"),
     ),
     preprocessing=_PREPROCESSING,
-    finish=_complete,
+    options=_options,
 )
 
 # ---------------------------------------------------------------- the original
@@ -181,6 +168,6 @@ THU = Source(
     ),
     preprocessing=_PREPROCESSING,
     prepare=_into_stages,
-    finish=_complete,
+    options=_options,
     restore=_out_of_stages,
 )

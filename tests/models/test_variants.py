@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import models
+from models import equivalence
 
 # parameters and multiply-adds at 224 px (train, deploy), and deploy tensors; measured on the
 # original PyTorch implementations
@@ -104,6 +105,26 @@ def test_repvit_has_two_heads_in_training_and_their_mean_in_evaluation(images):
     pooled = mge.functional.mean(model.features(mge.Tensor(images))[-1], axis=(2, 3))
     mean = (model.head(pooled).numpy() + model.head_dist(pooled).numpy()) / 2
     np.testing.assert_allclose(model(mge.Tensor(images)).numpy(), mean, atol=1e-6)
+
+
+def test_repvit_with_one_head_and_with_the_legacy_token_mixer(images):
+    """Parameters: of the original implementations, one head at M0_6 and timm's legacy M1."""
+    assert models.profile(models.create("RepViTM0_6", heads=1)).parameters == 2_487_292
+    legacy = models.create("RepViTM0_9", legacy=True)
+    assert models.profile(legacy).parameters == 5_485_248
+    token = legacy.stage1[0].token
+    equivalence.randomize(legacy, images)
+    legacy.eval()
+    x = mge.Tensor(np.random.default_rng(0).standard_normal((2, 48, 6, 6)).astype(np.float32))
+    expected = token.dense(x) + token.pointwise.bn(token.pointwise.conv(x)) + x
+    np.testing.assert_array_equal(token(x).numpy(), expected.numpy())
+    assert equivalence.compare(legacy, images).holds
+    single = models.create("RepViTM0_6", 3, heads=1, legacy=True)
+    equivalence.randomize(single, images)
+    assert single(mge.Tensor(images)).shape == (4, 3)
+    assert equivalence.compare(single, images).holds
+    with pytest.raises(ValueError, match="heads is 3"):
+        models.create("RepViTM0_6", heads=3)
 
 
 def test_an_unknown_name_lists_the_nearest():

@@ -491,43 +491,34 @@ def test_converting_a_large_network_takes_less_than_three_times_its_file(tmp_pat
     assert peak < 3 * origin_size, f"{peak / origin_size:.2f} times the file"
 
 
-def test_the_legacy_form_and_a_single_head_of_repvit_compute_the_same(images):
-    """Legacy: BN(dw3x3(x)) + BN(dw1x1(x)) + x, without a batch norm after the sum."""
-    model = models.create("RepViTM0_6", 3)
+@pytest.mark.parametrize("layout", ["repvit", "timm"])
+@pytest.mark.parametrize("options", [{"heads": 1}, {"legacy": True}, {"heads": 1, "legacy": True}])
+def test_one_head_and_the_legacy_form_of_repvit_are_told_from_the_tensors(
+    command, tmp_path, images, layout, options
+):
+    model = models.create("RepViTM0_6", 3, **options)
     equivalence.randomize(model, images)
-    theirs = convert.export(state_of(model), "RepViTM0_6", "repvit")
-    rng = np.random.default_rng(0)
-    for key in [key for key in theirs if key.endswith("token_mixer.0.conv1.weight")]:
-        block = key.removesuffix("conv1.weight")
-        channels = len(theirs[key])
-        theirs[f"{block}conv1.c.weight"] = theirs.pop(key)
-        del theirs[f"{block}conv1.bias"]
-        for name in ("weight", "bias", "running_mean", "running_var"):
-            del theirs[f"{block}bn.{name}"]
-            values = rng.uniform(0.5, 1.5, channels).astype(np.float32)
-            theirs[f"{block}conv1.bn.{name}"] = values
-        del theirs[f"{block}bn.num_batches_tracked"]
-    theirs = {key: value for key, value in theirs.items() if "classifier_dist" not in key}
-    foreign = convert.recognize(theirs, "file")
-    assert foreign.arch == "RepViTM0_6"
-    converted = checkpoint.load_model(checkpoint.of_foreign(foreign, "file"))
-    converted.eval()
-    token = converted.stage1[0].token
-    x = rng.standard_normal((2, 40, 6, 6)).astype(np.float32)
-    prefix = "features.1.token_mixer.0.conv1."
-    scale, shift, mean, var = (
-        theirs[f"{prefix}bn.{name}"].reshape(1, -1, 1, 1)
-        for name in ("weight", "bias", "running_mean", "running_var")
+    theirs = convert.export(state_of(model), "RepViTM0_6", layout)
+    legacy = any("token_mixer" in key and "conv1.bn" in key for key in theirs)
+    assert legacy == ("legacy" in options)
+    assert any("dist" in key for key in theirs) == ("heads" not in options)
+    path, target = tmp_path / "theirs.safetensors", tmp_path / "ours.pkl"
+    as_safetensors(path, theirs)
+    status, out, _ = command(
+        "convert_pretrained_weight", "--origin-dir", path, "--save-dir", target
     )
-    pointwise = x * theirs[f"{prefix}c.weight"].reshape(1, -1, 1, 1)
-    expected = (pointwise - mean) / np.sqrt(var + 1e-5) * scale + shift
-    expected += token.dense(mge.Tensor(x)).numpy() + x
-    np.testing.assert_allclose(token(mge.Tensor(x)).numpy(), expected, atol=1e-4)
-    pooled = mge.Tensor(rng.standard_normal((2, 320)).astype(np.float32))
+    assert status == 0
+    assert "".join(f", {name}={value}" for name, value in options.items()) in out
+    found = checkpoint.read(target)
+    assert found.options == options
+    converted = checkpoint.load_model(found)
+    for network in (model, converted):
+        network.eval()
     np.testing.assert_array_equal(
-        converted.head(pooled).numpy(), converted.head_dist(pooled).numpy()
+        converted(mge.Tensor(images)).numpy(), model(mge.Tensor(images)).numpy()
     )
-    assert equivalence.compare(converted, images).holds
+    fresh, _ = checkpoint.load_for_fine_tuning(found, "RepViTM0_6", 5)
+    assert fresh.options == options and fresh.num_classes == 5
 
 
 def test_dingxiaoh_splits_stage_three():
