@@ -100,8 +100,10 @@ def recognize(
     }
 
     def options_of(name: str) -> dict[str, Any]:
-        source, tensors, _, _ = archs.get(name, best[0])
-        return source.options(tensors) if form == "train" else {}
+        if form == "deploy" or name not in archs:
+            return {}
+        source, tensors, _, _ = archs[name]
+        return source.options(tensors)
 
     def problems_of(name: str) -> list[str]:
         shapes = shapes_of(name, num_classes, form, **options_of(name))
