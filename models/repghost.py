@@ -199,8 +199,9 @@ class RepGhost(StagedClassifier):
         """The stem and the blocks of its stride."""
         return self.stage0(relu(self.stem(x)))
 
-    def forward(self, x: mge.Tensor) -> mge.Tensor:
-        x = relu(self.last(self.features(x)[-1]))
+    def classify(self, x: mge.Tensor) -> mge.Tensor:
+        """The last map -> logits."""
+        x = relu(self.last(x))
         x = F.mean(x, axis=(2, 3), keepdims=True)  # [N, C, H, W] -> [N, C, 1, 1]
         x = F.flatten(relu(self.head(x)), 1)  # [N, 1280, 1, 1] -> [N, 1280]
         return self.linear(self.drop(x))

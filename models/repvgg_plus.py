@@ -5,6 +5,8 @@ Source: the repository DingXiaoH/RepVGG, model RepVGGplus-L2pse.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import megengine as mge
 import megengine.module as M
 
@@ -51,16 +53,33 @@ class RepVGGPlus(RepVGG):
         if not self.training or self.stage1_aux is None:
             return super().forward(x)
         outputs = {}
-        x = self.stage1(self.stage0(x))
-        outputs["stage1_aux"] = self.stage1_aux(x)
-        x = self.stage2(x)
-        outputs["stage2_aux"] = self.stage2_aux(x)
-        for i, block in enumerate(self.stage3, start=1):
-            x = block(x)
-            if i == len(self.stage3) // 2:
-                outputs["stage3_first_aux"] = self.stage3_first_aux(x)
-        outputs["main"] = self.linear(global_average_pool(self.stage4(x)))
-        return outputs
+        *segments, last = self.segments()
+        for segment in segments:
+            x = segment(x)
+            if isinstance(x, tuple):
+                x, logits = x
+                outputs.update(logits)
+        return {**outputs, "main": last(x)}
+
+    def segments(self) -> list[Callable]:
+        """See StagedClassifier; the auxiliary heads are in them in training."""
+        segments = super().segments()
+        if not self.training or self.stage1_aux is None:
+            return segments
+
+        def with_head(block: Callable, name: str) -> Callable:
+            def segment(x: mge.Tensor) -> tuple[mge.Tensor, dict[str, mge.Tensor]]:
+                x = block(x)
+                return x, {name: getattr(self, name)(x)}
+
+            return segment
+
+        first, second, third = len(self.stage1), len(self.stage2), len(self.stage3)
+        ends = {"stage1_aux": first, "stage2_aux": first + second}  # segment 0 is stage 0
+        ends["stage3_first_aux"] = first + second + third // 2
+        for name, i in ends.items():
+            segments[i] = with_head(segments[i], name)
+        return segments
 
     def fuse_in_place(self) -> None:
         """Drop the auxiliary heads; the blocks fuse themselves."""

@@ -196,8 +196,9 @@ class RepViT(StagedClassifier):
         """The stem."""
         return self.stem2(F.gelu(self.stem1(x)))
 
-    def forward(self, x: mge.Tensor) -> mge.Tensor | dict[str, mge.Tensor]:
-        x = global_average_pool(self.features(x)[-1])
+    def classify(self, x: mge.Tensor) -> mge.Tensor | dict[str, mge.Tensor]:
+        """The last map -> logits, of both heads in training."""
+        x = global_average_pool(x)
         if self.linear is not None:
             return self.linear(x)
         main = self.head(x)

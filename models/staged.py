@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import megengine as mge
@@ -37,5 +38,20 @@ class StagedClassifier(M.Module):
         """What comes before stage 1."""
         return self.stage0(x)
 
+    def classify(self, x: mge.Tensor) -> mge.Tensor:
+        """What comes after the stages: the last map -> logits."""
+        return self.linear(global_average_pool(x))
+
     def forward(self, x: mge.Tensor) -> mge.Tensor:
-        return self.linear(global_average_pool(self.features(x)[-1]))
+        return self.classify(self.features(x)[-1])
+
+    def segments(self) -> list[Callable]:
+        """The forward pass, block by block, as functions of one map to be called in turn.
+
+        The first takes the images and the last gives what the network gives. Where a network has
+        an auxiliary head the function returns the map and {the head's name: logits}. Only the last
+        may hold anything random.
+        """
+        blocks = [b for s in (self.stage1, self.stage2, self.stage3, self.stage4) for b in s]
+        last = blocks.pop()
+        return [self.before_stages, *blocks, lambda x: self.classify(last(x))]

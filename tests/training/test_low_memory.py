@@ -1,0 +1,84 @@
+"""The same bits as without --low-memory, in every family."""
+
+import megengine as mge
+import numpy as np
+import pytest
+from megengine.autodiff import GradManager
+
+import models
+from models.mobileone import MobileOne
+from models.repghost import RepGhost
+from models.repvit import RepViT
+from training import losses, low_memory, optimizer
+
+
+def at_once(model, grad_manager, images, objective):
+    with grad_manager:
+        result = objective(model(images))
+        grad_manager.backward(result[0])
+    return result
+
+
+def train(make, backward, custom_l2=False, heads_alone=False, steps=3):
+    """Losses, logits, and the state dict after the last step."""
+    mge.random.seed(0)
+    model = make()
+    names = models.head_names(model) if heads_alone else None
+    learnt = [p for name, p in model.named_parameters() if names is None or name in names]
+    grad_manager = GradManager().attach(learnt)
+    sgd = optimizer.sgd(model, 0.05, nesterov=True, custom_l2=custom_l2, names=names)
+    rng = np.random.default_rng(0)
+    seen = []
+    for step in range(steps):
+        images = mge.Tensor(rng.standard_normal((4, 3, 32, 32)).astype(np.float32))
+        labels = mge.Tensor(rng.integers(0, model.num_classes, 4).astype(np.int32))
+
+        def objective(outputs, labels=labels):
+            weight = getattr(model, "auxiliary_weight", 0.0)
+            loss, logits = losses.classification(outputs, labels, 0.1, weight)
+            penalty = losses.custom_l2(model) * 1e-4 if custom_l2 else 0.0
+            return loss + penalty, logits
+
+        mge.random.seed(step)  # of dropout
+        seen += [tensor.numpy() for tensor in backward(model, grad_manager, images, objective)]
+        sgd.step().clear_grad()
+    return seen + [value for _, value in sorted(model.state_dict().items())]
+
+
+def assert_same_bits(make, **options):
+    for a, b in zip(
+        train(make, at_once, **options), train(make, low_memory.backward, **options), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("kind", ["dense", "groups", "se", "plus"])
+def test_repvgg(tiny, kind):
+    assert_same_bits(lambda: tiny(kind))
+
+
+def test_custom_l2(tiny):
+    assert_same_bits(lambda: tiny("plus"), custom_l2=True)
+
+
+OTHERS = {
+    "MobileOne": lambda: MobileOne((0.25,) * 4, 2, depths=(1, 1, 2, 1), num_classes=10),
+    "RepViT, two heads": lambda: RepViT((8, 16, 16, 32), (1, 1, 2, 1), num_classes=10),
+    "RepGhost, dropout": lambda: RepGhost(0.25, num_classes=10),
+}
+
+
+@pytest.mark.parametrize("make", OTHERS.values(), ids=OTHERS)
+def test_other_families(make):
+    assert_same_bits(make)
+
+
+def test_heads_alone(tiny):
+    """Most segments then have no parameter that learns."""
+    assert_same_bits(lambda: tiny("plus"), heads_alone=True)
+
+
+def test_gpu_operators(tiny, monkeypatch):
+    """MegEngine's own batch norm updates its statistics in another way."""
+    monkeypatch.setattr(models.cpu, "is_used", lambda: False)
+    assert_same_bits(lambda: tiny("dense"))

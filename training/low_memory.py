@@ -1,0 +1,70 @@
+"""Training in less memory, with the same bits as result: activations are computed again.
+
+Gradient checkpointing (Chen et al., Training Deep Nets with Sublinear Memory Cost,
+arXiv 1604.06174) with every block a segment, and MegEngine's queue emptied after each, as it
+allocates when an operator is queued and frees when it has run. What is freed should also go back
+to the system: utils.return_freed_memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import megengine as mge
+import megengine.module as M
+from megengine.autodiff import GradManager
+
+
+def backward(
+    model: M.Module,
+    grad_manager: GradManager,
+    images: mge.Tensor,
+    objective: Callable,
+) -> tuple[mge.Tensor, ...]:
+    """Gradients of a network in training mode, one block at a time; returns what `objective` does.
+
+    Only the maps between blocks are kept. What is within a block is computed again when its
+    gradients are wanted, for the price of one more forward pass.
+
+    Args:
+        model: has `segments`, see models.staged.StagedClassifier.
+        grad_manager: with the parameters attached whose `grad` is wanted.
+        images: [N, 3, H, W].
+        objective: takes the network's outputs; the first thing it returns is to be minimized.
+    """
+    *segments, last = model.segments()
+    maps, heads, logits = [images], [], {}
+    for segment in segments:
+        x, of_segment = _split(segment(maps[-1]))
+        mge._full_sync()
+        maps.append(x)
+        heads.append(list(of_segment))
+        logits.update(of_segment)
+    with grad_manager:
+        grad_manager.attach([maps[-1], *logits.values()])
+        outputs = last(maps[-1])
+        result = objective({**logits, "main": outputs} if logits else outputs)
+        grad_manager.backward(result[0])
+    result = tuple(tensor.detach() for tensor in result)
+    del outputs
+    # Batch norms would otherwise count the same batch twice.
+    statistics = [(buffer, buffer.detach()) for buffer in model.buffers()]
+    while segments:
+        after, segment = maps.pop(), segments.pop()
+        names = heads.pop()
+        with grad_manager:
+            if segments:  # the images need no gradient
+                grad_manager.attach(maps[-1])
+            x, of_segment = _split(segment(maps[-1]))
+            ends = {x: after.grad} | {of_segment[name]: logits[name].grad for name in names}
+            grad_manager.backward(list(ends), list(ends.values()))
+        del after, x, of_segment, ends
+        mge._full_sync()
+    for buffer, value in statistics:
+        buffer._reset(value)
+    return result
+
+
+def _split(outcome: mge.Tensor | tuple) -> tuple[mge.Tensor, dict[str, mge.Tensor]]:
+    """The map that a segment gives, and the logits of its auxiliary heads."""
+    return outcome if isinstance(outcome, tuple) else (outcome, {})
