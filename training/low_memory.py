@@ -32,6 +32,11 @@ def backward(
         images: [N, 3, H, W].
         objective: takes the network's outputs; the first thing it returns is to be minimized.
     """
+    # A gradient may be added up here from a part of the loss and a block, and as elsewhere that sum
+    # is added to what earlier parts of a batch have left.
+    earlier = [(p, p.grad) for p in grad_manager.attached_tensors() if p.grad is not None]
+    for parameter, _ in earlier:
+        parameter.grad = None
     *segments, last = model.segments()
     maps, heads, logits = [images], [], {}
     for segment in segments:
@@ -62,6 +67,8 @@ def backward(
         mge._full_sync()
     for buffer, value in statistics:
         buffer._reset(value)
+    for parameter, grad in earlier:
+        parameter.grad = grad if parameter.grad is None else grad + parameter.grad
     return result
 
 

@@ -19,7 +19,7 @@ def at_once(model, grad_manager, images, objective):
     return result
 
 
-def train(make, backward, custom_l2=False, heads_alone=False, steps=3):
+def train(make, backward, custom_l2=False, heads_alone=False, parts=1, steps=3):
     """Losses, logits, and the state dict after the last step."""
     mge.random.seed(0)
     model = make()
@@ -40,7 +40,8 @@ def train(make, backward, custom_l2=False, heads_alone=False, steps=3):
             return loss + penalty, logits
 
         mge.random.seed(step)  # of dropout
-        seen += [tensor.numpy() for tensor in backward(model, grad_manager, images, objective)]
+        for _ in range(parts):
+            seen += [tensor.numpy() for tensor in backward(model, grad_manager, images, objective)]
         sgd.step().clear_grad()
     return seen + [value for _, value in sorted(model.state_dict().items())]
 
@@ -59,6 +60,10 @@ def test_repvgg(tiny, kind):
 
 def test_custom_l2(tiny):
     assert_same_bits(lambda: tiny("plus"), custom_l2=True)
+
+
+def test_gradients_that_add_up(tiny):
+    assert_same_bits(lambda: tiny("dense"), custom_l2=True, parts=3)
 
 
 OTHERS = {
