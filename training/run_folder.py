@@ -59,7 +59,7 @@ class RunFolder:
     def write_run(self, arguments: dict[str, Any]) -> None:
         """run.json: the arguments and the versions used."""
         content = {"arguments": arguments, "versions": versions()}
-        self._write("run.json", json.dumps(content, indent=2).encode() + b"\n")
+        self.write("run.json", json.dumps(content, indent=2).encode() + b"\n")
 
     def write_metrics(self, history: list[dict[str, float]]) -> None:
         """metrics.csv, a row an epoch, and curves.png."""
@@ -67,10 +67,11 @@ class RunFolder:
         writer = csv.DictWriter(text, list(history[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(history)
-        self._write("metrics.csv", text.getvalue().encode())
-        self._write("curves.png", _curves(history))
+        self.write("metrics.csv", text.getvalue().encode())
+        self.write("curves.png", _curves(history))
 
-    def _write(self, name: str, content: bytes) -> None:
+    def write(self, name: str, content: bytes) -> None:
+        """A file of this name, replaced at once or not at all."""
         if self.silent:
             return
         write_atomically(self.path / name, lambda file: file.write(content))
