@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 
@@ -13,21 +14,27 @@ class EventFile:
     """
 
     def __init__(self, folder: Path, step: int):
-        from tensorboardX import SummaryWriter  # the writing half of TensorBoard, without it
+        # Not SummaryWriter: its flush leaves behind what its thread has not yet come to.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import SessionLog
 
-        # Its file names have the time in seconds only.
-        suffix = f".from-step-{step}"
-        self._writer = SummaryWriter(str(folder), purge_step=step + 1, filename_suffix=suffix)
+        # Without the suffix, names have the time in seconds only.
+        self._writer = EventsWriter(str(folder / "events"), f".from-step-{step}")
+        self._write(step + 1, file_version="brain.Event:2")
+        self._write(step + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def _write(self, step: int, **content: object) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        self._writer.write_event(Event(wall_time=time.time(), step=step, **content))
 
     def add(self, group: str, values: dict[str, float], step: int) -> None:
         """Points named group/name."""
+        from tensorboardX.summary import scalar
+
         for name, value in values.items():
-            self._writer.add_scalar(f"{group}/{name}", value, step)
+            self._write(step, summary=scalar(f"{group}/{name}", value))
 
     def flush(self) -> None:
         """Write what has been added; before a checkpoint that a run may go on from."""
         self._writer.flush()
-
-    def close(self) -> None:
-        """Write and close the file."""
-        self._writer.close()

@@ -31,8 +31,7 @@ def test_points_that_come_again_are_no_duplicates(tmp_path):
     second = EventFile(tmp_path, step=3)
     for step in range(4, 7):
         second.add("step", {"loss": 10 * step}, step)
-    second.close()
+    second.flush()
     assert points(tmp_path) == {
         ("step/loss", step): [step if step <= 3 else 10 * step] for step in range(1, 7)
     }
-    first.close()
