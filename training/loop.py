@@ -8,8 +8,7 @@ bits as one that was not.
 from __future__ import annotations
 
 import signal
-import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -31,6 +30,7 @@ from . import (
     distributed,
     gradients,
     losses,
+    low_memory,
     optimizer,
     precise_bn,
     schedule,
@@ -38,9 +38,11 @@ from . import (
 from .ema import WeightAverage
 from .evaluation import Score, evaluate
 from .parameters import kinds
+from .progress import Progress, describe
 from .run_folder import RunFolder, versions
 from .swap import swapped
 from .teacher import Teacher
+from .tensorboard import EventFile
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ class Trainer:
         workers: the processes that share each batch; the network, and all else that is kept,
             is the same in all of them after every step.
         teacher: what to learn from beside the labels; settings.teacher is its name.
+        low_memory: compute activations again instead of keeping them; the result is the same.
     """
 
     def __init__(
@@ -110,6 +113,7 @@ class Trainer:
         save_freq: int = 0,
         workers: distributed.Workers | None = None,
         teacher: Teacher | None = None,
+        low_memory: bool = False,
     ):
         self.workers = workers or distributed.Workers()
         if settings.batch_size > len(train.dataset):
@@ -122,6 +126,7 @@ class Trainer:
         self.folder = folder
         self.print_freq, self.save_freq = print_freq, save_freq
         self.teacher = teacher
+        self.low_memory = low_memory and not settings.freeze  # a frozen trunk keeps none anyway
         self.steps_per_epoch = len(train.dataset) // settings.batch_size
         self.total_steps = settings.epochs * self.steps_per_epoch
         if settings.batch_size < self.workers.size:
@@ -149,6 +154,8 @@ class Trainer:
         self.step = 0  # steps done
         self.score = Score()  # of the training images in the current epoch
         self.history: list[dict[str, float]] = []  # a row an epoch
+        self.progress = Progress(settings.batch_size)
+        self.events: EventFile | None = None  # of the first worker, while it trains
         self._pending: list[tuple] = []  # outcomes of steps that have not been looked at
         self._stop_signal: int | None = None
 
@@ -162,6 +169,8 @@ class Trainer:
         self._look_at_pending()
         if not all(np.isfinite(p.numpy()).all() for p in self.model.parameters()):
             raise self._not_finite("weight", self.step)
+        if self.events is not None:
+            self.events.flush()
         contents = checkpoint.of_model(
             self.model,
             self.val.preprocessing,
@@ -236,8 +245,10 @@ class Trainer:
         """Train to the end. Raises Interrupted after saving when SIGINT or SIGTERM arrives, and
         UserError when the loss is not finite or a checkpoint cannot be written."""
         self.model.train(not self.settings.freeze)
+        if self.workers.rank == 0:
+            self.events = EventFile(self.folder.path, self.step)
         with self._signals(), self._progress_bar() as bar:
-            self._window = (time.perf_counter(), self.step)  # of the speed that is shown
+            self.progress.open(self.step)
             try:
                 self._fit(bar)
             except Interrupted:  # in all workers
@@ -247,11 +258,13 @@ class Trainer:
     def _fit(self, bar: tqdm) -> None:
         while True:
             if self.step == (len(self.history) + 1) * self.steps_per_epoch:
-                self._end_epoch()
+                with self.progress.evaluating():
+                    self._end_epoch()
             if self.step >= self.total_steps:
                 return
             epoch, done = divmod(self.step, self.steps_per_epoch)
-            for images, labels in self.train.training(self.settings.seed, epoch, skip=done):
+            batches = self.train.training(self.settings.seed, epoch, skip=done)
+            for images, labels in self.progress.watch(batches):
                 counts = self._counts_or_leave(len(labels))
                 self._train_step(images, labels, counts)
                 bar.update()
@@ -259,6 +272,26 @@ class Trainer:
                     self._show(bar)
                 if self.save_freq and self.step % self.save_freq == 0:
                     self.save()
+
+    def losses_at(self, rates: Iterable[float]) -> Iterator[float]:
+        """The loss of a training step at each learning rate, one after the other: for find_lr.py,
+        and not to be trained on after. Ends early when a loss is not finite."""
+        rates = list(rates)
+        self.learning_rate = rates.__getitem__
+        self.model.train(not self.settings.freeze)
+        while self.step < len(rates):
+            epoch = self.step // self.steps_per_epoch
+            with closing(self.train.training(self.settings.seed, epoch)) as batches:
+                for images, labels in batches:
+                    self.score = Score()
+                    self._train_step(images, labels, self._counts_or_leave(len(labels)))
+                    try:
+                        self._look_at_pending()
+                    except UserError:
+                        return
+                    yield self.score.mean_loss
+                    if self.step == len(rates):
+                        return
 
     def learning_rate(self, step: int) -> float:
         """Of the given step."""
@@ -324,8 +357,8 @@ class Trainer:
         """Of a part of a batch, for which its mean loss counts by its share."""
         settings = self.settings
         taught = None if self.teacher is None else self.teacher(images)
-        with self.grad_manager:
-            outputs = self.model(mge.Tensor(images))
+
+        def objective(outputs: mge.Tensor | dict) -> tuple[mge.Tensor, ...]:
             if taught is not None:
                 outputs, student = losses.split_heads(outputs)
             loss, logits = losses.classification(
@@ -342,8 +375,11 @@ class Trainer:
                 loss = (1 - alpha) * loss + alpha * distance
             if settings.custom_l2:
                 loss = loss + 0.5 * settings.weight_decay * losses.custom_l2(self.model)
-            self.grad_manager.backward(loss * share)
-        self._pending.append((self.step, loss.detach(), logits.detach(), labels))
+            return loss * share, loss, logits
+
+        backward = low_memory.backward if self.low_memory else low_memory.backward_at_once
+        _, loss, logits = backward(self.model, self.grad_manager, mge.Tensor(images), objective)
+        self._pending.append((self.step, loss, logits, labels))
 
     def _without_classifier(self) -> list[tuple[mge.Tensor, str]]:
         """What is clipped adaptively: (parameter, kind) pairs."""
@@ -420,6 +456,8 @@ class Trainer:
                     checkpoint.save(contents, self.folder.best)
         self.history.append(row)
         self.folder.log(line)
+        if self.events is not None:
+            self.events.add("epoch", row, self.step)
         self.score = Score()
         self.save()
         self.folder.write_metrics(self.history)
@@ -450,15 +488,18 @@ class Trainer:
             yield bar
 
     def _show(self, bar: tqdm) -> None:
-        now = time.perf_counter()
-        (then, step), self._window = self._window, (now, self.step)
-        speed = (self.step - step) * self.settings.batch_size / (now - then)
-        left = (self.total_steps - self.step) * self.settings.batch_size / speed
+        rate = self.learning_rate(self.step - 1)
+        seen = self.progress.look(
+            self.step, self.total_steps - self.step, self.settings.epochs - len(self.history)
+        )
+        if self.events is not None:
+            points = {"loss": self.score.mean_loss, "lr": rate, "images_per_second": seen["speed"]}
+            self.events.add("step", points, self.step)
         facts = {
             "loss": f"{self.score.mean_loss:.4f}",
             "top-1": f"{self.score.top1:.2f} %",
-            "lr": f"{self.learning_rate(self.step - 1):.5f}",
-            "images/s": f"{speed:.0f}",
+            "lr": f"{rate:.5f}",
+            **describe(**seen),
         }
         if not bar.disable:
             bar.set_postfix(facts)
@@ -467,7 +508,7 @@ class Trainer:
         self.folder.log(
             f"epoch {epoch + 1} step {done + 1}/{self.steps_per_epoch}: "
             + ", ".join(f"{name} {value}" for name, value in facts.items())
-            + f", {tqdm.format_interval(left)} left"
+            + f", {tqdm.format_interval(seen['left'])} left"
         )
 
     @contextmanager

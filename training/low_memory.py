@@ -15,6 +15,16 @@ import megengine.module as M
 from megengine.autodiff import GradManager
 
 
+def backward_at_once(
+    model: M.Module, grad_manager: GradManager, images: mge.Tensor, objective: Callable
+) -> tuple[mge.Tensor, ...]:
+    """What `backward` does, as usual: everything that gradients need is kept."""
+    with grad_manager:
+        result = objective(model(images))
+        grad_manager.backward(result[0])
+    return tuple(tensor.detach() for tensor in result)
+
+
 def backward(
     model: M.Module,
     grad_manager: GradManager,

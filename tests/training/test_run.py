@@ -15,7 +15,8 @@ import pytest
 import models
 from data.transforms import BASECLS
 from tests.support import ROOT, write_image_folder
-from training import checkpoint
+from tests.training.test_tensorboard import points
+from training import checkpoint, find_lr
 
 # 48 images in batches of 8 at 32 px: 6 steps an epoch
 SMALL = ["--arch", "RepVGGA0", "--size", "32", "--batch-size", "8", "--epochs", "3",
@@ -77,7 +78,15 @@ def straight(tmp_path_factory):
 def test_a_run_leaves_everything(straight):
     _, folder, out = straight
     names = {file.name for file in folder.iterdir()}
-    assert names == {"latest.pkl", "best.pkl", "log.txt", "metrics.csv", "curves.png", "run.json"}
+    (events,) = (name for name in names if name.startswith("events.out.tfevents."))
+    assert names - {events} == {
+        "latest.pkl",
+        "best.pkl",
+        "log.txt",
+        "metrics.csv",
+        "curves.png",
+        "run.json",
+    }
     assert (folder / "log.txt").read_text() in out
     header, *rows = (folder / "metrics.csv").read_text().splitlines()
     assert header == "epoch,step,lr,train_loss,train_top1,val_loss,val_top1,val_top5"
@@ -87,6 +96,11 @@ def test_a_run_leaves_everything(straight):
     assert {"arguments", "versions"} == json.loads((folder / "run.json").read_text()).keys()
     assert "learning rate 0.003125 (--lr 0.1 x 8/256)" in out
     assert out.splitlines()[-1].startswith("best top-1 ")
+    assert re.search(r"images/s \d+, data wait \d+ %, memory \d+ MB, [\d:]+ left", out)
+    shown = points(folder)
+    assert all(len(values) == 1 for values in shown.values())
+    assert {step for name, step in shown if name == "step/loss"} == set(range(1, 19))
+    assert {step for name, step in shown if name == "epoch/val_top1"} == {6, 12, 18}
     assert "CUDA" not in out and "Warning" not in out
 
 
@@ -100,13 +114,17 @@ def test_killed_at_any_step_and_resumed_it_ends_with_the_same_bits(straight, tmp
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    status, out = finish(*command, *SMALL, "--resume", "auto")
+    other = ["--low-memory"] if step == 9 else []  # which gives the same bits
+    status, out = finish(*command, *SMALL, *other, "--resume", "auto")
     assert status == 0 and "resuming" in out, out
     resumed = tmp_path / "RepVGGA0" / "b"
     for name in ("latest.pkl", "best.pkl"):
         a, b = (pickle.loads((run / name).read_bytes()) for run in (folder, resumed))
         assert equal(a, b), name
     assert (folder / "metrics.csv").read_bytes() == (resumed / "metrics.csv").read_bytes()
+    for name in ("step/loss", "epoch/val_loss"):
+        a, b = ({k: v for k, v in points(run).items() if k[0] == name} for run in (folder, resumed))
+        assert a == b
 
 
 @pytest.fixture(scope="module")
@@ -205,6 +223,21 @@ def test_resuming_something_else_is_a_sentence(straight, command, tmp_path):
     assert status == 2 and "weights only" in err
     status, _, err = command("train", *shared, "--save", folder.parent.parent, "--tag", "a")
     assert status == 2 and "already holds a run" in err
+
+
+def test_find_lr_suggests_a_rate_and_keeps_no_weights(straight, command, tmp_path, monkeypatch):
+    data, *_ = straight
+    monkeypatch.setattr(find_lr, "rates", lambda steps: np.geomspace(1e-3, 1, 14))
+    flags = ["--data", data, "--save", tmp_path, "--tag", "f", *SMALL, "--find-lr"]
+    status, out, err = command("train", *flags)
+    assert status == 0, err
+    assert re.search(r"the loss falls most steeply at --lr [\d.e-]+: ", out.splitlines()[-1])
+    folder = tmp_path / "RepVGGA0" / "f"
+    assert (folder / "find_lr.png").read_bytes().startswith(b"\x89PNG")
+    header, *rows = (folder / "find_lr.csv").read_text().splitlines()
+    assert header == "lr,loss,smoothed" and len(rows) > 5
+    assert float(rows[0].split(",")[0]) == pytest.approx(1e-3)
+    assert not list(folder.glob("*.pkl"))
 
 
 def test_finished_runs_are_not_trained_again(straight, tmp_path):

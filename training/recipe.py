@@ -1,0 +1,89 @@
+"""Recipes: files of `flag = value` lines in recipes/, which stand before the command's own flags.
+
+A recipe is data: each line is given to the command's parser as if it had been typed, so that a flag
+is described in one place. `--show-config` prints such lines too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from pathlib import Path
+from typing import Any
+
+from utils import ROOT, UserError
+
+FOLDER = ROOT / "recipes"
+ENDING = ".conf"
+NOT_IN_A_RECIPE = ("help", "recipe", "show_config", "find_lr")
+
+
+def names() -> list[str]:
+    """The recipes that there are."""
+    return sorted(path.stem for path in FOLDER.glob("*" + ENDING))
+
+
+def arguments(name: str, parser: argparse.ArgumentParser) -> list[str]:
+    """A recipe as arguments: to be parsed before those typed, which then win.
+
+    `name` is one of `names()`, or a file. Raises UserError when there is none, and when the parser
+    does not know a flag or refuses its value.
+    """
+    path = FOLDER / (name + ENDING)
+    if not path.is_file():
+        path = Path(name)
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError):
+        raise UserError(
+            f"there is no recipe {name!r}; give a file or one of {', '.join(names())}"
+        ) from None
+    found = []
+    for line in lines:
+        line = f" {line}".partition(" #")[0].strip()
+        if line:
+            key, _, value = (part.strip() for part in line.partition("="))
+            found += _argument(key, value, name, parser)
+    return found
+
+
+def _argument(key: str, value: str, recipe: str, parser: argparse.ArgumentParser) -> list[str]:
+    flags = {flag: action for action in parser._actions for flag in action.option_strings}
+    action = flags.get(f"--{key}")
+    if action is None or action.dest in NOT_IN_A_RECIPE:
+        near = difflib.get_close_matches(f"--{key}", flags, n=1, cutoff=0)[0]
+        raise UserError(
+            f"recipe {recipe} has the unknown key {key!r}; the nearest is {near.lstrip('-')!r}"
+        )
+    if action.nargs == 0:  # a switch
+        if value not in ("true", "false"):
+            raise UserError(f"recipe {recipe}: {key} is {value!r}, but a switch is true or false")
+        flag = f"--{key}" if value == "true" else f"--no-{key}"
+        found = [flag] if flag in flags else []
+    else:
+        found = [f"--{key}", *(value.split() if action.nargs else [value])]
+    parser.exit_on_error, before = False, parser.exit_on_error
+    try:
+        parser.parse_args(found)
+    except argparse.ArgumentError as error:
+        raise UserError(f"recipe {recipe}: {key}: {error.message}") from None
+    finally:
+        parser.exit_on_error = before
+    return found
+
+
+def lines(args: argparse.Namespace) -> list[str]:
+    """A configuration as the lines of a recipe; what is None has none."""
+    return [
+        f"{name.replace('_', '-')} = {_text(value)}"
+        for name, value in vars(args).items()
+        if value is not None and name not in NOT_IN_A_RECIPE
+    ]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return " ".join(map(_text, value))
+    return str(value)
