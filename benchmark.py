@@ -17,6 +17,7 @@ EXAMPLES = """\
   python benchmark.py train
   python benchmark.py train --arch RepVGGB0 --point 64x16 --rounds 5 --json
   python benchmark.py data --data imagenette
+  python benchmark.py memory --point 128x16
 """
 
 
@@ -37,19 +38,31 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         examples="  python benchmark.py train --point 64x16 32x64\n",
         help="a training step: MegEngine as it comes against this project",
     )
-    train.add_argument("--arch", type=utils.arch_name, default="RepVGGA0", metavar="NAME")
-    train.add_argument(
-        "--point",
-        type=point,
-        nargs="+",
-        default=[(64, 16), (32, 64)],
-        metavar="PIXELSxBATCH",
-        help="side of the input and images a step (default: 64x16 32x64)",
+    memory = commands.add_parser(
+        "memory",
+        description="Peak memory and seconds of a training step, as usual and with --low-memory.",
+        examples="  python benchmark.py memory --point 128x16\n",
+        help="peak memory of a training step, as usual and with --low-memory, and its price",
     )
-    train.add_argument(
-        "--rounds", type=utils.number(int, 1), default=3, help="timed steps of each variant"
-    )
-    train.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    points = {train: [(64, 16), (32, 64)], memory: [(128, 16)]}
+    for command, default in points.items():
+        command.add_argument("--arch", type=utils.arch_name, default="RepVGGA0", metavar="NAME")
+        shown = " ".join(f"{size}x{batch}" for size, batch in default)
+        command.add_argument(
+            "--point",
+            type=point,
+            nargs="+",
+            default=default,
+            metavar="PIXELSxBATCH",
+            help=f"side of the input and images a step (default: {shown})",
+        )
+        command.add_argument(
+            "--rounds",
+            type=utils.number(int, 1),
+            default=3,
+            help="of measurements, in which the variants take turns",
+        )
+        command.add_argument("--json", action="store_true", help="print JSON instead of the table")
     add_data(commands)
     return parser.parse_args(argv)
 
@@ -85,7 +98,7 @@ def add_data(commands: argparse._SubParsersAction) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    return {"train": time_training, "data": time_data}[args.command](args)
+    return {"train": time_training, "memory": measure_memory, "data": time_data}[args.command](args)
 
 
 def time_training(args: argparse.Namespace) -> int:
@@ -136,6 +149,25 @@ def time_data(args: argparse.Namespace) -> int:
             f"{row['variant']:16} {row['images_per_second']:6.0f}  a core {row['per_core']:6.0f} "
             f"({row['slowest']:.0f} to {row['fastest']:.0f}), {row['times_first']:.2f} x Pillow"
         )
+    return 0
+
+
+def measure_memory(args: argparse.Namespace) -> int:
+    """Peak memory of a training step."""
+    points = [benchmark.Point(args.arch, size, batch) for size, batch in args.point]
+    found = {str(at): benchmark.memory_of_steps(at, args.rounds) for at in points}
+    if args.json:
+        print(json.dumps(found, indent=2))
+        return 0
+    print(f"peak memory of a process and time of a step, median of {args.rounds} processes each")
+    for at, rows in found.items():
+        for row in rows:
+            less = rows[0]["peak_mb"] / row["peak_mb"]
+            price = row["seconds"] / rows[0]["seconds"]
+            print(
+                f"{at}: {row['variant']:10} {row['peak_mb']:6.0f} MB, {less:.2f} x less, "
+                f"{row['seconds']:.3f} s, {price:.2f} x the time"
+            )
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -15,9 +16,10 @@ import numpy as np
 from megengine.autodiff import GradManager
 
 import models
+import utils
 from models import cpu
 
-from . import losses, optimizer
+from . import losses, low_memory, optimizer
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,9 @@ VARIANTS: dict[str, Callable[[], AbstractContextManager]] = {
 }
 
 
-def training_step(point: Point) -> Callable[[], None]:
+def training_step(
+    point: Point, backward: Callable = low_memory.backward_at_once
+) -> Callable[[], None]:
     """A function that does one training step and waits for it."""
     model = models.create(point.arch)
     model.train()
@@ -57,9 +61,11 @@ def training_step(point: Point) -> Callable[[], None]:
     labels = rng.integers(0, 1000, point.batch).astype(np.int32)
 
     def step() -> None:
-        with grad_manager:
-            loss, _ = losses.classification(model(mge.Tensor(images)), mge.Tensor(labels))
-            grad_manager.backward(loss)
+        def objective(outputs: mge.Tensor | dict) -> tuple[mge.Tensor, mge.Tensor]:
+            weight = getattr(model, "auxiliary_weight", 0.0)
+            return losses.classification(outputs, mge.Tensor(labels), auxiliary_weight=weight)
+
+        loss, _ = backward(model, grad_manager, mge.Tensor(images), objective)
         sgd.step().clear_grad()
         loss.numpy()
         for parameter in model.parameters():
@@ -109,3 +115,41 @@ def summary(point: Point, seconds: dict[str, list[float]]) -> list[dict]:
         }
         for name, times in seconds.items()
     ]
+
+
+# ---------------------------------------------------------------- memory
+
+MEMORY = ("usual", "low memory")
+
+
+def memory_of_steps(point: Point, rounds: int) -> list[dict]:
+    """Peak memory and seconds of a training step as usual and with --low-memory: a row each.
+
+    Each is measured in `rounds` fresh processes, in turns, of 5 steps each; the first is a warm-up.
+    """
+    context = multiprocessing.get_context("spawn")
+    found = {variant: [] for variant in MEMORY}
+    for _ in range(rounds):
+        for variant in MEMORY:
+            with context.Pool(1) as pool:
+                found[variant].append(pool.apply(_peak_and_seconds, (point, variant)))
+    rows = []
+    for variant, pairs in found.items():
+        peak, seconds = (statistics.median(values) for values in zip(*pairs, strict=True))
+        rows.append({"variant": variant, "peak_mb": peak, "seconds": seconds})
+    return rows
+
+
+def _peak_and_seconds(point: Point, variant: str) -> tuple[float, float]:
+    backward = low_memory.backward_at_once
+    if variant == "low memory":
+        backward = low_memory.backward
+        utils.return_freed_memory()
+    step = training_step(point, backward)
+    step()
+    seconds = []
+    for _ in range(4):
+        start = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - start)
+    return utils.peak_memory(), statistics.median(seconds)

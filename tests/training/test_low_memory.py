@@ -1,4 +1,4 @@
-"""The same bits as without --low-memory, in every family."""
+"""The same bits as without --low-memory, in every family, and half the memory."""
 
 import megengine as mge
 import numpy as np
@@ -9,7 +9,7 @@ import models
 from models.mobileone import MobileOne
 from models.repghost import RepGhost
 from models.repvit import RepViT
-from training import losses, low_memory, optimizer
+from training import benchmark, losses, low_memory, optimizer
 
 
 def train(make, backward, custom_l2=False, heads_alone=False, parts=1, steps=3):
@@ -79,3 +79,9 @@ def test_gpu_operators(tiny, monkeypatch):
     """MegEngine's own batch norm updates its statistics in another way."""
     monkeypatch.setattr(models.cpu, "is_used", lambda: False)
     assert_same_bits(lambda: tiny("dense"))
+
+
+def test_half_the_memory():
+    """Of whole processes: what MegEngine and the weights take included."""
+    usual, low = benchmark.memory_of_steps(benchmark.Point("RepVGGA0", 128, 16), rounds=1)
+    assert usual["peak_mb"] >= 2 * low["peak_mb"], (usual, low)
