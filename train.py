@@ -26,7 +26,7 @@ from data.augment import Augmentation
 from data.contact_sheet import contact_sheet
 from data.loader import Loader
 from data.transforms import Preprocessing
-from training import checkpoint, find_lr, launch, recipe, teacher
+from training import checkpoint, find_lr, gpu, launch, recipe, teacher
 from training.distributed import Workers
 from training.loop import Interrupted, Settings, Trainer
 from training.losses import DISTILLATIONS
@@ -302,6 +302,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "the memory, in about twice the time",
     )
     run.add_argument(
+        "--dtr",
+        metavar="SIZE",
+        help="GPUs: above so much memory, such as 5GB, drop activations and compute them again",
+    )
+    run.add_argument("--amp", action="store_true", help="GPUs: half precision where it is safe")
+    run.add_argument(
         "--workers",
         type=utils.number(int, 0),
         default=2,
@@ -561,6 +567,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.show_config:
         print("\n".join(recipe.lines(args)))
         return 0
+    gpu.check(args.amp, args.dtr)
     return launch.run(
         partial(train, args),
         args.ngpus,
@@ -629,6 +636,7 @@ def train(args: argparse.Namespace, workers: Workers) -> int:
         distillation_temperature=args.distillation_temperature,
         seed=args.seed,
         sync_bn=args.sync_bn,
+        amp=args.amp,
         freeze=args.freeze,
     )
     loaders = [
@@ -643,6 +651,8 @@ def train(args: argparse.Namespace, workers: Workers) -> int:
         )
         for dataset, batch in ((train_set, args.batch_size), (val_set, args.val_batch_size))
     ]
+    if args.dtr is not None:
+        gpu.enable_dtr(args.dtr)
     if args.low_memory:
         utils.return_freed_memory()
     trainer = Trainer(

@@ -16,6 +16,7 @@ from itertools import islice
 import megengine as mge
 import megengine.module as M
 import numpy as np
+from megengine.amp import GradScaler, autocast
 from megengine.autodiff import GradManager
 from tqdm import tqdm
 
@@ -76,6 +77,7 @@ class Settings:
     distillation_temperature: float = 1.0
     seed: int = 0
     sync_bn: bool = False  # batch-norm statistics over all workers instead of each one's images
+    amp: bool = False  # half precision where it is safe; GPUs only
     freeze: bool = False  # the classifier alone learns; the batch norms keep their statistics
 
 
@@ -151,6 +153,7 @@ class Trainer:
         self.average = WeightAverage(model, settings.ema) if settings.ema else None
         # what best.pkl is chosen by; with an average it holds the average
         self.judged_by = "ema_top1" if settings.ema else "val_top1"
+        self.scaler = GradScaler() if settings.amp else None
         self.step = 0  # steps done
         self.score = Score()  # of the training images in the current epoch
         self.history: list[dict[str, float]] = []  # a row an epoch
@@ -181,6 +184,7 @@ class Trainer:
                 "history": self.history,
                 "optimizer": _plain(self.optimizer.state_dict()),
                 "ema": self.average and self.average.state_dict(),
+                "scaler": self.scaler and self.scaler.state_dict(),
                 "settings": asdict(self.settings),
                 "augmentation": asdict(self.train.dataset.augment),
                 "training_images": len(self.train.dataset),
@@ -234,6 +238,8 @@ class Trainer:
         self.step = state["step"]
         self.score = Score(**state["score"])
         self.history = state["history"]
+        if self.scaler is not None:
+            self.scaler.load_state_dict(state["scaler"])
         if state["optimizer"]["state"]:  # SGD without momentum has none; MegEngine expects some
             self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:
@@ -333,6 +339,9 @@ class Trainer:
             for *part, part_share in parts:
                 self._add_gradients(*part, share * part_share)
             self._exchange()
+            if self.scaler is not None:  # after an overflow there are no gradients, and no step
+                self.scaler.unscale(self.learnt.values())
+                self.scaler.update()
             if settings.agc:
                 gradients.clip_adaptively(self._without_classifier(), settings.agc)
             if settings.clip_norm:
@@ -357,6 +366,7 @@ class Trainer:
         """Of a part of a batch, for which its mean loss counts by its share."""
         settings = self.settings
         taught = None if self.teacher is None else self.teacher(images)
+        scale = 1.0 if self.scaler is None else self.scaler.scale_factor
 
         def objective(outputs: mge.Tensor | dict) -> tuple[mge.Tensor, ...]:
             if taught is not None:
@@ -375,10 +385,11 @@ class Trainer:
                 loss = (1 - alpha) * loss + alpha * distance
             if settings.custom_l2:
                 loss = loss + 0.5 * settings.weight_decay * losses.custom_l2(self.model)
-            return loss * share, loss, logits
+            return loss * (share * scale), loss, logits
 
         backward = low_memory.backward if self.low_memory else low_memory.backward_at_once
-        _, loss, logits = backward(self.model, self.grad_manager, mge.Tensor(images), objective)
+        with autocast(enabled=settings.amp):
+            _, loss, logits = backward(self.model, self.grad_manager, mge.Tensor(images), objective)
         self._pending.append((self.step, loss, logits, labels))
 
     def _without_classifier(self) -> list[tuple[mge.Tensor, str]]:

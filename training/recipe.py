@@ -15,7 +15,7 @@ from utils import ROOT, UserError
 
 FOLDER = ROOT / "recipes"
 ENDING = ".conf"
-NOT_IN_A_RECIPE = ("help", "recipe", "show_config", "find_lr")
+NOT_IN_A_RECIPE = ("help", "recipe", "show_config", "find_lr", "show_samples")
 
 
 def names() -> list[str]:
