@@ -40,6 +40,10 @@ class Workers:
         """The sum of `x` over all processes; every one gets the same bits."""
         return x
 
+    def mean(self, x: mge.Tensor) -> mge.Tensor:
+        """The mean of `x` over all processes; every one gets the same bits."""
+        return self.sum(x) * (1 / self.size)
+
     def gather(self, values: Sequence[float]) -> np.ndarray:
         """A few numbers of every process: float64 [size, len(values)], the same everywhere."""
         return np.array([values], np.float64)
@@ -54,7 +58,7 @@ class Workers:
         for bucket in _buckets(tensors):
             flat = F.concat([tensor.reshape(-1) for tensor in bucket])  # [numbers in the bucket]
             ends = np.cumsum([tensor.size for tensor in bucket])[:-1].tolist()
-            parts = F.split(self.sum(flat) * (1 / self.size), ends)
+            parts = F.split(self.mean(flat), ends)
             for tensor, part in zip(bucket, parts, strict=True):
                 tensor._reset(part.reshape(tensor.shape))
 
@@ -68,12 +72,20 @@ class MPI(Workers):
         self._comm = mpi4py.MPI.COMM_WORLD
         self._in_place = mpi4py.MPI.IN_PLACE
         self.rank, self.size = self._comm.rank, self._comm.size
+        self._received: dict[int, np.ndarray] = {}  # by size; new memory would cost more than MPI
 
     def sum(self, x: mge.Tensor) -> mge.Tensor:
         """See Workers."""
         values = np.array(x.numpy())  # a copy of our own: MPI writes into it
         _wait(self._comm.Iallreduce(self._in_place, values))
         return mge.Tensor(values)
+
+    def mean(self, x: mge.Tensor) -> mge.Tensor:
+        """See Workers; of float32 [N]."""
+        received = self._received.setdefault(x.size, np.empty(x.size, np.float32))
+        _wait(self._comm.Iallreduce(x.numpy(), received))
+        received *= 1 / self.size
+        return mge.Tensor(received)
 
     def gather(self, values: Sequence[float]) -> np.ndarray:
         """See Workers."""

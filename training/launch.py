@@ -31,7 +31,7 @@ import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 os.execv(sys.argv[1], sys.argv[1:])
 """
-_GRACE = 3.0  # seconds that the others have to end by themselves
+_GRACE = 2.0  # seconds that mpiexec has to end the others
 
 
 def run(
@@ -199,7 +199,8 @@ class _Family:
                     if self._first is None and self.notes(key.data)[1:] != [_DONE]:
                         self._first, ended_at = key.data, time.monotonic()
                 if running and ended_at is not None and time.monotonic() > ended_at + _GRACE:
-                    mpiexec.terminate()
+                    for rank in range(self._count):  # they wait for the one that has ended
+                        self.tell(rank, signal.SIGKILL)
                     ended_at = None
 
     def verdict(self, explanation: str) -> str:
@@ -241,6 +242,7 @@ def _as_worker(work: Work) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
         workers.abort(status)
+        os._exit(status)  # as MPI's abort may return before mpiexec ends this process
     if note is not None:
         _write(note, f"{os.getpid()}\n{_DONE}")
     return status

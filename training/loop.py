@@ -471,7 +471,7 @@ class Trainer:
             self.events.add("epoch", row, self.step)
         self.score = Score()
         self.save()
-        self.folder.write_metrics(self.history)
+        self.folder.write_metrics(self.history, last=self.step >= self.total_steps)
 
     def _precise_statistics(self) -> dict[str, mge.Tensor]:
         """Of the batch norms, for the weights that the network now has; none if not wanted."""

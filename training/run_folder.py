@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
 import platform
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ class RunFolder:
 
     def __init__(self, path: Path, silent: bool = False):
         self.path, self.silent = path, silent
+        self._drawn = -math.inf  # when curves.png was
         if silent:
             return
         try:
@@ -61,14 +64,18 @@ class RunFolder:
         content = {"arguments": arguments, "versions": versions()}
         self.write("run.json", json.dumps(content, indent=2).encode() + b"\n")
 
-    def write_metrics(self, history: list[dict[str, float]]) -> None:
-        """metrics.csv, a row an epoch, and curves.png."""
+    def write_metrics(self, history: list[dict[str, float]], last: bool) -> None:
+        """metrics.csv, a row an epoch, and curves.png, every 10 seconds at most until the last."""
+        if self.silent:
+            return
         text = io.StringIO()
         writer = csv.DictWriter(text, list(history[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(history)
         self.write("metrics.csv", text.getvalue().encode())
-        self.write("curves.png", _curves(history))
+        if last or time.monotonic() > self._drawn + 10:  # drawing takes half a second
+            self.write("curves.png", _curves(history))
+            self._drawn = time.monotonic()
 
     def write(self, name: str, content: bytes) -> None:
         """A file of this name, replaced at once or not at all."""

@@ -75,7 +75,7 @@ def test_a_worker_that_fails_ends_all(tmp_path, plan, reason):
 
 def worker(parent, rank):
     for child in psutil.Process(parent.pid).children(recursive=True):
-        if "python" in child.name() and child.environ().get("PMI_RANK") == str(rank):
+        if "train.py" in child.cmdline() and child.environ().get("PMI_RANK") == str(rank):
             return child
     raise AssertionError(f"there is no worker {rank}")
 
