@@ -70,6 +70,35 @@ set_process_environment()
 np.finfo(np.float32), np.finfo(np.float64)
 
 
+# of glibc's malloc.h and Linux's mman.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -3, -4, -8
+_MADV_HUGEPAGE = 14
+_HUGE_PAGE = 2 << 20
+
+
+def keep_freed_memory() -> None:
+    """Make the C library keep what is freed, in huge pages, for the next step of training (Linux).
+
+    MegEngine takes and frees every activation anew. Fresh pages of 4 KiB cost more than what is
+    computed in them where a page fault is slow: a training step in a virtual machine took 2.6
+    times as long. Up to half of the machine's memory is reserved for this, none of it taken.
+    """
+    with suppress(OSError, AttributeError, ValueError):
+        libc = ctypes.CDLL(None)
+        libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
+        libc.free.argtypes = [ctypes.c_void_p]
+        libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+        libc.mallopt(_M_ARENA_MAX, 1)  # one heap for all threads
+        libc.mallopt(_M_MMAP_MAX, 0)  # and nothing beside it
+        libc.mallopt(_M_TRIM_THRESHOLD, -1)  # which never shrinks
+        size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+        block = libc.malloc(size)
+        if block is not None:
+            start = -(-block // _HUGE_PAGE) * _HUGE_PAGE
+            libc.madvise(start, block + size - start, _MADV_HUGEPAGE)
+            libc.free(block)
+
+
 def return_freed_memory() -> None:
     """Make the C library give large freed blocks back to the system at once (Linux).
 
@@ -77,7 +106,13 @@ def return_freed_memory() -> None:
     takes the same blocks again and again, and pays with up to twice the time.
     """
     with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(-3, 1 << 18)  # M_MMAP_THRESHOLD: from 256 KiB on
+        libc = ctypes.CDLL(None)
+        libc.mallopt(_M_MMAP_MAX, 1 << 16)
+        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 18)  # from 256 KiB on
+
+
+if os.environ.get("MGE_DEFAULT_DEVICE", "").startswith("cpu"):
+    keep_freed_memory()
 
 
 def peak_memory() -> float:
