@@ -11,13 +11,14 @@ import utils  # isort: skip  (before MegEngine: it sets the process environment)
 from tqdm import tqdm
 
 from data import benchmark as data_benchmark
-from training import benchmark
+from training import benchmark, benchmark_workers
 
 EXAMPLES = """\
   python benchmark.py train
   python benchmark.py train --arch RepVGGB0 --point 64x16 --rounds 5 --json
   python benchmark.py data --data imagenette
   python benchmark.py memory --point 128x16
+  python benchmark.py workers
 """
 
 
@@ -44,7 +45,21 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         examples="  python benchmark.py memory --point 128x16\n",
         help="peak memory of a training step, as usual and with --low-memory, and its price",
     )
-    points = {train: [(64, 16), (32, 64)], memory: [(128, 16)]}
+    workers = commands.add_parser(
+        "workers",
+        description="Seconds of a step of the training loop, its batch shared by 1, 2 ... workers.",
+        examples="  python benchmark.py workers --point 224x64 --workers 1 2\n",
+        help="a step of the training loop with one worker and with several",
+    )
+    workers.add_argument(
+        "--workers",
+        type=utils.number(int, 1),
+        nargs="+",
+        default=[1, 2],
+        metavar="N",
+        help="numbers of CPU workers; speed-ups are over the first (default: 1 2)",
+    )
+    points = {train: [(64, 16), (32, 64)], memory: [(128, 16)], workers: [(224, 64)]}
     for command, default in points.items():
         command.add_argument("--arch", type=utils.arch_name, default="RepVGGA0", metavar="NAME")
         shown = " ".join(f"{size}x{batch}" for size, batch in default)
@@ -98,7 +113,13 @@ def add_data(commands: argparse._SubParsersAction) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    return {"train": time_training, "memory": measure_memory, "data": time_data}[args.command](args)
+    command = {
+        "train": time_training,
+        "memory": measure_memory,
+        "workers": time_workers,
+        "data": time_data,
+    }
+    return command[args.command](args)
 
 
 def time_training(args: argparse.Namespace) -> int:
@@ -119,6 +140,25 @@ def time_training(args: argparse.Namespace) -> int:
             f"{row['arch']}, {row['size']:3} px, batch {row['batch']:3}: {row['variant']:9} "
             f"{row['seconds']:7.3f} s ({row['fastest']:.3f} to {row['slowest']:.3f}), "
             f"{row['images_per_second']:6.1f} images/s, {row['speedup']:5.1f} x stock"
+        )
+    return 0
+
+
+def time_workers(args: argparse.Namespace) -> int:
+    """Time the loop with each number of workers and print a table, or JSON."""
+    rows = []
+    for size, batch in args.point:
+        point = benchmark.Point(args.arch, size, batch)
+        rows += benchmark_workers.measure(point, args.workers, args.rounds)
+    if args.json:
+        print(json.dumps(rows, indent=2))
+        return 0
+    print(f"a step of the training loop, median of {args.rounds} runs (fastest to slowest)")
+    for row in rows:
+        print(
+            f"{row['arch']}, {row['size']:3} px, batch {row['batch']:3}: {row['workers']} workers "
+            f"{row['seconds']:7.3f} s ({row['fastest']:.3f} to {row['slowest']:.3f}), "
+            f"{row['images_per_second']:6.1f} images/s, {row['speedup']:5.2f} x the first"
         )
     return 0
 

@@ -1,0 +1,93 @@
+"""Timing the training loop with one worker and with several, in turns of fresh processes.
+
+As a program, `python -m training.benchmark_workers ARCH SIZE BATCH STEPS` is one of the workers.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import utils  # isort: skip  (before MegEngine: it sets the process environment)
+
+import numpy as np
+
+import models
+from data.augment import Augmentation
+from data.datasets import Dataset
+from data.loader import Loader
+from data.transforms import Preprocessing
+
+from . import launch
+from .benchmark import Point
+from .distributed import MPI, Workers, rank_in_environment
+from .loop import Settings, Trainer
+from .run_folder import RunFolder
+
+
+def seconds_per_step(point: Point, count: int, steps: int) -> list[float]:
+    """Of `steps` steps of the loop, each batch shared by `count` workers, after two to warm up."""
+    worker = [sys.executable, "-m", __name__, point.arch, str(point.size), str(point.batch)]
+    command = [*worker, str(steps + 2)]
+    if count > 1:
+        command = [*launch.mpiexec(count), *command]
+    process = subprocess.run(command, cwd=utils.ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(process.stdout)[2:]
+
+
+def measure(point: Point, counts: list[int], rounds: int, steps: int = 4) -> list[dict]:
+    """A row for each number of workers, `rounds` times in turns: medians over all steps."""
+    seconds = {count: [] for count in counts}
+    for _ in range(rounds):
+        for count in counts:
+            seconds[count] += seconds_per_step(point, count, steps)
+    medians = {count: statistics.median(values) for count, values in seconds.items()}
+    return [
+        {
+            "arch": point.arch,
+            "size": point.size,
+            "batch": point.batch,
+            "workers": count,
+            "seconds": medians[count],
+            "fastest": min(seconds[count]),
+            "slowest": max(seconds[count]),
+            "images_per_second": point.batch / medians[count],
+            "speedup": medians[counts[0]] / medians[count],
+        }
+        for count in counts
+    ]
+
+
+def work(point: Point, steps: int, workers: Workers) -> list[float]:
+    """Seconds of each of `steps` steps, as one of `workers`."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (point.batch, point.size, point.size, 3), np.uint8)
+    labels = rng.integers(0, 10, point.batch).astype(np.int32)
+    noise = Dataset("noise", images, labels, list("0123456789"), Augmentation())
+    loader = Loader(
+        noise, Preprocessing(size=point.size), point.batch, 1, rank=workers.rank, world=workers.size
+    )
+    trainer = Trainer(
+        models.create(point.arch, 10),
+        Settings(epochs=steps, batch_size=point.batch, lr=1e-3),
+        loader,
+        loader,
+        RunFolder(Path(), silent=True),
+        workers=workers,
+    )
+    times = [time.perf_counter()]
+    for _ in trainer.losses_at([1e-3] * steps):
+        times.append(time.perf_counter())
+    return np.diff(times).tolist()
+
+
+if __name__ == "__main__":
+    arch, size, batch, steps = sys.argv[1:]
+    workers = Workers() if rank_in_environment() is None else MPI()
+    found = work(Point(arch, int(size), int(batch)), int(steps), workers)
+    if workers.rank == 0:
+        print(json.dumps(found))
