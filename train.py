@@ -18,6 +18,7 @@ from pathlib import Path
 import utils  # isort: skip  (before MegEngine: it sets the process environment)
 
 import megengine as mge
+import megengine.module as M
 import numpy as np
 
 import models
@@ -26,7 +27,7 @@ from data.augment import Augmentation
 from data.contact_sheet import contact_sheet
 from data.loader import Loader
 from data.transforms import Preprocessing
-from training import checkpoint, find_lr, gpu, launch, recipe, teacher
+from training import checkpoint, find_lr, gpu, launch, low_memory, recipe, teacher
 from training.distributed import Workers
 from training.loop import Interrupted, Settings, Trainer
 from training.losses import DISTILLATIONS
@@ -297,9 +298,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     run.add_argument(
         "--low-memory",
-        action="store_true",
+        action=switch,
         help="compute activations again instead of keeping them: the same result from a third of "
-        "the memory, in about twice the time",
+        "the memory, in about twice the time (default: on a CPU whose memory would not do)",
     )
     run.add_argument(
         "--dtr",
@@ -562,6 +563,26 @@ def locate_run(args: argparse.Namespace) -> tuple[Path, Path | None]:
     return folder, None
 
 
+def memory_is_short(
+    args: argparse.Namespace, model: M.Module, workers: Workers, folder: RunFolder
+) -> bool:
+    """Whether the CPU workers, taken to be on one host, need more memory than there is."""
+    if utils.gpu_count():
+        return False
+    images = -(-args.batch_size // (workers.size * args.accumulate))
+    need = workers.size * low_memory.usual_need(model, args.size, images)
+    # all decide alike, by what the first one sees
+    available = workers.gather([utils.available_memory()])[0, 0]
+    if need < available:
+        return False
+    folder.log(
+        f"--low-memory is switched on: training as usual would take about {need / 2**30:.0f} GB, "
+        f"and {available / 2**30:.0f} GB are free; the result is the same (--no-low-memory: "
+        "leave it off)"
+    )
+    return True
+
+
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     if args.show_config:
@@ -653,6 +674,8 @@ def train(args: argparse.Namespace, workers: Workers) -> int:
     ]
     if args.dtr is not None:
         gpu.enable_dtr(args.dtr)
+    if args.low_memory is None:
+        args.low_memory = memory_is_short(args, model, workers, folder)
     if args.low_memory:
         utils.return_freed_memory()
     trainer = Trainer(

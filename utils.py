@@ -124,6 +124,15 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS: in bytes
 
 
+def available_memory() -> float:
+    """Bytes that new processes can take without swapping (Linux); else infinite."""
+    with suppress(OSError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return float("inf")
+
+
 # ---------------------------------------------------------------- errors for people
 
 
