@@ -19,7 +19,8 @@ def train(make, backward, custom_l2=False, heads_alone=False, parts=1, steps=3):
     names = models.head_names(model) if heads_alone else None
     learnt = [p for name, p in model.named_parameters() if names is None or name in names]
     grad_manager = GradManager().attach(learnt)
-    sgd = optimizer.sgd(model, 0.05, nesterov=True, custom_l2=custom_l2, names=names)
+    groups = optimizer.parameter_groups(model, 1e-4, custom_l2, names)
+    sgd = optimizer.make("sgd", groups, 0.05, nesterov=True)
     rng = np.random.default_rng(0)
     seen = []
     for step in range(steps):
@@ -85,3 +86,13 @@ def test_half_the_memory():
     """Of whole processes: what MegEngine and the weights take included."""
     usual, low = benchmark.memory_of_steps(benchmark.Point("RepVGGA0", 128, 16), rounds=1)
     assert usual["peak_mb"] >= 2 * low["peak_mb"], (usual, low)
+
+
+def test_the_usual_need_grows_with_images_and_pixels_and_leaves_the_network_as_it_was():
+    model = models.create("RepGhost050", 10)
+    before = {name: np.array(value) for name, value in model.state_dict().items()}
+    few, many, large = (low_memory.usual_need(model, *of) for of in ((32, 8), (32, 80), (96, 8)))
+    assert few < large < many * 2 and few < many
+    for name, value in model.state_dict().items():
+        np.testing.assert_array_equal(value, before[name], err_msg=name)
+    assert 4.5e9 < low_memory.usual_need(models.create("RepVGGA0"), 224, 64) < 7e9

@@ -5,8 +5,7 @@ import re
 import pytest
 
 import models
-import train
-from training import recipe
+from training import options, recipe
 
 SOURCES = ("Source:", "Hardware:", "Cost:", "Expected top-1", "Command: python train.py --recipe")
 
@@ -18,7 +17,7 @@ def test_a_recipe_is_accepted_and_can_be_printed_and_read_again(command, tmp_pat
     printed = tmp_path / "again.conf"
     printed.write_text(out)
     assert command("train", "--recipe", printed, "--show-config")[:2] == (0, out)
-    args = vars(train.parse_args(["--recipe", name]))
+    args = vars(options.parse("", ["--recipe", name]))
     for line in (recipe.FOLDER / f"{name}.conf").read_text().splitlines():
         if not line.startswith("#"):
             key, value = re.fullmatch(r"([\w-]+) = (.*?)( +#.*)?", line).groups()[:2]
@@ -38,7 +37,7 @@ def test_a_recipe_says_where_it_is_from_and_what_it_gives(name):
 
 
 def test_flags_that_are_typed_win():
-    args = train.parse_args(["--lr", "0.3", "--recipe", "repvgg_plus", "--no-nesterov"])
+    args = options.parse("", ["--lr", "0.3", "--recipe", "repvgg_plus", "--no-nesterov"])
     assert (args.lr, args.nesterov, args.size) == (0.3, False, 256)
     assert args.arch == models.canonical_name("repvggplus_l2pse")
 

@@ -5,13 +5,13 @@ import re
 import cv2
 import pytest
 
-import train
 from data.augment import Augmentation
 from data.datasets import DIGITS
+from training import options
 
 
 def settings(*arguments, usual=Augmentation()):  # noqa: B008
-    return train.augmentation(train.parse_args(list(arguments)), usual)
+    return options.augmentation(options.parse("", list(arguments)), usual)
 
 
 def test_flags_become_settings():
