@@ -10,10 +10,10 @@ PIP := env -u PYTHONPATH -u PYTHONHOME $(PYTHON) -m pip --disable-pip-version-ch
 
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: help demo test lint format verify bench readme clean
+.PHONY: help demo test lint format verify bench show-samples readme clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 demo: .venv/runtime ## train ARCH (RepVGGA0) on the digits, fuse, prove and test it: 2 minutes
 	@rm -rf checkpoints/$(ARCH)/demo
@@ -43,6 +43,9 @@ verify: .venv/runtime ## prove that every architecture computes the same before 
 
 bench: .venv/runtime ## time a training step: MegEngine as it comes against this project
 	$(PYTHON) benchmark.py train
+
+show-samples: .venv/runtime ## write samples.png, what the network sees of DATA, with FLAGS of train.py
+	$(PYTHON) train.py $(if $(DATA),--data $(DATA)) $(FLAGS) --show-samples
 
 readme: .venv/runtime ## write the README's table of networks from the code
 	PYTHONPATH=. $(PYTHON) scripts/readme_table.py

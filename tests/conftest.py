@@ -1,6 +1,7 @@
 """Fixtures that several tests use."""
 
 import importlib
+import signal
 
 import utils  # isort: skip  (before MegEngine: it sets the process environment)
 
@@ -11,6 +12,9 @@ import pytest
 from models.repvgg import RepVGG
 from models.repvgg_plus import RepVGGPlus
 from tests.support import write_image_folder
+
+# a shell's background job, in which these tests may run, ignores Ctrl-C, and so would what they start
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
