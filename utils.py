@@ -109,6 +109,8 @@ def return_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_MMAP_MAX, 1 << 16)
         libc.mallopt(_M_MMAP_THRESHOLD, 1 << 18)  # from 256 KiB on
+        libc.mallopt(_M_TRIM_THRESHOLD, 1 << 18)
+        libc.malloc_trim(0)  # what keep_freed_memory has reserved
 
 
 if os.environ.get("MGE_DEFAULT_DEVICE", "").startswith("cpu"):

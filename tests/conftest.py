@@ -13,7 +13,7 @@ from models.repvgg import RepVGG
 from models.repvgg_plus import RepVGGPlus
 from tests.support import write_image_folder
 
-# a shell's background job, in which these tests may run, ignores Ctrl-C, and so would what they start
+# a shell's background job, in which these tests may run, ignores Ctrl-C; so would what they start
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

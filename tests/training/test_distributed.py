@@ -15,6 +15,11 @@ import pytest
 from tests.support import ROOT, write_image_folder
 from tests.training.test_run import SMALL, equal, finish, start, wait_for
 
+# two workers, with all that has state or is drawn at random
+ALL = [*SMALL[:-1], "--ngpus", "2", "--optimizer", "adamw", "--lr", "0.01", "--ema", "0.9",
+       "--mixup", "0.2", "--accumulate", "2", "--epochs", "2"]  # fmt: skip
+SHORT = [*SMALL, "--epochs", "1", "--warmup-epochs", "0"]
+
 
 def run_workers(count, plan, folder):
     folder.mkdir()
@@ -66,11 +71,11 @@ def test_workers_clip_average_and_estimate_statistics_together(tmp_path):
     ],
 )
 def test_a_worker_that_fails_ends_all(tmp_path, plan, reason):
-    process, seconds = run_workers(3, plan, tmp_path / plan)
+    process, seconds = run_workers(2, plan, tmp_path / plan)
     assert process.returncode not in (0, None) and seconds < 60
     assert reason in process.stderr.splitlines()[-1]
     latest = pickle.loads((tmp_path / plan / "latest.pkl").read_bytes())
-    assert latest["training"]["step"] == 2
+    assert latest["training"]["step"] in (1, 2)  # the first may still have been writing
 
 
 def worker(parent, rank):
@@ -85,7 +90,7 @@ def straight(tmp_path_factory):
     """A run of two workers that was never interrupted: its data and its folder."""
     root = tmp_path_factory.mktemp("straight")
     data = write_image_folder(root / "data")
-    flags = ["--data", data, "--save", root, "--tag", "a", "--ngpus", "2", *SMALL]
+    flags = ["--data", data, "--save", root, "--tag", "a", *ALL]
     status, out = finish("train.py", *flags)
     assert status == 0 and "2 workers" in out, out
     return data, root / "RepVGGA0" / "a"
@@ -95,7 +100,7 @@ def straight(tmp_path_factory):
 def test_a_killed_worker_ends_the_run_which_resumes_to_the_same_bits(straight, tmp_path, victim):
     data, folder = straight
     command = ["train.py", "--data", data, "--save", tmp_path, "--tag", "b", "--save-freq", "2"]
-    process = start(*command, *SMALL, "--ngpus", "2")
+    process = start(*command, *ALL)
     wait_for(process, "epoch 2 step 3/6")
     worker(process, victim).send_signal(signal.SIGKILL)
     killed = time.monotonic()
@@ -103,7 +108,7 @@ def test_a_killed_worker_ends_the_run_which_resumes_to_the_same_bits(straight, t
     assert time.monotonic() - killed < 10
     assert process.returncode not in (0, None)
     assert f"worker {victim} ended before its work was done (killed)" in out.splitlines()[-1]
-    status, out = finish(*command, *SMALL, "--ngpus", "2", "--resume", "auto")
+    status, out = finish(*command, *ALL, "--resume", "auto")
     assert status == 0 and "resuming" in out, out
     resumed = tmp_path / "RepVGGA0" / "b"
     for name in ("latest.pkl", "best.pkl"):
@@ -115,21 +120,21 @@ def test_a_killed_worker_ends_the_run_which_resumes_to_the_same_bits(straight, t
 def test_a_signal_saves_and_another_number_of_workers_goes_on(straight, tmp_path):
     data, _ = straight
     command = ["train.py", "--data", data, "--save", tmp_path, "--tag", "b", "--save-freq", "0"]
-    process = start(*command, *SMALL, "--ngpus", "2")
+    process = start(*command, *SHORT, "--ngpus", "2")
     wait_for(process, "epoch 1 step 2/6")
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate()
     assert process.returncode == 128 + signal.SIGTERM
     assert "stopped by SIGTERM after step" in out.splitlines()[-1], out
-    status, out = finish(*command, *SMALL, "--ngpus", "3", "--resume", "auto")
-    assert status == 0 and re.search(r"resuming .* after step [23] of 18", out), out
+    status, out = finish(*command, *SHORT, "--ngpus", "3", "--resume", "auto")
+    assert status == 0 and re.search(r"resuming .* after step [23] of 6", out), out
 
 
 def test_a_bad_image_names_the_file_and_the_worker(tmp_path):
     data = write_image_folder(tmp_path / "data")
     bad = data / "train" / "pear" / "3.jpg"
     bad.write_bytes(bad.read_bytes()[:200])
-    flags = ["--data", data, "--save", tmp_path, "--tag", "b", "--ngpus", "2", *SMALL]
+    flags = ["--data", data, "--save", tmp_path, "--tag", "b", "--ngpus", "2", *SHORT]
     status, out = finish("train.py", *flags)
     assert status == 2
     assert re.search(rf"train.py: error: worker \d: the image {bad} is corrupt", out), out
