@@ -100,9 +100,11 @@ def write_atomically(path: str | PathLike, write: Callable[[BinaryIO], object]) 
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
+    except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
+        if not isinstance(error, OSError):
+            raise
         kept = "; the file that was there is untouched" if os.path.exists(path) else ""
         raise UserError(
             f"cannot save {path}: {error.strerror}{kept}; free some space or choose another folder"

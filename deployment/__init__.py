@@ -1,0 +1,1 @@
+"""What comes after training: the network as a file for other runtimes."""

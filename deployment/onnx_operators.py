@@ -1,0 +1,142 @@
+"""MegEngine's operators as ONNX's, one handler each; `onnx_graph` calls them.
+
+A handler gets the graph that is being built and the operator's arguments: names of tensors in the
+graph, `Weight`s and plain values. It returns the name of the output.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import NamedTuple
+
+import megengine.functional as F
+import megengine.module as M
+import numpy as np
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+
+class Weight(NamedTuple):
+    """A tensor of the network, by its name there."""
+
+    name: str
+    value: np.ndarray
+
+
+class Unsupported(Exception):
+    """What cannot be expressed; the message is about the operator alone."""
+
+
+class Graph:
+    """Nodes and initializers in the making.
+
+    Initializers are the network's parameters; all other numbers are Constant nodes.
+    """
+
+    def __init__(self):
+        self.nodes: list[NodeProto] = []
+        self.initializers: dict[str, TensorProto] = {}
+        self.module = ""  # path of the Module whose operators come next, for their names
+        self._used = Counter()
+
+    def op(self, kind: str, *inputs: str, **attributes) -> str:
+        """Add a node; returns its name, which is also that of its output."""
+        name = f"{self.module}.{kind}" if self.module else kind
+        self._used[name] += 1
+        if self._used[name] > 1:
+            name += f"_{self._used[name]}"
+        self.nodes.append(helper.make_node(kind, inputs, [name], name=name, **attributes))
+        return name
+
+    def parameter(self, name: str, value: np.ndarray) -> str:
+        """Add an initializer."""
+        self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
+        return name
+
+    def operand(self, value: str | float | Weight) -> str:
+        """An operand of an elementwise operator; a number becomes a Constant."""
+        if isinstance(value, str):
+            return value
+        array = value.value if isinstance(value, Weight) else np.array(value, np.float32)
+        return self.op("Constant", value=numpy_helper.from_array(array))
+
+
+def _conv2d(
+    graph, inp, weight, bias, stride, padding, dilation, groups, conv_mode, compute_mode, **_
+):
+    if conv_mode != "cross_correlation" or compute_mode != "default":
+        raise Unsupported(f"a convolution with {conv_mode} in {compute_mode} precision")
+    kernel = weight.value.reshape(-1, *weight.value.shape[-3:])  # [G, O/G, I/G, kh, kw] -> [O, ...]
+    inputs = [inp, graph.parameter(weight.name, kernel)]
+    if bias is not None:
+        inputs.append(graph.parameter(bias.name, bias.value.reshape(-1)))
+    return graph.op(
+        "Conv",
+        *inputs,
+        kernel_shape=kernel.shape[2:],
+        strides=_pair(stride),
+        pads=_pair(padding) * 2,
+        dilations=_pair(dilation),
+        group=groups,
+    )
+
+
+def _linear(graph, inp, weight, bias, compute_mode, **_):
+    if compute_mode != "default":
+        raise Unsupported(f"a linear layer in {compute_mode} precision")
+    parameters = [graph.parameter(w.name, w.value) for w in (weight, bias) if w is not None]
+    return graph.op("Gemm", inp, *parameters, transB=1)
+
+
+def _batch_norm(graph, inp, running_mean, running_var, weight, bias, training, eps, **_):
+    if training:
+        raise Unsupported("a batch norm in training mode")
+    weights = (weight, bias, running_mean, running_var)
+    parameters = [graph.parameter(w.name, w.value.reshape(-1)) for w in weights]
+    return graph.op("BatchNormalization", inp, *parameters, epsilon=float(eps))
+
+
+def _gelu(graph, x):  # x (1 + erf(x / sqrt 2)) / 2, which runtimes recognize in this order
+    erf = graph.op("Erf", graph.op("Div", x, graph.operand(math.sqrt(2))))
+    product = graph.op("Mul", x, graph.op("Add", erf, graph.operand(1)))
+    return graph.op("Mul", product, graph.operand(0.5))
+
+
+def _mean(graph, inp, axis, keepdims):
+    if axis is None or tuple(axis) != (2, 3):
+        raise Unsupported(f"a mean over {axis}; over (2, 3) it can be exported")
+    pooled = graph.op("GlobalAveragePool", inp)
+    return pooled if keepdims else graph.op("Flatten", pooled, axis=1)
+
+
+def _flatten(graph, inp, start_axis, end_axis):
+    if (start_axis, end_axis) != (1, -1):
+        raise Unsupported(f"flattening axes {start_axis} to {end_axis}; 1 to -1 can be exported")
+    return graph.op("Flatten", inp, axis=1)
+
+
+def _unary(kind, **attributes):
+    return lambda graph, x: graph.op(kind, x, **attributes)
+
+
+def _binary(kind):
+    return lambda graph, x, y: graph.op(kind, graph.operand(x), graph.operand(y))
+
+
+def _pair(value):
+    return list(value) if isinstance(value, tuple | list) else [value, value]
+
+
+FUNCTIONS = {
+    F.conv2d: _conv2d,
+    F.nn.linear: _linear,
+    F.nn.batch_norm: _batch_norm,
+    F.relu: _unary("Relu"),
+    F.gelu: _gelu,
+    F.sigmoid: _unary("Sigmoid"),
+    F.hsigmoid: _unary("HardSigmoid", alpha=1 / 6, beta=0.5),
+    F.mean: _mean,
+    F.flatten: _flatten,
+}
+METHODS = {"__add__": _binary("Add"), "__mul__": _binary("Mul"), "__truediv__": _binary("Div")}
+MODULES = {M.Dropout: lambda graph, module, x: x}  # in evaluation mode
