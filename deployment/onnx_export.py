@@ -41,7 +41,7 @@ def export_onnx(
     *,
     size: int | tuple[int, int] = 224,
     opset: int = 17,
-    batch: int | None = None,
+    batch: int | str = "batch",
     input_name: str = "input",
     output_name: str = "logits",
     metadata: dict[str, Any] | None = None,
@@ -57,7 +57,7 @@ def export_onnx(
         preprocessing: what the images that go into `model` have gone through.
         size: side of the input in pixels, or (height, width).
         opset: of ONNX, from 11 on.
-        batch: number of images that go in at once; None for any.
+        batch: number of images that go in at once, or a name for any number.
         input_name, output_name: of the input float32 [N, 3, H, W] and the logits.
         metadata: goes into the file, beside the preprocessing; what is no string as JSON.
 
@@ -81,7 +81,7 @@ def export_onnx(
             file.write(graph.SerializeToString())
             file.flush()
             expects = (preprocessing, preprocessing)
-            batches = (1, 3) if batch is None else (batch,)
+            batches = (batch,) if isinstance(batch, int) else (1, 3)
             result = proof.compare(live, runner(file.name), expects, (height, width), batches)
             if not result.holds:
                 raise ExportError(

@@ -24,16 +24,16 @@ def to_onnx(
     model: M.Module,
     size: tuple[int, int],
     opset: int,
-    batch: int | None,
+    batch: int | str,
     input_name: str,
     output_name: str,
 ) -> onnx.ModelProto:
     """The model, in evaluation mode, as a checked ONNX model: [N, 3, *size] -> [N, classes].
 
-    `batch` is N, None for any. Raises ExportError for an operator that has no handler, naming the
+    `batch` is N, or a name for any N. Raises ExportError for an operator that has no handler, naming the
     module it is in, and for what ONNX's checker and its shape inference do not accept.
     """
-    example = mge.Tensor(np.zeros((batch or 1, 3, *size), np.float32))
+    example = mge.Tensor(np.zeros((batch if isinstance(batch, int) else 1, 3, *size), np.float32))
     classes = model(example).shape[1]
     traced = trace_module(model, example).flatten().graph
     graph = Graph()
@@ -46,14 +46,13 @@ def to_onnx(
         for names in (node.input, node.output):
             names[:] = [output_name if name == last else name for name in names]
 
-    n = "batch" if batch is None else batch
     opsets = [helper.make_opsetid("", opset)]
     proto = helper.make_model(
         helper.make_graph(
             graph.nodes,
             getattr(model, "arch", type(model).__name__),
-            [helper.make_tensor_value_info(input_name, TensorProto.FLOAT, [n, 3, *size])],
-            [helper.make_tensor_value_info(output_name, TensorProto.FLOAT, [n, classes])],
+            [helper.make_tensor_value_info(input_name, TensorProto.FLOAT, [batch, 3, *size])],
+            [helper.make_tensor_value_info(output_name, TensorProto.FLOAT, [batch, classes])],
             list(graph.initializers.values()),
         ),
         opset_imports=opsets,
