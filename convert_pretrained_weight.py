@@ -10,7 +10,6 @@ not needed and nothing in them is executed.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import pickle
@@ -186,10 +185,6 @@ def main(argv: list[str] | None = None) -> int:
     else:
         target = target_path(args.save_dir, found, ".pkl")
         checkpoint.save(found, target)
-    with open(target, "rb") as file:
-        sha256 = hashlib.sha256()
-        for block in iter(lambda: file.read(1 << 20), b""):
-            sha256.update(block)
     report |= {
         "arch": found.arch,
         "options": found.options,
@@ -198,7 +193,7 @@ def main(argv: list[str] | None = None) -> int:
         "colour_order": found.preprocessing.color,
         "relative_error": error,
         "output": str(target),
-        "sha256": sha256.hexdigest(),
+        "sha256": files.sha256(target),
     }
     if args.json:
         print(json.dumps(report, indent=2))

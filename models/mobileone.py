@@ -102,7 +102,8 @@ class MobileOneUnit(M.Module):
         if self.reparam is not None:
             y = self.reparam(x)
         else:
-            y = sum(branch(x) for branch in self.branches())
+            first, *others = self.branches()
+            y = sum((branch(x) for branch in others), first(x))
         return relu(y if self.se is None else self.se(y))
 
     def branches(self) -> list[M.Module]:

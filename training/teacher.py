@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
-
 import megengine as mge
 import megengine.module as M
 import numpy as np
@@ -12,7 +9,7 @@ import numpy as np
 import models
 from data.transforms import Preprocessing
 from utils import UserError
-from weights import catalog
+from weights import catalog, files
 
 from . import checkpoint
 
@@ -67,5 +64,4 @@ def open_teacher(text: str, classes: list[str], given: Preprocessing) -> Teacher
             f"the teacher {path} knows other classes than the data, such as {found.classes[0]!r}; "
             "give one that was trained on this data"
         )
-    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    return Teacher(model, found.preprocessing, given, f"{arch}, sha256 {digest[:16]}")
+    return Teacher(model, found.preprocessing, given, f"{arch}, sha256 {files.sha256(path)[:16]}")

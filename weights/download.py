@@ -24,6 +24,8 @@ from tqdm import tqdm
 
 from utils import UserError
 
+from . import files
+
 TIMEOUT = (10, 30)  # seconds to connect, and to wait for more bytes
 PAUSES = (1, 2)  # seconds between one try and the next
 
@@ -54,7 +56,7 @@ def fetch(url: str, sha256: str | None = None, size: int | None = None) -> Path:
             if not _is_complete(path, sha256, size):  # else another process has downloaded it
                 part = Path(f"{path}.part")
                 _download(url, part, size)
-                if sha256 and (found := _sha256(part)) != sha256.lower():
+                if sha256 and (found := files.sha256(part)) != sha256.lower():
                     _forget(part)
                     what = f"it has SHA-256 {found} instead of {sha256} and was deleted"
                     raise _error(url, f"{what}; check the URL and the sum")
@@ -86,15 +88,7 @@ def _cache_path(url: str) -> Path:
 def _is_complete(path: Path, sha256: str | None, size: int | None) -> bool:
     if not path.is_file() or size not in (None, path.stat().st_size):
         return False
-    return sha256 is None or _sha256(path) == sha256.lower()
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+    return sha256 is None or files.sha256(path) == sha256.lower()
 
 
 def _forget(part: Path) -> None:

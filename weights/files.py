@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,15 @@ def read(path: str | PathLike) -> Any:
     if path.suffix == ".npz":
         return _read_npz(path)
     return torch_file.load(path)
+
+
+def sha256(path: str | PathLike) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def tensors_of(contents: Any) -> dict[str, np.ndarray]:
