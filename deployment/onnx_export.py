@@ -1,37 +1,31 @@
-"""Writing a network as an ONNX file that has been run before it gets its name."""
+"""Writing a network as an ONNX file, and running one."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import asdict
 from os import PathLike
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
-import megengine as mge
 import megengine.module as M
 import numpy as np
-import onnx
 import onnxruntime
+from onnx import helper
 
 from data.transforms import Preprocessing
-from training.checkpoint import write_atomically
 
-from . import proof
-from .onnx_graph import ExportError, to_onnx
+from .input_format import adapt, note
+from .onnx_graph import to_onnx
+from .proof import Runner, write_proven
 
 
 class Exported(NamedTuple):
-    """What was written.
+    """What was written; relative_error: of the file against the live network."""
 
-    parameters: numbers in the initializers; operators: kind -> count; relative_error: of the file
-    under onnxruntime against the live network.
-    """
-
-    parameters: int
-    operators: dict[str, int]
     relative_error: float
+    parameters: int  # numbers in the initializers
+    initializers: int
+    operators: dict[str, int]  # kind -> count; constants are not counted
 
 
 def export_onnx(
@@ -39,6 +33,7 @@ def export_onnx(
     path: str | PathLike,
     preprocessing: Preprocessing,
     *,
+    takes: Preprocessing | None = None,
     size: int | tuple[int, int] = 224,
     opset: int = 17,
     batch: int | str = "batch",
@@ -54,55 +49,47 @@ def export_onnx(
     Args:
         model: [N, 3, H, W] -> logits [N, classes]; `models.to_deploy` fuses. Its mode is kept.
         path: the file to write; a file that is there is replaced.
-        preprocessing: what the images that go into `model` have gone through.
+        preprocessing: how images go into `model`.
+        takes: how they go into the file, if otherwise; see `input_format`. The model must be fused.
         size: side of the input in pixels, or (height, width).
         opset: of ONNX, from 11 on.
         batch: number of images that go in at once, or a name for any number.
-        input_name, output_name: of the input float32 [N, 3, H, W] and the logits.
+        input_name, output_name: of the input float32 [N, 3, H, W] and of the logits.
         metadata: goes into the file, beside the preprocessing; what is no string as JSON.
 
     Raises ExportError when the network has an operator without a handler or the file does not
     compute what it does, and UserError when it cannot be written; nothing is left behind then.
     """
-    height, width = (size, size) if isinstance(size, int) else size
+    size = (size, size) if isinstance(size, int) else size
+    takes = takes or preprocessing
     training = model.training
     model.eval()
     try:
-        graph = to_onnx(model, (height, width), opset, batch, input_name, output_name)
-        graph.producer_name = "reparam-megengine"
-        properties = {**(metadata or {}), "preprocessing": asdict(preprocessing)}
-        onnx.helper.set_model_props(graph, {k: _text(v) for k, v in properties.items()})
-
-        def live(images: np.ndarray) -> np.ndarray:
-            return model(mge.Tensor(images)).numpy()
-
-        def write_and_run(file: BinaryIO) -> None:
-            nonlocal result
-            file.write(graph.SerializeToString())
-            file.flush()
-            expects = (preprocessing, preprocessing)
-            batches = (batch,) if isinstance(batch, int) else (1, 3)
-            result = proof.compare(live, runner(file.name), expects, (height, width), batches)
-            if not result.holds:
-                raise ExportError(
-                    f"{path} was not written: onnxruntime's logits differ from the network's by "
-                    f"{result.relative_error:.1e} of the largest and have {result.argmax_agreement:.0%} "
-                    "of its best classes; give trained weights, which are less sensitive to rounding"
-                )
-
-        result = None
-        write_atomically(path, write_and_run)
+        adapted = adapt(model, preprocessing, takes)
+        proto = to_onnx(adapted, size, opset, batch, input_name, output_name)
+        proto.producer_name = "reparam-megengine"
+        properties = {**(metadata or {}), "preprocessing": note(takes, size)}
+        helper.set_model_props(proto, {key: _text(value) for key, value in properties.items()})
+        proof = write_proven(
+            path,
+            proto.SerializeToString(),
+            load,
+            model,
+            preprocessing,
+            takes,
+            size,
+            (batch,) if isinstance(batch, int) else (1, 3),
+        )
     finally:
         model.train(training)
-    return Exported(
-        sum(int(np.prod(tensor.dims)) for tensor in graph.graph.initializer),
-        dict(Counter(node.op_type for node in graph.graph.node)),
-        result.relative_error,
-    )
+    graph = proto.graph
+    operators = Counter(node.op_type for node in graph.node if node.op_type != "Constant")
+    numbers = sum(int(np.prod(tensor.dims)) for tensor in graph.initializer)
+    return Exported(proof.relative_error, numbers, len(graph.initializer), dict(operators))
 
 
-def runner(path: str | PathLike) -> Callable[[np.ndarray], np.ndarray]:
-    """A function that runs an ONNX file of one input: float32 [N, 3, H, W] -> logits."""
+def load(path: str | PathLike) -> Runner:
+    """A function that runs an ONNX file of one input and one output under onnxruntime."""
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return lambda images: session.run(None, {name: images})[0]

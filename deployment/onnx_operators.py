@@ -8,23 +8,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from typing import NamedTuple
 
 import megengine.functional as F
 import megengine.module as M
 import numpy as np
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-
-class Weight(NamedTuple):
-    """A tensor of the network, by its name there."""
-
-    name: str
-    value: np.ndarray
-
-
-class Unsupported(Exception):
-    """What cannot be expressed; the message is about the operator alone."""
+from .tracing import Unsupported, Weight
 
 
 class Graph:
@@ -65,7 +55,7 @@ def _conv2d(
     graph, inp, weight, bias, stride, padding, dilation, groups, conv_mode, compute_mode, **_
 ):
     if conv_mode != "cross_correlation" or compute_mode != "default":
-        raise Unsupported(f"a convolution with {conv_mode} in {compute_mode} precision")
+        raise Unsupported(f"has a convolution with {conv_mode} in {compute_mode} precision")
     kernel = weight.value.reshape(-1, *weight.value.shape[-3:])  # [G, O/G, I/G, kh, kw] -> [O, ...]
     inputs = [inp, graph.parameter(weight.name, kernel)]
     if bias is not None:
@@ -83,14 +73,14 @@ def _conv2d(
 
 def _linear(graph, inp, weight, bias, compute_mode, **_):
     if compute_mode != "default":
-        raise Unsupported(f"a linear layer in {compute_mode} precision")
+        raise Unsupported(f"has a linear layer in {compute_mode} precision")
     parameters = [graph.parameter(w.name, w.value) for w in (weight, bias) if w is not None]
     return graph.op("Gemm", inp, *parameters, transB=1)
 
 
 def _batch_norm(graph, inp, running_mean, running_var, weight, bias, training, eps, **_):
     if training:
-        raise Unsupported("a batch norm in training mode")
+        raise Unsupported("has a batch norm in training mode")
     weights = (weight, bias, running_mean, running_var)
     parameters = [graph.parameter(w.name, w.value.reshape(-1)) for w in weights]
     return graph.op("BatchNormalization", inp, *parameters, epsilon=float(eps))
@@ -104,14 +94,14 @@ def _gelu(graph, x):  # x (1 + erf(x / sqrt 2)) / 2, which runtimes recognize in
 
 def _mean(graph, inp, axis, keepdims):
     if axis is None or tuple(axis) != (2, 3):
-        raise Unsupported(f"a mean over {axis}; over (2, 3) it can be exported")
+        raise Unsupported(f"takes the mean over {axis}; over (2, 3) it can be exported")
     pooled = graph.op("GlobalAveragePool", inp)
     return pooled if keepdims else graph.op("Flatten", pooled, axis=1)
 
 
 def _flatten(graph, inp, start_axis, end_axis):
     if (start_axis, end_axis) != (1, -1):
-        raise Unsupported(f"flattening axes {start_axis} to {end_axis}; 1 to -1 can be exported")
+        raise Unsupported(f"flattens axes {start_axis} to {end_axis}; 1 to -1 can be exported")
     return graph.op("Flatten", inp, axis=1)
 
 
@@ -127,7 +117,7 @@ def _pair(value):
     return list(value) if isinstance(value, tuple | list) else [value, value]
 
 
-FUNCTIONS = {
+HANDLERS = {
     F.conv2d: _conv2d,
     F.nn.linear: _linear,
     F.nn.batch_norm: _batch_norm,
@@ -137,6 +127,8 @@ FUNCTIONS = {
     F.hsigmoid: _unary("HardSigmoid", alpha=1 / 6, beta=0.5),
     F.mean: _mean,
     F.flatten: _flatten,
+    "__add__": _binary("Add"),
+    "__mul__": _binary("Mul"),
+    "__truediv__": _binary("Div"),
+    M.Dropout: lambda graph, x: x,  # in evaluation mode
 }
-METHODS = {"__add__": _binary("Add"), "__mul__": _binary("Mul"), "__truediv__": _binary("Div")}
-MODULES = {M.Dropout: lambda graph, module, x: x}  # in evaluation mode

@@ -1,0 +1,90 @@
+"""Going through the operators of a network, as MegEngine's trace_module records them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import reduce
+from typing import Any, NamedTuple
+
+import megengine as mge
+import megengine.module as M
+import numpy as np
+from megengine.traced_module import trace_module
+from megengine.traced_module.expr import CallFunction, CallMethod, GetAttr, Input
+from megengine.traced_module.node import ModuleNode, TensorNode
+from megengine.traced_module.traced_module import InternalGraph
+
+from utils import UserError
+
+
+class ExportError(UserError):
+    """A network that cannot be exported, or a file that does not compute what it does."""
+
+
+class Unsupported(Exception):
+    """An operator that cannot be exported; the message is what comes after its module's name."""
+
+
+class Weight(NamedTuple):
+    """A tensor of the network, by its name in the state dict."""
+
+    name: str
+    value: np.ndarray
+
+
+# visit(path, operator, arguments, named arguments): the path of the Module that the operator is in,
+# such as "stage1.0.se"; a function, the name of a method of tensors, or the class of a Module of
+# MegEngine's own; and what it is called with: earlier results of visit, Weights and plain values.
+Visit = Callable[[str, Callable | str | type, Sequence, dict[str, Any]], Any]
+
+
+def replay(model: M.Module, size: tuple[int, int], image: Any, visit: Visit) -> Any:
+    """Call `visit` for each operator of `model`, in evaluation mode, on images [N, 3, *size].
+
+    `image` stands for the input in the arguments. Returns what was returned for the output. Raises
+    ExportError, with the Module's path, where `visit` raises Unsupported.
+    """
+    images = mge.Tensor(np.zeros((1, 3, *size), np.float32))
+    traced = trace_module(model, images)  # must live on: its graphs know their modules weakly
+    return _replay(traced.graph, model, "", (image,), visit)
+
+
+def _replay(
+    graph: InternalGraph, module: M.Module, path: str, inputs: Sequence, visit: Visit
+) -> Any:
+    values = dict(zip(graph.inputs, (module, *inputs), strict=True))
+
+    def value(argument):
+        return values[argument] if isinstance(argument, TensorNode | ModuleNode) else argument
+
+    def call(path, operator, arguments, named):
+        try:
+            return visit(path, operator, [value(a) for a in arguments],
+                         {name: value(a) for name, a in named.items()})  # fmt: skip
+        except Unsupported as why:
+            where = f"module {path}" if path else "the network itself"
+            raise ExportError(f"{where} {why}") from None
+
+    for expr in graph.exprs(recursive=False):
+        if isinstance(expr, Input):
+            continue
+        if isinstance(expr, GetAttr):
+            result = reduce(getattr, expr.name.split("."), values[expr.inputs[0]])
+            if not isinstance(result, M.Module):
+                result = Weight(f"{path}.{expr.name}".lstrip("."), result.numpy())
+        elif isinstance(expr, CallFunction):
+            result = call(path, expr.func, (), expr.named_args)
+        elif isinstance(expr, CallMethod) and isinstance(expr.inputs[0], ModuleNode):
+            called = values[expr.inputs[0]]
+            inner = expr.inputs[0].qualname.partition(".")[2]  # without the network's class
+            arguments = expr.args[1:]
+            if expr.graph is None:
+                result = call(inner, type(called), arguments, expr.kwargs)
+            else:
+                result = _replay(expr.graph, called, inner, [value(a) for a in arguments], visit)
+        elif isinstance(expr, CallMethod):
+            result = call(path, expr.method, expr.args, expr.kwargs)
+        else:
+            result = call(path, type(expr).__name__, (), {})
+        values[expr.outputs[0]] = result
+    return values[graph.outputs[0]]
