@@ -9,14 +9,15 @@ from typing import Any, NamedTuple
 
 import megengine.module as M
 import numpy as np
+import onnx
 import onnxruntime
-from onnx import helper
 
 from data.transforms import Preprocessing
 
 from .input_format import adapt, note
 from .onnx_graph import to_onnx
 from .proof import Runner, write_proven
+from .tracing import ExportError
 
 
 class Exported(NamedTuple):
@@ -69,23 +70,26 @@ def export_onnx(
         proto = to_onnx(adapted, size, opset, batch, input_name, output_name)
         proto.producer_name = "reparam-megengine"
         properties = {**(metadata or {}), "preprocessing": note(takes, size)}
-        helper.set_model_props(proto, {key: _text(value) for key, value in properties.items()})
-        proof = write_proven(
-            path,
-            proto.SerializeToString(),
-            load,
-            model,
-            preprocessing,
-            takes,
-            size,
-            (batch,) if isinstance(batch, int) else (1, 3),
-        )
+        onnx.helper.set_model_props(proto, {key: _text(value) for key, value in properties.items()})
+        graph = proto.graph
+        operators = Counter(node.op_type for node in graph.node if node.op_type != "Constant")
+        numbers = sum(int(np.prod(tensor.dims)) for tensor in graph.initializer)
+        initializers = len(graph.initializer)
+        content = proto.SerializeToString()
+        del proto, graph  # large networks have many copies here
+        _check(content)
+        batches = (batch,) if isinstance(batch, int) else (1, 3)
+        proof = write_proven(path, content, load, model, preprocessing, takes, size, batches)
     finally:
         model.train(training)
-    graph = proto.graph
-    operators = Counter(node.op_type for node in graph.node if node.op_type != "Constant")
-    numbers = sum(int(np.prod(tensor.dims)) for tensor in graph.initializer)
-    return Exported(proof.relative_error, numbers, len(graph.initializer), dict(operators))
+    return Exported(proof.relative_error, numbers, initializers, dict(operators))
+
+
+def _check(content: bytes) -> None:
+    try:
+        onnx.checker.check_model(content, full_check=True)  # with strict shape inference
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"ONNX's checker does not accept the model: {error}") from None
 
 
 def load(path: str | PathLike) -> Runner:

@@ -1,0 +1,276 @@
+#!/usr/bin/env python
+"""Export a network as an ONNX or .mge file, which is run before it gets its name.
+
+The network is fused first. The file is run by onnxruntime, or by MegEngine's own runtime, and must
+give the logits of the live network (relative error at most 1e-5) and its best classes; otherwise
+nothing is left behind.
+
+--fold-normalization makes a file that takes raw pixels, float32 of 0 to 255. 1/std goes into the
+first convolution. The mean cannot, because the zeros that pad a normalized image are the mean in
+pixels: it is subtracted by one addition before, so that the borders are exact too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+from pathlib import Path
+
+import utils  # isort: skip  (before MegEngine: it sets the process environment)
+
+import megengine.module as M
+import numpy as np
+
+import models
+from data.transforms import Preprocessing
+from deployment import input_format
+from models import equivalence
+from training import checkpoint
+from weights import catalog, files
+
+EXAMPLES = """\
+  python export.py --model checkpoints/RepVGGA0/demo/best.pkl
+  python export.py --model a0.pkl --opset 11 --batch 1 --input-name data --out boards/a0.onnx
+  python export.py --model a0.pkl --fold-normalization --bgr-input    raw pixels, as OpenCV has them
+  python export.py --model a0.pkl --format mge --threads 2
+  python export.py --arch RepViTM0_9 --size 256x192                   random weights, for timing
+"""
+SUFFIX = {"onnx": ".onnx", "mge": ".mge"}
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = utils.ArgumentParser(__doc__, EXAMPLES)
+    count = utils.number(int, 1)
+    what = parser.add_argument_group("network")
+    what.add_argument(
+        "--arch",
+        type=utils.arch_name,
+        metavar="NAME",
+        help="architecture (default: what the checkpoint says)",
+    )
+    what.add_argument(
+        "--model",
+        metavar="FILE",
+        help="checkpoint in any layout that convert_pretrained_weight.py reads; without it the "
+        "weights are random, as verify.py's: enough to try a toolchain and to measure speed",
+    )
+    what.add_argument(
+        "--keep-branches", action="store_true", help="export the train form as it is, not fused"
+    )
+    file = parser.add_argument_group("file")
+    file.add_argument("--format", choices=SUFFIX, default="onnx", help="%(choices)s")
+    file.add_argument(
+        "--out",
+        metavar="PATH",
+        help="file to write, or a folder (default: NAME.onnx or .mge beside the checkpoint; "
+        "without one, ARCH.onnx or .mge)",
+    )
+    file.add_argument(
+        "--size",
+        type=_size,
+        metavar="PIXELS",
+        help="side of the images, or HEIGHTxWIDTH (default: the checkpoint's)",
+    )
+    file.add_argument("--input-name", default="input", metavar="NAME", help="of the images")
+    file.add_argument("--output-name", default="logits", metavar="NAME", help="of the logits")
+    file.add_argument(
+        "--opset", type=utils.number(int, 11, 17), metavar="N", help="ONNX: 11 to 17 (default: 17)"
+    )
+    file.add_argument(
+        "--batch",
+        type=_batch,
+        metavar="N",
+        help="ONNX: images at once, or 'dynamic' for any number (default: dynamic)",
+    )
+    file.add_argument(
+        "--threads",
+        type=count,
+        metavar="N",
+        help=".mge: that will run it; decides about the layout of the maps (default: 1)",
+    )
+    images = parser.add_argument_group("images that the file takes")
+    images.add_argument(
+        "--fold-normalization",
+        action="store_true",
+        help="pixels of 0 to 255 instead of normalized ones",
+    )
+    order = images.add_mutually_exclusive_group()
+    for color in ("RGB", "BGR"):
+        order.add_argument(
+            f"--{color.lower()}-input",
+            dest="color",
+            action="store_const",
+            const=color,
+            help=f"channels in the order {color} (default: the checkpoint's)",
+        )
+    output = parser.add_argument_group("output")
+    output.add_argument("--json", action="store_true", help="print JSON instead of the report")
+    args = parser.parse_args(argv)
+    if not (args.arch or args.model):
+        parser.error("give a checkpoint by --model, or --arch alone for random weights")
+    if args.keep_branches and (args.fold_normalization or args.color):
+        parser.error(
+            "--keep-branches leaves several convolutions on the image: it cannot go with "
+            "--fold-normalization, --rgb-input or --bgr-input"
+        )
+    if args.format == "mge" and (args.opset or args.batch):
+        parser.error("--opset and --batch are for ONNX; an .mge file takes any number of images")
+    if args.format == "onnx" and args.threads:
+        parser.error("--threads is for --format mge; onnxruntime is told when it loads a file")
+    if not args.input_name or not args.output_name or args.input_name == args.output_name:
+        parser.error("--input-name and --output-name must be two different names")
+    return args
+
+
+def _size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither PIXELS nor HEIGHTxWIDTH")
+    return int(match[1]), int(match[2] or match[1])
+
+
+def _batch(text: str) -> int | str:
+    if text == "dynamic":
+        return "batch"
+    try:
+        return utils.number(int, 1)(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}, nor 'dynamic'") from None
+
+
+def load(args: argparse.Namespace) -> tuple[M.Module, Preprocessing, dict]:
+    """The network in the form to export, what its images go through, and what to note of both."""
+    if args.model is None:
+        model = models.create(args.arch)
+        images = np.random.default_rng(0).standard_normal((8, 3, 64, 64), np.float32)
+        equivalence.randomize(model, images)
+        model = model if args.keep_branches else models.to_deploy(model)
+        preprocessing, classes, source = Preprocessing(), None, {"source": "random weights"}
+    else:
+        path = catalog.locate(args.model)
+        found = checkpoint.read(path, args.arch)
+        if args.keep_branches and found.form == "deploy":
+            raise utils.UserError(
+                f"{path} is in deploy form, where no branches are left to keep; "
+                "leave out --keep-branches, or give the train-form file it was fused from"
+            )
+        model = checkpoint.load_model(found, args.arch, deploy=not args.keep_branches)
+        preprocessing, classes = found.preprocessing, found.classes
+        source = {"source": path.name, "source_sha256": files.sha256(path)}
+    return model, preprocessing, {
+        "arch": model.arch,
+        "options": model.options,
+        "form": "train" if args.keep_branches else "deploy",
+        "num_classes": model.num_classes,
+        "classes": classes,
+        **source,
+    }  # fmt: skip
+
+
+def target_path(args: argparse.Namespace, arch: str) -> Path:
+    """The file to write."""
+    suffix = SUFFIX[args.format]
+    if args.out is None:
+        beside = Path(args.model) if args.model and os.path.isfile(args.model) else Path(arch)
+        return beside.with_suffix(suffix)
+    path = Path(args.out)
+    if path.is_dir() or not path.suffix:
+        return path / f"{arch}{suffix}"
+    if path.suffix != suffix:
+        raise utils.UserError(
+            f"--out {path} does not end in {suffix}; give another name or --format"
+        )
+    return path
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    model, preprocessing, metadata = load(args)
+    takes = preprocessing
+    if args.color:
+        takes = input_format.in_color_order(takes, args.color)
+    if args.fold_normalization:
+        takes = input_format.raw_pixels(takes)
+    size = args.size or (preprocessing.size, preprocessing.size)
+    target = target_path(args, model.arch)
+    common = {
+        "takes": takes,
+        "size": size,
+        "input_name": args.input_name,
+        "output_name": args.output_name,
+        "metadata": metadata,
+    }
+    if args.format == "onnx":
+        from deployment.onnx_export import export_onnx
+
+        details = {"opset": args.opset or 17, "batch": args.batch or "batch"}
+        exported = export_onnx(model, target, preprocessing, **common, **details)
+    else:
+        from deployment.mge_export import export_mge
+
+        details = {"threads": args.threads or 1}
+        exported = export_mge(model, target, preprocessing, **common, **details)
+    report = {
+        **metadata,
+        "format": args.format,
+        "takes": input_format.note(takes, size),
+        "input": [args.input_name, [details.get("batch", "batch"), 3, *size]],
+        "output": [args.output_name, [details.get("batch", "batch"), model.num_classes]],
+        **details,
+        "network_parameters": models.profile(model, 32).parameters,
+        **exported._asdict(),
+        "file": str(target),
+        "bytes": target.stat().st_size,
+        "sha256": files.sha256(target),
+    }
+    print(json.dumps(report, indent=2) if args.json else _text(report))
+    return 0
+
+
+def _text(report: dict) -> str:
+    takes = report["takes"]
+    raw = set(takes["std"]) == {1.0} and not any(takes["mean"])
+    options = "".join(f", {name}={value}" for name, value in report["options"].items())
+    (input_name, input_shape), (output_name, output_shape) = report["input"], report["output"]
+    numbers = f"{report['network_parameters']:,}"
+    if report["format"] == "onnx":
+        numbers = (
+            f"{report['parameters']:,} in {report['initializers']} initializers; "
+            f"the network's: {numbers}"
+        )
+        made_of = ", ".join(f"{count} {kind}" for kind, count in report["operators"].items())
+        lines = [("operators", f"{made_of} (opset {report['opset']})")]
+        runtime = "onnxruntime"
+    else:
+        lines = [("layout", f"{report['layout']}, for {report['threads']} thread(s)")]
+        lines += [("note", f"not {name}: {why}") for name, why in report["failed"].items()]
+        runtime = "MegEngine's runtime"
+    lines = [
+        ("source", report["source"]),
+        (
+            "architecture",
+            f"{report['arch']}{options}, {report['form']} form, {report['num_classes']} classes",
+        ),
+        ("input", f"{input_name} {_shape(input_shape)}, {takes['color']}, "
+                  f"{'pixels of 0 to 255' if raw else 'normalized'}"),
+        ("output", f"{output_name} {_shape(output_shape)}"),
+        ("parameters", numbers),
+        *lines,
+        ("verified", f"relative error {report['relative_error']:.1e} under {runtime}"),
+        ("file", f"{report['file']}, {report['bytes'] / 1e6:.1f} MB"),
+        ("sha256", report["sha256"]),
+    ]  # fmt: skip
+    if "source_sha256" not in report:
+        lines.append(("note", "these weights are random and know nothing; give --model for others"))
+    return "\n".join(f"{label + ':':14}{value}" for label, value in lines)
+
+
+def _shape(dimensions: list) -> str:
+    return f"[{', '.join(map(str, dimensions))}]"
+
+
+if __name__ == "__main__":
+    utils.return_freed_memory()
+    utils.run(main)
