@@ -110,7 +110,7 @@ def return_freed_memory() -> None:
         libc.mallopt(_M_MMAP_MAX, 1 << 16)
         libc.mallopt(_M_MMAP_THRESHOLD, 1 << 18)  # from 256 KiB on
         libc.mallopt(_M_TRIM_THRESHOLD, 1 << 18)
-        libc.malloc_trim(0)  # what keep_freed_memory has reserved
+        libc.malloc_trim(0)  # what keep_freed_memory has reserved would be taken first
 
 
 if os.environ.get("MGE_DEFAULT_DEVICE", "").startswith("cpu"):
