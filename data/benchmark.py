@@ -22,7 +22,7 @@ import psutil
 from utils import UserError
 
 from .augment import Augmentation, crop_box
-from .datasets import SUFFIXES, Dataset
+from .datasets import Dataset, image_files
 from .loader import Loader
 from .transforms import Preprocessing
 
@@ -43,7 +43,7 @@ def find_images(folder: str | Path, count: int) -> Dataset:
     are fewer, some more than once. Raises UserError when there are none.
     """
     folder = Path(folder)
-    files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES)
+    files = image_files(folder)
     if not files:
         raise UserError(f"there are no images under {folder}; give a folder that has some in it")
     step = max(1, len(files) // count)

@@ -13,7 +13,7 @@ from utils import UserError
 from .augment import Augmentation
 from .decoding import decode
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,11 @@ class Dataset:
         """The decoded image, uint8 BGR [H, W, 3]. Raises BadImageError for a broken file."""
         image = self.images[index]
         return image if isinstance(image, np.ndarray) else decode(image)
+
+
+def image_files(folder: str | Path) -> list[Path]:
+    """The image files in a folder and those below, sorted."""
+    return sorted(file for file in Path(folder).rglob("*") if file.suffix.lower() in SUFFIXES)
 
 
 # ---------------------------------------------------------------- data sets
@@ -89,7 +94,7 @@ def image_folder(root: str | Path, split: str) -> Dataset:
         raise UserError(f"{folder} has no class folders; it needs one folder of images a class")
     images, labels = [], []
     for label, name in enumerate(classes):
-        files = sorted(f for f in (folder / name).rglob("*") if f.suffix.lower() in SUFFIXES)
+        files = image_files(folder / name)
         if not files:
             raise UserError(
                 f"the class folder {folder / name} has no images ({', '.join(sorted(SUFFIXES))}); "
@@ -100,9 +105,24 @@ def image_folder(root: str | Path, split: str) -> Dataset:
     return Dataset(root.resolve().name, images, np.array(labels, np.int32), classes, Augmentation())
 
 
-def imagenet_wnids() -> list[str]:
-    """The 1,000 WordNet identifiers of ILSVRC 2012 in class order, which is their sorted order."""
-    return (Path(__file__).parent / "imagenet_wnids.txt").read_text().split()
+def imagenet_classes() -> dict[str, str]:
+    """WordNet identifier -> English name of the 1,000 classes of ILSVRC 2012, in class order, which
+    is the identifiers' sorted order. Two names, "crane" and "maillot", are those of two classes.
+    """
+    lines = (Path(__file__).parent / "imagenet_classes.tsv").read_text().splitlines()
+    return dict(line.split("\t") for line in lines)
+
+
+def class_names(classes: list[str] | None, num_classes: int) -> list[str]:
+    """What people call the classes of a network.
+
+    `classes` are its own names, where it has some: ImageNet's identifiers become words. Without,
+    1,000 classes are ImageNet's, and others are numbered.
+    """
+    names = imagenet_classes()
+    if classes is None:
+        classes = list(names) if num_classes == len(names) else map(str, range(num_classes))
+    return [names.get(name, name) for name in classes]
 
 
 def with_class_order(dataset: Dataset, num_classes: int, classes: list[str] | None) -> Dataset:
@@ -114,7 +134,7 @@ def with_class_order(dataset: Dataset, num_classes: int, classes: list[str] | No
     """
     order = classes
     if order is None:
-        wnids = imagenet_wnids()
+        wnids = list(imagenet_classes())
         imagenet = num_classes == len(wnids) and set(dataset.classes) <= set(wnids)
         order = wnids if imagenet else dataset.classes
     strangers = [name for name in dataset.classes if name not in set(order)]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -28,11 +30,17 @@ class BadImageError(UserError):
 def decode(path: Path | str) -> np.ndarray:
     """The image in a file, as uint8 BGR [H, W, 3]; raises BadImageError naming the file.
 
-    A photograph that EXIF says lies on its side is turned upright, here and in decode_crop.
+    A photograph that EXIF says lies on its side is turned upright, here and in decode_crop; of an
+    animation the first picture counts, and transparency is left out.
     """
-    image = _decode(_read(path))
+    return decode_content(_read(path), path)
+
+
+def decode_content(content: bytes, name: Path | str) -> np.ndarray:
+    """As `decode`, for the content of a file; `name` is for the error."""
+    image = _decode(_complete(content, name))
     if image is None:
-        raise _bad(path)
+        raise _bad(name)
     return image
 
 
@@ -44,7 +52,7 @@ def decode_crop(path: Path | str, choose: Callable[[int, int], Box], side: int) 
     whole image, but for a pixel at its left and right edge where colours are subsampled.
     Raises BadImageError naming the file.
     """
-    content = _read(path)
+    content = _complete(_read(path), path)
     header = jpeg.read_header(content)
     if header is None:
         image = _decode(content)
@@ -71,25 +79,42 @@ def _part(image: np.ndarray, box: Box) -> np.ndarray:
 
 
 def _decode(content: bytes, reduction: int = 1) -> np.ndarray | None:
-    return cv2.imdecode(np.frombuffer(content, np.uint8), _REDUCED[reduction])
+    with suppress(cv2.error):  # an image of more than 2^30 pixels, say
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), _REDUCED[reduction])
+        if image is not None or reduction > 1:
+            return image
+    return _decode_gif(content) if content.startswith(b"GIF8") else None
+
+
+def _decode_gif(content: bytes) -> np.ndarray | None:
+    """The first picture; by Pillow, for OpenCV is built without GIF."""
+    from PIL import Image
+
+    with suppress(Exception), Image.open(io.BytesIO(content)) as image:
+        return np.asarray(image.convert("RGB"))[:, :, ::-1].copy()
+    return None
 
 
 def _read(path: Path | str) -> bytes:
-    """The bytes of a file that ends as an image of its kind does."""
     try:
         with open(path, "rb") as file:
-            content = file.read()
+            return file.read()
     except OSError as error:
-        raise BadImageError(f"cannot read the image {path}: {error.strerror}") from None
+        raise BadImageError(
+            f"cannot read the image {path} ({error.strerror}); replace it"
+        ) from None
+
+
+def _complete(content: bytes, name: Path | str) -> bytes:
+    """The content, if it ends as an image of its kind does."""
     if not content or _is_truncated(content):
-        raise _bad(path)
+        raise _bad(name)
     return content
 
 
-def _bad(path: Path | str) -> BadImageError:
+def _bad(name: Path | str) -> BadImageError:
     return BadImageError(
-        f"the image {path} is corrupt or truncated; replace it, or leave such files out "
-        "with --skip-bad-images"
+        f"the image {name} is corrupt or truncated, or no image that OpenCV reads; replace it"
     )
 
 

@@ -117,7 +117,7 @@ class Loader:
         """Normalized here, and not by the workers: a quarter of the bytes goes through memory that
         is shared, and this is the copy out of it."""
         if bad and not self.skip_bad:
-            raise BadImageError(bad[min(bad)])
+            raise BadImageError(f"{bad[min(bad)]}, or leave such files out with --skip-bad-images")
         self.skipped.update(int(samples[row, 0]) for row in bad)
         kept = [row for row in range(len(samples)) if row not in bad]
         images = self._array(len(kept))

@@ -79,18 +79,22 @@ class Preprocessing:
         hwc = np.clip(np.rint(chw), 0, 255).astype(np.uint8).transpose(1, 2, 0)
         return np.ascontiguousarray(hwc[:, :, ::-1] if self.color == "RGB" else hwc)
 
+    @property
+    def short_side(self) -> int:
+        """What an image's short side is resized to: size / crop_ratio, rounded to even as BaseCls
+        does; 256 for 224 px.
+        """
+        if self.crop_ratio == 1:
+            return self.size
+        return int(self.size / self.crop_ratio / 2 + 0.5) * 2
+
     def evaluation(self, image: np.ndarray) -> np.ndarray:
         """uint8 BGR [H, W, 3] -> float32 [3, size, size]: `evaluation_crop`, normalized."""
         return self.normalize(self.evaluation_crop(image))
 
     def evaluation_crop(self, image: np.ndarray) -> np.ndarray:
-        """Short side to size / crop_ratio (rounded to even), centre crop: uint8 [size, size, 3].
-
-        224 px: short side 256. The rounding is BaseCls's.
-        """
-        short = self.size
-        if self.crop_ratio < 1:
-            short = int(self.size / self.crop_ratio / 2 + 0.5) * 2
+        """Short side to `short_side`, centre crop: uint8 [size, size, 3]."""
+        short = self.short_side
         height, width = image.shape[:2]
         scale = short / min(height, width)
         if scale != 1:

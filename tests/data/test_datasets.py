@@ -46,7 +46,7 @@ def test_what_is_missing_is_named(image_folder, tmp_path):
 
 
 def test_labels_follow_the_network(image_folder, tmp_path):
-    wnids = datasets.imagenet_wnids()
+    wnids = list(datasets.imagenet_classes())
     assert len(wnids) == 1000 and sorted(wnids) == wnids
     assert (wnids[0], wnids[217], wnids[701]) == ("n01440764", "n02102040", "n03888257")
     root = image_folder(tmp_path / "imagenette", classes=("n01440764", "n02102040", "n03888257"))
@@ -60,3 +60,10 @@ def test_labels_follow_the_network(image_folder, tmp_path):
         datasets.with_class_order(subset, 10, None)
     with pytest.raises(UserError, match="does not know 'n01440764'"):
         datasets.with_class_order(subset, 2, ["cat", "dog"])
+
+
+def test_names_of_classes():
+    imagenet = datasets.class_names(None, 1000)
+    assert (imagenet[0], imagenet[99], imagenet[701]) == ("tench", "goose", "parachute")
+    assert datasets.class_names(["n03888257", "cat"], 2) == ["parachute", "cat"]
+    assert datasets.class_names(None, 3) == ["0", "1", "2"]

@@ -1,8 +1,12 @@
 """Image files: what is wrong with them, and what is decoded of them."""
 
+import io
+import zlib
+
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from data import decoding, jpeg
 from data.decoding import BadImageError
@@ -140,3 +144,61 @@ def test_a_broken_file_is_named_whatever_of_it_is_wanted(tmp_path, rng, damage):
         path.write_bytes(cut[damage])
     with pytest.raises(BadImageError, match=r"the image .*broken\.jpg"):
         decoding.decode_crop(path, lambda h, w: Box(0, 0, 1, 1), 1)
+
+
+def saved(image, kind, **options):
+    content = io.BytesIO()
+    image.save(content, kind, **options)
+    return content.getvalue()
+
+
+MODES = {
+    "PNG": ["L", "LA", "RGBA", "P", "1", "animation"],
+    "JPEG": ["L", "CMYK"],
+    "GIF": ["L", "RGB", "RGBA", "P", "1", "animation"],
+    "WEBP": ["RGB", "RGBA", "animation"],
+    "TIFF": ["L", "LA", "RGB", "RGBA", "P", "1", "CMYK", "animation"],
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"), [(kind, m) for kind, modes in MODES.items() for m in modes]
+)
+def test_images_of_any_mode(rng, kind, mode):
+    """Of an animation the first picture; all as Pillow, which wrote the file, reads it."""
+    pixels = rng.integers(0, 256, (24, 30, 3), np.uint8)
+    image, options = Image.fromarray(pixels), {"lossless": True} if kind == "WEBP" else {}
+    if mode == "animation":
+        options |= {"save_all": True, "append_images": [Image.fromarray(255 - pixels)]}
+    else:
+        image = image.convert(mode)
+    content = saved(image, kind, **options)
+    expected = np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).astype(int)
+    found = decoding.decode_content(content, "x")
+    assert found.shape == (24, 30, 3) and found.dtype == np.uint8
+    assert abs(found[..., ::-1] - expected).max() <= (1 if mode == "CMYK" else 0)
+
+
+@pytest.mark.parametrize("kind", ["png", "tiff"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sixteen_bits_become_eight(rng, kind, channels):
+    deep = rng.integers(0, 1 << 16, (24, 30, channels), np.uint16)
+    content = cv2.imencode(f".{kind}", deep)[1].tobytes()
+    difference = decoding.decode_content(content, "x") - deep / 256
+    assert abs(difference).max() < 1.5
+
+
+def test_a_broken_gif(rng):
+    whole = saved(Image.fromarray(rng.integers(0, 256, (60, 60, 3), np.uint8)), "GIF")
+    for content in (whole[: len(whole) // 2], whole[:20], b"GIF8"):
+        with pytest.raises(BadImageError, match="x.gif is corrupt or truncated"):
+            decoding.decode_content(content, "x.gif")
+
+
+def test_a_header_of_ten_gigapixels():
+    """OpenCV refuses it by an exception."""
+    content = bytearray(cv2.imencode(".png", np.zeros((1, 1, 3), np.uint8))[1].tobytes())
+    content[16:24] = (100_000).to_bytes(4, "big") * 2
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
+    with pytest.raises(BadImageError, match="huge.png is corrupt"):
+        decoding.decode_content(bytes(content), "huge.png")

@@ -1,0 +1,76 @@
+"""Images that people name: files, folders and URLs."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import requests
+from urllib3.exceptions import HTTPError, ReadTimeoutError
+
+from .datasets import SUFFIXES, image_files
+from .decoding import BadImageError, decode, decode_content
+
+LIMIT = 64 << 20  # bytes of a download
+TIMEOUT = (10, 10)  # seconds to connect, and to wait for more bytes
+DEADLINE = 60  # seconds of a download
+
+
+def expand(names: Iterable[str]) -> Iterator[str]:
+    """The names, those of folders replaced by the images in them; an empty folder stays."""
+    for name in names:
+        if not is_url(name) and Path(name).is_dir():
+            yield from map(str, image_files(name) or [name])
+        else:
+            yield name
+
+
+def is_url(name: str) -> bool:
+    """Whether `name` begins as one."""
+    return re.match(r"https?://", name, re.IGNORECASE) is not None
+
+
+def read(name: str) -> np.ndarray:
+    """The image in a file or at a URL, uint8 BGR [H, W, 3]; raises BadImageError naming it."""
+    if is_url(name):
+        return decode_content(_download(name), name)
+    if Path(name).is_dir():
+        raise BadImageError(f"the folder {name} holds no images ({', '.join(sorted(SUFFIXES))})")
+    return decode(name)
+
+
+def stems(names: Sequence[Path | str]) -> list[str]:
+    """A name of its own for what is made of each image: the file's up to its first dot, with "_"
+    for blanks. Where two would get the same name, all get a number in front.
+    """
+    found = ["_".join(Path(name).name.split(".")[0].split()) for name in names]
+    if len(set(found)) < len(found) or "" in found:
+        found = [f"{number:08d}_{name}" for number, name in enumerate(found)]
+    return found
+
+
+def _download(url: str) -> bytes:
+    """What is at a URL, at most `LIMIT` bytes; into memory only."""
+    content, end = bytearray(), time.monotonic() + DEADLINE
+    try:
+        with requests.get(url, stream=True, timeout=TIMEOUT) as response:
+            if response.status_code != 200:
+                raise _no_download(url, f"answered {response.status_code} {response.reason}")
+            while chunk := response.raw.read1(1 << 16, decode_content=True):
+                content += chunk
+                if len(content) > LIMIT:
+                    raise _no_download(url, f"sends more than {LIMIT >> 20} MiB")
+                if time.monotonic() > end:
+                    raise _no_download(url, f"has not sent all of it in {DEADLINE} s")
+    except (requests.Timeout, TimeoutError, ReadTimeoutError):
+        raise _no_download(url, "does not answer in time") from None
+    except (OSError, ValueError, HTTPError):  # requests' own errors are of the first two kinds
+        raise _no_download(url, "cannot be reached, or ends the connection") from None
+    return bytes(content)
+
+
+def _no_download(url: str, what: str) -> BadImageError:
+    return BadImageError(f"cannot download the image {url}: the server {what}; check the URL")
