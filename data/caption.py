@@ -1,0 +1,39 @@
+"""Lines of text drawn on a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
+_WIDTH, _LONGEST = 320, 4096  # pixels: width at least, for the text to be legible; side at most
+_LINES = 20  # of text that a picture is high, unless it is too narrow for them
+
+
+def labelled(image: np.ndarray, lines: Sequence[str]) -> np.ndarray:
+    """uint8 BGR [H, W, 3] -> a copy with the lines in its upper left corner, on a dark ground.
+
+    A small picture is enlarged, a huge one reduced. OpenCV writes ASCII alone: other letters
+    become "?".
+    """
+    lines = [line.encode("ascii", "replace").decode() for line in lines]
+    height, width = image.shape[:2]
+    factor = min(max(1, -(-_WIDTH // width)), _LONGEST / max(height, width))
+    width, height = (max(1, round(side * factor)) for side in (width, height))
+    how = cv2.INTER_NEAREST if factor >= 1 else cv2.INTER_AREA
+    image = cv2.resize(image, (width, height), interpolation=how)  # a copy in any case
+    sizes = [cv2.getTextSize(line, _FONT, 1, 1)[0] for line in lines]  # at scale 1
+    longest, line_height = max(w for w, _ in sizes), 1.6 * max(h for _, h in sizes)
+    fits = min(0.95 * width / longest, height / (len(lines) + 1) / line_height)
+    scale = min(fits, max(width, height) / _LINES / line_height)
+    step = scale * line_height
+    margin = round(step / 4)
+    bottom, right = round(step * len(lines)) + 2 * margin, round(scale * longest) + 2 * margin
+    image[:bottom, :right] //= 3
+    for number, line in enumerate(lines, start=1):
+        corner = (margin, round(step * number))
+        thick = max(1, round(2 * scale))
+        cv2.putText(image, line, corner, _FONT, scale, (255, 255, 255), thick, cv2.LINE_AA)
+    return image
