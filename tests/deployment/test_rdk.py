@@ -1,0 +1,170 @@
+"""The RDK X5 kit: each file in it as the vendor's tools document it."""
+
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+import models
+from data.transforms import BASECLS, Preprocessing
+from deployment import rdk
+from models import equivalence
+from models.repvit import RepViT
+from utils import UserError
+
+RGB = Preprocessing()
+SETTINGS = """\
+model_parameters:
+  onnx_model: './RepVGG-A0.onnx'
+  march: 'bayes-e'
+  layer_out_dump: False
+  working_dir: 'RepVGG-A0_224x224_nv12'
+  output_model_file_prefix: 'RepVGG-A0_224x224_nv12'
+  debug_mode: dump_calibration_data
+  remove_node_type: 'Quantize;Dequantize;Transpose;Cast;Reshape'
+
+input_parameters:
+  input_name: ""
+  input_type_rt: 'nv12'
+  input_type_train: 'rgb'
+  input_layout_train: 'NCHW'
+  input_shape: ''
+  norm_type: 'data_mean_and_scale'
+  mean_value: 123.675 116.28 103.53
+  scale_value: 0.01712475 0.017507 0.01742919
+
+calibration_parameters:
+  cal_data_dir: './calibration_data_rgb_f32'
+  cal_data_type: 'float32'
+  calibration_type: 'default'
+
+compiler_parameters:
+  compile_mode: 'latency'
+  debug: False
+  optimize_level: 'O3'
+"""
+
+
+@pytest.fixture
+def photos(tmp_path, rng):
+    """Ten PNG files of different shapes in two folders."""
+    for i in range(10):
+        path = tmp_path / "photos" / "ab"[i % 2] / f"ILSVRC2012_val_{i:08}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        small = rng.integers(0, 256, (6, 8, 3), np.uint8)
+        shape = (400 + 20 * i, 300)
+        cv2.imwrite(str(path), cv2.resize(small, shape if i % 3 else shape[::-1]))
+    return tmp_path / "photos"
+
+
+def test_the_kit_of_repvgg(tmp_path, tiny, photos):
+    model = models.to_deploy(tiny(num_classes=7))
+    model.eval()
+    out = tmp_path / "kit"
+    listed = rdk.write_kit(model, RGB, photos, out, count=4, metadata={"arch": "RepVGGA0"})
+    assert sorted(listed) == sorted(path.name for path in out.iterdir())
+    assert (out / "RepVGG_A0_config.yaml").read_text().partition("\n")[2] == SETTINGS
+
+    network = onnx.load(out / "RepVGG-A0.onnx")
+    assert [opset.version for opset in network.opset_import] == [11]
+    (entry,), (result,) = network.graph.input, network.graph.output
+    assert (entry.name, result.name) == ("data", "output")
+    dims = [[d.dim_value for d in v.type.tensor_type.shape.dim] for v in (entry, result)]
+    assert dims == [[1, 3, 224, 224], [1, 7]]
+
+    files = sorted((out / "calibration_data_rgb_f32").iterdir())
+    # every second or third of a/0 a/2 a/4 a/6 a/8 b/1 b/3 b/5 b/7 b/9
+    assert [file.name for file in files] == [f"ILSVRC2012_val_{i:08}.rgb" for i in (0, 1, 4, 5)]
+    assert {file.stat().st_size for file in files} == {602_112}
+    for i, file in zip((0, 1, 4, 5), files, strict=True):
+        (source,) = photos.rglob(f"*{i:08}.png")
+        image = cv2.imread(str(source))
+        height, width = image.shape[:2]
+        if width < height:
+            image = cv2.resize(image, (256, round(256 * height / width)))
+        else:
+            image = cv2.resize(image, (round(256 * width / height), 256))
+        top, left = (image.shape[0] - 224) // 2, (image.shape[1] - 224) // 2
+        expected = image[top : top + 224, left : left + 224, [2, 1, 0]].transpose(2, 0, 1)
+        found = np.fromfile(file, "<f4").reshape(3, 224, 224)
+        assert np.array_equal(found, expected)
+
+    readme = (out / "README.txt").read_text()
+    for line in (
+        "hb_mapper checker --model-type onnx --march bayes-e --model ./RepVGG-A0.onnx",
+        "hb_mapper makertbin --model-type onnx --config RepVGG_A0_config.yaml",
+        "4 images: short side 256, centre crop 224",
+    ):
+        assert line in readme
+
+
+@pytest.mark.parametrize(
+    ("arch", "network", "config", "compiled", "settings"),
+    [
+        ("RepVGGB1g4", "RepVGG-B1g4", "RepVGG_B1g4", "RepVGG-B1g4", "dr"),
+        ("RepVGGD2se", "RepVGG-D2se", "RepVGG_D2se", "RepVGG-D2se", "dr"),
+        ("RepVGGplusL2pse", "RepVGGplus-L2pse", "RepVGGplus_L2pse", "RepVGGplus-L2pse", "dr"),
+        ("RepViTM0_9", "repvit_m0_9", "RepViT_m0_9", "RepViT", "r"),
+        ("RepGhost100", "repghostnet_100", "RepGhost_100", "RepGhost", "d"),
+        ("MobileOneS0", "mobileone_s0", "MobileOne_s0", "MobileOne", ""),
+    ],
+)
+def test_names_are_the_zoos(arch, network, config, compiled, settings):
+    names = rdk.names_of(arch, 224)
+    assert names["onnx"] == f"{network}.onnx"
+    assert names["config"] == f"{config}_config.yaml"
+    assert names["compiled"] == f"{compiled}_224x224_nv12"
+    keys = [line.split(":")[0].strip() for line in names["settings"].splitlines()]
+    assert "".join(key[0] for key in keys) == settings
+
+
+def test_every_architecture_has_names():
+    for arch in models.list_models():
+        assert rdk.names_of(arch, 224)["onnx"].endswith(".onnx")
+
+
+def test_the_kit_of_a_repvit_that_expects_bgr(tmp_path, photos, rng):
+    """At 32 px, with BaseCls's preprocessing: order and values follow it."""
+    model = RepViT((16, 16, 24, 24), (1, 1, 1, 1), num_classes=5)
+    model.arch = "RepViTM0_9"
+    equivalence.randomize(model, rng.standard_normal((2, 3, 32, 32)).astype(np.float32))
+    model = models.to_deploy(model)
+    out = tmp_path / "kit"
+    rdk.write_kit(model, replace(BASECLS, size=32), photos, out, count=1)
+    settings = (out / "RepViT_m0_9_config.yaml").read_text()
+    assert "input_type_train: 'bgr'" in settings and "debug_mode" not in settings
+    assert "mean_value: 103.53 116.28 123.675\n" in settings
+    assert "scale_value: 0.01742919 0.017507 0.01712475\n" in settings
+    (file,) = (out / "calibration_data_bgr_f32").iterdir()
+    image = cv2.imread(str(next(photos.rglob("*00.png"))))
+    data = np.fromfile(file, np.float32).reshape(1, 3, 32, 32)
+    height, width = 36, 36 * image.shape[1] // image.shape[0]  # short side 36, centre crop 32
+    if width < height:
+        height, width = 36 * image.shape[0] // image.shape[1], 36
+    middle = cv2.resize(image, (width, height))[height // 2 - 16 :, width // 2 - 16 :][:32, :32]
+    assert np.array_equal(data[0], middle.transpose(2, 0, 1))
+    session = onnxruntime.InferenceSession(out / "repvit_m0_9.onnx")
+    assert session.run(["output"], {"data": data})[0].shape == (1, 5)
+
+
+def test_bad_input_leaves_nothing(tmp_path, tiny, photos, monkeypatch):
+    model = models.to_deploy(tiny())
+    before = sorted(tmp_path.rglob("*"))
+
+    def refused(message, folder=photos, out=tmp_path / "kit", preprocessing=RGB):
+        with pytest.raises(UserError, match=message):
+            rdk.write_kit(model, replace(preprocessing, size=32), folder, out)
+        assert sorted(tmp_path.rglob("*")) == before
+
+    refused("there is no folder .*none", tmp_path / "none")
+    refused("is not empty", out=photos)
+    refused("is not empty", out=photos / "a" / "ILSVRC2012_val_00000000.png")
+    (tmp_path / "photos2").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    refused("there are no images in .*photos2", tmp_path / "photos2")
+    (photos / "b" / "z.jpg").write_bytes(b"no image")
+    before = sorted(tmp_path.rglob("*"))
+    refused("z.jpg is corrupt")
