@@ -1,0 +1,331 @@
+#!/usr/bin/env python
+"""A kit for Huawei's Ascend 310 and 310P, and what becomes of the board's results.
+
+Formats are those of RepVGG in Ascend's ModelZoo-PyTorch (commit a018f14af, the last one of
+its benchmark tool); pixels equal those of its preprocessing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+
+if __name__ == "__main__":  # as a command: the project's packages lie in the folder above
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import utils  # isort: skip  (before MegEngine: it sets the process environment)
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from data import datasets, sources
+from data.decoding import BadImageError
+from data.transforms import Preprocessing
+from deployment import kit
+from training.checkpoint import write_atomically
+from utils import UserError
+
+EXAMPLES = """\
+  python deployment/ascend.py score result/dumpOutput_device0 val_label.txt result.json
+  python deployment/ascend.py parse result/perf_vision_batchsize_1_device_0.txt 310P
+"""
+
+PIXELS = "prep_dataset"
+
+_README = """\
+{arch} for Ascend 310 and 310P
+
+In this folder:
+  {arch}.onnx
+      input "actual_input_1" float32 [-1, 3, {size}, {size}]
+      output "output1" [-1, {classes}]: logits
+  prep_dataset/
+      {count} images as the network takes them: float32 [3, {size}, {size}], {color}
+  {arch}_prep_bin.info
+      the list of them, which the benchmark tool reads
+  val_label.txt
+      a file name and a label a line
+
+With the vendor's tools (CANN), from this folder, here for batches of 1 on a 310P3:
+
+  atc --framework=5 --model={arch}.onnx --output={arch}_bs1 --input_format=NCHW \\
+      --input_shape="actual_input_1:1,3,{size},{size}" --log=error --soc_version=Ascend310P3
+  ./benchmark.x86_64 -model_type=vision -device_id=0 -batch_size=1 -om_path={arch}_bs1.om \\
+      -input_text_path={arch}_prep_bin.info -input_width={size} -input_height={size} \\
+      -output_binary=False -useDvpp=False
+
+Then, from the folder of this project:
+
+  python deployment/ascend.py score KIT/result/dumpOutput_device0 KIT/val_label.txt result.json
+  python deployment/ascend.py parse KIT/result/perf_vision_batchsize_1_device_0.txt 310P
+"""
+
+
+# ---------------------------------------------------------------- the kit
+
+
+def write_kit(
+    model,
+    preprocessing: Preprocessing,
+    images: Sequence[Path],
+    labels: Sequence[int],
+    out: str | PathLike,
+    metadata: dict | None = None,
+) -> list[str]:
+    """Write the kit into the new folder `out`.
+
+    Args:
+        model: fused, made by `models.create`.
+        preprocessing: what it was trained with.
+        images, labels: files and classes, as from `labelled_images`.
+        metadata: as for `onnx_export.export_onnx`.
+
+    Returns the names of what is in the kit. Raises UserError, leaving nothing behind, when an image
+    is broken or the folder cannot be written.
+    """
+    from deployment.onnx_export import export_onnx
+
+    names = sources.stems(images)
+    size = preprocessing.size
+    with kit.new_folder(out) as folder:
+        export_onnx(
+            model,
+            folder / f"{model.arch}.onnx",
+            preprocessing,
+            size=size,
+            opset=11,
+            batch="-1",
+            input_name="actual_input_1",
+            output_name="output1",
+            metadata=metadata,
+        )
+        (folder / PIXELS).mkdir()
+        progress = tqdm(images, "images", leave=False, disable=None)
+        for file, name in zip(progress, names, strict=True):
+            prepare(file, preprocessing).tofile(folder / PIXELS / f"{name}.bin")
+        (folder / f"{model.arch}_prep_bin.info").write_text(
+            "".join(f"{i} ./{PIXELS}/{n}.bin {size} {size}\n" for i, n in enumerate(names))
+        )
+        (folder / "val_label.txt").write_text(
+            "".join(
+                f"{name}{file.suffix} {label}\n"
+                for file, name, label in zip(images, names, labels, strict=True)
+            )
+        )
+        (folder / "README.txt").write_text(
+            _README.format(
+                arch=model.arch,
+                size=size,
+                classes=model.num_classes,
+                count=len(names),
+                color=preprocessing.color,
+            )
+        )
+    return [f"{model.arch}.onnx", PIXELS, f"{model.arch}_prep_bin.info", "val_label.txt",
+            "README.txt"]  # fmt: skip
+
+
+def labelled_images(
+    data: str | PathLike,
+    labels: str | PathLike | None,
+    num_classes: int,
+    classes: list[str] | None,
+) -> tuple[list[Path], list[int]]:
+    """Image files and their labels.
+
+    Args:
+        data: a folder of images, labelled by the lines of the file `labels`; without that, a folder
+            with val/CLASS/IMAGE or test/CLASS/IMAGE.
+        num_classes, classes: of the network; see datasets.with_class_order.
+
+    Raises UserError when there are no images, one has no label, or the classes do not fit.
+    """
+    if labels is None:
+        found = datasets.image_folder(data, "val")
+        found = datasets.with_class_order(found, num_classes, classes)
+        return found.images, found.labels.tolist()
+    if not Path(data).is_dir():
+        raise UserError(f"there is no folder {data}; give one with images in it")
+    files = datasets.image_files(data)
+    if not files:
+        raise UserError(f"there are no images in {data}; give a folder that has some in it")
+    known = read_labels(labels)
+    for file in files:
+        label = known.get(_key(file.name))
+        if label is None or not 0 <= label < num_classes:
+            what = "no label" if label is None else f"the label {label}"
+            raise UserError(
+                f"{file.name} has {what} in {labels}; give each image one of 0 to {num_classes - 1}"
+            )
+    return files, [known[_key(file.name)] for file in files]
+
+
+def prepare(path: str | PathLike, preprocessing: Preprocessing) -> np.ndarray:
+    """An image file as the network's input, float32 [3, size, size].
+
+    By Pillow: short side to `preprocessing.short_side`, bilinear, the other side truncated; centre
+    crop at rounded offsets; divided by 255, minus mean, over std, all in float32. EXIF's
+    orientation is not heeded. Raises BadImageError naming the file.
+    """
+    size, short = preprocessing.size, preprocessing.short_side
+    try:
+        with Image.open(path) as image:
+            image = _to_rgb(image)
+    except Exception:  # Pillow's decoders raise errors of many kinds
+        raise BadImageError(f"the image {path} is corrupt, or none that Pillow reads") from None
+    width, height = image.size
+    if min(width, height) != short:
+        if width < height:
+            width, height = short, int(short * height / width)
+        else:
+            width, height = int(short * width / height), short
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    top, left = (round((side - size) / 2) for side in (height, width))
+    image = image.crop((left, top, left + size, top + size))
+    planes = np.asarray(image, np.float32).transpose(2, 0, 1)
+    if preprocessing.color == "BGR":
+        planes = planes[::-1]
+    mean, std = (
+        np.array(values, np.float64)[:, None, None] / 255
+        for values in (preprocessing.mean, preprocessing.std)
+    )
+    return (planes / np.float32(255) - mean.astype(np.float32)) / std.astype(np.float32)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):  # which convert() would clip at 255: nearly all white
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("RGB")
+
+
+# ---------------------------------------------------------------- the board's results
+
+
+def score(dump: str | PathLike, labels: str | PathLike) -> dict:
+    """The accuracies that the outputs in a dump folder mean, as result.json has them.
+
+    A file NAME_INDEX.txt holds the outputs for the image NAME in its first line, single blanks
+    between them. Of 1001 classes, the first is not counted among the labels.
+
+    Raises UserError when an output is malformed or its image has no label.
+    """
+    dump = Path(dump)
+    if not dump.is_dir():
+        raise UserError(f"there is no folder {dump}; give the one with the dumped outputs")
+    files = sorted(dump.glob("*.txt"))
+    if not files:
+        raise UserError(f"there are no outputs in {dump}; give the folder with NAME_1.txt files")
+    known = read_labels(labels)
+    hits = np.zeros(5, int)
+    classes = None
+    for file in files:
+        outputs = _read_outputs(file)
+        if classes not in (None, len(outputs)):
+            raise UserError(f"{file} has {len(outputs)} outputs, but {files[0]} {classes}")
+        classes = len(outputs)
+        name = file.stem.rpartition("_")[0]
+        if name not in known:
+            raise UserError(f"{labels} has no label for {name}, of which {file} is the output")
+        best = np.argsort(-outputs, kind="stable")[:5]
+        hits[: len(best)] += best == known[name] + (classes == 1001)
+    shares = (hits.cumsum() / len(files)).tolist()[:classes]
+    facts = {"Number of images": str(len(files)), "Number of classes": str(classes)}
+    facts |= {
+        f"Top{n} accuracy": f"{round(share * 100, 2)}%" for n, share in enumerate(shares, start=1)
+    }
+    return {
+        "title": "Overall statistical evaluation",
+        "value": [{"key": key, "value": value} for key, value in facts.items()],
+    }
+
+
+def _read_outputs(file: Path) -> np.ndarray:
+    try:
+        with open(file, encoding="ascii") as lines:
+            outputs = np.array(lines.readline().split(), np.float32)
+    except (OSError, ValueError):
+        outputs = np.empty(0)
+    if not len(outputs) or not np.isfinite(outputs).all():
+        raise UserError(f"{file} is no dumped output, numbers in one line with blanks between")
+    return outputs
+
+
+def read_labels(path: str | PathLike) -> dict[str, int]:
+    """File name up to its first dot -> label, from lines of both with a blank between."""
+    try:
+        lines = Path(path).read_text().splitlines()
+        pairs = [line.rsplit(maxsplit=1) for line in lines if line.strip()]
+        return {_key(name): int(label) for name, label in pairs}
+    except OSError as error:
+        raise UserError(f"cannot read the labels {path}: {error.strerror}") from None
+    except ValueError:
+        raise UserError(f"{path} has lines that are not `<file name> <label>`") from None
+
+
+def _key(file_name: str) -> str:
+    return file_name.split(".")[0]
+
+
+def frames_per_second(perf_file: str | PathLike, chip: str) -> tuple[str, float]:
+    """(batch size, images/s) that a perf_vision_batchsize_N_device_D.txt means for a chip.
+
+    It is the eighth value in the file, the interface's throughput, and four times that of a 310,
+    which has four cores that are benchmarked one at a time.
+    """
+    try:
+        text = Path(perf_file).read_text()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text"
+        raise UserError(f"cannot read {perf_file}: {reason}") from None
+    values = re.findall(r":(.*?),", text.replace("\n", ",") + ",")
+    pieces = Path(perf_file).name.split("_")
+    try:
+        rate = float(values[7].replace("samples/s", ""))
+        return pieces[3], rate * {"310": 4, "310P": 1}[chip]
+    except (IndexError, ValueError):
+        raise UserError(
+            f"{perf_file} is no perf_vision_batchsize_N_device_D.txt of the benchmark tool"
+        ) from None
+
+
+# ---------------------------------------------------------------- the command
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = utils.ArgumentParser("What the results of an Ascend board mean.", EXAMPLES)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    about = "accuracy from the outputs that the benchmark tool dumped"
+    command = commands.add_parser("score", description=about, examples=EXAMPLES, help=about)
+    command.add_argument("dump", metavar="DUMP_DIR", help="folder with NAME_1.txt files")
+    command.add_argument("labels", metavar="LABELS", help="val_label.txt of the kit")
+    command.add_argument("out", metavar="OUT.json", help="file to write")
+    about = "images/s from the benchmark tool's performance file"
+    command = commands.add_parser("parse", description=about, examples=EXAMPLES, help=about)
+    command.add_argument(
+        "file", metavar="PERF_FILE", help="result/perf_vision_batchsize_N_device_D.txt"
+    )
+    command.add_argument("chip", metavar="CHIP", choices=("310", "310P"), help="310 or 310P")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    if args.command == "parse":
+        batch, rate = frames_per_second(args.file, args.chip)
+        print(f"{args.chip} bs{batch} fps:{rate}")
+        return 0
+    result = score(args.dump, args.labels)
+    write_atomically(args.out, lambda file: file.write(json.dumps(result).encode()))
+    for fact in result["value"]:
+        print(f"{fact['key']}: {fact['value']}")
+    return 0
+
+
+if __name__ == "__main__":
+    utils.run(main)

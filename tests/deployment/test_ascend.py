@@ -1,0 +1,249 @@
+"""The Ascend kit, from image files to the board's results, with onnxruntime as the board."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import cv2
+import megengine as mge
+import numpy as np
+import onnxruntime
+import pytest
+from PIL import Image
+
+import models
+from data.datasets import image_files
+from data.transforms import Preprocessing
+from deployment import ascend
+from tests.support import ROOT, write_image_folder
+from utils import UserError
+
+SMALL = Preprocessing(size=32)
+
+
+@pytest.fixture
+def deployed(tiny):
+    return models.to_deploy(tiny(num_classes=12))
+
+
+def run_board(kit, batch):
+    """What the benchmark tool does: the images of the .info file in batches, a text file each."""
+    (info,) = kit.glob("*.info")
+    (network,) = kit.glob("*.onnx")
+    session = onnxruntime.InferenceSession(network)
+    lines = info.read_text().splitlines()
+    dump = kit / "result" / "dumpOutput_device0"
+    dump.mkdir(parents=True)
+    for start in range(0, len(lines), batch):
+        _, paths, widths, heights = zip(
+            *(line.split(" ") for line in lines[start : start + batch]), strict=True
+        )
+        shape = (3, int(heights[0]), int(widths[0]))
+        images = np.stack([np.fromfile(kit / path, np.float32).reshape(shape) for path in paths])
+        (outputs,) = session.run(["output1"], {"actual_input_1": images})
+        for path, row in zip(paths, outputs, strict=True):
+            stem = path.split("/")[-1].split(".")[0]
+            text = " ".join(f"{value:.6f}" for value in row)
+            (dump / f"{stem}_1.txt").write_text(text + "\n")
+    return dump
+
+
+def test_from_photographs_to_result_json(tmp_path, deployed):
+    """A folder with classes, in which files of two classes have the same name."""
+    root = write_image_folder(tmp_path / "data", train=1, val=6, side=60)
+    classes = [*"bcdefghij", "apple", "pear", "plum"]  # labels 9, 10, 11
+    images, labels = ascend.labelled_images(root, None, 12, classes)
+    kit = tmp_path / "kit"
+    listed = ascend.write_kit(deployed, SMALL, images, labels, kit, {"arch": "RepVGGA0"})
+    assert sorted(listed) == sorted(path.name for path in kit.iterdir())
+    names = [f"{i:08}_{i % 6}" for i in range(18)]
+    assert (kit / "RepVGGA0_prep_bin.info").read_text() == "".join(
+        f"{i} ./prep_dataset/{name}.bin 32 32\n" for i, name in enumerate(names)
+    )
+    assert (kit / "val_label.txt").read_text() == "".join(
+        f"{name}.jpg {9 + i // 6}\n" for i, name in enumerate(names)
+    )
+    sizes = {file.name: file.stat().st_size for file in (kit / "prep_dataset").iterdir()}
+    assert sizes == {f"{name}.bin": 3 * 32 * 32 * 4 for name in names}
+
+    dump = run_board(kit, batch=5)
+    out = tmp_path / "result.json"
+    done = subprocess.run(
+        [sys.executable, "deployment/ascend.py", "score", dump, kit / "val_label.txt", out],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    deployed.eval()
+    inputs = np.stack([ascend.prepare(file, SMALL) for file in images])
+    logits = deployed(mge.Tensor(inputs)).numpy()
+    ranks = (logits > logits[np.arange(18), labels][:, None]).sum(axis=1)
+    tops = [round((ranks < n).sum() / 18 * 100, 2) for n in (1, 2, 3, 4, 5)]
+    assert tops[0] < tops[4]
+    values = ", ".join(
+        f'{{"key": "Top{n} accuracy", "value": "{top}%"}}' for n, top in enumerate(tops, start=1)
+    )
+    assert out.read_bytes().decode() == (
+        '{"title": "Overall statistical evaluation", "value": '
+        '[{"key": "Number of images", "value": "18"}, '
+        '{"key": "Number of classes", "value": "12"}, ' + values + "]}"
+    )
+
+
+# (width, height) -> (width, height) after resizing, left and top of the crop
+@pytest.mark.parametrize(
+    ("size", "resized", "left", "top"),
+    [
+        ((400, 300), (341, 256), 58, 16),
+        ((300, 437), (256, 372), 16, 74),  # 372.9
+        ((333, 501), (256, 385), 16, 80),
+        ((256, 419), (256, 419), 16, 98),
+        ((90, 70), (329, 256), 52, 16),
+        ((224, 224), (256, 256), 16, 16),
+    ],
+)
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "CMYK"])
+def test_pixels_are_the_documented_ones(tmp_path, rng, size, resized, left, top, mode):
+    picture = Image.fromarray(rng.integers(0, 256, (*size[::-1], 3), np.uint8)).convert(mode)
+    path = tmp_path / ("a.tiff" if mode == "CMYK" else "a.png")
+    picture.save(path)
+    picture = picture.convert("RGB")
+    if size != resized:
+        picture = picture.resize(resized, Image.BILINEAR)
+    pixels = np.array(picture, dtype=np.float32)[top : top + 224, left : left + 224]
+    pixels /= 255
+    pixels -= np.array([0.485, 0.456, 0.406], np.float32)
+    pixels /= np.array([0.229, 0.224, 0.225], np.float32)
+    assert ascend.prepare(path, Preprocessing()).tobytes() == pixels.transpose(2, 0, 1).tobytes()
+
+
+def test_bgr_and_sixteen_bits(tmp_path, rng):
+    deep = rng.integers(0, 1 << 16, (40, 50), np.uint16)
+    cv2.imwrite(str(tmp_path / "deep.png"), deep)
+    cv2.imwrite(str(tmp_path / "flat.png"), (deep >> 8).astype(np.uint8))
+    deep, flat = (ascend.prepare(tmp_path / f"{name}.png", SMALL) for name in ("deep", "flat"))
+    assert np.array_equal(deep, flat)
+    cv2.imwrite(str(tmp_path / "rgb.png"), rng.integers(0, 256, (50, 40, 3), np.uint8))
+    rgb = ascend.prepare(tmp_path / "rgb.png", SMALL)
+    swapped = replace(SMALL, color="BGR", mean=SMALL.mean[::-1], std=SMALL.std[::-1])
+    assert np.array_equal(ascend.prepare(tmp_path / "rgb.png", swapped), rgb[::-1])
+
+
+def test_a_flat_folder_with_a_label_file(tmp_path, deployed):
+    folder = tmp_path / "val"
+    folder.mkdir()
+    for i in (3, 1, 2):
+        cv2.imwrite(str(folder / f"ILSVRC2012_val_{i:08}.JPEG"), np.full((40, 50, 3), i, np.uint8))
+    labels = tmp_path / "val_label.txt"
+    labels.write_text("".join(f"ILSVRC2012_val_{i:08}.JPEG {i * 2}\n" for i in (1, 2, 3, 4)))
+    files, found = ascend.labelled_images(folder, labels, 12, None)
+    assert files == image_files(folder) and found == [2, 4, 6]
+    ascend.write_kit(deployed, SMALL, files, found, tmp_path / "kit")
+    assert (tmp_path / "kit" / "val_label.txt").read_text() == "".join(
+        labels.read_text().splitlines(keepends=True)[:3]
+    )
+    for text, message in {
+        "ILSVRC2012_val_00000001.JPEG 1\n": "00000002.JPEG has no label",
+        labels.read_text().replace(" 2\n", " 12\n"): "has the label 12 in .* one of 0 to 11",
+        "ILSVRC2012_val_00000001.JPEG one\n": "lines that are not `<file name> <label>`",
+    }.items():
+        labels.write_text(text)
+        with pytest.raises(UserError, match=message):
+            ascend.labelled_images(folder, labels, 12, None)
+
+
+def test_bad_input_leaves_nothing(tmp_path, deployed):
+    (tmp_path / "a.jpg").write_bytes(b"no image")
+    for images, out, message in (
+        ([tmp_path / "a.jpg"], "kit", "the image .*a.jpg is corrupt"),
+        ([tmp_path / "b.jpg"], "kit", "the image .*b.jpg is corrupt"),
+        ([], ".", "exists already and is not empty"),
+    ):
+        with pytest.raises(UserError, match=message):
+            ascend.write_kit(deployed, SMALL, images, [0] * len(images), tmp_path / out)
+        assert [path.name for path in tmp_path.iterdir()] == ["a.jpg"]
+    with pytest.raises(UserError, match="there is no folder"):
+        ascend.labelled_images(tmp_path / "none", tmp_path / "a.jpg", 12, None)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="there are no images in"):
+        ascend.labelled_images(tmp_path / "empty", tmp_path / "a.jpg", 12, None)
+
+
+# ---------------------------------------------------------------- the board's results
+
+
+def dumped(folder, rows):
+    folder.mkdir(exist_ok=True)
+    for name, row in rows.items():
+        (folder / name).write_text(" ".join(map(str, row)) + "\nmore\n")
+    return folder
+
+
+def facts(result):
+    return [fact["value"] for fact in result["value"]]
+
+
+def test_scores(tmp_path):
+    labels = tmp_path / "labels.txt"
+    labels.write_text("a_b.x.jpg 2\nc.jpg 0\nd.jpg 1\n")
+    rows = {"a_b_1.txt": [0, 1, 5], "c_1.txt": [1, 3, 2], "d_1.txt": [5, 1, 4]}
+    result = ascend.score(dumped(tmp_path / "dump", rows), labels)
+    assert facts(result) == ["3", "3", "33.33%", "33.33%", "100.0%"]
+
+    # of 1001 classes, the first is none
+    rows = {f"{n}_1.txt": np.eye(1001, dtype=int)[k] for n, k in zip("cd", (1, 1), strict=True)}
+    result = ascend.score(dumped(tmp_path / "more", rows), labels)
+    assert facts(result) == ["2", "1001", "50.0%", "50.0%", *["100.0%"] * 3]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ({}, "there are no outputs in"),
+        ({"z_1.txt": [1, 2]}, "has no label for z, of which"),
+        ({"c_1.txt": ["nothing"]}, "c_1.txt is no dumped output"),
+        ({"c_1.txt": []}, "c_1.txt is no dumped output"),
+        ({"c_1.txt": ["nan", 1]}, "c_1.txt is no dumped output"),
+        ({"c_1.txt": [1, 2], "d_1.txt": [1, 2, 3]}, "d_1.txt has 3 outputs, but .*c_1.txt 2"),
+    ],
+)
+def test_bad_dumps(tmp_path, command, rows, message):
+    (tmp_path / "labels.txt").write_text("c.jpg 0\nd.jpg 1\n")
+    dump, out = dumped(tmp_path / "dump", rows), tmp_path / "out.json"
+    status, _, err = command("deployment.ascend", "score", dump, tmp_path / "labels.txt", out)
+    assert status == 2 and not out.exists() and err.count("\n") == 1
+    with pytest.raises(UserError, match=message):
+        ascend.score(dump, tmp_path / "labels.txt")
+
+
+PERF = """\
+[e2e] throughputRate: 243.034, latency: 205733
+[data read] throughputRate: 258.963, moduleLatency: 3.86155
+[preprocess] throughputRate: 258.404, moduleLatency: 3.86991
+[infer] throughputRate: 244.435, Interface throughputRate: 278.013, moduleLatency: 3.90311
+[post] throughputRate: 243.5, moduleLatency: 4.1
+"""
+
+
+@pytest.mark.parametrize("text", [PERF, PERF.strip(), PERF.replace("278.013", "278.013samples/s")])
+def test_frames_per_second(tmp_path, command, text):
+    path = tmp_path / "perf_vision_batchsize_16_device_0.txt"
+    path.write_text(text)
+    assert command("deployment.ascend", "parse", path, "310")[:2] == (0, "310 bs16 fps:1112.052\n")
+    assert command("deployment.ascend", "parse", path, "310P")[1] == "310P bs16 fps:278.013\n"
+
+
+def test_bad_performance_files(tmp_path, command):
+    (tmp_path / "perf.txt").write_text(PERF)
+    (tmp_path / "perf_vision_batchsize_1_device_0.txt").write_text("[e2e] throughputRate: 1\n")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    for name, chip, message in (
+        ("perf.txt", "310", "is no perf_vision_batchsize_N_device_D.txt"),
+        ("perf_vision_batchsize_1_device_0.txt", "310", "is no perf_vision_batchsize_N_device_D"),
+        ("none", "310P", "No such file"),
+        ("binary", "310P", "it is no text"),
+        ("perf.txt", "T4", "invalid choice: 'T4'"),
+    ):
+        status, out, err = command("deployment.ascend", "parse", tmp_path / name, chip)
+        assert (status, out) == (2, "") and message in err and err.count("\n") == 1
