@@ -111,15 +111,6 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def find_model() -> Path:
-    path = checkpoint.newest("checkpoints", "best.pkl")
-    if path is None:
-        raise utils.UserError(
-            "there is no best.pkl under checkpoints/; train first (python train.py) or give --model"
-        )
-    return path
-
-
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     return launch.run(partial(run, args), args.ngpus)
@@ -128,7 +119,7 @@ def main(argv: list[str] | None = None) -> int:
 def run(args: argparse.Namespace, workers: Workers) -> int:
     """Test as one of `workers`; returns the exit status."""
     say = print if workers.rank == 0 and not args.json else lambda *_: None
-    path = Path(args.model) if args.model else find_model()
+    path = Path(args.model) if args.model else checkpoint.newest_best()
     if not args.model:
         say(f"testing the newest checkpoint, {path}")
     found = checkpoint.read(path)

@@ -268,3 +268,13 @@ def newest(folder: str | PathLike, name: str) -> Path | None:
     """The latest written file called `name` below `folder`, or None."""
     files = Path(folder).rglob(name)
     return max(files, key=lambda file: file.stat().st_mtime, default=None)
+
+
+def newest_best() -> Path:
+    """The latest best.pkl under checkpoints/; raises UserError when there is none."""
+    path = newest("checkpoints", "best.pkl")
+    if path is None:
+        raise UserError(
+            "there is no best.pkl under checkpoints/; train first (python train.py) or give --model"
+        )
+    return path

@@ -1,0 +1,96 @@
+#!/usr/bin/env python
+"""Predict what is in images: files, folders of them and URLs.
+
+The network is a checkpoint in any layout that convert_pretrained_weight.py reads, or an .onnx or
+.mge file of export.py. Without --model it is the newest best.pkl under checkpoints/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import utils  # isort: skip  (before MegEngine: it sets the process environment)
+
+import cv2
+import numpy as np
+
+from data import caption, sources
+from data.decoding import BadImageError
+from deployment import network
+from training import checkpoint
+
+EXAMPLES = """\
+  python predict.py dog.jpg photos/ https://example.com/cat.png --model a0.pkl
+  python predict.py photos/ --model RepVGGA0.onnx --top 3 --json
+  python predict.py photos/ --model best.pkl --save labelled
+"""
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = utils.ArgumentParser(__doc__, EXAMPLES)
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="file, folder or http(s) URL")
+    parser.add_argument(
+        "--arch",
+        type=utils.arch_name,
+        metavar="NAME",
+        help="architecture (default: what the file says)",
+    )
+    parser.add_argument(
+        "--model",
+        metavar="FILE",
+        help="checkpoint, .onnx or .mge (default: the newest best.pkl under checkpoints/)",
+    )
+    parser.add_argument(
+        "--top", type=utils.number(int, 1), default=5, metavar="N", help="classes an image"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    parser.add_argument(
+        "--save", metavar="DIR", help="write each picture with its labels drawn on it"
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    path = args.model or checkpoint.newest_best()
+    net = network.load(path, args.arch)
+    names = list(sources.expand(args.images))
+    results = []
+    for name, stem in zip(names, sources.stems(names), strict=True):
+        try:
+            image = sources.read(name)
+        except BadImageError as error:
+            results.append({"image": name, "error": str(error)})
+            utils.fail(str(error))
+            continue
+        best = _best(net, image, args.top)
+        results.append({"image": name, "predictions": best})
+        if not args.json:
+            print(name)
+            for row in best:
+                print(f"  {row['probability']:7.2%}  {row['class']:4}  {row['name']}")
+        if args.save:
+            lines = [f"{row['probability']:.1%} {row['name']}" for row in best]
+            _save(caption.labelled(image, lines), Path(args.save, f"{stem}-labelled.jpg"))
+    if args.json:
+        print(json.dumps({"model": str(path), "arch": net.arch, "images": results}, indent=2))
+    return 2 if any("error" in result for result in results) else 0
+
+
+def _best(net: network.Network, image: np.ndarray, count: int) -> list[dict]:
+    probabilities = net.probabilities(image)
+    return [
+        {"class": int(i), "name": net.classes[i], "probability": float(probabilities[i])}
+        for i in np.argsort(-probabilities, kind="stable")[:count]
+    ]
+
+
+def _save(picture: np.ndarray, path: Path) -> None:
+    content = cv2.imencode(".jpg", picture)[1].tobytes()
+    checkpoint.write_atomically(path, lambda file: file.write(content))
+
+
+if __name__ == "__main__":
+    utils.run(main)
