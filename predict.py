@@ -20,6 +20,7 @@ from data import caption, sources
 from data.decoding import BadImageError
 from deployment import network
 from training import checkpoint
+from weights import catalog
 
 EXAMPLES = """\
   python predict.py dog.jpg photos/ https://example.com/cat.png --model a0.pkl
@@ -54,7 +55,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    path = args.model or checkpoint.newest_best()
+    path = catalog.locate(args.model) if args.model else checkpoint.newest_best()
     net = network.load(path, args.arch)
     names = list(sources.expand(args.images))
     results = []

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import megengine as mge
 import numpy as np
@@ -15,6 +16,8 @@ from data import datasets
 from data.transforms import Preprocessing
 from training import checkpoint
 from utils import UserError
+
+Runner = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Network:
     arch: str
     classes: list[str]
     preprocessing: Preprocessing
-    run: Callable[[np.ndarray], np.ndarray]
+    run: Runner
 
     def probabilities(self, image: np.ndarray) -> np.ndarray:
         """uint8 BGR [H, W, 3] -> float64 [classes]. Raises UserError where the logits are not
@@ -45,13 +48,16 @@ class Network:
 
 
 def load(path: str | PathLike, arch: str | None = None) -> Network:
-    """The network in a checkpoint, which is fused, or in an .onnx file of export.py.
+    """The network in a checkpoint, which is fused, or in an .onnx or .mge file of export.py.
 
     `arch` is the architecture it must be of, where that is known. Raises UserError for a file that
     is missing, broken or of another architecture.
     """
-    if Path(path).suffix.lower() == ".onnx":
-        return _load_onnx(path, arch)
+    kind = Path(path).suffix.lower()
+    if kind in (".onnx", ".mge"):
+        if not Path(path).is_file():
+            raise UserError(f"there is no file {path}; give one that export.py wrote")
+        return _described(path, arch, *(_load_onnx(path) if kind == ".onnx" else _load_mge(path)))
     found = checkpoint.read(path, arch)
     model = checkpoint.load_model(found, arch, deploy=True)
     model.eval()
@@ -61,36 +67,45 @@ def load(path: str | PathLike, arch: str | None = None) -> Network:
     )
 
 
-def _load_onnx(path: str | PathLike, arch: str | None) -> Network:
+def _load_onnx(path: str | PathLike) -> tuple[dict, Runner]:
     import onnxruntime
 
-    if not Path(path).is_file():
-        raise UserError(f"there is no file {path}; give an .onnx file that export.py wrote")
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's have no class of their own in common
-        reason = str(error).rpartition(":")[2].strip()
+        reason = str(error).rpartition(":")[2].strip(" .")
         raise UserError(f"onnxruntime cannot run {path} ({reason}); export it anew") from None
-    said = session.get_modelmeta().custom_metadata_map
-    (data,), (logits,) = session.get_inputs(), session.get_outputs()
-    batch = data.shape[0] if isinstance(data.shape[0], int) else 1
+    entry = session.get_inputs()[0]
+    batch, _, height, width = entry.shape
+    if height != width:
+        raise UserError(f"{path} takes images of {height} x {width} pixels; give one for squares")
+    copies = batch if isinstance(batch, int) else 1
 
     def run(images: np.ndarray) -> np.ndarray:
-        return session.run(None, {data.name: np.repeat(images, batch, axis=0)})[0][:1]
+        return session.run(None, {entry.name: np.repeat(images, copies, axis=0)})[0][:1]
 
-    return _described(path, arch, {key: said[key] for key in said}, logits.shape[1], run)
+    said = session.get_modelmeta().custom_metadata_map
+    return {key: _value(text) for key, text in said.items()}, run
 
 
-def _described(path, arch, said, num_classes, run) -> Network:
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text  # which had no need of JSON
+
+
+def _load_mge(path: str | PathLike) -> tuple[dict, Runner]:
+    from deployment import mge_export
+
+    return mge_export.read_metadata(path), mge_export.load(path)
+
+
+def _described(path: str | PathLike, arch: str | None, said: dict, run: Runner) -> Network:
     """A network with what its file says of it."""
     try:
-        classes, preprocessing = json.loads(said["classes"]), json.loads(said["preprocessing"])
-        found = Network(
-            said["arch"],
-            datasets.class_names(classes, num_classes),
-            Preprocessing(**preprocessing),
-            run,
-        )
+        classes = datasets.class_names(said["classes"], said["num_classes"])
+        found = Network(said["arch"], classes, Preprocessing(**said["preprocessing"]), run)
     except (KeyError, TypeError, ValueError):
         raise UserError(
             f"{path} does not say which classes and which preprocessing its network has; "

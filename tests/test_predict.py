@@ -14,6 +14,8 @@ import pytest
 import models
 from data.decoding import decode
 from data.transforms import BASECLS, Preprocessing
+from deployment import input_format
+from deployment.mge_export import export_mge
 from deployment.onnx_export import export_onnx
 from models.repvgg import RepVGG
 from training import checkpoint
@@ -89,20 +91,30 @@ def test_a_folder_with_a_broken_image_among_the_others(command, network, photos,
     assert lines[1].split()[:2] == [row, str(best)]
 
 
-def test_onnx_files_say_what_they_expect(command, network, photos, tmp_path):
-    """A file for any number of images at once, and one for three."""
+@pytest.mark.parametrize("kind", ["any.onnx", "three.onnx", "raw.onnx", "a.mge"])
+def test_files_of_export_say_what_they_expect(command, network, photos, tmp_path, kind):
+    """For any number of images at once, for three, for raw pixels in RGB; for MegEngine."""
     model = models.to_deploy(network.model)
-    metadata = {"arch": "RepVGGA0", "classes": CLASSES}
+    path = tmp_path / kind
+    metadata = {"arch": "RepVGGA0", "classes": CLASSES, "num_classes": len(CLASSES)}
+    common = {"size": 32, "metadata": metadata}
+    if kind == "a.mge":
+        export_mge(model, path, EXPECTS, **common)
+    elif kind == "raw.onnx":
+        takes = input_format.raw_pixels(input_format.in_color_order(EXPECTS, "RGB"))
+        export_onnx(model, path, EXPECTS, takes=takes, **common)
+    else:
+        export_onnx(model, path, EXPECTS, batch=3 if kind == "three.onnx" else "batch", **common)
     expected = network(photos / "a.jpg")
-    for batch in ("batch", 3):
-        path = tmp_path / f"{batch}.onnx"
-        export_onnx(model, path, EXPECTS, size=32, batch=batch, metadata=metadata)
-        status, text, _ = command("predict", photos / "a.jpg", "--model", path, "--json")
-        (found,) = json.loads(text)["images"]
-        assert status == 0 and len(found["predictions"]) == 5
-        for row in found["predictions"]:
-            assert abs(row["probability"] - expected[row["class"]]) < 1e-5
-        assert found["predictions"][0]["class"] == expected.argmax()
+    status, text, err = command("predict", photos / "a.jpg", "--model", path, "--json")
+    (found,) = json.loads(text)["images"]
+    assert (status, err) == (0, "") and len(found["predictions"]) == 5
+    for row in found["predictions"]:
+        assert abs(row["probability"] - expected[row["class"]]) < 1e-5
+        assert row["name"] == SHOWN[row["class"]]
+    assert found["predictions"][0]["class"] == expected.argmax()
+    status, _, err = command("predict", photos / "a.jpg", "--model", path, "--arch", "RepVGGA1")
+    assert status == 2 and "is of RepVGGA0, but RepVGGA1 was expected" in err
 
 
 def test_a_url(command, network, photos):
@@ -145,9 +157,13 @@ def test_bad_input_is_one_sentence(command, network, photos, tmp_path):
     assert "onnxruntime cannot run" in refused(image, "--model", tmp_path / "broken.onnx")
     wrong = refused(image, "--model", network.path, "--arch", "RepVGGA1")
     assert "is a checkpoint of RepVGGA0, but RepVGGA1 was expected" in wrong
-    path = tmp_path / "bare.onnx"
-    export_onnx(models.to_deploy(network.model), path, EXPECTS, size=32)
-    assert "does not say which classes" in refused(image, "--model", path)
+    model = models.to_deploy(network.model)
+    export_onnx(model, tmp_path / "bare.onnx", EXPECTS, size=32)
+    assert "does not say which classes" in refused(image, "--model", tmp_path / "bare.onnx")
+    export_onnx(model, tmp_path / "wide.onnx", EXPECTS, size=(32, 64))
+    assert "takes images of 32 x 64 pixels" in refused(image, "--model", tmp_path / "wide.onnx")
+    (tmp_path / "broken.mge").write_bytes(b"hello")
+    assert "cannot read" in refused(image, "--model", tmp_path / "broken.mge")
     network.model.linear.bias[0] = float("nan")
     checkpoint.save(checkpoint.of_model(network.model, EXPECTS), network.path)
     assert "no numbers but NaN" in refused(image, "--model", network.path)
