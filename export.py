@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import utils  # isort: skip  (before MegEngine: it sets the process environment)
@@ -36,8 +37,11 @@ EXAMPLES = """\
   python export.py --model a0.pkl --fold-normalization --bgr-input    raw pixels, as OpenCV has them
   python export.py --model a0.pkl --format mge --threads 2
   python export.py --arch RepViTM0_9 --size 256x192                   random weights, for timing
+  python export.py --model a0.pkl --kit rdk-x5 --calibration photos --out kit
+  python export.py --model a0.pkl --kit ascend --data imagenet --out kit
 """
 SUFFIX = {"onnx": ".onnx", "mge": ".mge"}
+KITS = {"rdk-x5": "calibration", "ascend": "data"}  # board -> the option it must have
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -105,6 +109,24 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
             const=color,
             help=f"channels in the order {color} (default: the checkpoint's)",
         )
+    kit = parser.add_argument_group(
+        "kit for a board, a new folder --out with all that its tools need"
+    )
+    kit.add_argument("--kit", choices=KITS, metavar="BOARD", help=" or ".join(KITS))
+    kit.add_argument(
+        "--calibration", metavar="DIR", help="rdk-x5: folder of images for calibration"
+    )
+    kit.add_argument(
+        "--images", type=count, metavar="N", help="rdk-x5: images for calibration (default: 100)"
+    )
+    kit.add_argument(
+        "--data",
+        metavar="DIR",
+        help="ascend: folder with val/CLASS/IMAGE or test/CLASS/IMAGE; with --labels, of images",
+    )
+    kit.add_argument(
+        "--labels", metavar="FILE", help="ascend: a file name and the number of a class a line"
+    )
     output = parser.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="print JSON instead of the report")
     args = parser.parse_args(argv)
@@ -121,7 +143,30 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         parser.error("--threads is for --format mge; onnxruntime is told when it loads a file")
     if not args.input_name or not args.output_name or args.input_name == args.output_name:
         parser.error("--input-name and --output-name must be two different names")
+    _check_kit(parser, args)
     return args
+
+
+def _check_kit(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Raises SystemExit for options that a kit lacks, or that are for something else."""
+    own = {"rdk-x5": ("calibration", "images"), "ascend": ("data", "labels")}
+    for board, options in own.items():
+        for option in options:
+            if getattr(args, option) and args.kit != board:
+                parser.error(f"--{option} is for --kit {board}")
+    if args.kit is None:
+        return
+    for option in (KITS[args.kit], "out"):
+        if not getattr(args, option):
+            parser.error(f"--kit {args.kit} needs --{option}, a folder")
+    decided = ("keep_branches", "format", "input_name", "output_name", "opset", "batch",
+               "fold_normalization", "color")  # fmt: skip
+    for option in decided:
+        if getattr(args, option) != parser.get_default(option):
+            flag = "rgb-input or --bgr-input" if option == "color" else option.replace("_", "-")
+            parser.error(f"the board decides about --{flag}; leave it out with --kit")
+    if args.size and args.size[0] != args.size[1]:
+        parser.error("a kit is for square images; give --size one number")
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -194,6 +239,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.fold_normalization:
         takes = input_format.raw_pixels(takes)
     size = args.size or (preprocessing.size, preprocessing.size)
+    if args.kit:
+        return write_kit(args, model, replace(preprocessing, size=size[0]), metadata)
     target = target_path(args, model.arch)
     common = {
         "takes": takes,
@@ -226,6 +273,31 @@ def main(argv: list[str] | None = None) -> int:
         "sha256": files.sha256(target),
     }
     print(json.dumps(report, indent=2) if args.json else _text(report))
+    return 0
+
+
+def write_kit(
+    args: argparse.Namespace, model: M.Module, preprocessing: Preprocessing, metadata: dict
+) -> int:
+    """Write the folder and say what is in it."""
+    if args.kit == "rdk-x5":
+        from deployment import rdk
+
+        count = args.images or 100
+        listed = rdk.write_kit(model, preprocessing, args.calibration, args.out, count, metadata)
+    else:
+        from deployment import ascend
+
+        classes = metadata["classes"]
+        images = ascend.labelled_images(args.data, args.labels, model.num_classes, classes)
+        listed = ascend.write_kit(model, preprocessing, *images, args.out, metadata)
+    if args.json:
+        print(
+            json.dumps({**metadata, "kit": args.kit, "folder": args.out, "files": listed}, indent=2)
+        )
+    else:
+        print(f"{args.kit} kit of {model.arch} in {args.out}: {', '.join(listed)}")
+        print(f"what to do with it stands in {Path(args.out, 'README.txt')}")
     return 0
 
 

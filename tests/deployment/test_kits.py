@@ -1,0 +1,80 @@
+"""export.py --kit: from the command line to a folder, and what it refuses."""
+
+import json
+
+import megengine as mge
+import onnx
+import pytest
+
+import models
+from data.transforms import Preprocessing
+from models.repvgg import RepVGG
+from tests.support import write_image_folder
+from training import checkpoint
+
+
+@pytest.fixture
+def trained(monkeypatch, tmp_path):
+    """A checkpoint in train form, of a RepVGGA0 with few blocks and channels."""
+    config = {"depths": (1, 2, 4, 1), "width": (0.25, 0.125, 0.125, 0.125)}
+    monkeypatch.setitem(models._REGISTRY, "RepVGGA0", (RepVGG, config))
+    mge.random.seed(0)
+    model = models.create("RepVGGA0", 2)
+    path = tmp_path / "best.pkl"
+    checkpoint.save(checkpoint.of_model(model, Preprocessing(size=32), ["apple", "pear"]), path)
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path):
+    return write_image_folder(tmp_path / "photos", ("pear", "apple"), train=2, val=3)
+
+
+def test_the_kits(command, trained, photos, tmp_path):
+    out = tmp_path / "rdk"
+    flags = ["--model", trained, "--kit", "rdk-x5", "--calibration", photos, "--images", 4]
+    status, said, err = command("export", *flags, "--out", out, "--json")
+    said = json.loads(said)
+    assert (status, err) == (0, "")
+    assert sorted(said["files"]) == sorted(path.name for path in out.iterdir())
+    assert len(list((out / "calibration_data_rgb_f32").iterdir())) == 4
+    network = onnx.load(out / "RepVGG-A0.onnx")
+    assert {node.op_type for node in network.graph.node} & {"BatchNormalization"} == set()
+    noted = {entry.key: entry.value for entry in network.metadata_props}
+    assert noted["source_sha256"] == said["source_sha256"] and noted["form"] == "deploy"
+
+    out = tmp_path / "ascend"
+    flags = ["--model", trained, "--kit", "ascend", "--data", photos]
+    status, said, err = command("export", *flags, "--out", out, "--size", 64)
+    assert (status, err) == (0, "") and str(out / "README.txt") in said
+    labels = [line.split(" ")[1] for line in (out / "val_label.txt").read_text().splitlines()]
+    assert labels == ["0"] * 3 + ["1"] * 3
+    assert {file.stat().st_size for file in (out / "prep_dataset").iterdir()} == {3 * 64 * 64 * 4}
+
+
+def test_what_a_kit_refuses(command, trained, photos, tmp_path):
+    (tmp_path / "empty").mkdir()
+    rdk = ["--kit", "rdk-x5", "--calibration", photos]
+    for flags, message in (
+        (["--kit", "tpu"], "invalid choice: 'tpu' (choose from 'rdk-x5', 'ascend')"),
+        (["--kit", "rdk-x5"], "--kit rdk-x5 needs --calibration"),
+        (["--kit", "ascend"], "--kit ascend needs --data"),
+        (["--kit", "ascend", "--data", photos, "--images", 3], "--images is for --kit rdk-x5"),
+        ([*rdk, "--labels", "x"], "--labels is for --kit ascend"),
+        (["--calibration", photos], "--calibration is for --kit rdk-x5"),
+        ([*rdk, "--opset", 17], "the board decides about --opset"),
+        ([*rdk, "--format", "mge"], "the board decides about --format"),
+        ([*rdk, "--bgr-input"], "the board decides about --rgb-input or --bgr-input"),
+        ([*rdk, "--size", "32x64"], "a kit is for square images"),
+        ([*rdk, "--images", 0], "'0' is not a whole number of at least 1"),
+        (["--kit", "rdk-x5", "--calibration", tmp_path / "empty"], "there are no images in"),
+        (["--kit", "ascend", "--data", tmp_path / "empty"], "has no val/ or test/"),
+        ([*rdk, "--out", trained / "kit"], "Not a directory"),
+        ([*rdk, "--out", photos], "exists already and is not empty"),
+    ):
+        before = sorted(tmp_path.rglob("*"))
+        status, out, err = command("export", "--model", trained, "--out", tmp_path / "kit", *flags)
+        assert (status, out, err.count("\n")) == (2, "", 1) and message in err, err
+        assert sorted(tmp_path.rglob("*")) == before
+    status, _, err = command("export", "--model", trained, *rdk)
+    assert status == 2 and "--kit rdk-x5 needs --out" in err
