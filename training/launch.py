@@ -106,7 +106,12 @@ def _on_cpus(count: int) -> int:
                 sys.executable,
                 *sys.argv,
             ],
-            env={**os.environ, _FOLDER: folder, "MPIR_CVAR_SUPPRESS_ABORT_MESSAGE": "1"},
+            env=os.environ
+            | {
+                _FOLDER: folder,
+                "MPIR_CVAR_SUPPRESS_ABORT_MESSAGE": "1",
+                "PYTHONUNBUFFERED": "1",  # a line shall be seen when it is printed
+            },
             stdout=subprocess.PIPE,
             start_new_session=True,  # Ctrl-C on the terminal shall reach this process alone
         )
