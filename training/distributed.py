@@ -17,6 +17,7 @@ import megengine.functional as F
 import megengine.module as M
 import numpy as np
 
+import utils
 from utils import UserError
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ class MPI(Workers):
 def _wait(request: mpi4py.MPI.Request) -> None:
     """MPI's own waiting spins, and so takes the processor from the worker that is waited for
     whenever there are more workers than cores."""
+    utils.set_timer_slack(5e-5)
     while not request.Test():
         time.sleep(5e-5)
 
