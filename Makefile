@@ -28,7 +28,7 @@ demo: .venv/runtime ## train ARCH (RepVGGA0) on the digits, fuse, prove and test
 	  '  open checkpoints/$(ARCH)/demo/curves.png        what the training looked like'
 
 test: .venv/runtime .venv/development ## run the tests
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest --numprocesses 2 --dist worksteal
 
 lint: .venv/runtime .venv/development ## check style and formatting with ruff
 	$(PYTHON) -m ruff check .
