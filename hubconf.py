@@ -1,4 +1,4 @@
-"""Entry points for megengine.hub: every architecture, under its name in lower case.
+"""Entry points for megengine.hub: every architecture, under its name in lower case, "_" for "-".
 
 import megengine.hub
 net = megengine.hub.load("OWNER/REPOSITORY", "repvgga0", pretrained="best.pkl")
@@ -14,14 +14,14 @@ from weights import catalog as _catalog
 dependencies = ["megengine", "numpy", "cv2", "requests", "tqdm"]
 
 
-def _entry_point(arch):
+def _entry_point(arch, name):
     def create(pretrained=None, num_classes=1000, deploy=False):
         if pretrained is None:
             return _models.create(arch, num_classes, deploy=deploy)
         path = _catalog.locate(str(pretrained))
         return _checkpoint.load_model(path, arch, num_classes, deploy=deploy)
 
-    create.__name__ = arch.lower()
+    create.__name__ = name
     create.__doc__ = f"""{arch}, in training mode.
 
     Args:
@@ -34,5 +34,6 @@ def _entry_point(arch):
 
 
 for _arch in _models.list_models():
-    globals()[_arch.lower()] = _entry_point(_arch)
+    _name = _arch.lower().replace("-", "_")
+    globals()[_name] = _entry_point(_arch, _name)
 del _entry_point  # hub lists whatever is callable

@@ -20,10 +20,11 @@ import models
 from models import equivalence
 from training import checkpoint
 
-# one of each structural kind: dense, grouped, SE before the ReLU, SE after it, several branches,
-# depthwise with SE, a batch norm after the sum and two heads, ghost modules
+# one of each structural kind: dense, made for int8, grouped, SE before the ReLU, SE after it,
+# several branches, depthwise with SE, a batch norm after the sum and two heads, ghost modules
 DEFAULT_ARCHS = [
     "RepVGGA0",
+    "RepVGGA0-qa",
     "RepVGGB1g4",
     "RepVGGD2se",
     "RepVGGplusL2pse",

@@ -42,6 +42,7 @@ _REGISTRY = {
 # name -> (class, its keyword arguments): every kind of block alone
 BLOCKS = {
     **{f"RepVGG block: {kind}": (repvgg.RepVGGBlock, c) for kind, c in repvgg.BLOCKS.items()},
+    **{f"QARepVGG block: {k}": (repvgg.QARepVGGBlock, c) for k, c in repvgg.BLOCKS.items()},
     **{f"MobileOne unit: {k}": (mobileone.MobileOneUnit, c) for k, c in mobileone.BLOCKS.items()},
     **{f"RepViT {k}": (repvit.RepViTBlock, c) for k, c in repvit.BLOCKS.items()},
     **{f"RepViT {k}": (repvit.Downsample, c) for k, c in repvit.DOWNSAMPLES.items()},

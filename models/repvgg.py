@@ -1,7 +1,8 @@
 """RepVGG: a plain stack of 3x3 convolutions, trained with a 1x1 and an identity branch beside each.
 
 Source: Ding et al., RepVGG: Making VGG-style ConvNets Great Again, CVPR 2021 (arXiv 2101.03697);
-structure and names of the variants from the repository DingXiaoH/RepVGG.
+structure and names of the variants from the repository DingXiaoH/RepVGG. The variants "-qa" have
+the same deploy form but other branches, QARepVGGBlock's, whose fused weights int8 can hold.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ VARIANTS = {
     "RepVGGB3g4": {"depths": _B, "width": (3, 3, 3, 5), "groups": 4},
     "RepVGGD2se": {"depths": _D, "width": (2.5, 2.5, 2.5, 5), "se": "before"},
 }
+VARIANTS |= {f"{name}-qa": {**config, "block": "qa"} for name, config in VARIANTS.items()}
 
 # Every kind of block alone, for verification.
 BLOCKS = {
@@ -61,11 +63,10 @@ BLOCKS = {
 }
 
 
-class RepVGGBlock(M.Module):
-    """ReLU(BN(conv3x3) + BN(conv1x1) + BN(x)) in training, ReLU(conv3x3 with bias) deployed.
+class _Block(M.Module):
+    """What the blocks below have in common: their deploy form, and all that follows the branches.
 
-    The branch BN(x) exists where it can: equal channels and stride 1. [N, I, H, W] ->
-    [N, O, ceil(H/stride), ceil(W/stride)].
+    A subclass makes the branches, computes their sum from an input, and gives their `linear_map`.
 
     Args:
         in_channels, out_channels, stride, groups: as in a convolution.
@@ -84,14 +85,12 @@ class RepVGGBlock(M.Module):
         deploy: bool = False,
     ):
         super().__init__()
-        self.dense = self.pointwise = self.identity = self.reparam = self.se = None
+        self.drop_branches()
+        self.reparam = self.se = None
         if deploy:
             self.reparam = Conv2d(in_channels, out_channels, 3, stride, 1, groups=groups)
         else:
-            self.dense = ConvBN(in_channels, out_channels, 3, stride, groups)
-            self.pointwise = ConvBN(in_channels, out_channels, 1, stride, groups)
-            if in_channels == out_channels and stride == 1:
-                self.identity = BatchNorm2d(in_channels)
+            self.make_branches(in_channels, out_channels, stride, groups)
         if se is not None:
             self.se = SqueezeExcitation(
                 out_channels, out_channels // {"before": 16, "after": 4}[se]
@@ -99,15 +98,38 @@ class RepVGGBlock(M.Module):
         self.se_after_relu = se == "after"
 
     def forward(self, x: mge.Tensor) -> mge.Tensor:
-        if self.reparam is not None:
-            x = self.reparam(x)
-        elif self.identity is not None:
-            x = self.dense(x) + self.pointwise(x) + self.identity(x)
-        else:
-            x = self.dense(x) + self.pointwise(x)
+        x = self.branches(x) if self.reparam is None else self.reparam(x)
         if self.se is None:
             return relu(x)
         return self.se(relu(x)) if self.se_after_relu else relu(self.se(x))
+
+    def fuse_in_place(self) -> None:
+        """Replace the branches by their one convolution; nothing happens in deploy form."""
+        if self.reparam is None:
+            self.reparam = reparam.to_conv2d(self.linear_map(), like=self.dense.conv)
+            self.drop_branches()
+
+
+class RepVGGBlock(_Block):
+    """ReLU(BN(conv3x3) + BN(conv1x1) + BN(x)) in training, ReLU(conv3x3 with bias) deployed.
+
+    The branch BN(x) exists where it can: equal channels and stride 1. [N, I, H, W] ->
+    [N, O, ceil(H/stride), ceil(W/stride)]. Arguments as in _Block.
+    """
+
+    def make_branches(self, in_channels: int, out_channels: int, stride: int, groups: int) -> None:
+        self.dense = ConvBN(in_channels, out_channels, 3, stride, groups)
+        self.pointwise = ConvBN(in_channels, out_channels, 1, stride, groups)
+        if in_channels == out_channels and stride == 1:
+            self.identity = BatchNorm2d(in_channels)
+
+    def drop_branches(self) -> None:
+        self.dense = self.pointwise = self.identity = None
+
+    def branches(self, x: mge.Tensor) -> mge.Tensor:
+        """Their sum: what the deploy form's convolution gives."""
+        y = self.dense(x) + self.pointwise(x)
+        return y if self.identity is None else y + self.identity(x)
 
     def linear_map(self) -> reparam.LinearMap:
         """The branches as one convolution."""
@@ -137,11 +159,45 @@ class RepVGGBlock(M.Module):
         ring = F.sum(dense**2) - F.sum(centre**2)
         return ring + F.sum(equivalent**2 / (t3**2 + t1**2))
 
-    def fuse_in_place(self) -> None:
-        """Replace the branches by their one convolution; nothing happens in deploy form."""
-        if self.reparam is None:
-            self.reparam = reparam.to_conv2d(self.linear_map(), like=self.dense.conv)
-            self.dense = self.pointwise = self.identity = None
+
+class QARepVGGBlock(_Block):
+    """ReLU(BN(BN(conv3x3) + conv1x1 + x)) in training; deployed as RepVGGBlock is.
+
+    Made for int8. A batch norm on the identity branch makes outlier weights, and one on each branch
+    makes their sum vary more than any; so there is none on the identity and on the 1x1 convolution,
+    which has no bias either, and one after the sum, which keeps the training stable. x is there
+    with equal channels and stride 1. Squeeze-and-excitation comes after the last batch norm, as it
+    does in the deploy form of RepVGGBlock, though the authors' code has it before: there nothing
+    could be folded into the convolution. Arguments and shapes as in RepVGGBlock.
+
+    Source: Chu et al., Make RepVGG Greater Again: A Quantization-Aware Approach, AAAI 2024
+    (arXiv 2212.01593), QARepVGGBlockV2 in its code. It is trained as usual (plain L2 of 4e-5, no
+    custom L2, which makes int8 worse).
+    """
+
+    def make_branches(self, in_channels: int, out_channels: int, stride: int, groups: int) -> None:
+        self.dense = ConvBN(in_channels, out_channels, 3, stride, groups)
+        self.pointwise = Conv2d(in_channels, out_channels, 1, stride, groups=groups, bias=False)
+        self.has_identity = in_channels == out_channels and stride == 1
+        self.bn = BatchNorm2d(out_channels)
+
+    def drop_branches(self) -> None:
+        self.dense = self.pointwise = self.bn = None
+
+    def branches(self, x: mge.Tensor) -> mge.Tensor:
+        """Their sum, normalized: what the deploy form's convolution gives."""
+        y = self.dense(x) + self.pointwise(x)
+        return self.bn(y + x if self.has_identity else y)
+
+    def linear_map(self) -> reparam.LinearMap:
+        """The branches and the batch norm after their sum as one convolution."""
+        branches = [self.dense.linear_map(), reparam.convolution(self.pointwise)]
+        if self.has_identity:
+            branches.append(reparam.identity(self.dense.conv.in_channels, self.dense.conv.groups))
+        return reparam.batch_norm(reparam.add(*branches), self.bn)
+
+
+_BLOCK_KINDS = {"plain": RepVGGBlock, "qa": QARepVGGBlock}
 
 
 class RepVGG(StagedClassifier):
@@ -152,6 +208,7 @@ class RepVGG(StagedClassifier):
         width: multipliers of the stages' 64, 128, 256 and 512 channels.
         groups: of the convolutions in every second block of stages 1 to 3.
         se: see RepVGGBlock.
+        block: "plain", RepVGGBlock, or "qa", QARepVGGBlock.
         num_classes: length of the logits.
         deploy: build the fused form.
     """
@@ -162,15 +219,17 @@ class RepVGG(StagedClassifier):
         width: Sequence[float],
         groups: int = 1,
         se: str | None = None,
+        block: str = "plain",
         num_classes: int = 1000,
         deploy: bool = False,
     ):
         super().__init__()
+        make_block = _BLOCK_KINDS[block]
         base = (64, 128, 256, 512)
         self.num_features = tuple(int(b * w) for b, w in zip(base, width, strict=True))
         self.num_classes = num_classes
         channels = min(64, self.num_features[0])
-        self.stage0 = RepVGGBlock(3, channels, stride=2, se=se, deploy=deploy)
+        self.stage0 = make_block(3, channels, stride=2, se=se, deploy=deploy)
         # of the block in the whole network: every second one is grouped, but not the last
         index = 1
         for stage, (depth, out_channels) in enumerate(
@@ -180,7 +239,7 @@ class RepVGG(StagedClassifier):
             for i in range(depth):
                 grouped = index % 2 == 0 and stage < 4
                 blocks.append(
-                    RepVGGBlock(
+                    make_block(
                         channels,
                         out_channels,
                         stride=2 if i == 0 else 1,

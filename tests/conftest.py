@@ -37,7 +37,13 @@ def tiny():
         if kind == "plus":
             model = RepVGGPlus(**common, se="after")
         else:
-            extra = {"dense": {}, "groups": {"groups": 4}, "se": {"se": "before"}}[kind]
+            extra = {
+                "dense": {},
+                "groups": {"groups": 4},
+                "se": {"se": "before"},
+                "qa": {"block": "qa"},
+                "qa, groups, se": {"block": "qa", "groups": 4, "se": "before"},
+            }[kind]
             model = RepVGG(**common, **extra)
         model.arch = "RepVGGA0"
         return model

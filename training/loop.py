@@ -123,6 +123,8 @@ class Trainer:
                 f"the batch of {settings.batch_size} is larger than the {len(train.dataset)} "
                 f"training images; use --batch-size {len(train.dataset)} or less"
             )
+        if settings.custom_l2 and not any(hasattr(m, "custom_l2") for m in model.modules()):
+            raise UserError(f"--custwd is for RepVGG's own blocks, and {model.arch} has none")
         self.model, self.settings = model, settings
         self.train, self.val = train, val
         self.folder = folder

@@ -96,7 +96,8 @@ def recognize(
         name: option
         for option in reversed(best)
         for name in models.list_models()
-        if fnmatchcase(name, option[0].archs)
+        # nobody else has "-qa" in train form, and the deploy form is that of the twin without
+        if fnmatchcase(name, option[0].archs) and (name == arch or not name.endswith("-qa"))
     }
 
     def options_of(name: str) -> dict[str, Any]:

@@ -6,12 +6,17 @@ import numpy as np
 import pytest
 
 import models
+import verify
 from data.transforms import BASECLS
 from models import equivalence, reparam
 from training import checkpoint
 
 
-@pytest.mark.parametrize("arch", models.list_models())
+@pytest.mark.parametrize(
+    "arch",
+    # one of the "-qa" variants, which differ from their twins in the block alone
+    [name for name in models.list_models() if not name.endswith("-qa")] + ["RepVGGB1g4-qa"],
+)
 def test_every_network_is_equal_after_fusion(arch):
     images = np.random.default_rng(0).standard_normal((2, 3, 64, 64)).astype(np.float32)
     model = models.create(arch)
@@ -83,6 +88,12 @@ def test_a_network_that_gives_nan_is_not_equal(tiny, images):
     model = tiny()
     model.linear.bias[...] = np.float32("nan")
     assert not equivalence.compare(model, images).holds
+
+
+def test_verify_expands_a_pattern_of_qa_variants():
+    args = verify.parse_args(["--arch", "repvgg_a0_qa", "RepVGGA*-qa"])
+    assert args.arch == ["RepVGGA0-qa", "RepVGGA1-qa", "RepVGGA2-qa"]
+    assert set(models.list_models("*-qa")) < set(verify.parse_args(["--arch", "all"]).arch)
 
 
 def test_verify_refuses_an_unknown_name(command):

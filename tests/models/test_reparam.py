@@ -11,7 +11,7 @@ from models import equivalence, reparam
 from models.layers import Conv2d, ConvBN
 from models.repvgg import RepVGGBlock
 
-KINDS = ["dense", "groups", "se", "plus"]
+KINDS = ["dense", "groups", "se", "plus", "qa", "qa, groups, se"]
 
 
 def forward(model, images):

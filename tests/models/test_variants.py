@@ -1,11 +1,13 @@
 """Names and sizes of the networks: facts of the papers, counted from the live Modules."""
 
+import re
+
 import megengine as mge
 import numpy as np
 import pytest
 
 import models
-from models import equivalence
+from models import equivalence, init
 
 # parameters and multiply-adds at 224 px (train, deploy), and deploy tensors; measured on the
 # original PyTorch implementations
@@ -50,7 +52,9 @@ TABLE = {
 
 
 def test_every_variant_is_listed():
-    assert models.list_models() == list(TABLE)
+    qa = models.list_models("*-qa")
+    assert qa == [f"{name}-qa" for name in TABLE if re.match("RepVGG[ABD]", name)]
+    assert [name for name in models.list_models() if name not in qa] == list(TABLE)
     assert models.list_models("repvggb?g4") == ["RepVGGB1g4", "RepVGGB2g4", "RepVGGB3g4"]
     assert models.list_models("nothing*") == []
 
@@ -61,6 +65,22 @@ def test_parameters_and_multiply_adds(arch):
     found = [models.profile(network) for network in (train, deploy)]
     parameters, macs = zip(*found, strict=True)
     assert (*parameters, *macs, len(deploy.state_dict())) == TABLE[arch]
+
+
+@pytest.mark.parametrize(
+    # parameters in training: 15.81 M are what the authors' log says of B0
+    "arch, parameters",
+    [("RepVGGB0-qa", 15_808_616), ("RepVGGB1g4-qa", 39_947_368)],
+)
+def test_a_qa_variant_is_deployed_as_its_twin(arch, parameters):
+    with init.uninitialized():
+        train, twin = models.create(arch), models.create(arch.removesuffix("-qa"), deploy=True)
+        deploy = models.create(arch, deploy=True)
+    _, deploy_parameters, macs, _, _ = TABLE[twin.arch]
+    assert models.profile(train) == (parameters, macs)
+    assert models.profile(deploy).parameters == deploy_parameters
+    shapes = [models.state_shapes(network) for network in (deploy, twin)]
+    assert shapes[0] == shapes[1]
 
 
 def test_profile_leaves_the_model_alone(tiny):
@@ -80,7 +100,12 @@ def test_look_up_ignores_case_and_separators(name):
 
 
 @pytest.mark.parametrize(
-    "name, arch", [("repvit_m0_9", "RepViTM0_9"), ("repghost_100", "RepGhost100")]
+    "name, arch",
+    [
+        ("repvit_m0_9", "RepViTM0_9"),
+        ("repghost_100", "RepGhost100"),
+        ("repvgg_a0_qa", "RepVGGA0-qa"),
+    ],
 )
 def test_other_spellings(name, arch):
     assert models.canonical_name(name) == arch
