@@ -61,7 +61,8 @@ def test_every_variant_is_listed():
 
 @pytest.mark.parametrize("arch", TABLE)
 def test_parameters_and_multiply_adds(arch):
-    train, deploy = models.create(arch), models.create(arch, deploy=True)
+    with init.uninitialized():
+        train, deploy = models.create(arch), models.create(arch, deploy=True)
     found = [models.profile(network) for network in (train, deploy)]
     parameters, macs = zip(*found, strict=True)
     assert (*parameters, *macs, len(deploy.state_dict())) == TABLE[arch]
