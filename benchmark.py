@@ -4,17 +4,21 @@
 from __future__ import annotations
 
 import argparse
-import json
+import sys
 
 import utils  # isort: skip  (before MegEngine: it sets the process environment)
 
 from tqdm import tqdm
 
+import report
 from data import benchmark as data_benchmark
+from report import Rows
 from training import benchmark, benchmark_workers
 
 EXAMPLES = """\
-  python benchmark.py train
+  python benchmark.py infer --batch 1 8 --threads 1 2
+  python benchmark.py infer --arch 'RepVGGA*' RepGhost100 --csv speed.csv --chart speed.png
+  python benchmark.py throughput --model best.pkl --streams 1 4
   python benchmark.py train --arch RepVGGB0 --point 64x16 --rounds 5 --json
   python benchmark.py data --data imagenette
   python benchmark.py memory --point 128x16
@@ -30,9 +34,85 @@ def point(text: str) -> tuple[int, int]:
     return int(size), int(batch)
 
 
+COUNT = utils.number(int, 1)
+
+
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = utils.ArgumentParser(__doc__, EXAMPLES)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    add_inference(commands)
+    add_training(commands)
+    add_data(commands)
+    for command in commands.choices.values():
+        report.add_arguments(command)
+    args = parser.parse_args(argv)
+    if args.command in ("infer", "throughput"):
+        args.arch = utils.arch_names(args.arch) if args.arch else []
+        for option in ("model", "int8"):
+            if getattr(args, option) and len(args.arch) > 1:
+                parser.error(f"--{option} is of one architecture: give one --arch, or none")
+    return args
+
+
+def add_inference(commands: argparse._SubParsersAction) -> None:
+    """The sub-commands `infer` and `throughput`."""
+    infer = commands.add_parser(
+        "infer",
+        description="Latency, images/s, peak memory and GFLOP/s of a network: train form and "
+        "deploy form, .mge and ONNX files of export.py, under the runtimes that are installed "
+        "(OpenVINO, and PyTorch with timm, are not of this project). Each in a process of its own.",
+        examples="  python benchmark.py infer --arch 'RepVGG*' --size 224 --batch 1 8\n"
+        "  python benchmark.py infer --model best.pkl --int8 best-int8.onnx --threads 1 2 4\n",
+        help="a network in both forms and several runtimes: latency, images/s, memory",
+    )
+    throughput = commands.add_parser(
+        "throughput",
+        description="Several streams that feed a network single frames at once, each with a "
+        "thread: time of a frame and frames per second, as boards are measured.",
+        examples="  python benchmark.py throughput --arch RepVGGA0 RepGhost100 --streams 1 4\n",
+        help="several streams at once: latency of a frame and frames per second",
+    )
+    for command in (infer, throughput):
+        command.add_argument(
+            "--arch",
+            nargs="+",
+            metavar="NAME",
+            help="names or patterns such as 'RepVGG*' (default: the checkpoint's, or RepVGGA0)",
+        )
+        command.add_argument(
+            "--model", metavar="FILE", help="checkpoint; without it the weights are random"
+        )
+        command.add_argument("--int8", metavar="FILE", help="its quantized ONNX file, timed too")
+        command.add_argument(
+            "--size", type=COUNT, default=224, metavar="PIXELS", help="side of the images"
+        )
+    counts = {
+        "--batch": (infer, [1, 8], "images at once"),
+        "--threads": (infer, [1, 2], "of each runtime"),
+        "--streams": (throughput, [1, 4], "that feed frames at once"),
+    }
+    for option, (command, default, text) in counts.items():
+        shown = " ".join(map(str, default))
+        command.add_argument(
+            option,
+            type=COUNT,
+            nargs="+",
+            default=default,
+            metavar="N",
+            help=f"{text} (default: {shown})",
+        )
+    for command in (infer, throughput):
+        command.add_argument("--rounds", type=COUNT, default=5, help="in which all take turns")
+        command.add_argument(
+            "--seconds",
+            type=utils.number(float, 0, open_low=True),
+            default=1.0,
+            help="of a turn, and at least three passes",
+        )
+
+
+def add_training(commands: argparse._SubParsersAction) -> None:
+    """The sub-commands `train`, `memory` and `workers`."""
     train = commands.add_parser(
         "train",
         description="Seconds of a training step: MegEngine as it comes against this project.",
@@ -53,7 +133,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     workers.add_argument(
         "--workers",
-        type=utils.number(int, 1),
+        type=COUNT,
         nargs="+",
         default=[1, 2],
         metavar="N",
@@ -73,18 +153,14 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         )
         command.add_argument(
             "--rounds",
-            type=utils.number(int, 1),
+            type=COUNT,
             default=3,
             help="of measurements, in which the variants take turns",
         )
-        command.add_argument("--json", action="store_true", help="print JSON instead of the table")
-    add_data(commands)
-    return parser.parse_args(argv)
 
 
 def add_data(commands: argparse._SubParsersAction) -> None:
     """The sub-command `data`."""
-    count = utils.number(int, 1)
     data = commands.add_parser(
         "data",
         description="Images/s of the data pipeline of training: Pillow's usual one, MegEngine as "
@@ -96,7 +172,7 @@ def add_data(commands: argparse._SubParsersAction) -> None:
         "--data", metavar="DIR", required=True, help="a folder with images in it, at any depth"
     )
     data.add_argument(
-        "--size", type=count, default=224, metavar="PIXELS", help="side of the network's input"
+        "--size", type=COUNT, default=224, metavar="PIXELS", help="side of the network's input"
     )
     data.add_argument(
         "--images",
@@ -105,66 +181,109 @@ def add_data(commands: argparse._SubParsersAction) -> None:
         metavar="N",
         help="images a pass; where there are fewer, they are read again",
     )
-    data.add_argument("--batch-size", type=count, default=64, metavar="IMAGES", help="a batch")
-    data.add_argument("--workers", type=count, default=2, metavar="N", help="processes of the last")
-    data.add_argument("--rounds", type=count, default=5, help="timed passes of each variant")
-    data.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    data.add_argument("--batch-size", type=COUNT, default=64, metavar="IMAGES", help="a batch")
+    data.add_argument("--workers", type=COUNT, default=2, metavar="N", help="processes of the last")
+    data.add_argument("--rounds", type=COUNT, default=5, help="timed passes of each variant")
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     command = {
+        "infer": time_inference,
+        "throughput": time_throughput,
         "train": time_training,
         "memory": measure_memory,
         "workers": time_workers,
         "data": time_data,
     }
-    return command[args.command](args)
+    title, rows = command[args.command](args)
+    report.give_out(args, title, rows, report.LAYOUTS[args.command])
+    return 0
 
 
-def time_training(args: argparse.Namespace) -> int:
-    """Time each point and print a table, or JSON."""
+def time_inference(args: argparse.Namespace) -> tuple[str, Rows]:
+    """Every network at every batch and number of threads."""
+    from deployment.benchmark.inference import inference
+
     rows = []
-    steps = len(args.point) * args.rounds * len(benchmark.VARIANTS)
-    with tqdm(total=steps, unit="step", leave=False, disable=None) as bar:
-        for size, batch in args.point:
-            at = benchmark.Point(args.arch, size, batch)
+    for network, settings in networks(args, args.batch):
+        with progress() as bar:
+            rows += inference(
+                network, args.size, args.batch, args.threads, settings, args.int8, bar.update
+            )
+    peaks = {row["threads"]: row["peak_gflops"] for row in rows}
+    peak = ", ".join(f"{gflops:.0f} with {count}" for count, gflops in peaks.items())
+    return (
+        f"inference in {args.rounds} rounds of {args.seconds:g} s; the peak is that of matrix "
+        f"products by NumPy: {peak} threads"
+    ), rows
+
+
+def time_throughput(args: argparse.Namespace) -> tuple[str, Rows]:
+    """Every network with every number of streams."""
+    from deployment.benchmark.throughput import throughput
+
+    rows = []
+    for network, settings in networks(args, [1]):
+        with progress() as bar:
+            rows += throughput(network, args.size, args.streams, settings, args.int8, bar.update)
+    return f"single frames in {args.rounds} rounds of {args.seconds:g} s", rows
+
+
+def networks(args: argparse.Namespace, batches: list[int]):
+    """Each network with how long to measure; what is left out is said on stderr."""
+    from deployment.benchmark import candidates
+    from deployment.benchmark.turns import Settings
+
+    for arch in args.arch or ([None] if args.model else ["RepVGGA0"]):
+        network = candidates.load(arch, args.model)
+        if args.int8:
+            candidates.check_int8(args.int8, network.arch, args.size, batches)
+        for variant, why in candidates.left_out(network).items():
+            print(f"{network.arch}: {variant} left out: {why}", file=sys.stderr)
+        yield network, Settings(args.rounds, args.seconds)
+
+
+def progress(total: int | None = None, unit: str = "turn") -> tqdm:
+    """A bar that is seen on a terminal only."""
+    return tqdm(total=total, unit=unit, leave=False, disable=None)
+
+
+def time_training(args: argparse.Namespace) -> tuple[str, Rows]:
+    """Each point in each variant."""
+    rows = []
+    with progress(len(args.point) * args.rounds * len(benchmark.VARIANTS), "step") as bar:
+        for at in points(args):
             seconds = benchmark.seconds_per_step(at, args.rounds, after_step=bar.update)
             rows += benchmark.summary(at, seconds)
-    if args.json:
-        print(json.dumps(rows, indent=2))
-        return 0
-    print(f"training step, median of {args.rounds} (fastest to slowest), one process")
-    for row in rows:
-        print(
-            f"{row['arch']}, {row['size']:3} px, batch {row['batch']:3}: {row['variant']:9} "
-            f"{row['seconds']:7.3f} s ({row['fastest']:.3f} to {row['slowest']:.3f}), "
-            f"{row['images_per_second']:6.1f} images/s, {row['speedup']:5.1f} x stock"
-        )
-    return 0
+    return f"training step, median of {args.rounds}, one process", rows
 
 
-def time_workers(args: argparse.Namespace) -> int:
-    """Time the loop with each number of workers and print a table, or JSON."""
-    rows = []
-    for size, batch in args.point:
-        point = benchmark.Point(args.arch, size, batch)
-        rows += benchmark_workers.measure(point, args.workers, args.rounds)
-    if args.json:
-        print(json.dumps(rows, indent=2))
-        return 0
-    print(f"a step of the training loop, median of {args.rounds} runs (fastest to slowest)")
-    for row in rows:
-        print(
-            f"{row['arch']}, {row['size']:3} px, batch {row['batch']:3}: {row['workers']} workers "
-            f"{row['seconds']:7.3f} s ({row['fastest']:.3f} to {row['slowest']:.3f}), "
-            f"{row['images_per_second']:6.1f} images/s, {row['speedup']:5.2f} x the first"
-        )
-    return 0
+def points(args: argparse.Namespace) -> list[benchmark.Point]:
+    """What --arch and --point name."""
+    return [benchmark.Point(args.arch, size, batch) for size, batch in args.point]
 
 
-def time_data(args: argparse.Namespace) -> int:
-    """Time the pipelines and print a table, or JSON."""
+def measure_memory(args: argparse.Namespace) -> tuple[str, Rows]:
+    """Peak memory of a training step."""
+    rows = [row for at in points(args) for row in benchmark.memory_of_steps(at, args.rounds)]
+    return (
+        f"peak memory of a process and time of a step, median of {args.rounds} processes each"
+    ), rows
+
+
+def time_workers(args: argparse.Namespace) -> tuple[str, Rows]:
+    """The loop with each number of workers."""
+    rows = [
+        row
+        for at in points(args)
+        for row in benchmark_workers.measure(at, args.workers, args.rounds)
+    ]
+    return f"a step of the training loop, median of {args.rounds} runs", rows
+
+
+def time_data(args: argparse.Namespace) -> tuple[str, Rows]:
+    """The pipelines."""
     batches = args.images // args.batch_size
     if batches < 2:
         raise utils.UserError(
@@ -173,42 +292,14 @@ def time_data(args: argparse.Namespace) -> int:
         )
     dataset = data_benchmark.find_images(args.data, batches * args.batch_size)
     found = data_benchmark.variants(dataset, args.size, args.batch_size, args.workers)
-    with tqdm(total=args.rounds * len(found), unit="pass", leave=False, disable=None) as bar:
+    with progress(args.rounds * len(found), "pass") as bar:
         rows = data_benchmark.summary(
             data_benchmark.measure(found, batches, args.rounds, after_pass=bar.update)
         )
-    if args.json:
-        print(json.dumps(rows, indent=2))
-        return 0
-    print(
+    return (
         f"{dataset.name}, {args.size} px, batches of {args.batch_size}: images/s, and images/s of "
-        f"processor time of a core, median of {args.rounds} passes (slowest to fastest)"
-    )
-    for row in rows:
-        print(
-            f"{row['variant']:16} {row['images_per_second']:6.0f}  a core {row['per_core']:6.0f} "
-            f"({row['slowest']:.0f} to {row['fastest']:.0f}), {row['times_first']:.2f} x Pillow"
-        )
-    return 0
-
-
-def measure_memory(args: argparse.Namespace) -> int:
-    """Peak memory of a training step."""
-    points = [benchmark.Point(args.arch, size, batch) for size, batch in args.point]
-    found = {str(at): benchmark.memory_of_steps(at, args.rounds) for at in points}
-    if args.json:
-        print(json.dumps(found, indent=2))
-        return 0
-    print(f"peak memory of a process and time of a step, median of {args.rounds} processes each")
-    for at, rows in found.items():
-        for row in rows:
-            less = rows[0]["peak_mb"] / row["peak_mb"]
-            price = row["seconds"] / rows[0]["seconds"]
-            print(
-                f"{at}: {row['variant']:10} {row['peak_mb']:6.0f} MB, {less:.2f} x less, "
-                f"{row['seconds']:.3f} s, {price:.2f} x the time"
-            )
-    return 0
+        f"processor time of a core, median of {args.rounds} passes"
+    ), rows
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ from pathlib import Path
 import utils  # isort: skip  (before MegEngine: it sets the process environment)
 
 import megengine.module as M
-import numpy as np
 
 import models
 from data.transforms import Preprocessing
@@ -188,9 +187,7 @@ def _batch(text: str) -> int | str:
 def load(args: argparse.Namespace) -> tuple[M.Module, Preprocessing, dict]:
     """The network in the form to export, what its images go through, and what to note of both."""
     if args.model is None:
-        model = models.create(args.arch)
-        images = np.random.default_rng(0).standard_normal((8, 3, 64, 64), np.float32)
-        equivalence.randomize(model, images)
+        model = equivalence.random_network(args.arch)
         model = model if args.keep_branches else models.to_deploy(model)
         preprocessing, classes, source = Preprocessing(), None, {"source": "random weights"}
     else:

@@ -39,6 +39,11 @@ def _is_amd() -> bool:
     return False
 
 
+def _on_cpu() -> bool:
+    """Whether MegEngine's device is a CPU: "cpu0", or "multithread2:0" for two threads."""
+    return os.environ.get("MGE_DEFAULT_DEVICE", "").startswith(("cpu", "multithread"))
+
+
 def set_process_environment() -> None:
     """Settings that must stand before `import megengine`; a value the user has set is kept.
 
@@ -56,7 +61,7 @@ def set_process_environment() -> None:
         os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
     if "MGE_DEFAULT_DEVICE" not in os.environ and gpu_count() == 0:
         os.environ["MGE_DEFAULT_DEVICE"] = "cpu0"
-    if os.environ.get("MGE_DEFAULT_DEVICE", "").startswith("cpu"):
+    if _on_cpu():
         os.environ.setdefault("MGB_WORKER_MAX_SPIN", "1")
         os.environ.setdefault("RUNTIME_OVERRIDE_LOG_LEVEL", "3")
     os.environ.setdefault("MGE_FASTRUN_CACHE_TYPE", "MEMORY")
@@ -128,15 +133,17 @@ def set_timer_slack(seconds: float) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, ctypes.c_ulong(round(seconds * 1e9)), 0, 0, 0)
 
 
-if os.environ.get("MGE_DEFAULT_DEVICE", "").startswith("cpu"):
+if _on_cpu():
     keep_freed_memory()
     set_timer_slack(5e-3)
 
 
-def peak_memory() -> float:
-    """The most memory that this process has had resident so far, in MB (2^20 bytes)."""
+def peak_memory(process: int | str = "self") -> float:
+    """The most memory that this process, or another one by its number (Linux), has had resident so
+    far, in MB (2^20 bytes).
+    """
     with suppress(OSError):  # getrusage would count what the parent had before exec
-        for line in Path("/proc/self/status").read_text().splitlines():
+        for line in Path(f"/proc/{process}/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS: in bytes
@@ -236,3 +243,22 @@ def arch_name(text: str) -> str:
         return models.canonical_name(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def arch_names(patterns: list[str]) -> list[str]:
+    """Canonical names of architectures: each pattern is a name, a shell pattern or "all".
+
+    Raises UserError for one that nothing matches.
+    """
+    import models
+
+    names = {}  # in the order given, once each
+    for pattern in patterns:
+        matches = models.list_models("*" if pattern.lower() == "all" else pattern)
+        if not matches:
+            try:
+                matches = [models.canonical_name(pattern)]
+            except ValueError as error:
+                raise UserError(f"argument --arch: {error}") from None
+        names |= dict.fromkeys(matches)
+    return list(names)

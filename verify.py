@@ -56,23 +56,10 @@ def parse_args(argv: list[str] | None) -> utils.argparse.Namespace:
     output.add_argument("--json", action="store_true", help="print JSON instead of the table")
     args = parser.parse_args(argv)
     if args.model is None:
-        args.arch = _expand(args.arch or DEFAULT_ARCHS)
+        args.arch = utils.arch_names(args.arch or DEFAULT_ARCHS)
     elif args.arch is not None and len(args.arch) != 1:
         parser.error("--model proves one checkpoint: give one --arch, or none")
     return args
-
-
-def _expand(patterns: list[str]) -> list[str]:
-    names = []
-    for pattern in patterns:
-        matches = models.list_models("*" if pattern.lower() == "all" else pattern)
-        if not matches:
-            try:
-                matches = [models.canonical_name(pattern)]
-            except ValueError as error:
-                raise utils.UserError(f"argument --arch: {error}") from None
-        names += [name for name in matches if name not in names]
-    return names
 
 
 def proofs(args: utils.argparse.Namespace) -> Iterator[tuple[str, equivalence.Equivalence]]:

@@ -8,6 +8,7 @@ import megengine as mge
 import megengine.module as M
 import numpy as np
 
+from . import create
 from .reparam import fuse_in_place, to_deploy
 
 TOLERANCE = 1e-5  # of the largest output; float32 itself leaves about 1e-6
@@ -74,6 +75,13 @@ def randomize(model: M.Module, example: np.ndarray, seed: int = 0) -> None:
         bn.running_mean[...] = (bn.running_mean.numpy() + shift).astype(np.float32)
         bn.running_var[...] = (variance * rng.uniform(0.5, 3, variance.shape)).astype(np.float32)
     model.train(training)
+
+
+def random_network(arch: str) -> M.Module:
+    """A network in train form with such random values, where no weights are at hand."""
+    model = create(arch)
+    randomize(model, np.random.default_rng(0).standard_normal((8, 3, 64, 64), np.float32))
+    return model
 
 
 def compare(model: M.Module, images: np.ndarray, consume: bool = False) -> Equivalence:

@@ -17,12 +17,12 @@ class Profile(NamedTuple):
     macs: int
 
 
-def profile(model: M.Module, size: int | tuple[int, int] = 224) -> Profile:
+def profile(model: M.Module, size: int | tuple[int, int] = 224, training: bool = True) -> Profile:
     """Parameters, and multiply-adds of convolutions and linear layers for one `size` image.
 
     Counted while a copy of the model runs in training mode, so that what exists in training only
-    (auxiliary heads) is in the figures of a train form. Biases, batch norms and activations are not
-    counted as multiply-adds, as is usual.
+    (auxiliary heads) is in the figures of a train form; in evaluation mode without `training`.
+    Biases, batch norms and activations are not counted as multiply-adds, as is usual.
     """
     height, width = (size, size) if isinstance(size, int) else size
     macs = 0
@@ -35,7 +35,7 @@ def profile(model: M.Module, size: int | tuple[int, int] = 224) -> Profile:
         macs += int(np.prod(output.shape)) * int(per_output)
 
     model = copy.deepcopy(model)
-    model.train()
+    model.train(training)
     for module in model.modules():
         if isinstance(module, M.Conv2d | M.Linear):
             module.register_forward_hook(count)

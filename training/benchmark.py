@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from unittest import mock
 
 import megengine as mge
@@ -103,9 +103,7 @@ def summary(point: Point, seconds: dict[str, list[float]]) -> list[dict]:
     first = next(iter(medians.values()))
     return [
         {
-            "arch": point.arch,
-            "size": point.size,
-            "batch": point.batch,
+            **asdict(point),
             "variant": name,
             "seconds": medians[name],
             "fastest": min(times),
@@ -133,11 +131,22 @@ def memory_of_steps(point: Point, rounds: int) -> list[dict]:
         for variant in MEMORY:
             with context.Pool(1) as pool:
                 found[variant].append(pool.apply(_peak_and_seconds, (point, variant)))
-    rows = []
-    for variant, pairs in found.items():
-        peak, seconds = (statistics.median(values) for values in zip(*pairs, strict=True))
-        rows.append({"variant": variant, "peak_mb": peak, "seconds": seconds})
-    return rows
+    medians = {
+        variant: [statistics.median(values) for values in zip(*pairs, strict=True)]
+        for variant, pairs in found.items()
+    }
+    usual_peak, usual_seconds = medians[MEMORY[0]]
+    return [
+        {
+            **asdict(point),
+            "variant": variant,
+            "peak_mb": peak,
+            "times_less": usual_peak / peak,
+            "seconds": seconds,
+            "times_longer": seconds / usual_seconds,
+        }
+        for variant, (peak, seconds) in medians.items()
+    ]
 
 
 def _peak_and_seconds(point: Point, variant: str) -> tuple[float, float]:

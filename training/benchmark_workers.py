@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import utils  # isort: skip  (before MegEngine: it sets the process environment)
@@ -48,9 +49,7 @@ def measure(point: Point, counts: list[int], rounds: int, steps: int = 4) -> lis
     medians = {count: statistics.median(values) for count, values in seconds.items()}
     return [
         {
-            "arch": point.arch,
-            "size": point.size,
-            "batch": point.batch,
+            **asdict(point),
             "workers": count,
             "seconds": medians[count],
             "fastest": min(seconds[count]),

@@ -22,7 +22,7 @@ def test_it_times_each_pipeline(command, image_folder, tmp_path):
     shutil.copytree(folder / "val" / "pear", flat)
     status, out, err = command("benchmark", "data", *arguments[2:], "--data", flat, "--workers", 1)
     assert status == 0, err
-    assert len(out.splitlines()) == 5
+    assert len(out.splitlines()) == 2 + 4
 
 
 def test_the_pipelines_give_the_same_kind_of_batches(image_folder):

@@ -1,0 +1,71 @@
+"""Latency, images/s, memory and GFLOP/s of a network's forms and runtimes."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+
+import numpy as np
+
+from .candidates import Candidate, Network, candidates
+from .turns import Measured, Settings, measure
+
+_SIDE = 1024  # of the matrices of the product that speed is compared with
+
+
+def inference(
+    network: Network,
+    size: int,
+    batches: list[int],
+    threads: list[int],
+    settings: Settings,
+    int8: str | None = None,
+    after_turn: Callable[[], object] = lambda: None,
+) -> list[dict]:
+    """A row for each variant, batch and number of threads; times in milliseconds.
+
+    The peak that "peak_share" is of is that of NumPy's product of float32 matrices with as many
+    threads, the fastest of those that took turns with the networks.
+    """
+    rows = []
+    for count in threads:
+        with candidates(network, size, count, int8) as found:
+            for batch in batches:
+                product = Candidate("matrix product", "matrix_product", str(_SIDE))
+                *measured, peak = measure(
+                    [*found, product], count, batch, size, settings, after_turn
+                )
+                gflops = 2 * _SIDE**3 / peak.latencies.min() / 1e9
+                point = {"arch": network.arch, "size": size, "batch": batch, "threads": count}
+                rows += [{**point, **row} for row in _inference_rows(measured, batch, gflops)]
+    return rows
+
+
+def _inference_rows(measured: list[Measured], batch: int, peak_gflops: float) -> list[dict]:
+    first = np.median(measured[0].latencies)
+    rows = []
+    for one in measured:
+        latencies, profile = one.latencies, one.candidate.profile
+        median, p90, p99 = (float(np.percentile(latencies, p)) for p in (50, 90, 99))
+        speeds = [batch / statistics.median(turn["latencies"]) for turn in one.turns]
+        gflops = 2 * profile.macs * batch / median / 1e9
+        rows.append(
+            {
+                "variant": one.candidate.variant,
+                "latency_ms": median * 1e3,
+                "p90_ms": p90 * 1e3,
+                "p99_ms": p99 * 1e3,
+                "images_per_second": batch / median,
+                "slowest": min(speeds),  # of the turns' medians
+                "fastest": max(speeds),
+                "times_first": float(first / median),
+                "peak_mb": one.peak_memory,
+                "parameters": profile.parameters,
+                "multiply_adds": profile.macs,
+                "gflops": gflops,
+                "peak_gflops": float(peak_gflops),
+                "peak_share": float(gflops / peak_gflops),
+                "passes": len(latencies),
+            }
+        )
+    return rows

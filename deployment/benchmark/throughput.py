@@ -1,0 +1,55 @@
+"""Frames per second of several streams at once."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from .candidates import Network, candidates
+from .turns import Settings, measure
+
+
+def throughput(
+    network: Network,
+    size: int,
+    streams: list[int],
+    settings: Settings,
+    int8: str | None = None,
+    after_turn: Callable[[], object] = lambda: None,
+) -> list[dict]:
+    """A row for each variant and number of streams that feed it single frames at once, each
+    computed by one thread.
+
+    These are the figures in the tables of boards: the mean time that a frame takes, and frames a
+    second. MegEngine itself has one stream a process and takes no part.
+    """
+    rows = []
+    with candidates(network, size, 1, int8) as found:
+        several = [
+            replace(one, streams=count)
+            for one in found
+            if one.runtime != "megengine"
+            for count in streams
+        ]
+        for one in measure(several, 1, 1, size, settings, after_turn):
+            speeds = [len(turn["latencies"]) / turn["elapsed"] for turn in one.turns]
+            rows.append(
+                {
+                    "arch": network.arch,
+                    "size": size,
+                    "parameters": one.candidate.profile.parameters,
+                    "variant": one.candidate.variant,
+                    "streams": one.candidate.streams,
+                    "mean_ms": float(one.latencies.mean()) * 1e3,
+                    "latency_ms": float(np.median(one.latencies)) * 1e3,
+                    "frames_per_second": statistics.median(speeds),
+                    "slowest": min(speeds),
+                    "fastest": max(speeds),
+                    "peak_mb": one.peak_memory,
+                    "frames": len(one.latencies),
+                }
+            )
+    return rows

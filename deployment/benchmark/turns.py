@@ -1,0 +1,114 @@
+"""Processes that take turns, each with one runtime in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import numpy as np
+
+import utils
+from utils import UserError
+
+from .candidates import Candidate
+from .runtimes import environment
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How long to measure: `rounds` turns of each candidate, of `seconds` each."""
+
+    rounds: int
+    seconds: float
+
+
+class _Worker:
+    """A process of deployment.benchmark.worker."""
+
+    def __init__(self, candidate: Candidate, threads: int, batch: int, size: int):
+        self.variant = candidate.variant
+        numbers = map(str, (threads, candidate.streams, batch, size))
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed in __exit__)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "deployment.benchmark.worker", candidate.runtime,
+             candidate.source, *numbers],
+            cwd=utils.ROOT,
+            env={**os.environ, **environment(threads)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+        )  # fmt: skip
+
+    def answer(self) -> dict:
+        """Wait for what the process says. Raises UserError when it has ended instead."""
+        line = self._process.stdout.readline()
+        if line:
+            return json.loads(line)
+        self._errors.seek(0)
+        said = self._errors.read().decode(errors="replace").strip().splitlines()
+        reason = said[-1] if said else f"exit status {self._process.wait()}"
+        raise UserError(f"{self.variant} failed ({reason}); leave it out or mend its runtime")
+
+    def turn(self, seconds: float) -> dict:
+        """Let it run."""
+        print(seconds, file=self._process.stdin, flush=True)
+        return self.answer()
+
+    def peak_memory(self) -> float:
+        """In MB."""
+        return utils.peak_memory(self._process.pid)
+
+    def __enter__(self) -> _Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+        self._errors.close()
+
+
+@dataclass
+class Measured:
+    """Of a candidate: its answers, one a turn, and the peak of its process's memory in MB."""
+
+    candidate: Candidate
+    turns: list[dict]
+    peak_memory: float = 0.0
+
+    @property
+    def latencies(self) -> np.ndarray:
+        """Seconds of every pass."""
+        return np.concatenate([turn["latencies"] for turn in self.turns])
+
+
+def measure(
+    candidates: list[Candidate],
+    threads: int,
+    batch: int,
+    size: int,
+    settings: Settings,
+    after_turn: Callable[[], object] = lambda: None,
+) -> list[Measured]:
+    """All of them side by side, each with so many threads a stream, in turns."""
+    found = [Measured(candidate, []) for candidate in candidates]
+    with ExitStack() as stack:
+        workers = [
+            stack.enter_context(_Worker(candidate, threads, batch, size))
+            for candidate in candidates
+        ]
+        for worker in workers:
+            worker.answer()  # that it has warmed up
+        for _ in range(settings.rounds):
+            for worker, one in zip(workers, found, strict=True):
+                one.turns.append(worker.turn(settings.seconds))
+                after_turn()
+        for worker, one in zip(workers, found, strict=True):
+            one.peak_memory = worker.peak_memory()
+    return found

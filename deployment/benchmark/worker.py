@@ -1,0 +1,70 @@
+"""A process with one runtime in it that is asked to run for so long, and answers with its times.
+
+`python -m deployment.benchmark.worker RUNTIME SOURCE THREADS STREAMS BATCH SIZE` says {} when it
+has warmed up. Each line that it then reads, a number of seconds, is answered by a line of JSON:
+"latencies" of the passes of all streams, and how long it all took ("elapsed"), in seconds. It ends
+with its input.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
+import numpy as np
+
+from deployment.benchmark.runtimes import LOAD, Runner
+
+WARM_UP = 3  # passes of each stream
+_LEAST = 3  # passes of a turn, however long they take
+
+
+def turn(
+    runners: list[Runner], images: np.ndarray, seconds: float, pool: ThreadPoolExecutor
+) -> dict:
+    """Run pass after pass until `seconds` are over; each stream has a thread of its own.
+
+    A pass before is not counted: others have had the processor and its caches.
+    """
+    begin = Barrier(len(runners))
+
+    def stream(run: Runner) -> list[float]:
+        run(images)
+        begin.wait()
+        times = [time.perf_counter()]
+        while len(times) <= _LEAST or times[-1] - times[0] < seconds:
+            run(images)
+            times.append(time.perf_counter())
+        return times
+
+    # MegEngine itself runs only in the thread that has loaded the network
+    times = list(pool.map(stream, runners) if len(runners) > 1 else map(stream, runners))
+    return {
+        "latencies": np.concatenate([np.diff(one) for one in times]).tolist(),
+        "elapsed": max(one[-1] for one in times) - min(one[0] for one in times),
+    }
+
+
+def main() -> None:
+    """Answer on what is standard output now; what libraries print goes to standard error."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    runtime, source, *numbers = sys.argv[1:]
+    threads, streams, batch, size = map(int, numbers)
+    images = np.random.default_rng(0).standard_normal((batch, 3, size, size), np.float32)
+    runners = LOAD[runtime](source, threads, streams)
+    for run in runners:
+        for _ in range(WARM_UP):
+            run(images)
+    print("{}", file=answers, flush=True)
+    with ThreadPoolExecutor(streams) as pool:
+        for line in sys.stdin:
+            print(json.dumps(turn(runners, images, float(line), pool)), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

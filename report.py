@@ -1,0 +1,217 @@
+"""Rows of measurements as benchmark.py gives them out: a table, JSON, CSV and a chart."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from tabulate import tabulate
+
+from training.checkpoint import write_atomically
+
+Rows = list[dict[str, Any]]  # one a variant and point: plain values by the same names
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the rows of one kind of measurement look.
+
+    Attributes:
+        columns: of the table; name in the row -> heading and format.
+        value: what the chart's bars show, with the range from "slowest" to "fastest" where rows
+            have these.
+        unit: of `value`, for people.
+        bar: what the bars are of; `color`: what tells bars of one place apart; `panel`: what stands
+            in a chart of its own. Names in the row.
+    """
+
+    columns: dict[str, tuple[str, str]]
+    value: str
+    unit: str
+    bar: str = "variant"
+    color: str | None = None
+    panel: tuple[str, ...] = ("arch", "size", "batch")
+
+
+_NETWORK = {"arch": ("", "{}"), "size": ("px", "{}")}
+_POINT = {**_NETWORK, "batch": ("batch", "{}")}
+_SECONDS = {
+    "seconds": ("s", "{:.3f}"),
+    "fastest": ("fastest", "{:.3f}"),
+    "slowest": ("slowest", "{:.3f}"),
+    "images_per_second": ("images/s", "{:.1f}"),
+}
+_VARIANT = {"variant": ("", "{}")}
+_PARAMETERS = {"parameters": ("parameters", "{:,}")}
+_MEMORY = {"peak_mb": ("MB", "{:.0f}")}
+LAYOUTS = {  # of each sub-command
+    "infer": Layout(
+        {
+            **_POINT,
+            "threads": ("threads", "{}"),
+            **_VARIANT,
+            "latency_ms": ("ms", "{:.2f}"),
+            "p90_ms": ("p90", "{:.2f}"),
+            "p99_ms": ("p99", "{:.2f}"),
+            "images_per_second": ("images/s", "{:.1f}"),
+            "slowest": ("slowest", "{:.1f}"),
+            "fastest": ("fastest", "{:.1f}"),
+            "times_first": ("x first", "{:.2f}"),
+            **_MEMORY,
+            **_PARAMETERS,
+            "multiply_adds": ("multiply-adds", "{:,}"),
+            "gflops": ("GFLOP/s", "{:.1f}"),
+            "peak_share": ("of peak", "{:.0%}"),
+        },
+        value="images_per_second",
+        unit="images/s, median of all passes (range: medians of turns)",
+        color="threads",
+    ),
+    "throughput": Layout(
+        {
+            **_NETWORK,
+            **_PARAMETERS,
+            **_VARIANT,
+            "streams": ("streams", "{}"),
+            "mean_ms": ("ms, mean", "{:.2f}"),
+            "latency_ms": ("median", "{:.2f}"),
+            "frames_per_second": ("frames/s", "{:.1f}"),
+            "slowest": ("slowest", "{:.1f}"),
+            "fastest": ("fastest", "{:.1f}"),
+            **_MEMORY,
+        },
+        value="frames_per_second",
+        unit="frames/s, median of the turns (range: all)",
+        color="streams",
+        panel=("arch", "size"),
+    ),
+    "train": Layout(
+        {**_POINT, **_VARIANT, **_SECONDS, "speedup": ("x stock", "{:.1f}")},
+        value="seconds",
+        unit="seconds of a step, median and range",
+    ),
+    "workers": Layout(
+        {**_POINT, "workers": ("workers", "{}"), **_SECONDS, "speedup": ("x the first", "{:.2f}")},
+        value="seconds",
+        unit="seconds of a step, median and range",
+        bar="workers",
+    ),
+    "memory": Layout(
+        {
+            **_POINT,
+            **_VARIANT,
+            **_MEMORY,
+            "times_less": ("x less", "{:.2f}"),
+            "seconds": ("s", "{:.3f}"),
+            "times_longer": ("x the time", "{:.2f}"),
+        },
+        value="peak_mb",
+        unit="MB at the peak",
+    ),
+    "data": Layout(
+        {
+            **_VARIANT,
+            "images_per_second": ("images/s", "{:.0f}"),
+            "per_core": ("a core", "{:.0f}"),
+            "slowest": ("slowest", "{:.0f}"),
+            "fastest": ("fastest", "{:.0f}"),
+            "times_first": ("x Pillow", "{:.2f}"),
+        },
+        value="per_core",
+        unit="images/s of a core, median and range",
+        panel=(),
+    ),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that say what is given out, and where to."""
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    parser.add_argument("--csv", metavar="FILE", help="write the rows as CSV too")
+    parser.add_argument("--chart", metavar="FILE", help="draw them too, as a PNG")
+
+
+def give_out(args: argparse.Namespace, title: str, rows: Rows, layout: Layout) -> None:
+    """Print the rows, and write the files asked for. Raises UserError where that cannot be."""
+    print(json.dumps(rows, indent=2) if args.json else f"{title}\n{table(rows, layout)}")
+    if args.csv:
+        write_atomically(args.csv, lambda file: file.write(as_csv(rows)))
+    if args.chart:
+        write_atomically(args.chart, lambda file: file.write(chart(title, rows, layout)))
+
+
+def table(rows: Rows, layout: Layout) -> str:
+    """Plain text; a value that a row has not is "-"."""
+    headings, formats = zip(*layout.columns.values(), strict=True)
+    cells = [
+        ["-" if row[name] is None else form.format(row[name])
+         for name, form in zip(layout.columns, formats, strict=True)]
+        for row in rows
+    ]  # fmt: skip
+    align = ["left" if isinstance(rows[0][name], str) else "right" for name in layout.columns]
+    return tabulate(cells, headings, "plain", disable_numparse=True, colalign=align)
+
+
+def as_csv(rows: Rows) -> bytes:
+    """Every value of every row, with a line of their names."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def chart(title: str, rows: Rows, layout: Layout) -> bytes:
+    """Bars with their spread, as a PNG."""
+    from matplotlib.figure import Figure  # the object interface draws without a display
+
+    panels: dict[tuple, Rows] = {}
+    for row in rows:
+        panels.setdefault(tuple(row[name] for name in layout.panel), []).append(row)
+    colors = list(dict.fromkeys(row[layout.color] for row in rows)) if layout.color else [None]
+    bars = max(len(panel) for panel in panels.values())
+    figure = Figure(figsize=(8, len(panels) * (1 + 0.25 * bars)), layout="constrained")
+    figure.suptitle(title, fontsize="medium", wrap=True)
+    for axes, panel in zip(
+        figure.subplots(len(panels), squeeze=False)[:, 0], panels.values(), strict=True
+    ):
+        _draw(axes, panel, layout, colors)
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=110)
+    return content.getvalue()
+
+
+def _draw(axes: Any, rows: Rows, layout: Layout, colors: list) -> None:
+    """One chart: a place for each bar, in which those of all colours stand together."""
+    names = list(dict.fromkeys(str(row[layout.bar]) for row in rows))
+    thickness = 0.8 / len(colors)
+    for i, color in enumerate(colors):
+        some = [row for row in rows if layout.color is None or row[layout.color] == color]
+        values = [row[layout.value] for row in some]
+        places = [
+            names.index(str(row[layout.bar])) + (i - (len(colors) - 1) / 2) * thickness
+            for row in some
+        ]
+        spread = None
+        if some and "slowest" in some[0]:
+            ends = [sorted((row["slowest"], row["fastest"])) for row in some]
+            low = [max(0, v - end[0]) for v, end in zip(values, ends, strict=True)]
+            high = [max(0, end[1] - v) for v, end in zip(values, ends, strict=True)]
+            spread = [low, high]
+        label = f"{color} {layout.color}" if layout.color else None
+        drawn = axes.barh(places, values, thickness, xerr=spread, label=label, capsize=2)
+        axes.bar_label(drawn, [f" {value:.4g}" for value in values], fontsize="small")
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    axes.set_xlabel(layout.unit)
+    units = {"arch": "{}", "size": "{} px", "batch": "batch {}"}
+    axes.set_title(
+        ", ".join(units[name].format(rows[0][name]) for name in layout.panel), loc="left"
+    )
+    if layout.color:
+        axes.legend()

@@ -1,0 +1,160 @@
+"""benchmark.py infer and throughput: what is compared and said, not how fast it is."""
+
+import csv
+import json
+
+import cv2
+import numpy as np
+import psutil
+import pytest
+
+from data.transforms import Preprocessing
+from deployment import onnx_export
+from deployment.benchmark import candidates, runtimes, turns
+from training import checkpoint
+from utils import UserError
+
+QUICK = ("--size", 32, "--rounds", 2, "--seconds", 0.01)
+
+
+@pytest.fixture(scope="module")
+def network():
+    return candidates.load("RepGhost050", None)
+
+
+@pytest.fixture(scope="module")
+def float_onnx(network, tmp_path_factory):
+    path = tmp_path_factory.mktemp("onnx") / "a.onnx"
+    onnx_export.export_onnx(
+        network.deploy, path, Preprocessing(), size=32, metadata={"arch": network.arch}
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def int8_onnx(float_onnx):
+    """Quantized by onnxruntime, calibrated on noise."""
+    from onnxruntime import quantization
+
+    class Noise(quantization.CalibrationDataReader):
+        def __init__(self):
+            images = np.random.default_rng(0).standard_normal((2, 3, 32, 32), np.float32)
+            self.batches = iter([{"input": images}])
+
+        def get_next(self):
+            return next(self.batches, None)
+
+    path = float_onnx.with_name("int8.onnx")
+    quantization.quantize_static(float_onnx, path, Noise(), per_channel=True)
+    return path
+
+
+def test_inference(command, int8_onnx, tmp_path):
+    table, chart = tmp_path / "new" / "speed.csv", tmp_path / "speed.png"
+    status, out, err = command(
+        "benchmark", "infer", "--arch", "repghost_050", *QUICK, "--batch", 2, "--threads", 1, 2,
+        "--int8", int8_onnx, "--json", "--csv", table, "--chart", chart,
+    )  # fmt: skip
+    assert status == 0, err
+    rows = json.loads(out)
+    always = [
+        "train form, MegEngine",
+        "deploy form, MegEngine",
+        ".mge, MegEngine Lite",
+        "ONNX, onnxruntime",
+        "int8, onnxruntime",
+        "int8, precise",
+    ]
+    points = [(row["batch"], row["threads"], row["variant"]) for row in rows]
+    points = [point for point in points if point[2] in always]  # others may be installed
+    assert points == [(2, threads, variant) for threads in (1, 2) for variant in always]
+    for row in rows:
+        assert row["images_per_second"] * row["latency_ms"] == pytest.approx(1000 * row["batch"])
+        work = 2 * row["multiply_adds"] * row["images_per_second"] / 1e9
+        assert row["gflops"] == pytest.approx(work)
+        assert row["peak_share"] == pytest.approx(work / row["peak_gflops"])
+        assert row["latency_ms"] <= row["p90_ms"] <= row["p99_ms"]
+        assert row["slowest"] <= row["fastest"] and row["passes"] >= 6
+        assert 50 < row["peak_mb"] < 2000
+    forms = {row["variant"].split(",")[0]: row["parameters"] for row in rows}
+    assert forms["train form"] == 2_313_968 and forms["deploy form"] == 2_302_956
+    assert forms[".mge"] == forms["ONNX"] == forms["int8"] == forms["deploy form"]
+    with open(table) as file:
+        read = list(csv.DictReader(file))
+    assert read == [{name: str(value) for name, value in row.items()} for row in rows]
+    assert min(cv2.imread(str(chart)).shape[:2]) > 300
+
+
+def test_throughput(command):
+    """All streams' frames count, in the time that they take together."""
+    status, out, err = command(
+        "benchmark", "throughput", "--arch", "RepGhost050", *QUICK, "--streams", 1, 3, "--json"
+    )
+    assert status == 0, err
+    rows = json.loads(out)
+    points = [(row["variant"], row["streams"]) for row in rows[:4]]
+    assert points == [(v, n) for v in (".mge, MegEngine Lite", "ONNX, onnxruntime") for n in (1, 3)]
+    for row in rows:
+        assert row["parameters"] == 2_302_956
+        assert row["frames"] >= 2 * 3 * row["streams"]
+        assert row["slowest"] <= row["frames_per_second"] <= row["fastest"]
+        expected = row["streams"] / row["mean_ms"] * 1e3
+        assert 0.4 * expected < row["frames_per_second"] < 1.6 * expected
+
+
+def test_every_runtime_computes_the_network(network, float_onnx, rng):
+    """The same logits: it is the same work that is timed."""
+    images = rng.standard_normal((2, 3, 32, 32)).astype(np.float32)
+    with candidates.candidates(network, 32, 1) as found:
+        assert len(found) >= 4
+        logits = [
+            runtimes.LOAD[one.runtime](one.source, 1, 1)[0](images)
+            for one in found
+            if one.runtime != "pytorch"
+        ]
+    for one in logits[1:]:
+        np.testing.assert_allclose(one, logits[0], atol=1e-5 * np.abs(logits[0]).max())
+
+
+def test_a_file_in_deploy_form(command, network, tmp_path):
+    path = tmp_path / "deploy.pkl"
+    checkpoint.save(checkpoint.of_model(network.deploy, Preprocessing()), path)
+    status, out, err = command(
+        "benchmark", "infer", "--model", path, *QUICK, "--batch", 1, "--threads", 1
+    )
+    assert status == 0
+    assert "train form left out: the checkpoint has the deploy form only" in err
+    assert out.splitlines()[2].split()[:5] == ["RepGhost050", "32", "1", "1", "deploy"]
+    assert not psutil.Process().children()
+
+
+def test_a_runtime_that_fails_is_named():
+    missing = candidates.Candidate("ONNX, onnxruntime", "onnxruntime", "nowhere.onnx")
+    with pytest.raises(UserError, match=r"ONNX, onnxruntime failed \(.*nowhere.onnx.*\)"):
+        turns.measure([missing], 1, 1, 32, turns.Settings(1, 0.01))
+
+
+def test_errors_are_one_sentence(command, network, float_onnx, int8_onnx, tmp_path):
+    train = tmp_path / "train.pkl"
+    checkpoint.save(checkpoint.of_model(network.train, Preprocessing()), train)
+    broken = tmp_path / "broken.onnx"
+    broken.write_bytes(b"no network")
+    ghost = ("--arch", "RepGhost050")
+    cases = [
+        (("--arch", "RepVGX*"), "unknown architecture 'RepVGX*'"),
+        (("--arch", "RepVGGA*", "--model", train), "--model is of one architecture"),
+        (("--arch", "RepVGGA0", "--model", train), "RepGhost050, but RepVGGA0 was expected"),
+        (("--model", tmp_path / "none.pkl"), "No such file"),
+        ((*ghost, "--int8", float_onnx), "is not quantized"),
+        ((*ghost, "--int8", broken), "is no ONNX file"),
+        ((*ghost, "--int8", tmp_path / "none.onnx"), "No such file"),
+        (("--arch", "RepVGGA0", "--int8", int8_onnx), "give --arch RepGhost050"),
+        ((*ghost, "--int8", int8_onnx, "--size", 64), "give another --batch or --size"),
+        (("--threads", 0), "'0' is not a whole number of at least 1"),
+        (("--seconds", 0), "'0' is not a number above 0"),
+    ]
+    for arguments, sentence in cases:
+        status, out, err = command("benchmark", "infer", *arguments)
+        assert (status, out) == (2, ""), arguments
+        last = err.splitlines()[-1]
+        assert sentence in last and "Traceback" not in err

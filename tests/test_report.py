@@ -1,0 +1,65 @@
+"""What benchmark.py's sub-commands give out; their figures are tested with what they measure."""
+
+import csv
+import io
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+import report
+
+ROW = {"arch": "RepVGGA0", "size": 64, "batch": 8, "variant": "ours", "seconds": 0.5,
+       "fastest": 0.4, "slowest": 0.75, "images_per_second": 16.0, "speedup": 2.0}  # fmt: skip
+
+
+def test_the_same_figures_in_every_form(command, tmp_path):
+    table, chart = tmp_path / "new" / "rows.csv", tmp_path / "rows.png"
+    arguments = ["train", "--arch", "RepGhost050", "--point", "32x2", "32x4", "--rounds", 1]
+    status, out, err = command("benchmark", *arguments, "--json", "--csv", table, "--chart", chart)
+    assert status == 0, err
+    rows = json.loads(out)
+    assert [(row["batch"], row["variant"]) for row in rows] == [
+        (2, "stock"), (2, "ours"), (4, "stock"), (4, "ours")
+    ]  # fmt: skip
+    read = list(csv.DictReader(io.StringIO(table.read_text())))
+    assert read == [{name: str(value) for name, value in row.items()} for row in rows]
+    assert np.ptp(cv2.imread(str(chart))) > 200
+
+
+def test_the_table():
+    absent = {**ROW, "variant": "nothing", "speedup": None}
+    head, first, second = report.table([ROW, absent], report.LAYOUTS["train"]).splitlines()
+    assert head.split() == ["px", "batch", "s", "fastest", "slowest", "images/s", "x", "stock"]
+    assert first.split() == [
+        "RepVGGA0",
+        "64",
+        "8",
+        "ours",
+        "0.500",
+        "0.400",
+        "0.750",
+        "16.0",
+        "2.0",
+    ]
+    assert second.split()[-1] == "-" and len(first) == len(second) == len(head)
+
+
+@pytest.mark.parametrize("name", report.LAYOUTS)
+def test_a_chart_of_every_layout(name):
+    layout = report.LAYOUTS[name]
+    row = dict.fromkeys((*layout.columns, layout.value, "size", "batch"), 2)
+    row |= {"arch": "RepVGGA0", layout.bar: "a"}
+    other = {**row, layout.bar: "b"}
+    if layout.color:
+        other[layout.color] = 4
+    png = report.chart("a title", [row, other], layout)
+    assert cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR).shape[1] > 600
+
+
+def test_a_file_that_cannot_be_written(command):
+    arguments = ["--arch", "RepGhost050", "--point", "32x1", "--rounds", 1]
+    status, out, err = command("benchmark", "train", *arguments, "--csv", "/dev/null/a.csv")
+    assert status == 2 and "cannot save /dev/null/a.csv" in err and len(err.splitlines()) == 1
+    assert len(out.splitlines()) == 4  # what was measured is not lost
