@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
 
 import utils  # isort: skip  (before MegEngine: it sets the process environment)
 
@@ -211,11 +212,13 @@ def time_inference(args: argparse.Namespace) -> tuple[str, Rows]:
             rows += inference(
                 network, args.size, args.batch, args.threads, settings, args.int8, bar.update
             )
-    peaks = {row["threads"]: row["peak_gflops"] for row in rows}
-    peak = ", ".join(f"{gflops:.0f} with {count}" for count, gflops in peaks.items())
+    peaks = (
+        f"{max(row['peak_gflops'] for row in rows if row['threads'] == count):.0f} with {count}"
+        for count in args.threads
+    )
     return (
-        f"inference in {args.rounds} rounds of {args.seconds:g} s; the peak is that of matrix "
-        f"products by NumPy: {peak} threads"
+        f"inference, {args.rounds} rounds of {args.seconds:g} s; the peak is that of matrix "
+        f"products, GFLOP/s: {', '.join(peaks)} thread(s)"
     ), rows
 
 
@@ -227,10 +230,10 @@ def time_throughput(args: argparse.Namespace) -> tuple[str, Rows]:
     for network, settings in networks(args, [1]):
         with progress() as bar:
             rows += throughput(network, args.size, args.streams, settings, args.int8, bar.update)
-    return f"single frames in {args.rounds} rounds of {args.seconds:g} s", rows
+    return f"single frames, {args.rounds} rounds of {args.seconds:g} s", rows
 
 
-def networks(args: argparse.Namespace, batches: list[int]):
+def networks(args: argparse.Namespace, batches: list[int]) -> Iterator[tuple]:
     """Each network with how long to measure; what is left out is said on stderr."""
     from deployment.benchmark import candidates
     from deployment.benchmark.turns import Settings

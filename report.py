@@ -202,7 +202,7 @@ def _draw(axes: Any, rows: Rows, layout: Layout, colors: list) -> None:
             low = [max(0, v - end[0]) for v, end in zip(values, ends, strict=True)]
             high = [max(0, end[1] - v) for v, end in zip(values, ends, strict=True)]
             spread = [low, high]
-        label = f"{color} {layout.color}" if layout.color else None
+        label = f"{layout.color}: {color}" if layout.color else None
         drawn = axes.barh(places, values, thickness, xerr=spread, label=label, capsize=2)
         axes.bar_label(drawn, [f" {value:.4g}" for value in values], fontsize="small")
     axes.set_yticks(range(len(names)), names)

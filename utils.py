@@ -33,9 +33,10 @@ def gpu_count() -> int:
     return 0
 
 
-def _is_amd() -> bool:
+def processor_has(word: str) -> bool:
+    """Whether /proc/cpuinfo names this feature, such as "avx512f", or vendor (Linux)."""
     with suppress(OSError):
-        return "AuthenticAMD" in Path("/proc/cpuinfo").read_text()
+        return word in Path("/proc/cpuinfo").read_text()
     return False
 
 
@@ -57,7 +58,7 @@ def set_process_environment() -> None:
     - MegEngine otherwise writes a cache of kernel timings, which nothing here uses, to the home;
       matplotlib keeps its list of fonts there too, and gets a place in the virtual environment.
     """
-    if _is_amd():
+    if processor_has("AuthenticAMD"):
         os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
     if "MGE_DEFAULT_DEVICE" not in os.environ and gpu_count() == 0:
         os.environ["MGE_DEFAULT_DEVICE"] = "cpu0"

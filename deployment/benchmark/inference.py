@@ -24,8 +24,8 @@ def inference(
 ) -> list[dict]:
     """A row for each variant, batch and number of threads; times in milliseconds.
 
-    The peak that "peak_share" is of is that of NumPy's product of float32 matrices with as many
-    threads, the fastest of those that took turns with the networks.
+    The peak that "peak_share" is of is that of onnxruntime's product of float32 matrices with as
+    many threads, the fastest of those that took turns with the networks.
     """
     rows = []
     for count in threads:

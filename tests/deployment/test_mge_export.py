@@ -27,6 +27,12 @@ def assert_runs_as(path, model, images):
     assert error <= 1e-5 * np.abs(expected).max()
 
 
+@pytest.fixture(autouse=True)
+def avx2(monkeypatch):
+    """Layouts are chosen as on a processor without AVX-512."""
+    monkeypatch.setattr(mge_export, "processor_has", lambda feature: False)
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("kind", ["RepVGG, SE", "MobileOne", "RepViT"])
 def test_it_runs_as_the_network(kind, threads, network, preprocessing, tmp_path, capfd):
@@ -74,6 +80,13 @@ def test_a_layout_that_fails_is_left_for_the_plain_one(preprocessing, tmp_path, 
     assert done.layout == "nchw" and "number of elements" in done.failed["nchw88"]
     assert_runs_as(path, model, np.zeros((1, 3, 32, 32), np.float32) + 1)
     assert list(tmp_path.iterdir()) == [path] and capfd.readouterr() == ("", "")
+
+
+def test_avx512_takes_the_plain_layout(network, monkeypatch):
+    model = network("RepVGG")
+    assert mge_export._layouts(model, threads=1) == ["nchw88", "nchw"]
+    monkeypatch.setattr(mge_export, "processor_has", lambda feature: feature == "avx512f")
+    assert mge_export._layouts(model, threads=1) == ["nchw"]
 
 
 def test_int8_is_never_laid_out_anew():
