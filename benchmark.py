@@ -217,8 +217,8 @@ def time_inference(args: argparse.Namespace) -> tuple[str, Rows]:
         for count in args.threads
     )
     return (
-        f"inference, {args.rounds} rounds of {args.seconds:g} s; the peak is that of matrix "
-        f"products, GFLOP/s: {', '.join(peaks)} thread(s)"
+        f"inference, {args.rounds} rounds of {args.seconds:g} s; the peak is that of float32 "
+        f"matrix products, GFLOP/s: {', '.join(peaks)} thread(s)"
     ), rows
 
 

@@ -9,9 +9,11 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from tabulate import tabulate
+import tabulate
 
 from training.checkpoint import write_atomically
+
+tabulate.MIN_PADDING = 0  # of headings
 
 Rows = list[dict[str, Any]]  # one a variant and point: plain values by the same names
 
@@ -153,7 +155,7 @@ def table(rows: Rows, layout: Layout) -> str:
         for row in rows
     ]  # fmt: skip
     align = ["left" if isinstance(rows[0][name], str) else "right" for name in layout.columns]
-    return tabulate(cells, headings, "plain", disable_numparse=True, colalign=align)
+    return tabulate.tabulate(cells, headings, "plain", disable_numparse=True, colalign=align)
 
 
 def as_csv(rows: Rows) -> bytes:

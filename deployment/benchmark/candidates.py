@@ -63,7 +63,8 @@ def left_out(network: Network) -> dict[str, str]:
         found["OpenVINO"] = "openvino is not installed"
     missing = [name for name in ("torch", "timm") if find_spec(name) is None]
     if missing:
-        found["PyTorch"] = f"{' and '.join(missing)} not installed"
+        verb = "are" if len(missing) > 1 else "is"
+        found["PyTorch"] = f"{' and '.join(missing)} {verb} not installed"
     elif _timm_name(network.arch) is None:
         found["PyTorch"] = f"timm has no {network.arch}"
     return found

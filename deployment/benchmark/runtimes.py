@@ -48,6 +48,8 @@ def mge_file(path: str, threads: int, streams: int) -> list[Runner]:
 
     def stream() -> Runner:
         network = lite.LiteNetwork()
+        if threads == 1:
+            network.enable_cpu_inplace_mode()  # else one thread computes for all streams
         network.threads_number = threads
         network.load(path)
         entry = network.get_io_tensor(network.get_input_name(0))

@@ -35,6 +35,7 @@ class _Worker:
         self.variant = candidate.variant
         numbers = map(str, (threads, candidate.streams, batch, size))
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed in __exit__)
+        utils.set_timer_slack(50e-6)  # which the process inherits: Linux's own, not MegEngine's
         self._process = subprocess.Popen(
             [sys.executable, "-m", "deployment.benchmark.worker", candidate.runtime,
              candidate.source, *numbers],
