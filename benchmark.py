@@ -11,9 +11,9 @@ import utils  # isort: skip  (before MegEngine: it sets the process environment)
 
 from tqdm import tqdm
 
-import report
 from data import benchmark as data_benchmark
-from report import Rows
+from deployment.benchmark import report
+from deployment.benchmark.report import Rows
 from training import benchmark, benchmark_workers
 
 EXAMPLES = """\
