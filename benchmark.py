@@ -294,10 +294,12 @@ def time_data(args: argparse.Namespace) -> tuple[str, Rows]:
             "first is left out; give more images or a smaller --batch-size"
         )
     dataset = data_benchmark.find_images(args.data, batches * args.batch_size)
-    found = data_benchmark.variants(dataset, args.size, args.batch_size, args.workers)
+    found = data_benchmark.variants(args.workers)
     with progress(args.rounds * len(found), "pass") as bar:
         rows = data_benchmark.summary(
-            data_benchmark.measure(found, batches, args.rounds, after_pass=bar.update)
+            data_benchmark.measure(
+                found, dataset, args.size, args.batch_size, batches, args.rounds, bar.update
+            )
         )
     return (
         f"{dataset.name}, {args.size} px, batches of {args.batch_size}: images/s, and images/s of "

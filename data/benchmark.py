@@ -2,19 +2,25 @@
 
 All three read the same files, decode, crop at random, resize, mirror, normalize and stack batches
 of float32 [B, 3, size, size], in turns in one run. A core's images/s are images per second of
-processor time, so that other programs on the machine matter little.
+processor time, so that other programs on the machine matter little. The two others run in processes
+without this project's settings for memory (utils.keep_freed_memory), from which they gain too.
 """
 
 from __future__ import annotations
 
+import functools
+import os
 import statistics
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import islice
+from multiprocessing import get_context
+from multiprocessing.pool import Pool
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import psutil
@@ -26,8 +32,6 @@ from .datasets import Dataset, image_files
 from .loader import Loader
 from .transforms import Preprocessing
 
-Batches = Callable[[int], Iterator]  # of an epoch
-
 
 @dataclass(frozen=True)
 class Measurement:
@@ -36,6 +40,10 @@ class Measurement:
     images: int
     seconds: float
     processor_seconds: float
+
+
+# (dataset, preprocessing, images a batch, epoch) -> batches
+Pipeline = Callable[[Dataset, Preprocessing, int, int], Iterator]
 
 
 def find_images(folder: str | Path, count: int) -> Dataset:
@@ -51,18 +59,19 @@ def find_images(folder: str | Path, count: int) -> Dataset:
     return Dataset(folder.name, files, np.zeros(count, np.int32), ["any"], Augmentation())
 
 
-def variants(dataset: Dataset, size: int, batch_size: int, workers: int) -> dict[str, Batches]:
-    """Name -> batches of an epoch. Those without a number of workers run in this process."""
-    preprocessing = Preprocessing(size=size)
-    found = {
-        "Pillow": lambda epoch: _pillow(dataset, preprocessing, batch_size, epoch),
-        "MegEngine": lambda epoch: _megengine(dataset, preprocessing, batch_size),
-    }
+def variants(workers: int) -> dict[str, Pipeline]:
+    """Name -> pipeline. Those without a number of workers are one process."""
+    found = {"Pillow": _pillow, "MegEngine": _megengine}
     for count in sorted({0, workers}):
-        loader = Loader(dataset, preprocessing, batch_size, count)
         name = f"ours, {count} worker{'s' * (count > 1)}" if count else "ours"
-        found[name] = lambda epoch, loader=loader: loader.training(0, epoch)
+        found[name] = functools.partial(_ours, workers=count)
     return found
+
+
+def _ours(
+    dataset: Dataset, preprocessing: Preprocessing, batch_size: int, epoch: int, workers: int
+) -> Iterator:
+    return Loader(dataset, preprocessing, batch_size, workers).training(0, epoch)
 
 
 def _pillow(
@@ -92,7 +101,9 @@ def _pillow(
         yield np.stack([sample(dataset.images[i]) for i in batch]), dataset.labels[batch]
 
 
-def _megengine(dataset: Dataset, preprocessing: Preprocessing, batch_size: int) -> Iterator:
+def _megengine(
+    dataset: Dataset, preprocessing: Preprocessing, batch_size: int, _epoch: int
+) -> Iterator:
     """MegEngine's DataLoader and transforms in this process, files read by OpenCV as its
     ImageFolder does."""
     import cv2
@@ -128,22 +139,45 @@ def _megengine(dataset: Dataset, preprocessing: Preprocessing, batch_size: int) 
 
 
 def measure(
-    found: dict[str, Batches],
+    found: dict[str, Pipeline],
+    dataset: Dataset,
+    size: int,
+    batch_size: int,
     batches: int,
     rounds: int,
     after_pass: Callable[[], object] = lambda: None,
 ) -> dict[str, list[Measurement]]:
-    """`rounds` passes of each variant over so many batches, in turns."""
+    """`rounds` passes of each over so many batches, in turns, each in a process of its own."""
     results = {name: [] for name in found}
-    for epoch in range(rounds):
-        for name, variant in found.items():
-            results[name].append(_pass(variant(epoch), batches))
-            after_pass()
+    with ExitStack() as stack:
+        processes = {name: stack.enter_context(_process(name)) for name in found}
+        for epoch in range(rounds):
+            for name, pipeline in found.items():
+                what = (pipeline, dataset, Preprocessing(size=size), batch_size, epoch, batches)
+                results[name].append(processes[name].apply(_pass, what))
+                after_pass()
     return results
 
 
-def _pass(batches: Iterator, count: int) -> Measurement:
-    """Of `count` batches; the first, with which workers start, is left out."""
+def _process(name: str) -> Pool:
+    """In which `name` is to run; utils.py then leaves others' as a GPU's owner has them."""
+    device = {} if name.startswith("ours") else {"MGE_DEFAULT_DEVICE": "xpux"}
+    with mock.patch.dict(os.environ, device):
+        pool = get_context("spawn").Pool(1)
+        pool.apply(os.getpid)  # it has started
+    return pool
+
+
+def _pass(
+    pipeline: Pipeline,
+    dataset: Dataset,
+    preprocessing: Preprocessing,
+    batch_size: int,
+    epoch: int,
+    count: int,
+) -> Measurement:
+    """Over `count` batches; the first, with which workers start, is left out."""
+    batches = pipeline(dataset, preprocessing, batch_size, epoch)
     images = 0
     with warnings.catch_warnings(), closing(batches):
         warnings.simplefilter("ignore", DeprecationWarning)  # MegEngine's, of plasma

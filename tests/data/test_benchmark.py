@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from data import benchmark
+from data.transforms import Preprocessing
 
 
 def test_it_times_each_pipeline(command, image_folder, tmp_path):
@@ -28,8 +29,8 @@ def test_it_times_each_pipeline(command, image_folder, tmp_path):
 def test_the_pipelines_give_the_same_kind_of_batches(image_folder):
     dataset = benchmark.find_images(image_folder(), 24)
     means = []
-    for batches in benchmark.variants(dataset, 32, 8, workers=1).values():
-        found = [images for images, _ in batches(0)]
+    for pipeline in benchmark.variants(workers=1).values():
+        found = [images for images, _ in pipeline(dataset, Preprocessing(size=32), 8, 0)]
         assert [images.shape for images in found] == [(8, 3, 32, 32)] * 3
         assert all(images.dtype == np.float32 for images in found)
         means.append(np.mean(found))
