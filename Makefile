@@ -47,7 +47,7 @@ bench: .venv/runtime ## time a training step: MegEngine as it comes against this
 show-samples: .venv/runtime ## write samples.png, what the network sees of DATA, with FLAGS of train.py
 	$(PYTHON) train.py $(if $(DATA),--data $(DATA)) $(FLAGS) --show-samples
 
-readme: .venv/runtime ## write the README's table of networks from the code
+readme: .venv/runtime ## write the READMEs' table of networks from the code
 	PYTHONPATH=. $(PYTHON) scripts/readme_table.py
 
 clean: ## remove the virtual environment (checkpoints stay)

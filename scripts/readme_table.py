@@ -1,4 +1,4 @@
-"""Writes the README's table of networks from the code: run as `make readme`."""
+"""Writes the table of networks into both READMEs from the code: run as `make readme`."""
 
 import utils  # isort: skip  (before MegEngine: it sets the process environment)
 
@@ -7,15 +7,15 @@ from models import init
 from weights import catalog
 
 BEGIN, END = "<!-- networks: made by `make readme` -->\n", "<!-- end of networks -->\n"
-README = utils.ROOT / "README.md"
+HEADERS = {
+    "README.md": "| name | parameters | multiply-adds | reported top-1, % | by | checkpoints |",
+    "README_cn.md": "| 名称 | 参数量 | 乘加次数 | 报告的 top-1 (%) | 报告者 | 检查点 |",
+}
 
 
-def table() -> str:
-    """The table in Markdown: sizes counted from the live Modules, accuracy as reported."""
-    lines = [
-        "| name | parameters | multiply-adds | reported top-1, % | by | checkpoints |",
-        "|---|---|---|---|---|---|",
-    ]
+def rows() -> str:
+    """The table below its header: sizes counted from the live Modules, accuracy as reported."""
+    lines = ["|---|---|---|---|---|---|"]
     for name in models.list_models():
         if name.endswith("-qa"):  # their deploy form, and nearly all else, is that of their twins
             continue
@@ -34,11 +34,14 @@ def table() -> str:
     return "\n".join(lines) + "\n"
 
 
-def with_table(readme: str) -> str:
+def with_table(readme: str, table: str) -> str:
     """The README's text with the table in its place."""
     head, _, rest = readme.partition(BEGIN)
-    return head + BEGIN + table() + END + rest.partition(END)[2]
+    return head + BEGIN + table + END + rest.partition(END)[2]
 
 
 if __name__ == "__main__":
-    README.write_text(with_table(README.read_text()))
+    networks = rows()
+    for name, header in HEADERS.items():
+        path = utils.ROOT / name
+        path.write_text(with_table(path.read_text(), f"{header}\n{networks}"))

@@ -1,4 +1,4 @@
-"""Finding Python 3.10, and the README's table."""
+"""Finding Python 3.10, and the READMEs' table."""
 
 import os
 import shutil
@@ -70,12 +70,13 @@ def test_make_help_lists_the_targets():
         assert f"make {target}" in done.stdout
 
 
-def test_the_readme_table_is_what_the_networks_are():
-    readme = (ROOT / "README.md").read_text()
-    for name, (train, deploy, macs, deploy_macs, _) in TABLE.items():
+@pytest.mark.parametrize("name", ["README.md", "README_cn.md"])
+def test_the_readme_table_is_what_the_networks_are(name):
+    readme = (ROOT / name).read_text()
+    for arch, (train, deploy, macs, deploy_macs, _) in TABLE.items():
         parameters = f"{train / 1e6:.2f} M → {deploy / 1e6:.2f} M"
         multiply_adds = f"{macs / 1e9:.2f} G → {deploy_macs / 1e9:.2f} G"
-        assert f"| {name} | {parameters} | {multiply_adds} |" in readme, "run `make readme`"
+        assert f"| {arch} | {parameters} | {multiply_adds} |" in readme, "run `make readme`"
 
 
 def test_megengine_starts_silently():
