@@ -1,6 +1,8 @@
 #!/usr/bin/env python
 """Test a network: top-1 and top-5 accuracy, before and after fusion.
 
+After quantization-aware training also as the int8 network computes, simulated in float.
+
 Without --model it takes the newest best.pkl under checkpoints/; without --data, the handwritten
 digits that come with scikit-learn.
 """
@@ -156,12 +158,22 @@ def run(args: argparse.Namespace, workers: Workers) -> int:
                 "total": score.total, "top1": score.top1, "top5": score.top5}  # fmt: skip
 
     result = {"arch": model.arch, "model": str(path), "results": [test(model, found.form)]}
+    if found.activation_ranges is not None:
+        from training import qat  # needs ONNX
+
+        quantized = qat.FakeQuantized(model, found.activation_ranges)
+        result["results"].append(test(quantized, "simulated int8"))
     if args.switch_deploy:
         deployed = models.to_deploy(model)
         result["results"].append(test(deployed, "deploy"))
         target = path.with_name(f"{path.stem.removesuffix('-deploy')}-deploy.pkl")
         if workers.rank == 0:
-            contents = checkpoint.of_model(deployed, found.preprocessing, found.classes)
+            contents = checkpoint.of_model(
+                deployed,
+                found.preprocessing,
+                found.classes,
+                activation_ranges=found.activation_ranges,
+            )
             checkpoint.save(contents, target)
         result["saved"] = str(target)
         say(f"saved the deploy form: {target}")

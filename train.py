@@ -154,9 +154,14 @@ def train(args: argparse.Namespace, workers: Workers) -> int:
     if args.dtr is not None:
         gpu.enable_dtr(args.dtr)
     if args.low_memory is None:
-        args.low_memory = memory_is_short(args, model, workers, folder)
+        args.low_memory = not args.qat and memory_is_short(args, model, workers, folder)
     if args.low_memory:
         utils.return_freed_memory()
+    quantized = None
+    if args.qat:
+        from training import qat  # needs ONNX
+
+        quantized = qat.FakeQuantized(model)
     trainer = Trainer(
         model,
         settings,
@@ -167,6 +172,7 @@ def train(args: argparse.Namespace, workers: Workers) -> int:
         workers,
         guide,
         args.low_memory,
+        quantized,
     )
     if resume_from is not None:
         trainer.resume(found)

@@ -4,7 +4,9 @@ A checkpoint is a pickle of arrays and plain values:
 
     arch, options (of models.create), form ("train" or "deploy"), num_classes,
     classes (names, or None), preprocessing (see data.transforms.Preprocessing),
-    state_dict, training (only in latest.pkl: what a run needs to go on exactly)
+    state_dict, training (only in latest.pkl: what a run needs to go on exactly),
+    activation_ranges (only after quantization-aware training: tensor of the ONNX file -> lowest and
+    highest value)
 
 Every layout that weights.convert knows can be read too.
 """
@@ -48,6 +50,7 @@ class Checkpoint:
     state_dict: dict[str, np.ndarray]
     training: dict[str, Any] | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    activation_ranges: dict[str, tuple[float, float]] | None = None
     path: PathLike | str = "the checkpoint"  # where it was read from, for messages; not saved
 
 
@@ -56,6 +59,7 @@ def of_model(
     preprocessing: Preprocessing,
     classes: list[str] | None = None,
     training: dict[str, Any] | None = None,
+    activation_ranges: dict[str, tuple[float, float]] | None = None,
 ) -> Checkpoint:
     """The checkpoint of a network made by `models.create`."""
     state = {key: np.array(value) for key, value in model.state_dict().items()}
@@ -69,6 +73,7 @@ def of_model(
         state,
         training,
         model.options,
+        activation_ranges,
     )
 
 

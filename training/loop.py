@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import megengine as mge
 import megengine.module as M
@@ -44,6 +45,12 @@ from .run_folder import RunFolder, versions
 from .swap import swapped
 from .teacher import Teacher
 from .tensorboard import EventFile
+
+if TYPE_CHECKING:
+    from .qat import FakeQuantized  # needs ONNX
+
+
+CALIBRATION_BATCHES = 4  # for the first ranges of activations in quantization-aware training
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,7 @@ class Settings:
     sync_bn: bool = False  # batch-norm statistics over all workers instead of each one's images
     amp: bool = False  # half precision where it is safe; GPUs only
     freeze: bool = False  # the classifier alone learns; the batch norms keep their statistics
+    qat: bool = False  # the network learns with the rounding of its int8 form; see qat.py
 
 
 class Interrupted(Exception):
@@ -102,6 +110,7 @@ class Trainer:
             is the same in all of them after every step.
         teacher: what to learn from beside the labels; settings.teacher is its name.
         low_memory: compute activations again instead of keeping them; the result is the same.
+        quantized: for settings.qat, the int8 form of `model`: it is trained and evaluated instead.
     """
 
     def __init__(
@@ -116,6 +125,7 @@ class Trainer:
         workers: distributed.Workers | None = None,
         teacher: Teacher | None = None,
         low_memory: bool = False,
+        quantized: FakeQuantized | None = None,
     ):
         self.workers = workers or distributed.Workers()
         if settings.batch_size > len(train.dataset):
@@ -126,6 +136,8 @@ class Trainer:
         if settings.custom_l2 and not any(hasattr(m, "custom_l2") for m in model.modules()):
             raise UserError(f"--custwd is for RepVGG's own blocks, and {model.arch} has none")
         self.model, self.settings = model, settings
+        self.quantized = quantized
+        self.network = model if quantized is None else quantized  # what computes
         self.train, self.val = train, val
         self.folder = folder
         self.print_freq, self.save_freq = print_freq, save_freq
@@ -176,10 +188,7 @@ class Trainer:
             raise self._not_finite("weight", self.step)
         if self.events is not None:
             self.events.flush()
-        contents = checkpoint.of_model(
-            self.model,
-            self.val.preprocessing,
-            self.val.dataset.classes,
+        contents = self._checkpoint(
             {
                 "step": self.step,
                 "score": asdict(self.score),
@@ -195,6 +204,15 @@ class Trainer:
         )
         if self.workers.rank == 0:
             checkpoint.save(contents, self.folder.latest)
+
+    def _checkpoint(self, training: dict | None = None) -> checkpoint.Checkpoint:
+        return checkpoint.of_model(
+            self.model,
+            self.val.preprocessing,
+            self.val.dataset.classes,
+            training,
+            self.quantized and self.quantized.ranges,
+        )
 
     def resume(self, found: checkpoint.Checkpoint) -> None:
         """Go on where `found` (a latest.pkl whose weights the model already has) was saved.
@@ -246,13 +264,15 @@ class Trainer:
             self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:
             self.average.load_state_dict(state["ema"])
+        if self.quantized is not None:
+            self.quantized.ranges = dict(found.activation_ranges)
 
     # ---------------------------------------------------------------- the loop
 
     def fit(self) -> None:
         """Train to the end. Raises Interrupted after saving when SIGINT or SIGTERM arrives, and
         UserError when the loss is not finite or a checkpoint cannot be written."""
-        self.model.train(not self.settings.freeze)
+        self._start_training()
         if self.workers.rank == 0:
             self.events = EventFile(self.folder.path, self.step)
         with self._signals(), self._progress_bar() as bar:
@@ -262,6 +282,13 @@ class Trainer:
             except Interrupted:  # in all workers
                 self.save()
                 raise
+
+    def _start_training(self) -> None:
+        """Bring the network into training mode; in int8 form it first needs ranges."""
+        if self.quantized is not None and not self.quantized.ranges:
+            images = self._training_images(CALIBRATION_BATCHES)
+            self.quantized.calibrate(images, self.workers)
+        self.network.train(not self.settings.freeze)
 
     def _fit(self, bar: tqdm) -> None:
         while True:
@@ -286,7 +313,7 @@ class Trainer:
         and not to be trained on after. Ends early when a loss is not finite."""
         rates = list(rates)
         self.learning_rate = rates.__getitem__
-        self.model.train(not self.settings.freeze)
+        self._start_training()
         while self.step < len(rates):
             epoch = self.step // self.steps_per_epoch
             with closing(self.train.training(self.settings.seed, epoch)) as batches:
@@ -391,7 +418,9 @@ class Trainer:
 
         backward = low_memory.backward if self.low_memory else low_memory.backward_at_once
         with autocast(enabled=settings.amp):
-            _, loss, logits = backward(self.model, self.grad_manager, mge.Tensor(images), objective)
+            _, loss, logits = backward(
+                self.network, self.grad_manager, mge.Tensor(images), objective
+            )
         self._pending.append((self.step, loss, logits, labels))
 
     def _without_classifier(self) -> list[tuple[mge.Tensor, str]]:
@@ -403,7 +432,9 @@ class Trainer:
         """Average the gradients over the workers; and, so that the networks stay the same, the
         batch norms' running statistics."""
         shared = [p.grad for p in self.learnt.values() if p.grad is not None]
-        if not self.settings.sync_bn:
+        if self.quantized is not None:
+            self.quantized.observe(self.workers)
+        elif not self.settings.sync_bn:
             shared += self.model.buffers()
         self.workers.average(shared)
 
@@ -450,7 +481,7 @@ class Trainer:
         for column, name, applied in networks:
             with applied, swapped(self.model, self._precise_statistics()):
                 val = evaluate(
-                    self.model, self.val.evaluation(), lambda _: self._leave_if_alone()
+                    self.network, self.val.evaluation(), lambda _: self._leave_if_alone()
                 ).over_all(self.workers)
                 line += (
                     f"; {name} loss {val.mean_loss:.4f}, top-1 {val.top1:.2f} %, "
@@ -463,10 +494,7 @@ class Trainer:
                 }
                 better = f"{column}_top1" == self.judged_by and val.top1 > best
                 if better and self.workers.rank == 0:
-                    contents = checkpoint.of_model(
-                        self.model, self.val.preprocessing, self.val.dataset.classes
-                    )
-                    checkpoint.save(contents, self.folder.best)
+                    checkpoint.save(self._checkpoint(), self.folder.best)
         self.history.append(row)
         self.folder.log(line)
         if self.events is not None:
@@ -480,16 +508,16 @@ class Trainer:
         if not self.settings.precise_bn:
             return {}
         count = -(-self.settings.precise_bn // self.settings.batch_size)
+        return precise_bn.statistics(self.model, self._training_images(count), self.workers)
 
-        def images() -> Iterator[np.ndarray]:
-            epoch = self.train.training(self.settings.seed, len(self.history))
-            with closing(epoch):
-                for batch, labels in islice(epoch, count):
-                    counts = self._counts_or_leave(len(labels))
-                    for part, _ in self._parts(batch, counts=counts):
-                        yield part
-
-        return precise_bn.statistics(self.model, images(), self.workers)
+    def _training_images(self, batches: int) -> Iterator[np.ndarray]:
+        """The first of the epoch to come, in parts."""
+        epoch = self.train.training(self.settings.seed, len(self.history))
+        with closing(epoch):
+            for batch, labels in islice(epoch, batches):
+                counts = self._counts_or_leave(len(labels))
+                for part, _ in self._parts(batch, counts=counts):
+                    yield part
 
     # ---------------------------------------------------------------- people and signals
 

@@ -25,11 +25,15 @@ EXAMPLES = """\
   python train.py --data imagenet --arch RepViTM0_9 --optimizer adamw --agc 0.02 --ema 0.9999 \\
       --warmup-epochs 5 --warmup-lr 1e-6 --min-lr 1e-5 --teacher RepVGGB3:b3.pkl
   python train.py --data imagenet --arch RepVGGA1 --recipe repvgg_paper --ngpus 8
+  python train.py --data imagenet --arch RepVGGA0-qa --pretrained best.pkl --qat --tag int8
 """
 
 # defaults that depend on the data: on the digits, and on a folder of images
 DIGITS = {"epochs": 12, "batch_size": 64, "size": 32, "crop_ratio": 1.0}
 FOLDER = {"epochs": 120, "batch_size": 256, "size": 224, "crop_ratio": 0.875}
+# with --qat, which starts from a trained network
+QAT = {"epochs": 3}
+QAT_RATE = 0.01  # of the usual learning rate
 # and on the optimizer
 RATES = {
     "sgd": {"lr": 0.1, "weight_decay": 1e-4},
@@ -118,6 +122,12 @@ def add_network(parser: argparse.ArgumentParser) -> None:
         "--freeze", action="store_true", help="train the classifier alone; needs --pretrained"
     )
     what.add_argument(
+        "--qat",
+        action="store_true",
+        help="quantization-aware training: fine-tune the fused network with the rounding of its "
+        "int8 form, for quantize.py; needs --pretrained",
+    )
+    what.add_argument(
         "--skip-bad-images",
         action="store_true",
         help="leave corrupt images out, with a count, instead of stopping",
@@ -127,7 +137,9 @@ def add_network(parser: argparse.ArgumentParser) -> None:
 def add_optimization(parser: argparse.ArgumentParser) -> None:
     """How the weights move."""
     how = parser.add_argument_group("optimization")
-    how.add_argument("--epochs", type=COUNT, help="passes over the data (default: 120; digits: 12)")
+    how.add_argument(
+        "--epochs", type=COUNT, help="passes over the data (default: 120; digits: 12; --qat: 3)"
+    )
     how.add_argument(
         "--batch-size",
         type=COUNT,
@@ -147,7 +159,7 @@ def add_optimization(parser: argparse.ArgumentParser) -> None:
         "--lr",
         type=utils.number(float, 0, open_low=True),
         help="learning rate for a batch of 256; scaled with the batch size (default: 0.1; "
-        "adamw: 0.0005)",
+        "adamw: 0.0005; --qat: a hundredth)",
     )
     how.add_argument("--momentum", type=PART, default=0.9, help="of SGD")
     how.add_argument("--nesterov", action=SWITCH, default=False, help="Nesterov's momentum; SGD")
@@ -371,11 +383,14 @@ def add_workers(parser: argparse.ArgumentParser) -> None:
 def fill_in(args: argparse.Namespace) -> None:
     """The defaults that depend on other flags."""
     defaults = (DIGITS if args.data is None else FOLDER) | RATES[args.optimizer]
+    if args.qat:
+        defaults |= QAT | {"lr": QAT_RATE * defaults["lr"]}
     for name, value in defaults.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
     if args.warmup_epochs is None:
-        args.warmup_epochs = 1.0 if args.data is None and args.epochs > 1 else 0.0
+        fresh_digits = args.data is None and args.epochs > 1 and not args.qat
+        args.warmup_epochs = 1.0 if fresh_digits else 0.0
 
 
 def check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
@@ -388,6 +403,13 @@ def check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         )
     if args.freeze and not (args.pretrained or args.resume):
         parser.error("--freeze trains the classifier alone, so it needs weights by --pretrained")
+    if args.qat and not (args.pretrained or args.resume):
+        parser.error("--qat fine-tunes a trained network, so it needs weights by --pretrained")
+    if args.qat and (args.freeze or args.precise_bn or args.sync_bn or args.low_memory or args.amp):
+        parser.error(
+            "--qat trains the fused network, all of it, as int8 numbers kept in float32: leave "
+            "--freeze, --precise-bn, --sync-bn, --low-memory and --amp away"
+        )
     if args.nesterov and args.momentum == 0:
         parser.error("--nesterov needs a --momentum above 0")
     if args.nesterov and args.optimizer != "sgd":
@@ -576,4 +598,5 @@ def settings(args: argparse.Namespace, teacher: str | None) -> Settings:
         sync_bn=args.sync_bn,
         amp=args.amp,
         freeze=args.freeze,
+        qat=args.qat,
     )

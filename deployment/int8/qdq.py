@@ -99,7 +99,7 @@ def to_qdq(
     nodes: list[NodeProto] = []
 
     def constant(name: str, value: np.ndarray) -> str:
-        graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        graph.initializer.append(numpy_helper.from_array(np.array(value, order="C"), name))
         return name
 
     def dequantize(name: str, inputs: Sequence[str], **attributes) -> str:

@@ -9,7 +9,7 @@ import pytest
 import models
 from models import equivalence, reparam
 from models.layers import Conv2d, ConvBN
-from models.repvgg import RepVGGBlock
+from models.repvgg import QARepVGGBlock, RepVGGBlock
 
 KINDS = ["dense", "groups", "se", "plus", "qa", "qa, groups, se"]
 
@@ -132,3 +132,49 @@ def test_any_input_size_works_in_both_forms(tiny, size):
     maps = model.features(mge.Tensor(x))
     pooled = F.mean(maps[-1], axis=(2, 3))
     np.testing.assert_allclose(model.linear(pooled).numpy(), outputs[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "RepViTM0_6"])
+def test_fused_weights_are_the_deploy_forms(tiny, images, kind):
+    model = tiny(kind) if kind in KINDS else models.create(kind, 3)
+    equivalence.randomize(model, images)
+    before = {key: value.copy() for key, value in model.state_dict().items()}
+    found = reparam.fused_weights(model)
+    deployed = models.to_deploy(model)
+    expected = {name: t.numpy() for name, t in deployed.named_parameters()}
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        error = np.abs(found[name].numpy() - value).max()
+        assert error <= 1e-6 * np.abs(value).max(), name
+    for key, value in model.state_dict().items():
+        np.testing.assert_array_equal(value, before[key])
+    assert isinstance(models.to_deploy(model).linear.weight, mge.Parameter)
+
+
+@pytest.mark.parametrize("block", [RepVGGBlock, QARepVGGBlock])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_gradients_of_fused_weights_are_those_of_the_branches(block, groups, rng):
+    """The branches with their batch norms in evaluation mode, before the ReLU."""
+    block = block(8, 8, groups=groups)
+    x = rng.standard_normal((4, 8, 6, 6)).astype(np.float32)
+    equivalence.randomize(block, x)
+    block.eval()
+    manager = mge.autodiff.GradManager().attach(block.parameters())
+    x, dy = mge.Tensor(x), mge.Tensor(rng.standard_normal((4, 8, 6, 6)).astype(np.float32))
+    gradients = []
+    for fused in (False, True):
+        with manager:
+            if fused:
+                weights = reparam.fused_weights(block)
+                y = F.conv2d(
+                    x, weights["reparam.weight"], weights["reparam.bias"], 1, 1, groups=groups
+                )
+            else:
+                y = block.branches(x)
+            manager.backward(y, dy)
+        gradients.append({name: p.grad.numpy().copy() for name, p in block.named_parameters()})
+        for parameter in block.parameters():
+            parameter.grad = None
+    expected, found = gradients
+    for name, value in expected.items():
+        assert np.abs(found[name] - value).max() <= 1e-4 * np.abs(value).max(), name

@@ -1,0 +1,202 @@
+"""Quantization-aware training: a network learns with the rounding that its int8 form will do.
+
+What is trained is the deploy form, operator by operator as deployment/int8/qdq.py writes it, its
+weights being functions of the branches, so that the branches learn (RepQ, BMVC 2023,
+arXiv 2311.05317). Batch norms keep their statistics. Rounding passes gradients on as they are, and
+so do activations within their range; the ranges are moving averages of what the batches had
+(Jacob et al., Quantization and Training of Neural Networks, CVPR 2018).
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Mapping
+
+import megengine as mge
+import megengine.functional as F
+import megengine.module as M
+import numpy as np
+from megengine.autodiff import Function
+from megengine.core._imperative_rt.core2 import apply
+from megengine.core.ops.builtin import Elemwise, Reduce
+from onnx import NodeProto, helper, numpy_helper
+
+import models
+from deployment.int8 import qdq, weights
+from deployment.onnx_graph import to_onnx
+from models import cpu, reparam
+from models.layers import relu
+
+from .distributed import Workers
+
+Ranges = dict[str, tuple[float, float]]  # tensor of the ONNX graph -> lowest and highest value
+
+MOMENTUM = 0.99  # of the old ranges, a step
+
+
+class FakeQuantized(M.Module):
+    """The int8 form of a network, computed in float: images [N, 3, H, W] -> logits [N, classes].
+
+    The parameters are those of `model`. In training mode it also notes the ranges of the
+    activations, for `observe`.
+
+    Attributes:
+        ranges: of the activations; those that are not there are not rounded. As plain data they
+            go into checkpoints and quantize.py.
+
+    Args:
+        model: made by `models.create`, in either form.
+        ranges: to go on from.
+    """
+
+    def __init__(self, model: M.Module, ranges: Mapping[str, tuple[float, float]] | None = None):
+        super().__init__()
+        self.model, self.ranges = model, dict(ranges or {})
+        deployed = models.to_deploy(model)
+        deployed.eval()
+        graph = to_onnx(deployed, (64, 64), 13, 1, "input", "logits")  # of any size
+        self._activations = set(qdq.activations(graph))
+        self._nodes = [_Node(node) for node in graph.graph.node]
+        self._seen: list[dict[str, list[mge.Tensor]]] = []
+        self._weights: dict[str, mge.Tensor] | None = None  # in evaluation
+
+    def train(self, mode: bool = True, recursive: bool = True) -> None:
+        """See megengine.module.Module."""
+        super().train(mode, recursive)
+        self._weights = None  # may since have changed
+
+    def forward(self, images: mge.Tensor) -> mge.Tensor:
+        tensors = self._fake_quantized_weights()
+        tensors["input"] = self._activation("input", images)
+        for node in self._nodes:
+            result = node(tensors)
+            tensors[node.output] = self._activation(node.output, result)
+        return tensors["logits"]
+
+    def observe(self, workers: Workers) -> None:
+        """Move the ranges towards what all workers have had in training mode since the last call;
+        to just there where there is no range yet."""
+        names = sorted(self._activations)
+        bounds = [[float(b.numpy()) for n in names for b in seen[n]] for seen in self._seen]
+        self._seen = []
+        found = workers.gather(np.mean(bounds, axis=0)).mean(axis=0).reshape(-1, 2)
+        for name, new in zip(names, found, strict=True):
+            old = np.array(self.ranges.get(name, new))
+            self.ranges[name] = tuple((MOMENTUM * old + (1 - MOMENTUM) * new).tolist())
+
+    def calibrate(self, batches: Iterable[np.ndarray], workers: Workers) -> None:
+        """Take the ranges from batches of images [N, 3, H, W]: the mean of theirs, in float."""
+        self.ranges = {}
+        training = self.training
+        self.train()
+        for images in batches:
+            self(mge.Tensor(images))
+        self.train(training)
+        self.observe(workers)
+
+    def _fake_quantized_weights(self) -> dict[str, mge.Tensor]:
+        """Every parameter of the deploy form, kernels and matrices rounded to int8."""
+        if self._weights is None:
+            fused = reparam.fused_weights(self.model)
+            layers = {name for node in self._nodes for name in node.rounded}
+            rounded = {name: fake_quantize_weights(fused[name]) for name in layers}
+            if self.training:
+                return {**fused, **rounded}
+            self._weights = {name: t.detach() for name, t in {**fused, **rounded}.items()}
+        return dict(self._weights)
+
+    def _activation(self, name: str, x: mge.Tensor) -> mge.Tensor:
+        if name not in self._activations:
+            return x
+        if self.training:
+            if not self._seen or name in self._seen[-1]:
+                self._seen.append({})
+            self._seen[-1][name] = [_reduce(x.detach(), mode) for mode in ("min", "max")]
+        return fake_quantize(x, *self.ranges[name]) if name in self.ranges else x
+
+
+# ---------------------------------------------------------------- rounding
+
+
+class _Round(Function):
+    """To whole numbers below 2^22, half to even, with the gradient of the identity."""
+
+    def forward(self, x: mge.Tensor) -> mge.Tensor:
+        # float32 has no room for fractions beside 1.5 * 2^23; F.round takes halves away from zero
+        magic = mge.Tensor(1.5 * 2**23, dtype="float32")
+        return (x + magic) - magic
+
+    def backward(self, dy: mge.Tensor) -> mge.Tensor:
+        return dy
+
+
+def fake_quantize(x: mge.Tensor, low: float, high: float) -> mge.Tensor:
+    """Activations as uint8 would hold them: (clip(rint(x / scale) + zero, 0, 255) - zero) * scale.
+
+    Scale and zero are those of the int8 network, see qdq.scale_and_zero. The gradient is that of
+    clipping alone.
+    """
+    scale, zero = map(float, qdq.scale_and_zero(low, high))
+    steps = F.minimum(F.maximum(x / scale, -zero), qdq.LEVELS - zero)
+    return _Round()(steps) * scale
+
+
+def fake_quantize_weights(weight: mge.Tensor) -> mge.Tensor:
+    """A kernel or matrix as int8 would hold it, with the scales of the int8 network for each output
+    channel. The gradient is that of the identity."""
+    channels = weight.shape[: 2 if weight.ndim == 5 else 1]  # grouped: [G, O/G, I/G, kh, kw]
+    flat = weight.numpy().reshape(int(np.prod(channels)), -1)
+    shape = (*channels, *(1,) * (weight.ndim - len(channels)))
+    scale = mge.Tensor(weights.scales(flat).reshape(shape))
+    return _Round()(weight / scale) * scale
+
+
+def _reduce(x: mge.Tensor, mode: str) -> mge.Tensor:
+    """The "min" or "max" of all numbers, innermost axis first, which is fast on a CPU."""
+    for axis in reversed(range(x.ndim)):
+        x = apply(Reduce(mode=mode, axis=axis), x)[0]
+    return x.reshape(-1)[0]
+
+
+# ---------------------------------------------------------------- operators of the ONNX graph
+
+
+class _Node:
+    """One operator as MegEngine computes it: called with all tensors so far, by name."""
+
+    def __init__(self, node: NodeProto):
+        self.inputs, (self.output,) = list(node.input), node.output
+        self.attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        self.compute = _OPERATORS[node.op_type]
+        # names of the weights to be rounded
+        self.rounded = self.inputs[1:2] if node.op_type in ("Conv", "Gemm") else []
+
+    def __call__(self, tensors: Mapping[str, mge.Tensor]) -> mge.Tensor:
+        return self.compute(*(tensors[name] for name in self.inputs), **self.attributes)
+
+
+def _conv(x, weight, bias, *, strides, pads, group, **_):
+    stride, padding = tuple(strides), tuple(pads[:2])
+    if cpu.is_used():
+        return cpu.conv2d(x, weight, stride, padding, group) + bias
+    return F.conv2d(x, weight, bias, stride, padding, 1, group)
+
+
+def _erf(x):
+    return apply(Elemwise(mode=Elemwise.Mode.ERF), x)[0]
+
+
+_OPERATORS = {
+    "Add": operator.add,
+    "Constant": lambda value: mge.Tensor(numpy_helper.to_array(value)),
+    "Conv": _conv,
+    "Div": operator.truediv,
+    "Erf": _erf,
+    "Flatten": lambda x, axis: F.flatten(x, axis),
+    "Gemm": lambda x, weight, bias, transB: F.linear(x, weight, bias),
+    "GlobalAveragePool": lambda x: F.mean(x, axis=(2, 3), keepdims=True),
+    "HardSigmoid": lambda x, alpha, beta: F.hsigmoid(x),
+    "Mul": operator.mul,
+    "Relu": relu,
+    "Sigmoid": F.sigmoid,
+}
