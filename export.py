@@ -25,10 +25,8 @@ import megengine.module as M
 
 import models
 from data.transforms import Preprocessing
-from deployment import input_format
-from models import equivalence
-from training import checkpoint
-from weights import catalog, files
+from deployment import input_format, source
+from weights import files
 
 EXAMPLES = """\
   python export.py --model checkpoints/RepVGGA0/demo/best.pkl
@@ -184,33 +182,6 @@ def _batch(text: str) -> int | str:
         raise argparse.ArgumentTypeError(f"{error}, nor 'dynamic'") from None
 
 
-def load(args: argparse.Namespace) -> tuple[M.Module, Preprocessing, dict]:
-    """The network in the form to export, what its images go through, and what to note of both."""
-    if args.model is None:
-        model = equivalence.random_network(args.arch)
-        model = model if args.keep_branches else models.to_deploy(model)
-        preprocessing, classes, source = Preprocessing(), None, {"source": "random weights"}
-    else:
-        path = catalog.locate(args.model)
-        found = checkpoint.read(path, args.arch)
-        if args.keep_branches and found.form == "deploy":
-            raise utils.UserError(
-                f"{path} is in deploy form, where no branches are left to keep; "
-                "leave out --keep-branches, or give the train-form file it was fused from"
-            )
-        model = checkpoint.load_model(found, args.arch, deploy=not args.keep_branches)
-        preprocessing, classes = found.preprocessing, found.classes
-        source = {"source": path.name, "source_sha256": files.sha256(path)}
-    return model, preprocessing, {
-        "arch": model.arch,
-        "options": model.options,
-        "form": "train" if args.keep_branches else "deploy",
-        "num_classes": model.num_classes,
-        "classes": classes,
-        **source,
-    }  # fmt: skip
-
-
 def target_path(args: argparse.Namespace, arch: str) -> Path:
     """The file to write."""
     suffix = SUFFIX[args.format]
@@ -229,7 +200,7 @@ def target_path(args: argparse.Namespace, arch: str) -> Path:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    model, preprocessing, metadata = load(args)
+    model, preprocessing, metadata = source.load(args.model, args.arch, args.keep_branches)
     takes = preprocessing
     if args.color:
         takes = input_format.in_color_order(takes, args.color)

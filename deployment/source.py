@@ -1,0 +1,49 @@
+"""The network to deploy, from a checkpoint or with random weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import megengine.module as M
+
+import models
+from data.transforms import Preprocessing
+from models import equivalence
+from training import checkpoint
+from utils import UserError
+from weights import catalog, files
+
+
+def load(
+    path: str | None, arch: str | None = None, keep_branches: bool = False
+) -> tuple[M.Module, Preprocessing, dict[str, Any]]:
+    """The network, what its images go through, and what a file should say of both.
+
+    Args:
+        path: a checkpoint in any layout, or what `catalog.locate` finds; None for random weights.
+        arch: the architecture, where there is no checkpoint or it does not say.
+        keep_branches: leave the train form as it is, instead of fusing it.
+    """
+    if path is None:
+        model = equivalence.random_network(arch)
+        model = model if keep_branches else models.to_deploy(model)
+        preprocessing, classes, source = Preprocessing(), None, {"source": "random weights"}
+    else:
+        path = catalog.locate(path)
+        found = checkpoint.read(path, arch)
+        if keep_branches and found.form == "deploy":
+            raise UserError(
+                f"{path} is in deploy form, where no branches are left to keep; "
+                "leave out --keep-branches, or give the train-form file it was fused from"
+            )
+        model = checkpoint.load_model(found, arch, deploy=not keep_branches)
+        preprocessing, classes = found.preprocessing, found.classes
+        source = {"source": path.name, "source_sha256": files.sha256(path)}
+    return model, preprocessing, {
+        "arch": model.arch,
+        "options": model.options,
+        "form": "train" if keep_branches else "deploy",
+        "num_classes": model.num_classes,
+        "classes": classes,
+        **source,
+    }  # fmt: skip
