@@ -68,10 +68,10 @@ def load(path: str | PathLike, arch: str | None = None) -> Network:
 
 
 def _load_onnx(path: str | PathLike) -> tuple[dict, Runner]:
-    import onnxruntime
+    from .int8 import runtime
 
     try:
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        session = runtime.session(path)
     except Exception as error:  # onnxruntime's have no class of their own in common
         reason = str(error).rpartition(":")[2].strip(" .")
         raise UserError(f"onnxruntime cannot run {path} ({reason}); export it anew") from None
@@ -84,8 +84,12 @@ def _load_onnx(path: str | PathLike) -> tuple[dict, Runner]:
     def run(images: np.ndarray) -> np.ndarray:
         return session.run(None, {entry.name: np.repeat(images, copies, axis=0)})[0][:1]
 
-    said = session.get_modelmeta().custom_metadata_map
-    return {key: _value(text) for key, text in said.items()}, run
+    return properties(session.get_modelmeta().custom_metadata_map), run
+
+
+def properties(metadata: dict[str, str]) -> dict[str, Any]:
+    """What an ONNX file says of itself, as `onnx_export.export_onnx` was given it."""
+    return {key: _value(text) for key, text in metadata.items()}
 
 
 def _value(text: str) -> Any:

@@ -12,6 +12,7 @@ import onnx
 from onnx import NodeProto, helper, numpy_helper
 
 from . import weights
+from .graph import LAYERS, consumers
 
 LEVELS = 255  # of uint8, beside 0
 
@@ -27,13 +28,12 @@ def activations(model: onnx.ModelProto) -> list[str]:
     computed = {graph.input[0].name}
     chosen, skipped = set(), {output.name for output in graph.output}
     for node in graph.node:
-        if node.op_type in ("Conv", "Gemm"):
+        if node.op_type in LAYERS:
             chosen.add(node.input[0])
         if node.op_type == "Conv":
             chosen.add(node.output[0])
-        if node.op_type == "Add" and all(name in computed for name in node.input):
-            if not any(name in skipped for name in node.input):
-                chosen.update((*node.input, *node.output))
+        if node.op_type == "Add" and all(name in computed - skipped for name in node.input):
+            chosen.update((*node.input, *node.output))
         if node.op_type == "Gemm":
             skipped.update(node.output)
         if node.op_type != "Constant":
@@ -45,15 +45,6 @@ def activations(model: onnx.ModelProto) -> list[str]:
             chosen.add(following[0].output[0])
     ordered = [graph.input[0].name, *(name for node in graph.node for name in node.output)]
     return [name for name in ordered if name in chosen - skipped]
-
-
-def consumers(model: onnx.ModelProto) -> dict[str, list[NodeProto]]:
-    """Tensor -> the nodes that read it."""
-    users: dict[str, list[NodeProto]] = {}
-    for node in model.graph.node:
-        for name in node.input:
-            users.setdefault(name, []).append(node)
-    return users
 
 
 def scale_and_zero(low: float, high: float) -> tuple[np.float32, np.uint8]:
@@ -94,6 +85,7 @@ def to_qdq(
     quantized = onnx.ModelProto()
     quantized.CopyFrom(model)
     graph = quantized.graph
+    values = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     initializers = {tensor.name: tensor for tensor in graph.initializer}
     steps = {name: scale_and_zero(*bounds) for name, bounds in ranges.items()}
     nodes: list[NodeProto] = []
@@ -126,24 +118,18 @@ def to_qdq(
     def layer(node: NodeProto) -> list[str]:
         """The weights of a convolution or linear layer; returns its inputs."""
         x, weight, *bias = node.input
-        step = steps[x][0] if x in steps else None
-        at_least = 0.0
-        if bias and step is not None:
-            bias_values = numpy_helper.to_array(initializers[bias[0]])
-            at_least = np.abs(bias_values).astype(np.float64) / (2.0**30 * float(step))
-        kernel = numpy_helper.to_array(initializers[weight])
-        int8 = weights.quantize(kernel, per_channel, pairs, at_least)
+        int8 = int8_weights(node, values, ranges, per_channel, pairs)
         inputs = [x, replace(weight, *int8)]
-        if bias and step is not None:
-            scale = step * int8.scale  # float32
-            inputs.append(replace(bias[0], _to_int32(bias_values, scale), scale))
-        return [*inputs, *bias[len(inputs) - 2 :]]
+        if bias and x in steps:
+            scale = steps[x][0] * int8.scale  # float32
+            integers = np.rint(values[bias[0]] / scale.astype(np.float64)).astype(np.int32)
+            bias = [replace(bias[0], integers, scale)]
+        return [*inputs, *bias]
 
-    for name in (graph.input[0].name,):
-        if name in steps:
-            activation(name)
+    if graph.input[0].name in steps:
+        activation(graph.input[0].name)
     for node in [*graph.node]:
-        inputs = layer(node) if node.op_type in ("Conv", "Gemm") else node.input
+        inputs = layer(node) if node.op_type in LAYERS else node.input
         node.input[:] = [f"{name}.dequantized" if name in steps else name for name in inputs]
         nodes.append(node)
         for name in node.output:
@@ -154,5 +140,20 @@ def to_qdq(
     return quantized
 
 
-def _to_int32(bias: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    return np.rint(bias / scale.astype(np.float64)).astype(np.int32)
+def int8_weights(
+    node: NodeProto,
+    values: Mapping[str, np.ndarray],
+    ranges: Mapping[str, tuple[float, float]],
+    per_channel: bool,
+    pairs: bool,
+) -> weights.Int8:
+    """The weights of a convolution or linear layer, as `to_qdq` rounds them.
+
+    `values` are the network's initializers.
+    """
+    x, weight, *bias = node.input
+    at_least = 0.0
+    if bias and x in ranges:
+        step = float(scale_and_zero(*ranges[x])[0])
+        at_least = np.abs(values[bias[0]].astype(np.float64)) / (2.0**30 * step)
+    return weights.quantize(values[weight], per_channel, pairs, at_least)

@@ -46,17 +46,20 @@ def quantize(
         pairs: keep to the pairs' limit, see above; else only to 127.
         at_least: lower bound of the scales, [O] or [].
     """
-    scale = np.maximum(scales(weights, per_channel, pairs), np.float32(at_least))
-    if not per_channel:
-        scale = scale.max()
+    scale = scales(weights, per_channel, pairs, at_least)
     steps = weights / _along_channels(scale, weights.ndim).astype(np.float64)
     values = np.clip(np.rint(steps), -LARGEST, LARGEST).astype(np.int8)
     assert not pairs or largest_pair(values) <= LARGEST_PAIR
     return Int8(values, scale)
 
 
-def scales(weights: np.ndarray, per_channel: bool = True, pairs: bool = True) -> np.ndarray:
-    """The smallest scales that fit, float32 [O] or []; 1 for weights that are all 0.
+def scales(
+    weights: np.ndarray,
+    per_channel: bool = True,
+    pairs: bool = True,
+    at_least: np.ndarray | float = 0.0,
+) -> np.ndarray:
+    """The smallest scales that fit and are `at_least` so large, float32 [O] or []; 1 if that is 0.
 
     scale = max(max |w| / 127, (p1 + p2) / 128, -(n1 + n2) / 128) of a channel's weights w, with p1
     and p2 its two largest and n1 and n2 its two smallest ones, those of the wrong sign being 0; the
@@ -67,6 +70,7 @@ def scales(weights: np.ndarray, per_channel: bool = True, pairs: bool = True) ->
     needed = np.abs(flat).max(1) / LARGEST
     if pairs:
         needed = np.maximum(needed, _pair_sums(flat) / LARGEST_PAIR)
+    needed = np.maximum(needed, at_least)
     needed = needed if per_channel else needed.max()
     scale = needed.astype(np.float32)
     scale = np.where(scale < needed, np.nextafter(scale, np.float32(np.inf)), scale)

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from deployment.int8 import weights
+from tests.support import ROOT
+from training import checkpoint
 
 
 @pytest.mark.parametrize("per_channel", [True, False])
@@ -35,3 +37,48 @@ def test_zeros_and_lower_bounds():
     assert zeros.scale.tolist() == [1, 1] and not zeros.values.any()
     bounded = weights.quantize(np.ones((2, 3), np.float32), at_least=np.array([0.5, 0]))
     assert bounded.scale.tolist() == [0.5, 1 / 64] and bounded.values[0].tolist() == [2, 2, 2]
+
+
+# ---------------------------------------------------------------- AVX2's 16-bit sums
+
+
+def multiply_as_avx2(activations, kernel):
+    """uint8 [N, K] by int8 [O, K]: vpmaddubsw adds each two products in 16 bits, saturating, and
+    vpmaddwd adds those sums in 32 bits."""
+    products = activations[:, None].astype(np.int32) * kernel[None].astype(np.int32)
+    pairs = products[..., 0::2] + products[..., 1::2]
+    return np.clip(pairs, -(2**15), 2**15 - 1).sum(-1)
+
+
+def pointwise_layers():
+    """The real 1x1 kernels of Apple's MobileOne-S0, [O, I]."""
+    path = ROOT.parent / "shared" / "data" / "mobileone_s0_deploy.npz"
+    if not path.exists():
+        pytest.skip(f"{path} is not here")
+    state = checkpoint.read(path).state_dict
+    kernels = [v for k, v in state.items() if k.endswith("weight") and v.ndim == 4]
+    return [k[:, :, 0, 0] for k in kernels if k.shape[2] == 1 and k.shape[1] % 2 == 0]
+
+
+def test_real_layers_saturate_with_the_full_range_and_not_with_ours(rng):
+    layers = pointwise_layers()
+    saturated = 0
+    for kernel in layers:
+        # as bright as activations get, and at random
+        inputs = np.full((2, kernel.shape[1]), 255, np.uint8)
+        inputs[1] = rng.integers(0, 256, kernel.shape[1])
+        full = weights.quantize(kernel, pairs=False).values
+        exact = inputs.astype(np.int64) @ full.T.astype(np.int64)
+        saturated += (multiply_as_avx2(inputs, full) != exact).any()
+        for order in (slice(None), rng.permutation(kernel.shape[1])):  # whichever are neighbours
+            ours = weights.quantize(kernel).values[:, order]
+            exact = inputs.astype(np.int64) @ ours.T.astype(np.int64)
+            assert np.array_equal(multiply_as_avx2(inputs, ours), exact)
+    assert saturated > len(layers) / 2
+
+
+def test_the_limit_is_tight():
+    """One more than the limit saturates."""
+    inputs = np.full((1, 2), 255, np.uint8)
+    assert multiply_as_avx2(inputs, np.array([[65, 63]], np.int8)) == 255 * 128
+    assert multiply_as_avx2(inputs, np.array([[65, 64]], np.int8)) < 255 * 129

@@ -1,0 +1,55 @@
+"""The images to calibrate on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from data.datasets import image_files
+from data.decoding import decode
+from data.transforms import Preprocessing
+from utils import UserError
+from weights.files import sha256
+
+
+def files(folder: str | PathLike, count: int) -> list[Path]:
+    """`count` of the images in a folder and those below, evenly over the sorted ones."""
+    if not Path(folder).is_dir():
+        raise UserError(f"there is no folder {folder}; give one with images for calibration")
+    found = image_files(folder)
+    if not found:
+        raise UserError(f"there are no images in {folder}; give some 100 for calibration")
+    count = min(count, len(found))
+    return [found[i * len(found) // count] for i in range(count)]
+
+
+def read(files: Sequence[Path], preprocessing: Preprocessing) -> np.ndarray:
+    """float32 [N, 3, size, size], as for an evaluation.
+
+    Raises UserError when a file is broken, or each image is of one colour and says nothing.
+    """
+    crops = [
+        preprocessing.evaluation_crop(decode(file))
+        for file in tqdm(files, desc="calibration images", leave=False, disable=None)
+    ]
+    if all((crop == crop[0, 0]).all() for crop in crops):
+        raise UserError(
+            f"each of the {len(crops)} images for calibration is of one colour; give photographs "
+            "like those that the network will see"
+        )
+    return np.stack([preprocessing.normalize(crop) for crop in crops])
+
+
+def assert_disjoint(calibration: Sequence[Path], test: Sequence[Path]) -> None:
+    """Raises UserError when a file of one has the content of a file of the other."""
+    seen = {sha256(file): file for file in calibration}
+    for file in tqdm(test, desc="comparing files", leave=False, disable=None):
+        if (same := seen.get(sha256(file))) is not None:
+            raise UserError(
+                f"the test image {file} is the calibration image {same}; "
+                "calibrate on other images than those the accuracy is measured on"
+            )

@@ -1,0 +1,108 @@
+"""Ranges of activations: what a network's tensors hold on images, and where to clip them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import onnx
+
+from . import graph, qdq
+
+_BINS = 4096
+_QUANTILE = 0.9999
+_FRACTIONS = np.linspace(0.2, 1, 81)  # of the whole range, to choose from
+
+Range = tuple[float, float]
+
+
+class Histogram(NamedTuple):
+    """What a tensor holds: counts in equal bins from low to high."""
+
+    low: float
+    high: float
+    counts: np.ndarray
+
+    @property
+    def centers(self) -> np.ndarray:
+        width = (self.high - self.low) / len(self.counts)
+        return self.low + (np.arange(len(self.counts)) + 0.5) * width
+
+
+def histograms(
+    model: onnx.ModelProto, names: Sequence[str], images: np.ndarray
+) -> dict[str, Histogram]:
+    """Of the tensors `names` of a float network, in two passes over the images."""
+    bounds = dict.fromkeys(names, (np.inf, -np.inf))
+    for batch in graph.run(model, images, names, "ranges"):
+        for name, value in zip(names, batch, strict=True):
+            low, high = bounds[name]
+            bounds[name] = min(low, float(value.min())), max(high, float(value.max()))
+    counts = dict.fromkeys(names, 0)
+    for batch in graph.run(model, images, names, "histograms"):
+        for name, value in zip(names, batch, strict=True):
+            counts[name] = counts[name] + np.histogram(value, _BINS, bounds[name])[0]
+    return {name: Histogram(*bounds[name], counts[name]) for name in names}
+
+
+def minmax(histogram: Histogram) -> Range:
+    """All of it."""
+    return histogram.low, histogram.high
+
+
+def percentile(histogram: Histogram) -> Range:
+    """Without the 0.01 % of the values that are highest, and of those below 0 that are lowest."""
+    share = np.cumsum(histogram.counts) / histogram.counts.sum()
+    edges = np.linspace(histogram.low, histogram.high, len(share) + 1)
+    low = edges[np.searchsorted(share, 1 - _QUANTILE, side="right")]
+    return min(float(low), 0.0), float(edges[np.searchsorted(share, _QUANTILE) + 1])
+
+
+def mse(histogram: Histogram) -> Range:
+    """The least squared error: of rounding within the range, and of clipping outside."""
+
+    def error(low: float, high: float) -> float:
+        step = float(qdq.scale_and_zero(low, high)[0])
+        x = histogram.centers
+        beyond = np.square(x - np.clip(x, low, high))
+        return float(histogram.counts @ np.where(beyond > 0, beyond, step**2 / 12))
+
+    return _best(histogram, error)
+
+
+def kl(histogram: Histogram) -> Range:
+    """The least Kullback-Leibler divergence of the quantized distribution from the clipped one.
+
+    Source: S. Migacz, 8-bit Inference with TensorRT, GTC 2017.
+    """
+    x, counts = histogram.centers, histogram.counts.astype(np.float64)
+
+    def divergence(low: float, high: float) -> float:
+        scale, zero = qdq.scale_and_zero(low, high)
+        inside = (x >= low) & (x <= high)
+        if not (inside & (counts > 0)).any():
+            return np.inf
+        clipped = np.where(inside, counts, 0)  # what is outside goes to the first and last bin
+        kept = np.flatnonzero(inside)
+        clipped[kept[0]] += counts[: kept[0]].sum()
+        clipped[kept[-1]] += counts[kept[-1] + 1 :].sum()
+        level = np.clip(np.rint(x / float(scale)) + zero, 0, qdq.LEVELS).astype(int)
+        held = inside & (clipped > 0)
+        total = np.bincount(level, np.where(inside, counts, 0), qdq.LEVELS + 1)
+        bins = np.bincount(level, held, qdq.LEVELS + 1)
+        spread = total[level] / np.maximum(bins[level], 1)  # evenly over a level's bins
+        p, q = clipped[held] / clipped.sum(), np.maximum(spread[held], 1e-3) / total.sum()
+        return float(p @ np.log(p / q))
+
+    return _best(histogram, divergence)
+
+
+def _best(histogram: Histogram, loss) -> Range:
+    candidates = [(histogram.low * f, histogram.high * f) for f in _FRACTIONS]
+    if histogram.high <= histogram.low:
+        return candidates[-1]
+    return min(candidates, key=lambda bounds: loss(min(bounds[0], 0), max(bounds[1], 0)))
+
+
+CLIPS = {"minmax": minmax, "percentile": percentile, "mse": mse, "kl": kl}

@@ -1,0 +1,100 @@
+"""The float network to quantize."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+
+import deployment.source
+from data.transforms import Preprocessing
+from deployment.network import properties
+from deployment.onnx_export import export_onnx
+from utils import UserError
+
+from . import graph
+
+
+class Source(NamedTuple):
+    """model: float ONNX in deploy form, for any number of images, with its metadata."""
+
+    model: onnx.ModelProto
+    preprocessing: Preprocessing
+    metadata: dict[str, Any]
+
+
+def read(path: str, arch: str | None, crop_ratio: float | None) -> Source:
+    """Of a checkpoint, which is fused and exported, or of an .onnx file of export.py.
+
+    `crop_ratio` replaces that of the preprocessing. Raises UserError when the network cannot be
+    quantized: it is quantized already, in train form, or its weights are not finite.
+    """
+    if path.lower().endswith(".onnx"):
+        return _read_onnx(Path(path), arch, crop_ratio)
+    model, preprocessing, metadata = deployment.source.load(path, arch)
+    _assert_finite(path, {name: tensor.numpy() for name, tensor in model.named_parameters()})
+    preprocessing = replace(preprocessing, crop_ratio=crop_ratio or preprocessing.crop_ratio)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "float.onnx")
+        export_onnx(model, file, preprocessing, size=preprocessing.size, metadata=metadata)
+        return Source(onnx.load(file), preprocessing, metadata)
+
+
+def _read_onnx(path: Path, arch: str | None, crop_ratio: float | None) -> Source:
+    if not path.is_file():
+        raise UserError(f"there is no file {path}; give a checkpoint, or a file of export.py")
+    try:
+        model = onnx.load(path)
+    except (DecodeError, OSError):
+        raise UserError(
+            f"{path} is no ONNX file; give a checkpoint, or a file of export.py"
+        ) from None
+    kinds = {node.op_type for node in model.graph.node}
+    if kinds & {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger"}:
+        raise UserError(f"{path} is quantized already; give the float network it was made from")
+    metadata = properties({entry.key: entry.value for entry in model.metadata_props})
+    if metadata.get("form") == "train" or "BatchNormalization" in kinds:
+        raise UserError(
+            f"{path} is in train form, with branches and batch norms; "
+            "export it again without --keep-branches"
+        )
+    opset = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
+    if opset < 13:
+        raise UserError(
+            f"{path} has ONNX opset {opset}, which has no scales for channels; "
+            "export it again with --opset 13 or more"
+        )
+    try:
+        preprocessing = Preprocessing(**metadata["preprocessing"])
+        found = metadata["arch"]
+        metadata["num_classes"], metadata["classes"]
+    except (KeyError, TypeError, ValueError):
+        raise UserError(
+            f"{path} does not say which network and which preprocessing it has; "
+            "give a checkpoint, or a file that export.py wrote"
+        ) from None
+    if arch not in (None, found):
+        raise UserError(
+            f"{path} is of {found}, but {arch} was expected; use --arch {found} or another file"
+        )
+    _assert_finite(str(path), graph.weights(model))
+    preprocessing = replace(preprocessing, crop_ratio=crop_ratio or preprocessing.crop_ratio)
+    for entry in model.metadata_props:
+        if entry.key == "preprocessing":
+            entry.value = json.dumps(asdict(preprocessing))
+    height, width = (d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim[2:])
+    if height != width:
+        raise UserError(f"{path} takes images of {height} x {width}; export it for squares")
+    return Source(graph.for_any_batch(model), preprocessing, metadata)
+
+
+def _assert_finite(path: str, weights: dict[str, np.ndarray]) -> None:
+    for name, value in weights.items():
+        if not np.isfinite(value).all():
+            raise UserError(f"{path} has weights that are no numbers, in {name}; use others")
