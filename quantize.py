@@ -1,0 +1,218 @@
+#!/usr/bin/env python
+"""Quantize a network to int8 after training, as an ONNX file with its report.
+
+The network is fused; its layers are equalized, which changes no bit of the float network;
+activations are clipped, weights rounded, and the biases put the means right again. A few images
+suffice, without labels. With --data the accuracy is measured too, on other images.
+
+Beside the file, a chart (.png) shows the signal-to-quantization-noise ratio (SQNR) of every layer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import utils  # isort: skip  (before MegEngine: it sets the process environment)
+
+import numpy as np
+import onnx
+from tqdm import tqdm
+
+from data import datasets
+from data.loader import Loader
+from data.transforms import Preprocessing
+from deployment.int8 import calibration, ptq, qdq, ranges, report, runtime, source
+from training.checkpoint import write_atomically
+from weights.files import sha256
+
+EXAMPLES = """\
+  python quantize.py --model a0.pkl --calibration imagenet/train
+  python quantize.py --model a0.pkl --calibration imagenet/train --data imagenet --out a0-int8.onnx
+  python quantize.py --model RepVGGA0.onnx --calibration photos --images 32 --weights per-tensor
+"""
+BATCH = 25  # images at once in the evaluation
+PLAIN = "W8A8 per-tensor, plain"  # the baseline: what a converter makes unless told otherwise
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = utils.ArgumentParser(__doc__, EXAMPLES)
+    parser.add_argument(
+        "--arch",
+        type=utils.arch_name,
+        metavar="NAME",
+        help="architecture (default: what the file says)",
+    )
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="FILE",
+        help="checkpoint in any layout that convert_pretrained_weight.py reads, or .onnx file of "
+        "export.py",
+    )
+    parser.add_argument(
+        "--calibration", required=True, metavar="DIR", help="folder of images to calibrate on"
+    )
+    parser.add_argument(
+        "--images",
+        type=utils.number(int, 1),
+        default=64,
+        metavar="N",
+        help="of them, evenly over the sorted files",
+    )
+    parser.add_argument(
+        "--data",
+        metavar="DIR",
+        help="folder with val/CLASS/IMAGE or test/CLASS/IMAGE to measure the accuracy on",
+    )
+    parser.add_argument(
+        "--crop-ratio",
+        type=utils.number(float, 0, 1, open_low=True),
+        metavar="R",
+        help="side of the centre crop over the short side (default: the file's)",
+    )
+    parser.add_argument(
+        "--weights",
+        choices=("per-channel", "per-tensor"),
+        default="per-channel",
+        help="scales of the weights in the file that is written; the report has both",
+    )
+    parser.add_argument(
+        "--clip",
+        choices=("auto", *ranges.CLIPS),
+        default="auto",
+        help="ranges of the activations; auto: those with the least noise in the logits",
+    )
+    parser.add_argument(
+        "--out", metavar="FILE", help="file to write (default: NAME-int8.onnx beside the model)"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON instead of the report")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    target = _target(args)
+    files = calibration.files(args.calibration, args.images)
+    model, preprocessing, metadata = source.read(args.model, args.arch, args.crop_ratio)
+    test = None
+    if args.data:
+        test = datasets.image_folder(args.data, "val")
+        test = datasets.with_class_order(test, metadata["num_classes"], metadata["classes"])
+        calibration.assert_disjoint(files, test.images)
+    images = calibration.read(files, preprocessing)
+
+    networks, found = {"float": model}, {}
+    for weights in ("per-tensor", "per-channel"):
+        per_channel = weights == "per-channel"
+        networks[f"W8A8 {weights}, plain"] = ptq.plain(model, images, per_channel)
+        found[weights] = ptq.quantize(model, images, per_channel, args.clip)
+        networks[f"W8 {weights}"] = ptq.weights_only(found[weights].equalized, images, per_channel)
+        networks[f"W8A8 {weights}"] = found[weights].to_qdq()
+    if test is None:
+        rows = report.compare(networks, [(images, None)])
+    else:
+        rows = report.compare(networks, _batches(test, preprocessing))
+
+    chosen, plain, int8 = found[args.weights], PLAIN, f"W8A8 {args.weights}"
+    names = qdq.activations(model)
+    curves = {
+        plain: report.layers(model, networks[plain], names, images),
+        int8: report.layers(chosen.equalized, networks[int8], names, images),
+    }
+    said = {
+        "weights": args.weights,
+        "clip": chosen.clip,
+        "calibration_images": len(files),
+        "calibration_folder": args.calibration,
+        "crop_ratio": preprocessing.crop_ratio,
+    }
+    proto = networks[int8]
+    proto.metadata_props.add(key="quantization", value=json.dumps(said))
+    _write(proto, target, images)
+    chart = target.with_suffix(".png")
+    picture = report.chart(curves)
+    write_atomically(chart, lambda file: file.write(picture))
+    result = {
+        "arch": metadata["arch"],
+        **said,
+        "clips_sqnr_db": chosen.tried,
+        "measured_on": f"{len(test)} images of {args.data}" if test else "the calibration images",
+        "networks": [row._asdict() for row in rows],
+        "layers_sqnr_db": curves[int8],
+        "file": str(target),
+        "bytes": target.stat().st_size,
+        "sha256": sha256(target),
+        "chart": str(chart),
+    }
+    print(json.dumps(result, indent=2) if args.json else _text(result, rows))
+    return 0
+
+
+def _target(args: argparse.Namespace) -> Path:
+    """The file to write."""
+    if args.out is None:
+        model = Path(args.model)
+        beside = model if model.is_file() else Path(model.name)
+        return beside.with_name(f"{beside.stem}-int8.onnx")
+    target = Path(args.out)
+    if target.suffix != ".onnx":
+        raise utils.UserError(f"--out {target} does not end in .onnx; give another name")
+    return target
+
+
+def _batches(dataset: datasets.Dataset, preprocessing: Preprocessing) -> Iterator:
+    """The batches of an evaluation, with a progress bar."""
+    loader = Loader(dataset, preprocessing, BATCH)
+    with tqdm(total=len(dataset), desc="test", unit="image", leave=False, disable=None) as bar:
+        for images, labels in loader.evaluation():
+            yield images, labels
+            bar.update(len(labels))
+
+
+def _write(model: onnx.ModelProto, target: Path, images: np.ndarray) -> None:
+    """Write the file; it runs before it gets its name."""
+    content = model.SerializeToString()
+    onnx.checker.check_model(content, full_check=True)
+
+    def write(file: BinaryIO) -> None:
+        file.write(content)
+        file.flush()
+        session = runtime.session(file.name)
+        (logits,) = session.run(None, {session.get_inputs()[0].name: images[:1]})
+        if not np.isfinite(logits).all():
+            raise utils.UserError(f"{target} was not written: its logits are not finite")
+
+    write_atomically(target, write)
+
+
+def _text(result: dict, rows: list[report.Row]) -> str:
+    tried = ", ".join(f"{way} {noise:.1f} dB" for way, noise in result["clips_sqnr_db"].items())
+    worst = sorted(result["layers_sqnr_db"].items(), key=lambda item: item[1])[:3]
+    lines = [
+        ("architecture", result["arch"]),
+        ("calibration", f"{result['calibration_images']} images of {result['calibration_folder']}, "
+                        f"crop ratio {result['crop_ratio']}"),
+        ("clipping", f"{result['clip']}; SQNR of the logits there: {tried}"),
+        ("noisiest", ", ".join(f"{name} {noise:.1f} dB" for name, noise in worst)),
+        ("measured on", result["measured_on"]),
+    ]  # fmt: skip
+    head = "\n".join(f"{label + ':':15}{value}" for label, value in lines)
+    tail = [
+        ("file", f"{result['file']}, {result['bytes'] / 1e6:.1f} MB, weights {result['weights']}"),
+        ("layers", result["chart"]),
+        ("sha256", result["sha256"]),
+    ]
+    foot = "\n".join(f"{label + ':':15}{value}" for label, value in tail)
+    layers = "\n".join(
+        f"{name:40}{noise:7.1f} dB" for name, noise in result["layers_sqnr_db"].items()
+    )
+    return f"{head}\n\n{report.table(rows)}\n\n{layers}\n\n{foot}"
+
+
+if __name__ == "__main__":
+    utils.return_freed_memory()
+    utils.run(main)

@@ -1,0 +1,136 @@
+"""quantize.py: reports, files and errors."""
+
+import json
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+
+import models
+from data.transforms import Preprocessing
+from deployment import network
+from models import equivalence
+from models.repvgg import RepVGG
+from tests.support import write_image_folder
+from training import checkpoint
+
+
+@pytest.fixture
+def trained(monkeypatch, tmp_path):
+    """A checkpoint in train form, of a RepVGGA0 with few blocks and channels."""
+    config = {"depths": (1, 2, 4, 1), "width": (0.25, 0.125, 0.125, 0.125)}
+    monkeypatch.setitem(models._REGISTRY, "RepVGGA0", (RepVGG, config))
+    model = models.create("RepVGGA0", 2)
+    noise = np.random.default_rng(0).standard_normal((8, 3, 32, 32), np.float32)
+    equivalence.randomize(model, noise)
+    path = tmp_path / "best.pkl"
+    checkpoint.save(checkpoint.of_model(model, Preprocessing(size=32), ["apple", "pear"]), path)
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path):
+    return write_image_folder(tmp_path / "photos", ("pear", "apple"), train=6, val=3)
+
+
+def test_report_and_files(command, trained, photos, tmp_path):
+    out = tmp_path / "out" / "a0-int8.onnx"
+    flags = ["--model", trained, "--calibration", photos / "train", "--out", out, "--images", 10]
+    status, said, err = command("quantize", *flags, "--data", photos, "--crop-ratio", 1, "--json")
+    said = json.loads(said)
+    assert (status, err) == (0, "")
+    assert {path.name for path in out.parent.iterdir()} == {"a0-int8.onnx", "a0-int8.png"}
+    assert cv2.imread(said["chart"]).shape[0] > 100
+    assert said["calibration_images"] == 10 and said["measured_on"] == f"6 images of {photos}"
+    assert set(said["clips_sqnr_db"]) == {"minmax", "percentile", "mse", "kl"}
+    assert said["clip"] == max(said["clips_sqnr_db"], key=said["clips_sqnr_db"].get)
+    rows = {row["name"]: row for row in said["networks"]}
+    assert rows["float"]["agreement"] == 100 and rows["float"]["sqnr"] is None
+    kinds = [f"W8{a} per-{w}" for w in ("tensor", "channel") for a in ("", "A8")]
+    assert set(rows) == {"float", *kinds, "W8A8 per-tensor, plain", "W8A8 per-channel, plain"}
+    for row in rows.values():
+        assert row["top1"] in (0, *(100 * n / 6 for n in range(7))) and row["top5"] == 100
+
+    # the file says all that the float one said, and predict.py and network.py run it as it is
+    noted = network.properties({p.key: p.value for p in onnx.load(out).metadata_props})
+    assert noted["source_sha256"] and noted["classes"] == ["apple", "pear"]
+    assert (
+        noted["preprocessing"]["crop_ratio"] == 1
+        and noted["quantization"]["calibration_images"] == 10
+    )
+    int8 = network.load(out)
+    assert int8.arch == "RepVGGA0" and int8.preprocessing.crop_ratio == 1
+    image = next(photos.rglob("val/apple/*.jpg"))
+    status, found, err = command("predict", image, "--model", out, "--json")
+    found = {p["name"]: p["probability"] for p in json.loads(found)["images"][0]["predictions"]}
+    status, told, err = command("predict", image, "--model", trained, "--json")
+    told = {p["name"]: p["probability"] for p in json.loads(told)["images"][0]["predictions"]}
+    assert found.keys() == told.keys() == {"apple", "pear"}
+    assert found["apple"] == pytest.approx(told["apple"], abs=0.15)
+
+
+def test_text_and_onnx_input(command, trained, photos, tmp_path):
+    float_onnx = tmp_path / "float.onnx"
+    assert command("export", "--model", trained, "--out", float_onnx, "--batch", 1)[0] == 0
+    flags = ["--model", float_onnx, "--calibration", photos, "--weights", "per-tensor"]
+    status, said, err = command("quantize", *flags, "--clip", "mse", "--crop-ratio", 1)
+    assert (status, err) == (0, "")
+    lines = said.splitlines()
+    assert lines[0] == "architecture:  RepVGGA0"
+    assert lines[1] == f"calibration:   18 images of {photos}, crop ratio 1.0"
+    assert "mse; SQNR of the logits there: mse" in said and "per-tensor" in lines[-3]
+    assert network.load(tmp_path / "float-int8.onnx").preprocessing.crop_ratio == 1
+    assert (tmp_path / "float-int8.png").is_file()
+    assert "measured on:   the calibration images" in said
+
+
+def test_bad_input_leaves_nothing(command, trained, photos, tmp_path, monkeypatch):
+    float_onnx, branches = tmp_path / "float.onnx", tmp_path / "branches.onnx"
+    old, int8 = tmp_path / "old.onnx", tmp_path / "int8.onnx"
+    common = ["export", "--model", trained, "--out"]
+    assert command(*common, float_onnx)[0] == 0
+    assert command(*common, branches, "--keep-branches")[0] == 0
+    assert command(*common, old, "--opset", 11)[0] == 0
+    flags = ["--calibration", photos / "train", "--images", 2, "--clip", "minmax", "--out", int8]
+    assert command("quantize", "--model", float_onnx, *flags)[0] == 0
+
+    broken = checkpoint.read(trained)
+    next(iter(broken.state_dict.values())).flat[0] = np.nan
+    checkpoint.save(broken, tmp_path / "nan.pkl")
+    poisoned = onnx.load(float_onnx)
+    tensor = poisoned.graph.initializer[0]
+    value = onnx.numpy_helper.to_array(tensor).copy()
+    value.flat[0] = np.inf
+    tensor.CopyFrom(onnx.numpy_helper.from_array(value, tensor.name))
+    onnx.save(poisoned, tmp_path / "inf.onnx")
+    (tmp_path / "text.onnx").write_text("no network")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "grey").mkdir()
+    for i in range(3):
+        cv2.imwrite(str(tmp_path / "grey" / f"{i}.png"), np.full((40, 40, 3), 80 * i, np.uint8))
+    before = sorted(tmp_path.rglob("*"))
+
+    def refused(message, model=float_onnx, folder=photos / "train", *options):
+        flags = ["--model", model, "--calibration", folder, "--out", tmp_path / "new.onnx"]
+        status, out, err = command("quantize", *flags, *options)
+        assert (status, out) == (2, "") and message in err and err.count("\n") == 1
+        assert sorted(tmp_path.rglob("*")) == before
+
+    refused("there is no folder", folder=tmp_path / "none")
+    refused("there are no images in", folder=tmp_path / "empty")
+    refused("each of the 3 images for calibration is of one colour", folder=tmp_path / "grey")
+    refused("is quantized already", model=int8)
+    refused("is in train form", model=branches)
+    refused("has ONNX opset 11", model=old)
+    refused("has weights that are no numbers, in", model=tmp_path / "nan.pkl")
+    refused("has weights that are no numbers, in", model=tmp_path / "inf.onnx")
+    refused("is no ONNX file", model=tmp_path / "text.onnx")
+    refused("there is no file", model=tmp_path / "none.onnx")
+    refused("is of RepVGGA0, but RepVGGB0 was expected", float_onnx, photos, "--arch", "RepVGGB0")
+    refused("does not end in .onnx", float_onnx, photos, "--out", tmp_path / "a.pkl")
+    # the same content under another name
+    twin = photos / "val" / "pear" / "twin.jpg"
+    twin.write_bytes((photos / "train" / "apple" / "0.jpg").read_bytes())
+    before = sorted(tmp_path.rglob("*"))
+    refused("twin.jpg is the calibration image", float_onnx, photos / "train", "--data", photos)
