@@ -35,7 +35,7 @@ EXAMPLES = """\
   python quantize.py --model RepVGGA0.onnx --calibration photos --images 32 --weights per-tensor
 """
 BATCH = 25  # images at once in the evaluation
-PLAIN = "W8A8 per-tensor, plain"  # the baseline: what a converter makes unless told otherwise
+BASELINE = "W8A8 per-tensor, plain"  # what the chart compares with
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -105,23 +105,18 @@ def main(argv: list[str] | None = None) -> int:
         calibration.assert_disjoint(files, test.images)
     images = calibration.read(files, preprocessing)
 
-    networks, found = {"float": model}, {}
-    for weights in ("per-tensor", "per-channel"):
-        per_channel = weights == "per-channel"
-        networks[f"W8A8 {weights}, plain"] = ptq.plain(model, images, per_channel)
-        found[weights] = ptq.quantize(model, images, per_channel, args.clip)
-        networks[f"W8 {weights}"] = ptq.weights_only(found[weights].equalized, images, per_channel)
-        networks[f"W8A8 {weights}"] = found[weights].to_qdq()
+    networks, found = ptq.schemes(model, images, args.clip)
     if test is None:
         rows = report.compare(networks, [(images, None)])
     else:
         rows = report.compare(networks, _batches(test, preprocessing))
 
-    chosen, plain, int8 = found[args.weights], PLAIN, f"W8A8 {args.weights}"
-    names = qdq.activations(model)
+    name = f"W8A8 {args.weights}"
+    chosen, int8 = found[name], networks[name]
+    tensors = qdq.activations(model)
     curves = {
-        plain: report.layers(model, networks[plain], names, images),
-        int8: report.layers(chosen.equalized, networks[int8], names, images),
+        BASELINE: report.layers(model, networks[BASELINE], tensors, images),
+        name: report.layers(chosen.equalized, int8, tensors, images),
     }
     said = {
         "weights": args.weights,
@@ -130,9 +125,8 @@ def main(argv: list[str] | None = None) -> int:
         "calibration_folder": args.calibration,
         "crop_ratio": preprocessing.crop_ratio,
     }
-    proto = networks[int8]
-    proto.metadata_props.add(key="quantization", value=json.dumps(said))
-    _write(proto, target, images)
+    int8.metadata_props.add(key="quantization", value=json.dumps(said))
+    _write(int8, target, images)
     chart = target.with_suffix(".png")
     picture = report.chart(curves)
     write_atomically(chart, lambda file: file.write(picture))
@@ -142,7 +136,7 @@ def main(argv: list[str] | None = None) -> int:
         "clips_sqnr_db": chosen.tried,
         "measured_on": f"{len(test)} images of {args.data}" if test else "the calibration images",
         "networks": [row._asdict() for row in rows],
-        "layers_sqnr_db": curves[int8],
+        "layers_sqnr_db": curves[name],
         "file": str(target),
         "bytes": target.stat().st_size,
         "sha256": sha256(target),

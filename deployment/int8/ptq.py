@@ -63,14 +63,25 @@ def quantize(
     return results[max(tried, key=tried.get)]
 
 
-def weights_only(model: onnx.ModelProto, images: np.ndarray, per_channel: bool) -> onnx.ModelProto:
-    """An equalized float network with int8 weights and biases corrected for them."""
-    corrected = bias.correct(model, {}, images, bias.means(model, images), per_channel)
-    return qdq.to_qdq(corrected.model, {}, per_channel)
+def schemes(
+    model: onnx.ModelProto, images: np.ndarray, clip: str = "auto"
+) -> tuple[dict[str, onnx.ModelProto], dict[str, Quantized]]:
+    """A network in every scheme that is reported, and how those named "W8A8 ..." were found.
 
-
-def plain(model: onnx.ModelProto, images: np.ndarray, per_channel: bool) -> onnx.ModelProto:
-    """What a network becomes without any of this: the whole range of each tensor and weight."""
+    {"float": ..., "W8A8 per-tensor, plain": ..., "W8 per-tensor": ..., "W8A8 per-tensor": ...} and
+    so on: W8 has int8 weights alone, and the plain ones the whole range of each tensor and weight
+    without any of what is done here, as a converter makes them unless told otherwise.
+    """
     held = ranges.histograms(model, qdq.activations(model), images)
-    bounds = {name: ranges.minmax(histogram) for name, histogram in held.items()}
-    return qdq.to_qdq(model, bounds, per_channel, pairs=False)
+    whole = {name: ranges.minmax(histogram) for name, histogram in held.items()}
+    networks, found = {"float": model}, {}
+    for per_channel in (False, True):
+        name = "per-channel" if per_channel else "per-tensor"
+        networks[f"W8A8 {name}, plain"] = qdq.to_qdq(model, whole, per_channel, pairs=False)
+        best = quantize(model, images, per_channel, clip)
+        means = bias.means(best.equalized, images)
+        alone = bias.correct(best.equalized, {}, images, means, per_channel)
+        networks[f"W8 {name}"] = qdq.to_qdq(alone.model, {}, per_channel)
+        networks[f"W8A8 {name}"] = best.to_qdq()
+        found[f"W8A8 {name}"] = best
+    return networks, found
