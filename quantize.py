@@ -3,7 +3,8 @@
 
 The network is fused; its layers are equalized, which changes no bit of the float network;
 activations are clipped, weights rounded, and the biases put the means right again. A few images
-suffice, without labels. With --data the accuracy is measured too, on other images.
+suffice, without labels. With --data the accuracy is measured too, on other images. A network that
+has been through train.py --qat needs none of this: its own ranges and weights are written.
 
 Beside the file, a chart (.png) shows the signal-to-quantization-noise ratio (SQNR) of every layer.
 """
@@ -32,6 +33,7 @@ from weights.files import sha256
 EXAMPLES = """\
   python quantize.py --model a0.pkl --calibration imagenet/train
   python quantize.py --model a0.pkl --calibration imagenet/train --data imagenet --out a0-int8.onnx
+  python quantize.py --model checkpoints/RepVGGA0-qa/int8/best.pkl      after train.py --qat
   python quantize.py --model RepVGGA0.onnx --calibration photos --images 32 --weights per-tensor
 """
 BATCH = 25  # images at once in the evaluation
@@ -54,7 +56,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "export.py",
     )
     parser.add_argument(
-        "--calibration", required=True, metavar="DIR", help="folder of images to calibrate on"
+        "--calibration",
+        metavar="DIR",
+        help="folder of images to calibrate on; only after train.py --qat it may be left out",
     )
     parser.add_argument(
         "--images",
@@ -90,18 +94,21 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--out", metavar="FILE", help="file to write (default: NAME-int8.onnx beside the model)"
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of the report")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.calibration is None and (args.weights == "per-tensor" or args.clip != "auto"):
+        parser.error("--weights per-tensor and --clip are for a --calibration")
+    return args
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     target = _target(args)
+    if args.calibration is None:
+        return write_trained(args, target)
     files = calibration.files(args.calibration, args.images)
     model, preprocessing, metadata = source.read(args.model, args.arch, args.crop_ratio)
-    test = None
-    if args.data:
-        test = datasets.image_folder(args.data, "val")
-        test = datasets.with_class_order(test, metadata["num_classes"], metadata["classes"])
+    test = _test_set(args, metadata)
+    if test is not None:
         calibration.assert_disjoint(files, test.images)
     images = calibration.read(files, preprocessing)
 
@@ -144,6 +151,47 @@ def main(argv: list[str] | None = None) -> int:
     }
     print(json.dumps(result, indent=2) if args.json else _text(result, rows))
     return 0
+
+
+def write_trained(args: argparse.Namespace, target: Path) -> int:
+    """Write the int8 network of a checkpoint of train.py --qat, with the ranges it has learnt."""
+    bounds = source.trained_ranges(args.model, args.arch)
+    model, preprocessing, metadata = source.read(args.model, args.arch, args.crop_ratio)
+    if missing := [name for name in qdq.activations(model) if name not in bounds]:
+        raise utils.UserError(
+            f"{args.model} has no range of {missing[0]}: it was trained by another version of "
+            "this project; calibrate it anew, with --calibration"
+        )
+    proto = qdq.to_qdq(model, bounds)
+    said = {"weights": "per-channel", "clip": "trained"}
+    proto.metadata_props.add(key="quantization", value=json.dumps(said))
+    _write(proto, target, np.zeros((1, 3, preprocessing.size, preprocessing.size), np.float32))
+    test, rows = _test_set(args, metadata), []
+    if test is not None:
+        networks = {"float": model, "W8A8 per-channel, trained": proto}
+        rows = report.compare(networks, _batches(test, preprocessing))
+    result = {
+        "arch": metadata["arch"],
+        **said,
+        "networks": [row._asdict() for row in rows],
+        "file": str(target),
+        "bytes": target.stat().st_size,
+        "sha256": sha256(target),
+    }
+    if args.json:
+        print(json.dumps(result, indent=2))
+        return 0
+    if rows:
+        print(f"on {len(test)} images of {args.data}:\n{report.table(rows)}")
+    print(f"{result['file']}, {result['bytes'] / 1e6:.1f} MB, with the ranges of its training")
+    return 0
+
+
+def _test_set(args: argparse.Namespace, metadata: dict) -> datasets.Dataset | None:
+    if not args.data:
+        return None
+    test = datasets.image_folder(args.data, "val")
+    return datasets.with_class_order(test, metadata["num_classes"], metadata["classes"])
 
 
 def _target(args: argparse.Namespace) -> Path:

@@ -3,8 +3,10 @@
 import json
 
 import cv2
+import megengine as mge
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 import models
@@ -13,7 +15,8 @@ from deployment import network
 from models import equivalence
 from models.repvgg import RepVGG
 from tests.support import write_image_folder
-from training import checkpoint
+from training import checkpoint, qat
+from training.distributed import Workers
 
 
 @pytest.fixture
@@ -134,3 +137,28 @@ def test_bad_input_leaves_nothing(command, trained, photos, tmp_path, monkeypatc
     twin.write_bytes((photos / "train" / "apple" / "0.jpg").read_bytes())
     before = sorted(tmp_path.rglob("*"))
     refused("twin.jpg is the calibration image", float_onnx, photos / "train", "--data", photos)
+
+
+def test_after_training_for_int8_no_images_are_needed(command, trained, photos, tmp_path):
+    out = tmp_path / "int8.onnx"
+    status, _, err = command("quantize", "--model", trained, "--out", out)
+    assert status == 2 and "give images by --calibration" in err and not out.exists()
+
+    found = checkpoint.read(trained)
+    images = np.random.default_rng(0).standard_normal((8, 3, 32, 32), np.float32)
+    quantized = qat.FakeQuantized(checkpoint.load_model(found))
+    quantized.calibrate([images], Workers())
+    quantized.eval()
+    found.activation_ranges = dict(quantized.ranges)
+    checkpoint.save(found, trained)
+    status, said, err = command("quantize", "--model", trained, "--out", out, "--data", photos)
+    assert (status, err) == (0, "") and "W8A8 per-channel, trained" in said
+    session = onnxruntime.InferenceSession(out)
+    (logits,) = session.run(None, {"input": images})
+    expected = quantized(mge.Tensor(images)).numpy()
+    assert ((logits - expected) ** 2).sum() < 1e-3 * (expected**2).sum()  # 30 dB
+
+    found.activation_ranges.pop("input")
+    checkpoint.save(found, trained)
+    status, _, err = command("quantize", "--model", trained, "--out", out)
+    assert status == 2 and "has no range of input" in err

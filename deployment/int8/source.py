@@ -16,7 +16,9 @@ import deployment.source
 from data.transforms import Preprocessing
 from deployment.network import properties
 from deployment.onnx_export import export_onnx
+from training import checkpoint
 from utils import UserError
+from weights import catalog
 
 from . import graph
 
@@ -44,6 +46,22 @@ def read(path: str, arch: str | None, crop_ratio: float | None) -> Source:
         file = Path(folder, "float.onnx")
         export_onnx(model, file, preprocessing, size=preprocessing.size, metadata=metadata)
         return Source(onnx.load(file), preprocessing, metadata)
+
+
+def trained_ranges(path: str, arch: str | None) -> dict[str, tuple[float, float]]:
+    """Of the activations, tensor -> lowest and highest value, from a checkpoint of train.py --qat.
+
+    Raises UserError where there are none.
+    """
+    bounds = None
+    if not path.lower().endswith(".onnx"):
+        bounds = checkpoint.read(catalog.locate(path), arch).activation_ranges
+    if bounds is None:
+        raise UserError(
+            f"{path} has not been through train.py --qat, so its activations have no ranges yet; "
+            "give images by --calibration, a folder"
+        )
+    return bounds
 
 
 def _read_onnx(path: Path, arch: str | None, crop_ratio: float | None) -> Source:
