@@ -34,6 +34,7 @@ DEFAULT_ARCHS = [
     "RepGhost050",
 ]
 BATCH = 8
+SIZE = 64
 
 EXAMPLES = """\
   python verify.py                                      one network of each kind
@@ -50,8 +51,9 @@ def parse_args(argv: list[str] | None) -> utils.argparse.Namespace:
                       help="networks, or 'all'; patterns such as 'RepVGGB*' work too "
                            f"(default: {' '.join(DEFAULT_ARCHS)})")  # fmt: skip
     what.add_argument("--model", metavar="FILE", help="a train-form checkpoint to prove instead")
-    what.add_argument("--size", type=utils.number(int, 1), metavar="PIXELS", default=64,
-                      help="side of the random images")  # fmt: skip
+    what.add_argument("--size", type=utils.number(int, 1), metavar="PIXELS",
+                      help="side of the random images (default: that of a checkpoint's own images, "
+                           f"else {SIZE})")  # fmt: skip
     output = parser.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="print JSON instead of the table")
     args = parser.parse_args(argv)
@@ -64,11 +66,19 @@ def parse_args(argv: list[str] | None) -> utils.argparse.Namespace:
 
 def proofs(args: utils.argparse.Namespace) -> Iterator[tuple[str, equivalence.Equivalence]]:
     rng = np.random.default_rng(0)
-    images = rng.standard_normal((BATCH, 3, args.size, args.size)).astype(np.float32)
+
+    def random_images(size: int) -> np.ndarray:
+        return rng.standard_normal((BATCH, 3, size, size)).astype(np.float32)
+
     if args.model:
-        network = checkpoint.load_model(args.model, args.arch and args.arch[0], deploy=False)
+        arch = args.arch and models.canonical_name(args.arch[0])
+        found = checkpoint.read(args.model, arch)
+        network = checkpoint.load_model(found, arch, deploy=False)
+        # At another size than it has learnt, logits may reach 1e7 and rounding errors as well.
+        images = random_images(args.size or found.preprocessing.size)
         yield network.arch, equivalence.compare(network, images)
         return
+    images = random_images(args.size or SIZE)
     for name, (block, config) in models.BLOCKS.items():
         channels = config.get("in_channels") or config["channels"]
         maps = rng.standard_normal((BATCH, channels, 14, 14)).astype(np.float32)

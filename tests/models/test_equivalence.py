@@ -1,6 +1,7 @@
 """verify.py: passes on every network, and fails when the fusion is broken."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -83,6 +84,23 @@ def test_verify_proves_a_checkpoint(command, tmp_path, images):
     checkpoint.save(deployed, path)
     status, _, err = command("verify", "--model", path)
     assert status == 2 and "is in deploy form, but the train form was expected" in err
+
+
+def test_a_checkpoint_is_proven_at_its_own_size(monkeypatch, command, tmp_path, images):
+    model = models.create("RepGhost050", 10)
+    equivalence.randomize(model, images)
+    path = tmp_path / "a.pkl"
+    checkpoint.save(checkpoint.of_model(model, replace(BASECLS, size=40)), path)
+    seen, compare = [], equivalence.compare
+
+    def noted(network, images):
+        seen.append(images.shape[2:])
+        return compare(network, images)
+
+    monkeypatch.setattr(equivalence, "compare", noted)
+    assert command("verify", "--model", path)[0] == 0
+    assert command("verify", "--model", path, "--size", "48", "--arch", "repghost_050")[0] == 0
+    assert seen == [(40, 40), (48, 48)]
 
 
 def test_a_network_that_gives_nan_is_not_equal(tiny, images):
