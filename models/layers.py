@@ -23,7 +23,7 @@ class Conv2d(M.Conv2d):
         if not (cpu.is_used() and (self.training or small)):
             return super().calc_conv(inp, weight, bias)
         y = cpu.conv2d(inp, weight, self.stride, self.padding, self.groups)
-        return y if bias is None else y + bias
+        return y if bias is None else cpu.add_bias(y, bias)
 
     def reset_parameters(self) -> None:
         height, width = self.kernel_size

@@ -178,7 +178,7 @@ class _Node:
 def _conv(x, weight, bias, *, strides, pads, group, **_):
     stride, padding = tuple(strides), tuple(pads[:2])
     if cpu.is_used():
-        return cpu.conv2d(x, weight, stride, padding, group) + bias
+        return cpu.add_bias(cpu.conv2d(x, weight, stride, padding, group), bias)
     return F.conv2d(x, weight, bias, stride, padding, 1, group)
 
 

@@ -11,9 +11,9 @@ from megengine.core._imperative_rt.core2 import is_tracing_module
 from megengine.jit.tracing import is_tracing
 
 from .convolution import SMALL_MAP, conv2d
-from .elementwise import batch_norm, relu
+from .elementwise import add_bias, batch_norm, relu
 
-__all__ = ["SMALL_MAP", "batch_norm", "conv2d", "disabled", "is_used", "relu"]
+__all__ = ["SMALL_MAP", "add_bias", "batch_norm", "conv2d", "disabled", "is_used", "relu"]
 
 _disabled = False
 
