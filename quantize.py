@@ -33,6 +33,7 @@ from weights.files import sha256
 EXAMPLES = """\
   python quantize.py --model a0.pkl --calibration imagenet/train
   python quantize.py --model a0.pkl --calibration imagenet/train --data imagenet --out a0-int8.onnx
+  python quantize.py --model a0.pkl --calibration imagenet/train --full-range     for VNNI
   python quantize.py --model checkpoints/RepVGGA0-qa/int8/best.pkl      after train.py --qat
   python quantize.py --model RepVGGA0.onnx --calibration photos --images 32 --weights per-tensor
 """
@@ -85,6 +86,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help="scales of the weights in the file that is written; the report has both",
     )
     parser.add_argument(
+        "--full-range",
+        action="store_true",
+        help="more exact weights, for CPUs with VNNI instructions and sessions with "
+        "session.x64quantprecision; other CPUs' kernels saturate with them",
+    )
+    parser.add_argument(
         "--clip",
         choices=("auto", *ranges.CLIPS),
         default="auto",
@@ -95,8 +102,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of the report")
     args = parser.parse_args(argv)
-    if args.calibration is None and (args.weights == "per-tensor" or args.clip != "auto"):
-        parser.error("--weights per-tensor and --clip are for a --calibration")
+    per_tensor = args.weights == "per-tensor"
+    if args.calibration is None and (per_tensor or args.full_range or args.clip != "auto"):
+        parser.error("--weights per-tensor, --full-range and --clip are for a --calibration")
+    if per_tensor and args.full_range:
+        parser.error("--full-range is for --weights per-channel")
     return args
 
 
@@ -118,7 +128,7 @@ def main(argv: list[str] | None = None) -> int:
     else:
         rows = report.compare(networks, _batches(test, preprocessing))
 
-    name = f"W8A8 {args.weights}"
+    name = f"W8A8 {args.weights}{', full range' if args.full_range else ''}"
     chosen, int8 = found[name], networks[name]
     tensors = qdq.activations(model)
     curves = {
@@ -127,6 +137,7 @@ def main(argv: list[str] | None = None) -> int:
     }
     said = {
         "weights": args.weights,
+        "full_range": args.full_range,
         "clip": chosen.clip,
         "calibration_images": len(files),
         "calibration_folder": args.calibration,
@@ -232,6 +243,7 @@ def _write(model: onnx.ModelProto, target: Path, images: np.ndarray) -> None:
 
 
 def _text(result: dict, rows: list[report.Row]) -> str:
+    written = f"weights {result['weights']}{', full range' if result['full_range'] else ''}"
     tried = ", ".join(f"{way} {noise:.1f} dB" for way, noise in result["clips_sqnr_db"].items())
     worst = sorted(result["layers_sqnr_db"].items(), key=lambda item: item[1])[:3]
     lines = [
@@ -244,7 +256,7 @@ def _text(result: dict, rows: list[report.Row]) -> str:
     ]  # fmt: skip
     head = "\n".join(f"{label + ':':15}{value}" for label, value in lines)
     tail = [
-        ("file", f"{result['file']}, {result['bytes'] / 1e6:.1f} MB, weights {result['weights']}"),
+        ("file", f"{result['file']}, {result['bytes'] / 1e6:.1f} MB, {written}"),
         ("layers", result["chart"]),
         ("sha256", result["sha256"]),
     ]

@@ -12,6 +12,7 @@ import pytest
 import models
 from data.transforms import Preprocessing
 from deployment import network
+from deployment.int8 import weights
 from models import equivalence
 from models.repvgg import RepVGG
 from tests.support import write_image_folder
@@ -51,7 +52,8 @@ def test_report_and_files(command, trained, photos, tmp_path):
     rows = {row["name"]: row for row in said["networks"]}
     assert rows["float"]["agreement"] == 100 and rows["float"]["sqnr"] is None
     kinds = [f"W8{a} per-{w}" for w in ("tensor", "channel") for a in ("", "A8")]
-    assert set(rows) == {"float", *kinds, "W8A8 per-tensor, plain", "W8A8 per-channel, plain"}
+    kinds += [f"W8A8 per-{kind}" for kind in ("tensor, plain", "channel, plain")]
+    assert set(rows) == {"float", *kinds, "W8A8 per-channel, full range"}
     for row in rows.values():
         assert row["top1"] in (0, *(100 * n / 6 for n in range(7))) and row["top5"] == 100
 
@@ -86,6 +88,21 @@ def test_text_and_onnx_input(command, trained, photos, tmp_path):
     assert network.load(tmp_path / "float-int8.onnx").preprocessing.crop_ratio == 1
     assert (tmp_path / "float-int8.png").is_file()
     assert "measured on:   the calibration images" in said
+
+
+def test_full_range(command, trained, photos, tmp_path):
+    flags = ["--model", trained, "--calibration", photos, "--images", 2, "--clip", "mse", "--json"]
+    pairs = {}
+    for option in ((), ("--full-range",)):
+        out = tmp_path / "int8.onnx"
+        status, said, err = command("quantize", *flags, "--out", out, *option)
+        assert (status, err) == (0, "") and json.loads(said)["full_range"] == bool(option)
+        tensors = map(onnx.numpy_helper.to_array, onnx.load(out).graph.initializer)
+        kernels = [t for t in tensors if t.dtype == np.int8 and t.ndim == 4]
+        pairs[option] = max(map(weights.largest_pair, kernels))
+    assert pairs[()] <= weights.LARGEST_PAIR < pairs["--full-range",]
+    status, _, err = command("quantize", *flags, "--full-range", "--weights", "per-tensor")
+    assert status == 2 and "--full-range is for --weights per-channel" in err
 
 
 def test_bad_input_leaves_nothing(command, trained, photos, tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ class Quantized(NamedTuple):
         bounds: of the activations.
         clip: how they were chosen.
         tried: way to clip -> SQNR of the logits on the calibration images in dB.
-        per_channel: whether the weights have a scale for each output channel.
+        per_channel, pairs: of the weights, see `weights.quantize`.
     """
 
     model: onnx.ModelProto
@@ -28,14 +28,19 @@ class Quantized(NamedTuple):
     clip: str
     tried: dict[str, float]
     per_channel: bool
+    pairs: bool
 
     def to_qdq(self) -> onnx.ModelProto:
         """The int8 network."""
-        return qdq.to_qdq(self.model, self.bounds, self.per_channel)
+        return qdq.to_qdq(self.model, self.bounds, self.per_channel, self.pairs)
 
 
 def quantize(
-    model: onnx.ModelProto, images: np.ndarray, per_channel: bool = True, clip: str = "auto"
+    model: onnx.ModelProto,
+    images: np.ndarray,
+    per_channel: bool = True,
+    clip: str = "auto",
+    pairs: bool = True,
 ) -> Quantized:
     """Find how to quantize a float network in deploy form.
 
@@ -45,6 +50,7 @@ def quantize(
         per_channel: for weights with a scale for each output channel; else one a layer.
         clip: one of `ranges.CLIPS`, or "auto": that with the highest SQNR of the logits on
             `images`, after bias correction.
+        pairs: for weights that no CPU's kernels saturate with, see `weights`.
     """
     if per_channel:
         equalized = equalize.by_activations(model, images)
@@ -57,8 +63,8 @@ def quantize(
     results, tried = {}, {}
     for way in ranges.CLIPS if clip == "auto" else (clip,):
         bounds = {name: ranges.CLIPS[way](histogram) for name, histogram in held.items()}
-        corrected = bias.correct(equalized, bounds, images, means, per_channel)
-        results[way] = Quantized(corrected.model, equalized, bounds, way, tried, per_channel)
+        corrected = bias.correct(equalized, bounds, images, means, per_channel, pairs)
+        results[way] = Quantized(corrected.model, equalized, bounds, way, tried, per_channel, pairs)
         tried[way] = graph.sqnr(expected, corrected.logits)
     return results[max(tried, key=tried.get)]
 
@@ -70,7 +76,8 @@ def schemes(
 
     {"float": ..., "W8A8 per-tensor, plain": ..., "W8 per-tensor": ..., "W8A8 per-tensor": ...} and
     so on: W8 has int8 weights alone, and the plain ones the whole range of each tensor and weight
-    without any of what is done here, as a converter makes them unless told otherwise.
+    without any of what is done here, as a converter makes them unless told otherwise. "W8A8
+    per-channel, full range" is not limited to what every CPU's kernels are exact with.
     """
     held = ranges.histograms(model, qdq.activations(model), images)
     whole = {name: ranges.minmax(histogram) for name, histogram in held.items()}
@@ -84,4 +91,7 @@ def schemes(
         networks[f"W8 {name}"] = qdq.to_qdq(alone.model, {}, per_channel)
         networks[f"W8A8 {name}"] = best.to_qdq()
         found[f"W8A8 {name}"] = best
+    full = quantize(model, images, True, best.clip, pairs=False)
+    networks["W8A8 per-channel, full range"] = full.to_qdq()
+    found["W8A8 per-channel, full range"] = full
     return networks, found
