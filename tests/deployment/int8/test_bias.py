@@ -37,6 +37,9 @@ def test_less_noise_than_without(float_onnx, images):
     }
     assert noise["W8A8 per-channel"] > noise["W8A8 per-tensor, plain"] + 6
     assert noise["W8 per-channel"] > noise["W8A8 per-channel"]
+    full = found.pop("W8A8 per-channel, full range")
+    assert full.clip == found["W8A8 per-channel"].clip
+    assert noise["W8A8 per-channel, full range"] > noise["W8A8 per-channel"]
     for name, best in found.items():
         assert len(best.tried) == 4 and best.tried[best.clip] == max(best.tried.values())
         assert noise[name] > noise[f"{name}, plain"]
