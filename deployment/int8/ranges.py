@@ -74,9 +74,12 @@ def mse(histogram: Histogram) -> Range:
 def kl(histogram: Histogram) -> Range:
     """The least Kullback-Leibler divergence of the quantized distribution from the clipped one.
 
-    Source: S. Migacz, 8-bit Inference with TensorRT, GTC 2017.
+    Source: S. Migacz, 8-bit Inference with TensorRT, GTC 2017. The zeros of a ReLU are a value of
+    their own in any range, and count as their neighbours do: they would else decide alone.
     """
     x, counts = histogram.centers, histogram.counts.astype(np.float64)
+    zero_bin = int(np.abs(x).argmin())
+    counts[zero_bin] = counts[min(zero_bin + 1, len(counts) - 1)]
 
     def divergence(low: float, high: float) -> float:
         scale, zero = qdq.scale_and_zero(low, high)
