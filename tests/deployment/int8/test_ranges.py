@@ -48,7 +48,8 @@ def test_kl_clips_what_is_rare_and_keeps_what_is_not(outlier, rng):
     low, high = ranges.kl(histogram(even))
     assert low < -0.9 and high > 0.9
     # nor are the zeros of a ReLU, which any range holds exactly, a reason to clip
-    assert ranges.kl(histogram(np.maximum(even, 0)))[1] > 0.9
+    positive = np.maximum(rng.standard_normal(100_000), 0)
+    assert ranges.kl(histogram(positive))[1] > 0.8 * positive.max()
 
 
 @pytest.mark.parametrize("way", ranges.CLIPS)
