@@ -22,7 +22,7 @@ def files(folder: str | PathLike, count: int) -> list[Path]:
         raise UserError(f"there is no folder {folder}; give one with images for calibration")
     found = image_files(folder)
     if not found:
-        raise UserError(f"there are no images in {folder}; give some 100 for calibration")
+        raise UserError(f"there are no images in {folder}; give a folder with some; 64 suffice")
     count = min(count, len(found))
     return [found[i * len(found) // count] for i in range(count)]
 
