@@ -128,7 +128,7 @@ def test_random_weights_with_their_branches(command, tmp_path):
         (("--model", "nowhere.pkl"), "cannot read nowhere.pkl: No such file"),
         (("--arch", "RepVGGA1"), "RepVGGA1"),
         (("--out", "a.txt"), "--out a.txt does not end in .onnx"),
-        (("--out", "/dev/null/a.onnx"), "cannot save /dev/null/a.onnx"),
+        (("--out", "/dev/null/a.onnx"), "cannot save /dev/null/a.onnx: /dev/null is no folder"),
     ],
 )  # fmt: skip
 def test_errors_are_one_sentence(command, best, tmp_path, monkeypatch, options, sentence):

@@ -110,9 +110,12 @@ def write_atomically(path: str | PathLike, write: Callable[[BinaryIO], object]) 
             temporary.unlink()
         if not isinstance(error, OSError):
             raise
+        reason = error.strerror
+        if isinstance(error, FileExistsError):  # mkdir's, where a file stands in the folder's place
+            reason = f"{path.parent} is no folder"
         kept = "; the file that was there is untouched" if os.path.exists(path) else ""
         raise UserError(
-            f"cannot save {path}: {error.strerror}{kept}; free some space or choose another folder"
+            f"cannot save {path}: {reason}{kept}; free some space or choose another folder"
         ) from None
 
 
