@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -17,7 +16,7 @@ from data.transforms import Preprocessing
 from training import checkpoint
 from utils import UserError
 
-Runner = Callable[[np.ndarray], np.ndarray]
+from .proof import Runner
 
 
 @dataclass(frozen=True)
@@ -76,10 +75,9 @@ def _load_onnx(path: str | PathLike) -> tuple[dict, Runner]:
         reason = str(error).rpartition(":")[2].strip(" .")
         raise UserError(f"onnxruntime cannot run {path} ({reason}); export it anew") from None
     entry = session.get_inputs()[0]
-    batch, _, height, width = entry.shape
-    if height != width:
-        raise UserError(f"{path} takes images of {height} x {width} pixels; give one for squares")
-    copies = batch if isinstance(batch, int) else 1
+    if len(entry.shape) != 4 or entry.shape[2] != entry.shape[3]:
+        raise UserError(f"{path} takes {entry.shape}; give a network for square images")
+    copies = entry.shape[0] if isinstance(entry.shape[0], int) else 1
 
     def run(images: np.ndarray) -> np.ndarray:
         return session.run(None, {entry.name: np.repeat(images, copies, axis=0)})[0][:1]
@@ -100,7 +98,7 @@ def _value(text: str) -> Any:
 
 
 def _load_mge(path: str | PathLike) -> tuple[dict, Runner]:
-    from deployment import mge_export
+    from . import mge_export
 
     return mge_export.read_metadata(path), mge_export.load(path)
 

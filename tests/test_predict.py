@@ -9,6 +9,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import cv2
 import megengine as mge
 import numpy as np
+import onnx
 import pytest
 
 import models
@@ -144,6 +145,17 @@ def test_imagenets_names_are_built_in(command, photos, tmp_path):
     assert abs(sum(row["probability"] for row in found["predictions"]) - 1) < 1e-9
 
 
+def _double():
+    """An ONNX network that is not of this project and takes no images."""
+    node = onnx.helper.make_node("Add", ["x", "x"], ["y"])
+    ends = (
+        [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["any"])] for name in "xy"
+    )
+    opsets = [onnx.helper.make_opsetid("", 17)]
+    graph = onnx.helper.make_graph([node], "double", *ends)
+    return onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8)
+
+
 def test_bad_input_is_one_sentence(command, network, photos, tmp_path):
     def refused(*arguments):
         status, out, err = command("predict", *arguments)
@@ -161,7 +173,9 @@ def test_bad_input_is_one_sentence(command, network, photos, tmp_path):
     export_onnx(model, tmp_path / "bare.onnx", EXPECTS, size=32)
     assert "does not say which classes" in refused(image, "--model", tmp_path / "bare.onnx")
     export_onnx(model, tmp_path / "wide.onnx", EXPECTS, size=(32, 64))
-    assert "takes images of 32 x 64 pixels" in refused(image, "--model", tmp_path / "wide.onnx")
+    assert "takes ['batch', 3, 32, 64]" in refused(image, "--model", tmp_path / "wide.onnx")
+    onnx.save(_double(), tmp_path / "elsewhere.onnx")
+    assert "takes ['any']; give" in refused(image, "--model", tmp_path / "elsewhere.onnx")
     (tmp_path / "broken.mge").write_bytes(b"hello")
     assert "cannot read" in refused(image, "--model", tmp_path / "broken.mge")
     network.model.linear.bias[0] = float("nan")
