@@ -38,7 +38,8 @@ EXAMPLES = """\
   python export.py --model a0.pkl --kit ascend --data imagenet --out kit
 """
 SUFFIX = {"onnx": ".onnx", "mge": ".mge"}
-KITS = {"rdk-x5": "calibration", "ascend": "data"}  # board -> the option it must have
+# board -> its own options, of which it must have the first
+KITS = {"rdk-x5": ("calibration", "images"), "ascend": ("data", "labels")}
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -146,14 +147,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def _check_kit(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Raises SystemExit for options that a kit lacks, or that are for something else."""
-    own = {"rdk-x5": ("calibration", "images"), "ascend": ("data", "labels")}
-    for board, options in own.items():
+    for board, options in KITS.items():
         for option in options:
             if getattr(args, option) and args.kit != board:
                 parser.error(f"--{option} is for --kit {board}")
     if args.kit is None:
         return
-    for option in (KITS[args.kit], "out"):
+    for option in (KITS[args.kit][0], "out"):
         if not getattr(args, option):
             parser.error(f"--kit {args.kit} needs --{option}, a folder")
     decided = ("keep_branches", "format", "input_name", "output_name", "opset", "batch",
