@@ -20,6 +20,7 @@ if __name__ == "__main__":  # as a command: the project's packages lie in the fo
 
 import utils  # isort: skip  (before MegEngine: it sets the process environment)
 
+import megengine.module as M
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
@@ -71,7 +72,7 @@ Then, from the folder of this project:
 
 
 def write_kit(
-    model,
+    model: M.Module,
     preprocessing: Preprocessing,
     images: Sequence[Path],
     labels: Sequence[int],
@@ -178,7 +179,9 @@ def prepare(path: str | PathLike, preprocessing: Preprocessing) -> np.ndarray:
         with Image.open(path) as image:
             image = _to_rgb(image)
     except Exception:  # Pillow's decoders raise errors of many kinds
-        raise BadImageError(f"the image {path} is corrupt, or none that Pillow reads") from None
+        raise BadImageError(
+            f"the image {path} is corrupt, or none that Pillow reads; replace it"
+        ) from None
     width, height = image.size
     if min(width, height) != short:
         if width < height:
@@ -265,7 +268,9 @@ def read_labels(path: str | PathLike) -> dict[str, int]:
     except OSError as error:
         raise UserError(f"cannot read the labels {path}: {error.strerror}") from None
     except ValueError:
-        raise UserError(f"{path} has lines that are not `<file name> <label>`") from None
+        raise UserError(
+            f"{path} has lines that are not `FILE_NAME LABEL`; give one that has no others"
+        ) from None
 
 
 def _key(file_name: str) -> str:

@@ -146,7 +146,7 @@ def test_a_flat_folder_with_a_label_file(tmp_path, deployed):
     for text, message in {
         "ILSVRC2012_val_00000001.JPEG 1\n": "00000002.JPEG has no label",
         labels.read_text().replace(" 2\n", " 12\n"): "has the label 12 in .* one of 0 to 11",
-        "ILSVRC2012_val_00000001.JPEG one\n": "lines that are not `<file name> <label>`",
+        "ILSVRC2012_val_00000001.JPEG one\n": "lines that are not `FILE_NAME LABEL`",
     }.items():
         labels.write_text(text)
         with pytest.raises(UserError, match=message):
