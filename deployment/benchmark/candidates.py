@@ -110,19 +110,19 @@ def candidates(
     """All that can be timed of a network with so many threads; their files last as long."""
     without = left_out(network)
     deployed = models.profile(network.deploy, size, training=False)
-    expects = (network.preprocessing,)
+    expects = network.preprocessing
     with tempfile.TemporaryDirectory() as folder:
         train, deploy, onnx, mge = (
             os.path.join(folder, name) for name in ("train.pkl", "deploy.pkl", "a.onnx", "a.mge")
         )
         found = []
         if network.train is not None:
-            checkpoint.save(checkpoint.of_model(network.train, *expects), train)
+            checkpoint.save(checkpoint.of_model(network.train, expects), train)
             profile = models.profile(network.train, size, training=False)
             found.append(Candidate("train form, MegEngine", "megengine", train, profile))
-        checkpoint.save(checkpoint.of_model(network.deploy, *expects), deploy)
-        mge_export.export_mge(network.deploy, mge, *expects, size=size, threads=threads)
-        onnx_export.export_onnx(network.deploy, onnx, *expects, size=size)
+        checkpoint.save(checkpoint.of_model(network.deploy, expects), deploy)
+        mge_export.export_mge(network.deploy, mge, expects, size=size, threads=threads)
+        onnx_export.export_onnx(network.deploy, onnx, expects, size=size)
         found += [
             Candidate("deploy form, MegEngine", "megengine", deploy, deployed),
             Candidate(".mge, MegEngine Lite", "mge_file", mge, deployed),
