@@ -217,7 +217,7 @@ def time_inference(args: argparse.Namespace) -> tuple[str, Rows]:
         for count in args.threads
     )
     return (
-        f"inference, {args.rounds} rounds of {args.seconds:g} s; the peak is that of float32 "
+        f"inference, {rounds(args)} of {args.seconds:g} s; the peak is that of float32 "
         f"matrix products, GFLOP/s: {', '.join(peaks)} thread(s)"
     ), rows
 
@@ -230,7 +230,7 @@ def time_throughput(args: argparse.Namespace) -> tuple[str, Rows]:
     for network, settings in networks(args, [1]):
         with progress() as bar:
             rows += throughput(network, args.size, args.streams, settings, args.int8, bar.update)
-    return f"single frames, {args.rounds} rounds of {args.seconds:g} s", rows
+    return f"single frames, {rounds(args)} of {args.seconds:g} s", rows
 
 
 def networks(args: argparse.Namespace, batches: list[int]) -> Iterator[tuple]:
@@ -245,6 +245,11 @@ def networks(args: argparse.Namespace, batches: list[int]) -> Iterator[tuple]:
         for variant, why in candidates.left_out(network).items():
             print(f"{network.arch}: {variant} left out: {why}", file=sys.stderr)
         yield network, Settings(args.rounds, args.seconds)
+
+
+def rounds(args: argparse.Namespace) -> str:
+    """How many, in words: "1 round", "3 rounds"."""
+    return f"{args.rounds} round{'s' * (args.rounds > 1)}"
 
 
 def progress(total: int | None = None, unit: str = "turn") -> tqdm:
@@ -271,7 +276,7 @@ def measure_memory(args: argparse.Namespace) -> tuple[str, Rows]:
     """Peak memory of a training step."""
     rows = [row for at in points(args) for row in benchmark.memory_of_steps(at, args.rounds)]
     return (
-        f"peak memory of a process and time of a step, median of {args.rounds} processes each"
+        f"peak memory of a process and time of a step, median of {rounds(args)}, a process each"
     ), rows
 
 
@@ -282,7 +287,7 @@ def time_workers(args: argparse.Namespace) -> tuple[str, Rows]:
         for at in points(args)
         for row in benchmark_workers.measure(at, args.workers, args.rounds)
     ]
-    return f"a step of the training loop, median of {args.rounds} runs", rows
+    return f"a step of the training loop, median of {rounds(args)}", rows
 
 
 def time_data(args: argparse.Namespace) -> tuple[str, Rows]:
@@ -303,7 +308,7 @@ def time_data(args: argparse.Namespace) -> tuple[str, Rows]:
         )
     return (
         f"{dataset.name}, {args.size} px, batches of {args.batch_size}: images/s, and images/s of "
-        f"processor time of a core, median of {args.rounds} passes"
+        f"processor time of a core, median of {rounds(args)}"
     ), rows
 
 
