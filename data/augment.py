@@ -119,15 +119,16 @@ _cached_policy = functools.cache(policy)
 
 def crop_box(height: int, width: int, scale: tuple[float, float], rng: np.random.Generator) -> Box:
     """A random box of `scale` of the area and of aspect 3/4 to 4/3; Szegedy et al., CVPR 2015."""
+    smallest, largest = scale
     for _ in range(10):
-        area = height * width * rng.uniform(*scale)
-        aspect = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+        area = height * width * (smallest + (largest - smallest) * rng.random())
+        aspect = (4 / 3) ** (2 * rng.random() - 1)
         h, w = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
         if 0 < h <= height and 0 < w <= width:
             break
     else:  # a very long image: its centre
         h, w = min(height, round(width * 4 / 3)), min(width, round(height * 4 / 3))
-    top, left = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
+    top, left = int(rng.random() * (height - h + 1)), int(rng.random() * (width - w + 1))
     return Box(top, left, h, w)
 
 

@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from mmap import mmap
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
@@ -31,13 +32,14 @@ from utils import ROOT, UserError
 
 from .augment import Augmentation, augment
 from .decoding import BadImageError, decode
+from .keyed_random import KeyedRandom
 from .transforms import Preprocessing
 
 cv2.setNumThreads(0)  # as many processes as there are cores use them all
 
 
 class Job(NamedTuple):
-    """One image to prepare: a file or pixels, and the key of its random numbers.
+    """One image to prepare: a file or pixels, and the key of its random numbers (KeyedRandom.at).
 
     Without a key it is prepared for evaluation.
     """
@@ -53,6 +55,10 @@ class Prepare:
     preprocessing: Preprocessing
     augmentation: Augmentation
 
+    @cached_property
+    def _random(self) -> KeyedRandom:
+        return KeyedRandom()
+
     def __call__(
         self, jobs: list[Job], out: np.ndarray, note: Callable[[int], None] | None = None
     ) -> dict:
@@ -67,7 +73,7 @@ class Prepare:
                 note(row)
             try:
                 if job.key is not None:
-                    rng = np.random.default_rng(job.key)
+                    rng = self._random.at(*job.key)
                     augment(job.image, rng, self.augmentation, self.preprocessing, target)
                 else:
                     image = job.image
