@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.util
+import threading
 from pathlib import Path
 from typing import NamedTuple
 
@@ -84,28 +85,25 @@ def decode_box(content: bytes, box: Box, reduction: int) -> np.ndarray | None:
     turbo = _library()
     if turbo is None:
         return None
-    handle = turbo.tj3Init(_DECOMPRESS)
-    try:
-        if turbo.tj3DecompressHeader(handle, content, len(content)):
-            return None
-        subsampling = turbo.tj3Get(handle, _SUBSAMPLING)
-        if not 0 <= subsampling < len(_MCU_WIDTH):
-            return None
-        # the left side must be that of a block of coefficients
-        left = box.left - box.left % max(1, _MCU_WIDTH[subsampling] // reduction)
-        extra = box.left - left
-        region = _Region(left, box.top, box.width + extra, box.height)
-        if turbo.tj3SetScalingFactor(handle, _Fraction(1, reduction)):
-            return None
-        if turbo.tj3SetCroppingRegion(handle, region):
-            return None
-        pixels = np.empty((region.height, region.width, 3), np.uint8)
-        failed = turbo.tj3Decompress8(handle, content, len(content), pixels.ctypes.data, 0, _BGR)
-        if failed and turbo.tj3GetErrorCode(handle) == _FATAL:
-            return None
-        return pixels[:, extra:]
-    finally:
-        turbo.tj3Destroy(handle)
+    handle = _decompressor(threading.get_ident())
+    if turbo.tj3DecompressHeader(handle, content, len(content)):
+        return None
+    subsampling = turbo.tj3Get(handle, _SUBSAMPLING)
+    if not 0 <= subsampling < len(_MCU_WIDTH):
+        return None
+    # the left side must be that of a block of coefficients
+    left = box.left - box.left % max(1, _MCU_WIDTH[subsampling] // reduction)
+    extra = box.left - left
+    region = _Region(left, box.top, box.width + extra, box.height)
+    if turbo.tj3SetScalingFactor(handle, _Fraction(1, reduction)):
+        return None
+    if turbo.tj3SetCroppingRegion(handle, region):
+        return None
+    pixels = np.empty((region.height, region.width, 3), np.uint8)
+    failed = turbo.tj3Decompress8(handle, content, len(content), pixels.ctypes.data, 0, _BGR)
+    if failed and turbo.tj3GetErrorCode(handle) == _FATAL:
+        return None
+    return pixels[:, extra:]
 
 
 class _Region(ctypes.Structure):
@@ -114,6 +112,12 @@ class _Region(ctypes.Structure):
 
 class _Fraction(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int) for name in ("numerator", "denominator")]
+
+
+@functools.cache
+def _decompressor(_thread: int) -> int:
+    """A thread's own, for every image that it decodes."""
+    return _library().tj3Init(_DECOMPRESS)
 
 
 @functools.cache
@@ -130,7 +134,6 @@ def _library() -> ctypes.CDLL | None:
     library.tj3Init.restype = handle
     for name, *arguments in (
         ("tj3Init", integer),
-        ("tj3Destroy", handle),
         ("tj3Get", handle, integer),
         ("tj3GetErrorCode", handle),
         ("tj3DecompressHeader", handle, data, size),

@@ -89,6 +89,16 @@ def test_libjpeg_turbo_does_it(tmp_path, rng):
     assert jpeg.decode_box(content, BOXES[1], 1).shape == (60, 80, 3)
 
 
+@pytest.mark.parametrize("damage", ["header", "scan"])
+def test_a_broken_jpeg_leaves_the_next_one_alone(tmp_path, rng, damage):
+    """They are decoded by the same decompressor."""
+    whole = photo(tmp_path / "a.jpg", rng).read_bytes()
+    expected = jpeg.decode_box(whole, BOXES[1], 1)
+    broken = whole[: {"header": 30, "scan": len(whole) // 2}[damage]]
+    jpeg.decode_box(broken, BOXES[3], 2)
+    np.testing.assert_array_equal(jpeg.decode_box(whole, BOXES[1], 1), expected)
+
+
 @pytest.mark.parametrize("side, reduction", [(65, 1), (64, 2), (33, 2), (32, 4), (16, 8), (2, 8)])
 @pytest.mark.parametrize("turbo", [True, False])
 def test_the_scale_is_as_small_as_the_crop_allows(
