@@ -121,8 +121,7 @@ class Loader:
         self.skipped.update(int(samples[row, 0]) for row in bad)
         kept = [row for row in range(len(samples)) if row not in bad]
         images = self._array(len(kept))
-        for row, target in zip(kept, images, strict=True):
-            self.preprocessing.normalize(pixels[row], target)
+        self.preprocessing.normalize_all((pixels[row] for row in kept), images)
         return images, self.dataset.labels[samples[kept, 0]]
 
     def _array(self, count: int) -> np.ndarray:

@@ -7,6 +7,7 @@ is in augment.py.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -59,19 +60,23 @@ class Preprocessing:
         shift = (-np.array(self.mean) / np.array(self.std)).astype(np.float32)
         return np.arange(256, dtype=np.float32) * scale[:, None] + shift[:, None]
 
-    def normalize(self, image: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """uint8 BGR [H, W, 3] -> float32 [3, H, W], into `out` if given.
+    def normalize(self, image: np.ndarray) -> np.ndarray:
+        """uint8 BGR [H, W, 3] -> float32 [3, H, W]."""
+        out = np.empty((1, 3, *image.shape[:2]), np.float32)
+        self.normalize_all([image], out)
+        return out[0]
+
+    def normalize_all(self, images: Iterable[np.ndarray], out: np.ndarray) -> None:
+        """N images, uint8 BGR [H, W, 3], into `out`, float32 [N, 3, H, W].
 
         By a table of the 256 values: twice as fast as to multiply and add.
         """
-        if out is None:
-            out = np.empty((3, *image.shape[:2]), np.float32)
-        planes = cv2.split(image)
-        if self.color == "RGB":
-            planes = planes[::-1]
-        for plane, table, channel in zip(planes, self._table, out, strict=True):
-            cv2.LUT(plane, table, channel)
-        return out
+        planes = list(np.empty(out.shape[1:], np.uint8))  # of one image after the other
+        channels = planes[::-1] if self.color == "RGB" else planes
+        for image, target in zip(images, out, strict=True):
+            cv2.split(image, planes)
+            for plane, table, channel in zip(channels, self._table, target, strict=True):
+                cv2.LUT(plane, table, channel)
 
     def pixels(self, normalized: np.ndarray) -> np.ndarray:
         """The inverse of `normalize`: float32 [3, H, W] -> uint8 BGR [H, W, 3]."""
