@@ -22,7 +22,7 @@ from megengine.core.ops.builtin import Elemwise, Reduce
 from onnx import NodeProto, helper, numpy_helper
 
 import models
-from deployment.int8 import qdq, weights
+from deployment.int8 import graph, qdq, weights
 from deployment.onnx_graph import to_onnx
 from models import cpu, reparam
 from models.layers import relu
@@ -54,9 +54,9 @@ class FakeQuantized(M.Module):
         self.model, self.ranges = model, dict(ranges or {})
         deployed = models.to_deploy(model)
         deployed.eval()
-        graph = to_onnx(deployed, (64, 64), 13, 1, "input", "logits")  # of any size
-        self._activations = set(qdq.activations(graph))
-        self._nodes = [_Node(node) for node in graph.graph.node]
+        onnx = to_onnx(deployed, (64, 64), 13, 1, "input", "logits")  # of any size
+        self._activations = set(qdq.activations(onnx))
+        self._nodes = [_Node(node) for node in onnx.graph.node]
         self._seen: list[dict[str, list[mge.Tensor]]] = []
         self._weights: dict[str, mge.Tensor] | None = None  # in evaluation
 
@@ -69,6 +69,10 @@ class FakeQuantized(M.Module):
         tensors = self._fake_quantized_weights()
         tensors["input"] = self._activation("input", images)
         for node in self._nodes:
+            if node.bias in tensors and node.inputs[0] in self.ranges:
+                step = float(qdq.scale_and_zero(*self.ranges[node.inputs[0]])[0])
+                scale = step * tensors[f"{node.inputs[1]}.scale"]
+                tensors[node.bias] = fake_quantize_bias(tensors[node.bias], scale)
             result = node(tensors)
             tensors[node.output] = self._activation(node.output, result)
         return tensors["logits"]
@@ -95,14 +99,16 @@ class FakeQuantized(M.Module):
         self.observe(workers)
 
     def _fake_quantized_weights(self) -> dict[str, mge.Tensor]:
-        """Every parameter of the deploy form, kernels and matrices rounded to int8."""
+        """Every parameter of the deploy form, kernels and matrices rounded to int8, and for these
+        NAME.scale [O]."""
         if self._weights is None:
             fused = reparam.fused_weights(self.model)
             layers = {name for node in self._nodes for name in node.rounded}
-            rounded = {name: fake_quantize_weights(fused[name]) for name in layers}
+            for name in layers:
+                fused[name], fused[f"{name}.scale"] = fake_quantize_weights(fused[name])
             if self.training:
-                return {**fused, **rounded}
-            self._weights = {name: t.detach() for name, t in {**fused, **rounded}.items()}
+                return fused
+            self._weights = {name: tensor.detach() for name, tensor in fused.items()}
         return dict(self._weights)
 
     def _activation(self, name: str, x: mge.Tensor) -> mge.Tensor:
@@ -141,14 +147,21 @@ def fake_quantize(x: mge.Tensor, low: float, high: float) -> mge.Tensor:
     return _Round()(steps) * scale
 
 
-def fake_quantize_weights(weight: mge.Tensor) -> mge.Tensor:
-    """A kernel or matrix as int8 would hold it, with the scales of the int8 network for each output
-    channel. The gradient is that of the identity."""
+def fake_quantize_weights(weight: mge.Tensor) -> tuple[mge.Tensor, mge.Tensor]:
+    """A kernel or matrix as int8 would hold it, and the scales [O] of the int8 network for each
+    output channel. The gradient is that of the identity."""
     channels = weight.shape[: 2 if weight.ndim == 5 else 1]  # grouped: [G, O/G, I/G, kh, kw]
     flat = weight.numpy().reshape(int(np.prod(channels)), -1)
     shape = (*channels, *(1,) * (weight.ndim - len(channels)))
-    scale = mge.Tensor(weights.scales(flat).reshape(shape))
-    return _Round()(weight / scale) * scale
+    scales = mge.Tensor(weights.scales(flat))
+    scale = scales.reshape(shape)
+    return _Round()(weight / scale) * scale, scales
+
+
+def fake_quantize_bias(bias: mge.Tensor, scale: mge.Tensor) -> mge.Tensor:
+    """As int32 would hold it in steps of `scale` [O], with the gradient of the identity."""
+    scale = scale.reshape(bias.shape)
+    return bias + (F.round(bias.detach() / scale) * scale - bias.detach())
 
 
 def _reduce(x: mge.Tensor, mode: str) -> mge.Tensor:
@@ -168,8 +181,10 @@ class _Node:
         self.inputs, (self.output,) = list(node.input), node.output
         self.attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         self.compute = _OPERATORS[node.op_type]
-        # names of the weights to be rounded
-        self.rounded = self.inputs[1:2] if node.op_type in ("Conv", "Gemm") else []
+        # names of the weights to be rounded to int8, and of the bias that goes with them
+        is_layer = node.op_type in graph.LAYERS
+        self.rounded = self.inputs[1:2] if is_layer else []
+        self.bias = self.inputs[2] if is_layer and len(self.inputs) > 2 else None
 
     def __call__(self, tensors: Mapping[str, mge.Tensor]) -> mge.Tensor:
         return self.compute(*(tensors[name] for name in self.inputs), **self.attributes)
