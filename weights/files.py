@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from utils import UserError
+
 from . import torch_file, unpickle
 
 # Where checkpoints keep the weights beside other things; averaged weights are the ones evaluated.
@@ -21,6 +23,10 @@ def read(path: str | PathLike) -> Any:
     Raises UserError when the file is missing, broken, of no such format or asks for code.
     """
     path = Path(path)
+    if path.suffix in (".onnx", ".mge") and path.is_file():
+        raise UserError(
+            f"{path} is an exported network, not a checkpoint; give the checkpoint it was made from"
+        )
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     if path.suffix == ".npz":

@@ -336,6 +336,10 @@ def test_a_checkpoint_that_is_not_one_is_a_sentence(command, tmp_path):
     for name, flag in (("test", "--model"), ("verify", "--model"), ("train", "--resume")):
         status, _, err = command(name, flag, path)
         assert status == 2 and "is empty, truncated or not a checkpoint" in err
+    exported = path.with_suffix(".onnx")
+    path.rename(exported)
+    status, _, err = command("verify", "--model", exported)
+    assert status == 2 and "is an exported network, not a checkpoint" in err
 
 
 def test_help_is_a_manual(command):
