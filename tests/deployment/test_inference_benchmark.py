@@ -70,6 +70,7 @@ def test_inference(command, int8_onnx, tmp_path, monkeypatch):
 
     real = utils.peak_memory
     monkeypatch.setattr(utils, "peak_memory", peak_memory)
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")  # NumPy's are not the runtime's
     table, chart = tmp_path / "new" / "speed.csv", tmp_path / "speed.png"
     status, out, err = command(
         "benchmark", "infer", "--arch", "repghost_050", *QUICK, "--batch", 2, "--threads", 1, 2,
