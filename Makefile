@@ -10,7 +10,7 @@ PIP := env -u PYTHONPATH -u PYTHONHOME $(PYTHON) -m pip --disable-pip-version-ch
 
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: help demo test lint format verify bench show-samples readme clean
+.PHONY: help demo test test-slow lint format verify bench show-samples readme clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -27,8 +27,11 @@ demo: .venv/runtime ## train ARCH (RepVGGA0) on the digits, fuse, prove and test
 	  '  python test.py --model checkpoints/$(ARCH)/demo/best-deploy.pkl --deploy 1' \
 	  '  open checkpoints/$(ARCH)/demo/curves.png        what the training looked like'
 
-test: .venv/runtime .venv/development ## run the tests
-	$(PYTHON) -m pytest --numprocesses 2 --dist worksteal
+test: .venv/runtime .venv/development ## run the tests: 12 minutes on 2 cores
+	$(PYTHON) -m pytest --numprocesses 2 --dist worksteal -m 'not slow'
+
+test-slow: .venv/runtime .venv/development ## run the tests that take longest: 5 minutes on 2 cores
+	$(PYTHON) -m pytest --numprocesses 2 --dist worksteal -m slow
 
 lint: .venv/runtime .venv/development ## check style and formatting with ruff
 	$(PYTHON) -m ruff check .

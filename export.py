@@ -32,7 +32,7 @@ EXAMPLES = """\
   python export.py --model checkpoints/RepVGGA0/demo/best.pkl
   python export.py --model a0.pkl --opset 11 --batch 1 --input-name data --out boards/a0.onnx
   python export.py --model a0.pkl --fold-normalization --bgr-input    raw pixels, as OpenCV has them
-  python export.py --model a0.pkl --format mge --threads 2
+  python export.py --model a0.pkl --format mge
   python export.py --arch RepViTM0_9 --size 256x192                   random weights, for timing
   python export.py --model a0.pkl --kit rdk-x5 --calibration photos --out kit
   python export.py --model a0.pkl --kit ascend --data imagenet --out kit
@@ -87,10 +87,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help="ONNX: images at once, or 'dynamic' for any number (default: dynamic)",
     )
     file.add_argument(
-        "--threads",
-        type=count,
-        metavar="N",
-        help=".mge: that will run it; decides about the layout of the maps (default: 1)",
+        "--layout",
+        choices=("nchw", "nchw88"),
+        help=".mge: layout of the maps in memory. nchw (the default) runs wherever MegEngine runs, "
+        "with any number of threads; nchw88, channels in blocks of 8, is 1.2 times as fast with "
+        "one thread on a processor that has AVX2 alone, and does not run on AMD processors with "
+        "AVX-512, where it ends or stalls the program",
     )
     images = parser.add_argument_group("images that the file takes")
     images.add_argument(
@@ -137,8 +139,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         )
     if args.format == "mge" and (args.opset or args.batch):
         parser.error("--opset and --batch are for ONNX; an .mge file takes any number of images")
-    if args.format == "onnx" and args.threads:
-        parser.error("--threads is for --format mge; onnxruntime is told when it loads a file")
+    if args.format == "onnx" and args.layout:
+        parser.error("--layout is for --format mge; onnxruntime chooses one when it loads a file")
     if not args.input_name or not args.output_name or args.input_name == args.output_name:
         parser.error("--input-name and --output-name must be two different names")
     _check_kit(parser, args)
@@ -225,7 +227,7 @@ def main(argv: list[str] | None = None) -> int:
     else:
         from deployment.mge_export import export_mge
 
-        details = {"threads": args.threads or 1}
+        details = {"layout": args.layout or "nchw"}
         exported = export_mge(model, target, preprocessing, **common, **details)
     report = {
         **metadata,
@@ -284,8 +286,7 @@ def _text(report: dict) -> str:
         lines = [("operators", f"{made_of} (opset {report['opset']})")]
         runtime = "onnxruntime"
     else:
-        lines = [("layout", f"{report['layout']}, for {report['threads']} thread(s)")]
-        lines += [("note", f"not {name}: {why}") for name, why in report["failed"].items()]
+        lines = [("layout", report["layout"])]
         runtime = "MegEngine's runtime"
     lines = [
         ("source", report["source"]),

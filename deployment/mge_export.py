@@ -1,10 +1,11 @@
-"""Writing a network as an .mge file for MegEngine's own runtime, and running one.
+"""Writing a network as an .mge file for MegEngine's own runtime.
 
-MegEngine lays the file out for a machine. On x86, channels in blocks of 8 ("nchw88") are the
-fastest for one thread where vectors have 8 numbers: RepVGGA0 at 224 px took 0.83 of the time with
-AVX2, but 1.1 times as long on a processor with AVX-512, whose 16 only matrix products use. They do
-not gain from more threads, are slower in depthwise convolutions, fail where channels are no
-multiple of 8, and are a hundred times slower in int8.
+A file lies in memory as it was exported. The plain layout, "nchw", runs wherever MegEngine runs.
+Channels in blocks of 8, "nchw88", are faster for one thread on some processors: RepVGGA0 at 224 px
+took 0.83 of the time with AVX2, but 1.1 times as long on an Intel processor with AVX-512, and on an
+AMD processor with AVX-512 such a file does not run at all. They do not gain from more threads, are
+slower in depthwise convolutions, fail where channels are no multiple of 8, and are a hundred times
+slower in int8.
 """
 
 from __future__ import annotations
@@ -23,20 +24,17 @@ import megengine as mge
 import megengine.functional as F
 import megengine.module as M
 import numpy as np
-from megengine.core.tensor.megbrain_graph import load_graph
 from megengine.jit import trace
-from megengine.utils.comp_graph_tools import GraphInference
 
 from data.transforms import Preprocessing
-from utils import UserError, processor_has
-from weights.unpickle import Unpickler
 
 from .input_format import adapt, note
-from .proof import Runner, write_proven
+from .mge_runtime import MgeFile
+from .proof import write_proven
 from .tracing import ExportError, Unsupported, replay
 
 _FUSED = {"enable_fuse_conv_bias_nonlinearity": True}
-_OPTIONS = {"nchw88": {**_FUSED, "enable_nchw88": True}, "nchw": _FUSED, "as it is": {}}
+LAYOUTS = {"nchw": _FUSED, "nchw88": {**_FUSED, "enable_nchw88": True}}
 
 
 class Exported(NamedTuple):
@@ -44,7 +42,6 @@ class Exported(NamedTuple):
 
     relative_error: float
     layout: str
-    failed: dict[str, str]  # layouts that would have been faster -> why they were not taken
 
 
 def export_mge(
@@ -54,7 +51,7 @@ def export_mge(
     *,
     takes: Preprocessing | None = None,
     size: int | tuple[int, int] = 224,
-    threads: int = 1,
+    layout: str = "nchw",
     input_name: str = "input",
     output_name: str = "logits",
     metadata: dict[str, Any] | None = None,
@@ -67,11 +64,10 @@ def export_mge(
     Args:
         model, path, preprocessing, takes, size, input_name, output_name, metadata: see
             `onnx_export.export_onnx`.
-        threads: that the file is to be run by, on a processor like this one; they decide about its
-            layout.
+        layout: "nchw", which runs wherever MegEngine runs, or "nchw88".
 
     Raises ExportError when the file does not compute what the network does and UserError when it
-    cannot be written; nothing is left behind then.
+    cannot be written or does not run here; nothing is left behind then.
     """
     size = (size, size) if isinstance(size, int) else size
     takes = takes or preprocessing
@@ -81,66 +77,36 @@ def export_mge(
         replay(model, size, None, _refuse_clip)
         adapted = adapt(model, preprocessing, takes)
         properties = {**(metadata or {}), "preprocessing": note(takes, size)}
-        *faster, last = _layouts(adapted, threads)
-        failed = {}
-        for layout in (*faster, last):
-            content = _dump(adapted, size, _OPTIONS[layout], input_name, output_name, properties)
-            try:
-                with _silence():
-                    proof = write_proven(
-                        path, content, load, model, preprocessing, takes, size, (1, 3)
-                    )
-                break
-            except (RuntimeError, ExportError) as error:  # MegEngine's own errors are the former
-                if layout == last:
-                    raise
-                failed[layout] = str(error).splitlines()[0]
+        options = _options(adapted, layout)
+        content = _dump(adapted, size, options, input_name, output_name, properties)
+        proof = write_proven(
+            path,
+            content,
+            lambda temporary: MgeFile(temporary, path),
+            model,
+            preprocessing,
+            takes,
+            size,
+            batches=(1, 3),
+        )
     finally:
         model.train(training)
-    return Exported(proof.relative_error, layout, failed)
+    return Exported(proof.relative_error, layout)
 
 
-def load(path: str | PathLike) -> Runner:
-    """A function that runs an .mge file of one input and one output: [N, 3, H, W] -> logits.
+def _options(model: M.Module, layout: str) -> dict[str, bool]:
+    """Return what MegEngine is told when it writes the file.
 
-    Raises UserError for what is no such file. Nothing in it is executed.
+    Raises ExportError for blocks of channels in an int8 network.
     """
-    try:
-        with open(path, "rb") as file, _silence():
-            graph = GraphInference(file)
-    except (OSError, RuntimeError) as error:
-        raise _unreadable(path, error) from None
-    return lambda images: next(iter(graph.run(images).values()))
-
-
-def read_metadata(path: str | PathLike) -> dict[str, Any]:
-    """What `export_mge` has noted in a file; an empty dict for one from elsewhere."""
-    try:
-        with open(path, "rb") as file, _silence():
-            found = load_graph(file).metadata
-    except (OSError, RuntimeError) as error:
-        raise _unreadable(path, error) from None
-    try:
-        return dict(json.loads(Unpickler(io.BytesIO(found.user_info)).load()))
-    except Exception:  # a pickle of anything, or none
-        return {}
-
-
-def _unreadable(path: str | PathLike, error: Exception) -> UserError:
-    reason = getattr(error, "strerror", None) or "it is none of MegEngine's, or damaged"
-    return UserError(f"cannot read {path}: {reason}; give an .mge file that was written completely")
-
-
-def _layouts(model: M.Module, threads: int) -> list[str]:
-    """The keys of _OPTIONS that suit the network, the fastest first."""
     tensors = (*model.parameters(), *model.buffers())
-    if any(tensor.dtype != np.float32 for tensor in tensors):
-        return ["as it is"]
-    depthwise = any(
-        isinstance(m, M.Conv2d) and m.groups == m.in_channels > 1 for m in model.modules()
-    )
-    plain = threads > 1 or depthwise or processor_has("avx512f")
-    return ["nchw"] if plain else ["nchw88", "nchw"]
+    if all(tensor.dtype == np.float32 for tensor in tensors):
+        return LAYOUTS[layout]
+    if layout != "nchw":
+        raise ExportError(
+            f"layout {layout} makes an int8 network take seconds for an image; leave out --layout"
+        )
+    return {}
 
 
 def _refuse_clip(path: str, operator: object, *_: object) -> None:

@@ -98,9 +98,10 @@ def _value(text: str) -> Any:
 
 
 def _load_mge(path: str | PathLike) -> tuple[dict, Runner]:
-    from . import mge_export
+    from .mge_runtime import MgeFile
 
-    return mge_export.read_metadata(path), mge_export.load(path)
+    file = MgeFile(path)
+    return file.metadata, file
 
 
 def _described(path: str | PathLike, arch: str | None, said: dict, run: Runner) -> Network:

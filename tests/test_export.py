@@ -10,7 +10,7 @@ import pytest
 
 import models
 from data.transforms import Preprocessing
-from deployment import mge_export
+from deployment.mge_runtime import MgeFile
 from models import equivalence
 from training import checkpoint
 from weights import files
@@ -88,13 +88,14 @@ def test_raw_pixels_of_opencv(command, best, tmp_path, pictures):
 
 def test_mge(command, best, tmp_path, pictures):
     path = tmp_path / "new" / "a.mge"
-    options = ("--format", "mge", "--threads", 2, "--size", "32x64", "--fold-normalization")
+    options = ("--format", "mge", "--size", "32x64", "--fold-normalization")
     status, out, _ = command("export", "--model", best, *options, "--out", path)
-    assert status == 0 and "layout:       nchw, for 2 thread(s)\n" in out
+    assert status == 0 and "layout:       nchw\n" in out
     assert "input [batch, 3, 32, 64], RGB, pixels of 0 to 255\n" in out
-    assert mge_export.read_metadata(path)["source_sha256"] == files.sha256(best)
+    file = MgeFile(path)
+    assert file.metadata["source_sha256"] == files.sha256(best)
     pixels = pictures[..., ::-1].transpose(0, 3, 1, 2).astype(np.float32)
-    assert_close(mge_export.load(path)(pixels), logits(best, pictures))
+    assert_close(file(pixels), logits(best, pictures))
 
 
 def test_random_weights_with_their_branches(command, tmp_path):
@@ -122,7 +123,7 @@ def test_random_weights_with_their_branches(command, tmp_path):
         (("--keep-branches", "--rgb-input"), "--keep-branches leaves several"),
         (("--rgb-input", "--bgr-input"), "not allowed with"),
         (("--format", "mge", "--opset", 17), "--opset and --batch are for ONNX"),
-        (("--threads", 2), "--threads is for --format mge"),
+        (("--layout", "nchw88"), "--layout is for --format mge"),
         (("--input-name", "a", "--output-name", "a"), "must be two different names"),
         (("--input-name", "linear.weight"), "'linear.weight' is the name of something"),
         (("--model", "nowhere.pkl"), "cannot read nowhere.pkl: No such file"),

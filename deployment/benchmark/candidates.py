@@ -104,16 +104,15 @@ def check_int8(path: str, arch: str, size: int, batches: Iterable[int]) -> None:
 
 
 @contextmanager
-def candidates(
-    network: Network, size: int, threads: int, int8: str | None = None
-) -> Iterator[list[Candidate]]:
-    """All that can be timed of a network with so many threads; their files last as long."""
+def candidates(network: Network, size: int, int8: str | None = None) -> Iterator[list[Candidate]]:
+    """All that can be timed of a network; their files last as long."""
     without = left_out(network)
     deployed = models.profile(network.deploy, size, training=False)
     expects = network.preprocessing
     with tempfile.TemporaryDirectory() as folder:
         train, deploy, onnx, mge = (
-            os.path.join(folder, name) for name in ("train.pkl", "deploy.pkl", "a.onnx", "a.mge")
+            os.path.join(folder, name)
+            for name in ("train.pkl", "deploy.pkl", "a.onnx", "a-nchw.mge")
         )
         found = []
         if network.train is not None:
@@ -121,7 +120,7 @@ def candidates(
             profile = models.profile(network.train, size, training=False)
             found.append(Candidate("train form, MegEngine", "megengine", train, profile))
         checkpoint.save(checkpoint.of_model(network.deploy, expects), deploy)
-        mge_export.export_mge(network.deploy, mge, expects, size=size, threads=threads)
+        mge_export.export_mge(network.deploy, mge, expects, size=size)
         onnx_export.export_onnx(network.deploy, onnx, expects, size=size)
         found += [
             Candidate("deploy form, MegEngine", "megengine", deploy, deployed),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Callable
 
@@ -28,16 +29,13 @@ def inference(
     many threads, the fastest of those that took turns with the networks.
     """
     rows = []
-    for count in threads:
-        with candidates(network, size, count, int8) as found:
-            for batch in batches:
-                product = Candidate("matrix product", "matrix_product", str(_SIDE))
-                *measured, peak = measure(
-                    [*found, product], count, batch, size, settings, after_turn
-                )
-                gflops = 2 * _SIDE**3 / peak.latencies.min() / 1e9
-                point = {"arch": network.arch, "size": size, "batch": batch, "threads": count}
-                rows += [{**point, **row} for row in _inference_rows(measured, batch, gflops)]
+    with candidates(network, size, int8) as found:
+        product = Candidate("matrix product", "matrix_product", str(_SIDE))
+        for count, batch in itertools.product(threads, batches):
+            *measured, peak = measure([*found, product], count, batch, size, settings, after_turn)
+            gflops = 2 * _SIDE**3 / peak.latencies.min() / 1e9
+            point = {"arch": network.arch, "size": size, "batch": batch, "threads": count}
+            rows += [{**point, **row} for row in _inference_rows(measured, batch, gflops)]
     return rows
 
 

@@ -27,7 +27,7 @@ def throughput(
     second. MegEngine itself has one stream a process and takes no part.
     """
     rows = []
-    with candidates(network, size, 1, int8) as found:
+    with candidates(network, size, int8) as found:
         several = [
             replace(one, streams=count)
             for one in found

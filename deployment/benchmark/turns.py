@@ -16,8 +16,11 @@ import numpy as np
 import utils
 from utils import UserError
 
+from ..child_process import how_it_ended
 from .candidates import Candidate
 from .runtimes import environment
+
+TIME_LIMIT = 300.0  # seconds for loading and warming up, and for a turn beyond its own
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,8 @@ class _Worker:
     """A process of deployment.benchmark.worker."""
 
     def __init__(self, candidate: Candidate, threads: int, batch: int, size: int):
-        self.variant = candidate.variant
-        numbers = map(str, (threads, candidate.streams, batch, size))
+        self._candidate = candidate
+        numbers = map(str, (threads, candidate.streams, batch, size, TIME_LIMIT))
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed in __exit__)
         utils.set_timer_slack(50e-6)  # which the process inherits: Linux's own, not MegEngine's
         self._process = subprocess.Popen(
@@ -53,9 +56,11 @@ class _Worker:
         if line:
             return json.loads(line)
         self._errors.seek(0)
-        said = self._errors.read().decode(errors="replace").strip().splitlines()
-        reason = said[-1] if said else f"exit status {self._process.wait()}"
-        raise UserError(f"{self.variant} failed ({reason}); leave it out or mend its runtime")
+        ended = how_it_ended(self._process.wait(), self._errors.read(), TIME_LIMIT)
+        raise UserError(
+            f"{self._candidate.variant} ({self._candidate.source}) {ended}; "
+            "leave it out or mend its runtime"
+        )
 
     def turn(self, seconds: float) -> dict:
         """Let it run."""

@@ -1,7 +1,7 @@
 """A process with one runtime in it that is asked to run for so long, and answers with its times.
 
-`python -m deployment.benchmark.worker RUNTIME SOURCE THREADS STREAMS BATCH SIZE` says {} when it
-has warmed up. Each line that it then reads, a number of seconds, is answered by a line of JSON:
+`python -m deployment.benchmark.worker RUNTIME SOURCE THREADS STREAMS BATCH SIZE LIMIT` says {} when
+it has warmed up. Each line that it then reads, a number of seconds, is answered by a line of JSON:
 "latencies" of the passes of all streams, and how long it all took ("elapsed"), in seconds. It ends
 with its input.
 """
@@ -18,6 +18,7 @@ from threading import Barrier
 import numpy as np
 
 from deployment.benchmark.runtimes import LOAD, Runner
+from deployment.child_process import end_at_once_on_exit, time_limit
 
 WARM_UP = 3  # passes of each stream
 _LEAST = 3  # passes of a turn, however long they take
@@ -53,17 +54,21 @@ def main() -> None:
     """Answer on what is standard output now; what libraries print goes to standard error."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    runtime, source, *numbers = sys.argv[1:]
+    runtime, source, *numbers, limit = sys.argv[1:]
     threads, streams, batch, size = map(int, numbers)
     images = np.random.default_rng(0).standard_normal((batch, 3, size, size), np.float32)
-    runners = LOAD[runtime](source, threads, streams)
-    for run in runners:
-        for _ in range(WARM_UP):
-            run(images)
+    with time_limit(float(limit)):
+        runners = LOAD[runtime](source, threads, streams)
+        end_at_once_on_exit()
+        for run in runners:
+            for _ in range(WARM_UP):
+                run(images)
     print("{}", file=answers, flush=True)
     with ThreadPoolExecutor(streams) as pool:
         for line in sys.stdin:
-            print(json.dumps(turn(runners, images, float(line), pool)), file=answers, flush=True)
+            with time_limit(float(line) + float(limit)):
+                answer = turn(runners, images, float(line), pool)
+            print(json.dumps(answer), file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -185,7 +185,7 @@ def test_streams_run_at_once():
 def test_every_runtime_computes_the_network(network, rng):
     """The same logits: it is the same work that is timed."""
     images = rng.standard_normal((2, 3, 32, 32)).astype(np.float32)
-    with candidates.candidates(network, 32, 1) as found:
+    with candidates.candidates(network, 32) as found:
         assert [checkpoint.read(one.source).form for one in found[:2]] == ["train", "deploy"]
         logits = [runtimes.LOAD[one.runtime](one.source, 1, 1)[0](images) for one in found]
     assert len(logits) == 4
@@ -208,8 +208,17 @@ def test_a_file_in_deploy_form(command, network, tmp_path):
 
 def test_a_runtime_that_fails_is_named():
     missing = candidates.Candidate("ONNX, onnxruntime", "onnxruntime", "nowhere.onnx")
-    with pytest.raises(UserError, match=r"ONNX, onnxruntime failed \(.*nowhere.onnx.*\)"):
+    sentence = r"ONNX, onnxruntime \(nowhere.onnx\) ended with exit status 1: .*File doesn't exist"
+    with pytest.raises(UserError, match=sentence):
         turns.measure([missing], 1, 1, 32, turns.Settings(1, 0.01))
+
+
+def test_a_runtime_that_stalls_is_named(monkeypatch):
+    """A network that is given no time stands for one that takes for ever."""
+    monkeypatch.setattr(turns, "TIME_LIMIT", 0.01)
+    product = candidates.Candidate("matrix product", "matrix_product", "64")
+    with pytest.raises(UserError, match=r"matrix product \(64\) gave no answer within 0\.01 s"):
+        turns.measure([product], 1, 1, 32, turns.Settings(1, 0.01))
 
 
 def test_errors_are_one_sentence(command, network, float_onnx, int8_onnx, tmp_path):

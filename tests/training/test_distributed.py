@@ -35,6 +35,7 @@ def run_workers(count, plan, folder):
     return process, time.monotonic() - started
 
 
+@pytest.mark.slow
 def test_any_number_of_workers_gives_the_same_network(tmp_path):
     results = []
     for count in (1, 2, 3, 4):
@@ -51,6 +52,7 @@ def test_any_number_of_workers_gives_the_same_network(tmp_path):
     assert len(set(alone["train_loss"])) == 8
 
 
+@pytest.mark.slow
 def test_workers_clip_average_and_estimate_statistics_together(tmp_path):
     results = []
     for count in (1, 2):
@@ -96,7 +98,7 @@ def straight(tmp_path_factory):
     return data, root / "RepVGGA0" / "a"
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_killed_worker_ends_the_run_which_resumes_to_the_same_bits(straight, tmp_path, victim):
     data, folder = straight
     command = ["train.py", "--data", data, "--save", tmp_path, "--tag", "b", "--save-freq", "2"]
@@ -117,6 +119,7 @@ def test_a_killed_worker_ends_the_run_which_resumes_to_the_same_bits(straight, t
     assert (folder / "metrics.csv").read_bytes() == (resumed / "metrics.csv").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_signal_saves_and_another_number_of_workers_goes_on(straight, tmp_path):
     data, _ = straight
     command = ["train.py", "--data", data, "--save", tmp_path, "--tag", "b", "--save-freq", "0"]

@@ -82,6 +82,7 @@ def test_gpu_operators(tiny, monkeypatch):
     assert_same_bits(lambda: tiny("dense"))
 
 
+@pytest.mark.slow
 def test_half_the_memory():
     """Of whole processes: what MegEngine and the weights take included."""
     usual, low = benchmark.memory_of_steps(benchmark.Point("RepVGGA0", 128, 16), rounds=1)

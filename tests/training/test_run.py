@@ -104,7 +104,7 @@ def test_a_run_leaves_everything(straight):
     assert "CUDA" not in out and "Warning" not in out
 
 
-@pytest.mark.parametrize("step", [3, 9, 13])
+@pytest.mark.parametrize("step", [pytest.param(3, marks=pytest.mark.slow), 9, 13])
 def test_killed_at_any_step_and_resumed_it_ends_with_the_same_bits(straight, tmp_path, step):
     data, folder, _ = straight
     command = ["train.py", "--data", data, "--save", tmp_path, "--tag", "b", "--save-freq", "2"]
@@ -141,6 +141,7 @@ def everything(straight):
     return flags, root / "RepGhost050" / "e", out
 
 
+@pytest.mark.slow
 def test_with_everything_switched_on_too(everything, tmp_path):
     flags, folder, _ = everything
     command = ["train.py", *flags, "--save", tmp_path, "--tag", "b", "--save-freq", "3"]

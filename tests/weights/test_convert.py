@@ -475,6 +475,7 @@ print("peak", int(status.split("VmHWM:")[1].split()[0]) * 1024)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
 def test_converting_a_large_network_takes_less_than_three_times_its_file(tmp_path):
     write = (
