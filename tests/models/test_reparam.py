@@ -1,15 +1,15 @@
 """Fusion: equal outputs, a new model, no leftovers."""
 
+import models
+from models import equivalence, reparam
+from models.layers import Conv2d, ConvBN
+from models.repvgg import QARepVGGBlock, RepVGGBlock
+
 import megengine as mge
 import megengine.functional as F
 import megengine.module as M
 import numpy as np
 import pytest
-
-import models
-from models import equivalence, reparam
-from models.layers import Conv2d, ConvBN
-from models.repvgg import QARepVGGBlock, RepVGGBlock
 
 KINDS = ["dense", "groups", "se", "plus", "qa", "qa, groups, se"]
 
@@ -154,13 +154,17 @@ def test_fused_weights_are_the_deploy_forms(tiny, images, kind):
 @pytest.mark.parametrize("block", [RepVGGBlock, QARepVGGBlock])
 @pytest.mark.parametrize("groups", [1, 2])
 def test_gradients_of_fused_weights_are_those_of_the_branches(block, groups, rng):
-    """The branches with their batch norms in evaluation mode, before the ReLU."""
+    """The branches with their batch norms in evaluation mode, before the ReLU.
+
+    One image: MegEngine's sums over axes that lie apart, as in these batch norms' gradients over
+    several images, are now and then wrong on a CPU.
+    """
     block = block(8, 8, groups=groups)
-    x = rng.standard_normal((4, 8, 6, 6)).astype(np.float32)
+    x = rng.standard_normal((1, 8, 12, 12)).astype(np.float32)
     equivalence.randomize(block, x)
     block.eval()
     manager = mge.autodiff.GradManager().attach(block.parameters())
-    x, dy = mge.Tensor(x), mge.Tensor(rng.standard_normal((4, 8, 6, 6)).astype(np.float32))
+    x, dy = mge.Tensor(x), mge.Tensor(rng.standard_normal((1, 8, 12, 12)).astype(np.float32))
     gradients = []
     for fused in (False, True):
         with manager:
