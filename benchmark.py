@@ -7,14 +7,15 @@ import argparse
 import sys
 from collections.abc import Iterator
 
-import utils  # isort: skip  (before MegEngine: it sets the process environment)
+from models import environment
 
 from tqdm import tqdm
 
-from data import benchmark as data_benchmark
-from deployment.benchmark import report
-from deployment.benchmark.report import Rows
-from training import benchmark, benchmark_workers
+import cli
+import utils
+from benchmarks import data_pipeline, report, training_step
+from benchmarks import workers as worker_benchmark
+from benchmarks.report import Rows
 
 EXAMPLES = """\
   python benchmark.py infer --batch 1 8 --threads 1 2
@@ -35,11 +36,11 @@ def point(text: str) -> tuple[int, int]:
     return int(size), int(batch)
 
 
-COUNT = utils.number(int, 1)
+COUNT = cli.number(int, 1)
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = utils.ArgumentParser(__doc__, EXAMPLES)
+    parser = cli.ArgumentParser(__doc__, EXAMPLES)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_inference(commands)
     add_training(commands)
@@ -48,7 +49,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         report.add_arguments(command)
     args = parser.parse_args(argv)
     if args.command in ("infer", "throughput"):
-        args.arch = utils.arch_names(args.arch) if args.arch else []
+        args.arch = cli.arch_names(args.arch) if args.arch else []
         for option in ("model", "int8"):
             if getattr(args, option) and len(args.arch) > 1:
                 parser.error(f"--{option} is of one architecture: give one --arch, or none")
@@ -106,7 +107,7 @@ def add_inference(commands: argparse._SubParsersAction) -> None:
         command.add_argument("--rounds", type=COUNT, default=5, help="in which all take turns")
         command.add_argument(
             "--seconds",
-            type=utils.number(float, 0, open_low=True),
+            type=cli.number(float, 0, open_low=True),
             default=1.0,
             help="of a turn, and at least three passes",
         )
@@ -142,7 +143,7 @@ def add_training(commands: argparse._SubParsersAction) -> None:
     )
     points = {train: [(64, 16), (32, 64)], memory: [(128, 16)], workers: [(224, 64)]}
     for command, default in points.items():
-        command.add_argument("--arch", type=utils.arch_name, default="RepVGGA0", metavar="NAME")
+        command.add_argument("--arch", type=cli.arch_name, default="RepVGGA0", metavar="NAME")
         shown = " ".join(f"{size}x{batch}" for size, batch in default)
         command.add_argument(
             "--point",
@@ -177,7 +178,7 @@ def add_data(commands: argparse._SubParsersAction) -> None:
     )
     data.add_argument(
         "--images",
-        type=utils.number(int, 2),
+        type=cli.number(int, 2),
         default=640,
         metavar="N",
         help="images a pass; where there are fewer, they are read again",
@@ -204,7 +205,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def time_inference(args: argparse.Namespace) -> tuple[str, Rows]:
     """Every network at every batch and number of threads."""
-    from deployment.benchmark.inference import inference
+    from benchmarks.inference.latency import inference
 
     rows = []
     for network, settings in networks(args, args.batch):
@@ -224,7 +225,7 @@ def time_inference(args: argparse.Namespace) -> tuple[str, Rows]:
 
 def time_throughput(args: argparse.Namespace) -> tuple[str, Rows]:
     """Every network with every number of streams."""
-    from deployment.benchmark.throughput import throughput
+    from benchmarks.inference.throughput import throughput
 
     rows = []
     for network, settings in networks(args, [1]):
@@ -235,8 +236,8 @@ def time_throughput(args: argparse.Namespace) -> tuple[str, Rows]:
 
 def networks(args: argparse.Namespace, batches: list[int]) -> Iterator[tuple]:
     """Each network with how long to measure; what is left out is said on stderr."""
-    from deployment.benchmark import candidates
-    from deployment.benchmark.turns import Settings
+    from benchmarks.inference import candidates
+    from benchmarks.inference.turns import Settings
 
     for arch in args.arch or ([None] if args.model else ["RepVGGA0"]):
         network = candidates.load(arch, args.model)
@@ -260,21 +261,21 @@ def progress(total: int | None = None, unit: str = "turn") -> tqdm:
 def time_training(args: argparse.Namespace) -> tuple[str, Rows]:
     """Each point in each variant."""
     rows = []
-    with progress(len(args.point) * args.rounds * len(benchmark.VARIANTS), "step") as bar:
+    with progress(len(args.point) * args.rounds * len(training_step.VARIANTS), "step") as bar:
         for at in points(args):
-            seconds = benchmark.seconds_per_step(at, args.rounds, after_step=bar.update)
-            rows += benchmark.summary(at, seconds)
+            seconds = training_step.seconds_per_step(at, args.rounds, after_step=bar.update)
+            rows += training_step.summary(at, seconds)
     return f"training step, median of {args.rounds}, one process", rows
 
 
-def points(args: argparse.Namespace) -> list[benchmark.Point]:
+def points(args: argparse.Namespace) -> list[training_step.Point]:
     """What --arch and --point name."""
-    return [benchmark.Point(args.arch, size, batch) for size, batch in args.point]
+    return [training_step.Point(args.arch, size, batch) for size, batch in args.point]
 
 
 def measure_memory(args: argparse.Namespace) -> tuple[str, Rows]:
     """Peak memory of a training step."""
-    rows = [row for at in points(args) for row in benchmark.memory_of_steps(at, args.rounds)]
+    rows = [row for at in points(args) for row in training_step.memory_of_steps(at, args.rounds)]
     return (
         f"peak memory of a process and time of a step, median of {rounds(args)}, a process each"
     ), rows
@@ -285,7 +286,7 @@ def time_workers(args: argparse.Namespace) -> tuple[str, Rows]:
     rows = [
         row
         for at in points(args)
-        for row in benchmark_workers.measure(at, args.workers, args.rounds)
+        for row in worker_benchmark.measure(at, args.workers, args.rounds)
     ]
     return f"a step of the training loop, median of {rounds(args)}", rows
 
@@ -298,11 +299,11 @@ def time_data(args: argparse.Namespace) -> tuple[str, Rows]:
             f"--images {args.images} is less than two batches of {args.batch_size}, of which the "
             "first is left out; give more images or a smaller --batch-size"
         )
-    dataset = data_benchmark.find_images(args.data, batches * args.batch_size)
-    found = data_benchmark.variants(args.workers)
+    dataset = data_pipeline.find_images(args.data, batches * args.batch_size)
+    found = data_pipeline.variants(args.workers)
     with progress(args.rounds * len(found), "pass") as bar:
-        rows = data_benchmark.summary(
-            data_benchmark.measure(
+        rows = data_pipeline.summary(
+            data_pipeline.measure(
                 found, dataset, args.size, args.batch_size, batches, args.rounds, bar.update
             )
         )
@@ -313,4 +314,5 @@ def time_data(args: argparse.Namespace) -> tuple[str, Rows]:
 
 
 if __name__ == "__main__":
+    environment.tune_for_training()
     utils.run(main)

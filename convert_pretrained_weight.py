@@ -16,13 +16,13 @@ import pickle
 from collections import OrderedDict
 from pathlib import Path
 
-import utils  # isort: skip  (before MegEngine: it sets the process environment)
+from models import environment, equivalence
 
 import numpy as np
 
-from models import equivalence
-from training import checkpoint
-from weights import catalog, convert, files
+import cli
+import utils
+from weights import catalog, checkpoint, convert, files
 
 EXAMPLES = """\
   python convert_pretrained_weight.py --origin-dir RepVGG-A0-train.pth --save-dir checkpoints
@@ -36,7 +36,7 @@ EXAMPLES = """\
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
     sources = sorted({source.name for source in convert.SOURCES})
-    parser = utils.ArgumentParser(__doc__, EXAMPLES)
+    parser = cli.ArgumentParser(__doc__, EXAMPLES)
     what = parser.add_argument_group("what to convert")
     what.add_argument(
         "--origin-dir",
@@ -46,7 +46,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     what.add_argument(
         "--model-arch",
-        type=utils.arch_name,
+        type=cli.arch_name,
         metavar="NAME",
         help="architecture (default: recognized)",
     )
@@ -134,13 +134,13 @@ def save_export(found: checkpoint.Checkpoint, layout: str, save_dir: str) -> Pat
     if layout in ("basecls", "port"):
         target = target_path(save_dir, found, ".pkl")
         content = OrderedDict(sorted(tensors.items()))
-        checkpoint.write_atomically(target, lambda file: pickle.dump(content, file))
+        utils.write_atomically(target, lambda file: pickle.dump(content, file))
     else:
         from safetensors.numpy import save
 
         target = target_path(save_dir, found, ".safetensors")
         content = {key: np.ascontiguousarray(value) for key, value in tensors.items()}
-        checkpoint.write_atomically(target, lambda file: file.write(save(content)))
+        utils.write_atomically(target, lambda file: file.write(save(content)))
     return target
 
 
@@ -224,5 +224,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    utils.return_freed_memory()
+    environment.return_freed_memory()
     utils.run(main)

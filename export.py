@@ -19,11 +19,13 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-import utils  # isort: skip  (before MegEngine: it sets the process environment)
+import models
+from models import environment
 
 import megengine.module as M
 
-import models
+import cli
+import utils
 from data.transforms import Preprocessing
 from deployment import input_format, source
 from weights import files
@@ -43,12 +45,12 @@ KITS = {"rdk-x5": ("calibration", "images"), "ascend": ("data", "labels")}
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = utils.ArgumentParser(__doc__, EXAMPLES)
-    count = utils.number(int, 1)
+    parser = cli.ArgumentParser(__doc__, EXAMPLES)
+    count = cli.number(int, 1)
     what = parser.add_argument_group("network")
     what.add_argument(
         "--arch",
-        type=utils.arch_name,
+        type=cli.arch_name,
         metavar="NAME",
         help="architecture (default: what the checkpoint says)",
     )
@@ -78,7 +80,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     file.add_argument("--input-name", default="input", metavar="NAME", help="of the images")
     file.add_argument("--output-name", default="logits", metavar="NAME", help="of the logits")
     file.add_argument(
-        "--opset", type=utils.number(int, 11, 17), metavar="N", help="ONNX: 11 to 17 (default: 17)"
+        "--opset", type=cli.number(int, 11, 17), metavar="N", help="ONNX: 11 to 17 (default: 17)"
     )
     file.add_argument(
         "--batch",
@@ -179,7 +181,7 @@ def _batch(text: str) -> int | str:
     if text == "dynamic":
         return "batch"
     try:
-        return utils.number(int, 1)(text)
+        return cli.number(int, 1)(text)
     except argparse.ArgumentTypeError as error:
         raise argparse.ArgumentTypeError(f"{error}, nor 'dynamic'") from None
 
@@ -251,12 +253,12 @@ def write_kit(
 ) -> int:
     """Write the folder and say what is in it."""
     if args.kit == "rdk-x5":
-        from deployment import rdk
+        from deployment.boards import rdk
 
         count = args.images or 100
         listed = rdk.write_kit(model, preprocessing, args.calibration, args.out, count, metadata)
     else:
-        from deployment import ascend
+        from deployment.boards import ascend
 
         classes = metadata["classes"]
         images = ascend.labelled_images(args.data, args.labels, model.num_classes, classes)
@@ -313,5 +315,5 @@ def _shape(dimensions: list) -> str:
 
 
 if __name__ == "__main__":
-    utils.return_freed_memory()
+    environment.return_freed_memory()
     utils.run(main)

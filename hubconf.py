@@ -4,12 +4,10 @@ import megengine.hub
 net = megengine.hub.load("OWNER/REPOSITORY", "repvgga0", pretrained="best.pkl")
 """
 
-import utils as _utils  # noqa: F401  isort: skip  (before MegEngine: the process environment)
-
 # All of the project that loading needs: hub takes the repository off sys.path afterwards.
 import models as _models
-from training import checkpoint as _checkpoint
-from weights import catalog as _catalog
+
+import weights as _weights
 
 dependencies = ["megengine", "numpy", "cv2", "requests", "tqdm"]
 
@@ -18,8 +16,7 @@ def _entry_point(arch, name):
     def create(pretrained=None, num_classes=1000, deploy=False):
         if pretrained is None:
             return _models.create(arch, num_classes, deploy=deploy)
-        path = _catalog.locate(str(pretrained))
-        return _checkpoint.load_model(path, arch, num_classes, deploy=deploy)
+        return _weights.load(pretrained, arch, num_classes, deploy)
 
     create.__name__ = name
     create.__doc__ = f"""{arch}, in training mode.

@@ -11,16 +11,17 @@ import argparse
 import json
 from pathlib import Path
 
-import utils  # isort: skip  (before MegEngine: it sets the process environment)
+from models import environment
 
 import cv2
 import numpy as np
 
+import cli
+import utils
 from data import caption, sources
 from data.decoding import BadImageError
 from deployment import network
-from training import checkpoint
-from weights import catalog
+from weights import catalog, checkpoint
 
 EXAMPLES = """\
   python predict.py dog.jpg photos/ https://example.com/cat.png --model a0.pkl
@@ -30,11 +31,11 @@ EXAMPLES = """\
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = utils.ArgumentParser(__doc__, EXAMPLES)
+    parser = cli.ArgumentParser(__doc__, EXAMPLES)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="file, folder or http(s) URL")
     parser.add_argument(
         "--arch",
-        type=utils.arch_name,
+        type=cli.arch_name,
         metavar="NAME",
         help="architecture (default: what the file says)",
     )
@@ -44,7 +45,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help="checkpoint, .onnx or .mge (default: the newest best.pkl under checkpoints/)",
     )
     parser.add_argument(
-        "--top", type=utils.number(int, 1), default=5, metavar="N", help="classes an image"
+        "--top", type=cli.number(int, 1), default=5, metavar="N", help="classes an image"
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     parser.add_argument(
@@ -90,8 +91,9 @@ def _best(net: network.Network, image: np.ndarray, count: int) -> list[dict]:
 
 def _save(picture: np.ndarray, path: Path) -> None:
     content = cv2.imencode(".jpg", picture)[1].tobytes()
-    checkpoint.write_atomically(path, lambda file: file.write(content))
+    utils.write_atomically(path, lambda file: file.write(content))
 
 
 if __name__ == "__main__":
+    environment.tune_for_training()
     utils.run(main)

@@ -17,17 +17,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-import utils  # isort: skip  (before MegEngine: it sets the process environment)
+from models import environment
 
 import numpy as np
 import onnx
 from tqdm import tqdm
 
+import cli
+import utils
 from data import datasets
 from data.loader import Loader
 from data.transforms import Preprocessing
 from deployment.int8 import calibration, ptq, qdq, ranges, report, runtime, source
-from training.checkpoint import write_atomically
+from utils import write_atomically
 from weights.files import sha256
 
 EXAMPLES = """\
@@ -42,10 +44,10 @@ BASELINE = "W8A8 per-tensor, plain"  # what the chart compares with
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = utils.ArgumentParser(__doc__, EXAMPLES)
+    parser = cli.ArgumentParser(__doc__, EXAMPLES)
     parser.add_argument(
         "--arch",
-        type=utils.arch_name,
+        type=cli.arch_name,
         metavar="NAME",
         help="architecture (default: what the file says)",
     )
@@ -63,7 +65,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--images",
-        type=utils.number(int, 1),
+        type=cli.number(int, 1),
         default=64,
         metavar="N",
         help="of them, evenly over the sorted files",
@@ -75,7 +77,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--crop-ratio",
-        type=utils.number(float, 0, 1, open_low=True),
+        type=cli.number(float, 0, 1, open_low=True),
         metavar="R",
         help="side of the centre crop over the short side (default: the file's)",
     )
@@ -268,5 +270,5 @@ def _text(result: dict, rows: list[report.Row]) -> str:
 
 
 if __name__ == "__main__":
-    utils.return_freed_memory()
+    environment.return_freed_memory()
     utils.run(main)

@@ -15,17 +15,20 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import utils  # isort: skip  (before MegEngine: it sets the process environment)
+import models
+from models import environment
 
 import megengine.module as M
 from tqdm import tqdm
 
-import models
+import cli
+import utils
 from data import datasets
+from data.evaluation import Score, evaluate
 from data.loader import Loader
-from training import checkpoint, launch
+from training import launch
 from training.distributed import Workers
-from training.evaluation import Score, evaluate
+from weights import checkpoint
 
 EXAMPLES = """\
   python test.py --switch-deploy 1
@@ -35,12 +38,12 @@ EXAMPLES = """\
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = utils.ArgumentParser(__doc__, EXAMPLES)
-    count = utils.number(int, 1)
+    parser = cli.ArgumentParser(__doc__, EXAMPLES)
+    count = cli.number(int, 1)
     what = parser.add_argument_group("network and data")
     what.add_argument(
         "--arch",
-        type=utils.arch_name,
+        type=cli.arch_name,
         metavar="NAME",
         help="architecture (default: what the checkpoint says)",
     )
@@ -75,7 +78,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     how.add_argument(
         "--crop-ratio",
-        type=utils.number(float, 0, 1, open_low=True),
+        type=cli.number(float, 0, 1, open_low=True),
         metavar="R",
         help="side of the centre crop over the short side (default: the checkpoint's)",
     )
@@ -84,7 +87,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     how.add_argument(
         "--workers",
-        type=utils.number(int, 0),
+        type=cli.number(int, 0),
         default=2,
         metavar="N",
         help="processes that decode images; 0: none but this one",
@@ -203,4 +206,5 @@ def _evaluate(model: M.Module, loader: Loader, form: str, print_freq: int, say) 
 
 
 if __name__ == "__main__":
+    environment.tune_for_training()
     utils.run(main)

@@ -14,22 +14,23 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import utils  # isort: skip  (before MegEngine: it sets the process environment)
+import models
+from models import environment
 
 import megengine as mge
 import megengine.module as M
 import numpy as np
 
-import models
+import utils
 from data import datasets, mixing
 from data.contact_sheet import contact_sheet
 from data.loader import Loader
 from data.transforms import Preprocessing
-from training import checkpoint, find_lr, gpu, launch, low_memory, options, recipe, teacher
+from training import find_lr, gpu, launch, low_memory, memory, options, recipe, teacher
 from training.distributed import Workers
 from training.loop import Interrupted, Trainer
 from training.run_folder import RunFolder
-from weights import catalog
+from weights import catalog, checkpoint
 
 
 def show_samples(
@@ -42,7 +43,7 @@ def show_samples(
         rng = np.random.default_rng(seed)
         images, labels = mixing.mix(images, labels, len(dataset.classes), dataset.augment, rng)
     png = contact_sheet(images, labels, dataset.classes, preprocessing)
-    checkpoint.write_atomically(file, lambda out: out.write(png))
+    utils.write_atomically(file, lambda out: out.write(png))
     print(f"{len(images)} samples of {dataset.name}: {file}")
 
 
@@ -77,12 +78,12 @@ def memory_is_short(
     args: argparse.Namespace, model: M.Module, workers: Workers, folder: RunFolder
 ) -> bool:
     """Whether the CPU workers, taken to be on one host, need more memory than there is."""
-    if utils.gpu_count():
+    if environment.gpu_count():
         return False
     images = -(-args.batch_size // (workers.size * args.accumulate))
     need = workers.size * low_memory.usual_need(model, args.size, images)
     # all decide alike, by what the first one sees
-    available = workers.gather([utils.available_memory()])[0, 0]
+    available = workers.gather([memory.available_memory()])[0, 0]
     if need < available:
         return False
     folder.log(
@@ -156,7 +157,7 @@ def train(args: argparse.Namespace, workers: Workers) -> int:
     if args.low_memory is None:
         args.low_memory = not args.qat and memory_is_short(args, model, workers, folder)
     if args.low_memory:
-        utils.return_freed_memory()
+        environment.return_freed_memory()
     quantized = None
     if args.qat:
         from training import qat  # needs ONNX
@@ -222,4 +223,5 @@ def train(args: argparse.Namespace, workers: Workers) -> int:
 
 
 if __name__ == "__main__":
+    environment.tune_for_training()
     utils.run(main)

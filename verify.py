@@ -7,18 +7,20 @@ Each kind of block is checked alone, then whole networks. `--model` proves a che
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Iterator
 
-import utils  # isort: skip  (before MegEngine: it sets the process environment)
+import models
+from models import environment, equivalence
 
 import numpy as np
 from tqdm import tqdm
 
-import models
-from models import equivalence
-from training import checkpoint
+import cli
+import utils
+from weights import checkpoint
 
 # one of each structural kind: dense, made for int8, grouped, SE before the ReLU, SE after it,
 # several branches, depthwise with SE, a batch norm after the sum and two heads, ghost modules
@@ -44,27 +46,27 @@ EXAMPLES = """\
 """
 
 
-def parse_args(argv: list[str] | None) -> utils.argparse.Namespace:
-    parser = utils.ArgumentParser(__doc__, EXAMPLES)
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = cli.ArgumentParser(__doc__, EXAMPLES)
     what = parser.add_argument_group("what to prove")
     what.add_argument("--arch", nargs="+", metavar="NAME", default=None,
                       help="networks, or 'all'; patterns such as 'RepVGGB*' work too "
                            f"(default: {' '.join(DEFAULT_ARCHS)})")  # fmt: skip
     what.add_argument("--model", metavar="FILE", help="a train-form checkpoint to prove instead")
-    what.add_argument("--size", type=utils.number(int, 1), metavar="PIXELS",
+    what.add_argument("--size", type=cli.number(int, 1), metavar="PIXELS",
                       help="side of the random images (default: that of a checkpoint's own images, "
                            f"else {SIZE})")  # fmt: skip
     output = parser.add_argument_group("output")
     output.add_argument("--json", action="store_true", help="print JSON instead of the table")
     args = parser.parse_args(argv)
     if args.model is None:
-        args.arch = utils.arch_names(args.arch or DEFAULT_ARCHS)
+        args.arch = cli.arch_names(args.arch or DEFAULT_ARCHS)
     elif args.arch is not None and len(args.arch) != 1:
         parser.error("--model proves one checkpoint: give one --arch, or none")
     return args
 
 
-def proofs(args: utils.argparse.Namespace) -> Iterator[tuple[str, equivalence.Equivalence]]:
+def proofs(args: argparse.Namespace) -> Iterator[tuple[str, equivalence.Equivalence]]:
     rng = np.random.default_rng(0)
 
     def random_images(size: int) -> np.ndarray:
@@ -132,4 +134,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    environment.tune_for_training()
     utils.run(main)

@@ -3,7 +3,7 @@
 All three read the same files, decode, crop at random, resize, mirror, normalize and stack batches
 of float32 [B, 3, size, size], in turns in one run. A core's images/s are images per second of
 processor time, so that other programs on the machine matter little. The two others run in processes
-without this project's settings for memory (utils.keep_freed_memory), from which they gain too.
+without this project's settings for memory (models.environment), from which they gain too.
 """
 
 from __future__ import annotations
@@ -25,12 +25,11 @@ from unittest import mock
 import numpy as np
 import psutil
 
+from data.augment import Augmentation, crop_box
+from data.datasets import Dataset, image_files
+from data.loader import Loader
+from data.transforms import Preprocessing
 from utils import UserError
-
-from .augment import Augmentation, crop_box
-from .datasets import Dataset, image_files
-from .loader import Loader
-from .transforms import Preprocessing
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 import tabulate
 
-from training.checkpoint import write_atomically
+from utils import write_atomically
 
 tabulate.MIN_PADDING = 0  # of headings
 

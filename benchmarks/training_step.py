@@ -10,16 +10,15 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from unittest import mock
 
+import models
+from models import cpu, environment
+
 import megengine as mge
 import megengine.optimizer
 import numpy as np
 from megengine.autodiff import GradManager
 
-import models
-import utils
-from models import cpu
-
-from . import losses, low_memory, optimizer
+from training import losses, low_memory, memory, optimizer
 
 
 @dataclass(frozen=True)
@@ -153,7 +152,7 @@ def _peak_and_seconds(point: Point, variant: str) -> tuple[float, float]:
     backward = low_memory.backward_at_once
     if variant == "low memory":
         backward = low_memory.backward
-        utils.return_freed_memory()
+        environment.return_freed_memory()
     step = training_step(point, backward)
     step()
     seconds = []
@@ -161,4 +160,4 @@ def _peak_and_seconds(point: Point, variant: str) -> tuple[float, float]:
         start = time.perf_counter()
         step()
         seconds.append(time.perf_counter() - start)
-    return utils.peak_memory(), statistics.median(seconds)
+    return memory.peak_memory(), statistics.median(seconds)

@@ -1,6 +1,6 @@
 """Timing the training loop with one worker and with several, in turns of fresh processes.
 
-As a program, `python -m training.benchmark_workers ARCH SIZE BATCH STEPS` is one of the workers.
+As a program, `python -m benchmarks.workers ARCH SIZE BATCH STEPS` is one of the workers.
 """
 
 from __future__ import annotations
@@ -13,21 +13,22 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-import utils  # isort: skip  (before MegEngine: it sets the process environment)
+import models
+from models import environment
 
 import numpy as np
 
-import models
+import utils
 from data.augment import Augmentation
 from data.datasets import Dataset
 from data.loader import Loader
 from data.transforms import Preprocessing
+from training import launch
+from training.distributed import MPI, Workers, rank_in_environment
+from training.loop import Settings, Trainer
+from training.run_folder import RunFolder
 
-from . import launch
-from .benchmark import Point
-from .distributed import MPI, Workers, rank_in_environment
-from .loop import Settings, Trainer
-from .run_folder import RunFolder
+from .training_step import Point
 
 
 def seconds_per_step(point: Point, count: int, steps: int) -> list[float]:
@@ -85,6 +86,7 @@ def work(point: Point, steps: int, workers: Workers) -> list[float]:
 
 
 if __name__ == "__main__":
+    environment.tune_for_training()
     arch, size, batch, steps = sys.argv[1:]
     workers = Workers() if rank_in_environment() is None else MPI()
     found = work(Point(arch, int(size), int(batch)), int(steps), workers)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import astuple, dataclass
+from typing import Protocol
 
 import megengine as mge
 import megengine.functional as F
 import megengine.module as M
 import numpy as np
 
-from .distributed import Workers
+
+class Gathers(Protocol):
+    """Several processes; see training.distributed.Workers."""
+
+    def gather(self, values: Sequence[float]) -> np.ndarray:
+        """Return the values of every process: float64 [processes, len(values)]."""
 
 
 @dataclass
@@ -39,7 +45,7 @@ class Score:
     def __add__(self, other: Score) -> Score:
         return Score(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
-    def over_all(self, workers: Workers) -> Score:
+    def over_all(self, workers: Gathers) -> Score:
         """The sum of the scores of all workers."""
         total, correct1, correct5, loss = workers.gather(astuple(self)).sum(axis=0).tolist()
         return Score(int(total), int(correct1), int(correct5), loss)

@@ -12,13 +12,14 @@ import copy
 from dataclasses import asdict, replace
 from typing import Any
 
+from models import init
+from models.layers import Conv2d
+
 import megengine as mge
 import megengine.module as M
 import numpy as np
 
 from data.transforms import Preprocessing
-from models import init
-from models.layers import Conv2d
 
 from .tracing import ExportError
 

@@ -14,6 +14,8 @@ import sys
 from multiprocessing.connection import Connection
 from typing import Any
 
+from models import environment
+
 import megengine.core.tensor.megbrain_graph as G
 import numpy as np
 from megengine.utils.comp_graph_tools import GraphInference
@@ -82,6 +84,7 @@ def main() -> None:
     """Answer until the other end of the connection is closed."""
     descriptor, path, seconds = sys.argv[1:]
     answers = Answers(Connection(int(descriptor)))
+    environment.tune_for_training()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which then ends this
     with time_limit(float(seconds)):
         graph = load(path, answers)

@@ -30,8 +30,8 @@ from data.transforms import Preprocessing
 
 from .input_format import adapt, note
 from .mge_runtime import MgeFile
-from .proof import write_proven
 from .tracing import ExportError, Unsupported, replay
+from .verification import write_verified
 
 _FUSED = {"enable_fuse_conv_bias_nonlinearity": True}
 LAYOUTS = {"nchw": _FUSED, "nchw88": {**_FUSED, "enable_nchw88": True}}
@@ -79,7 +79,7 @@ def export_mge(
         properties = {**(metadata or {}), "preprocessing": note(takes, size)}
         options = _options(adapted, layout)
         content = _dump(adapted, size, options, input_name, output_name, properties)
-        proof = write_proven(
+        proof = write_verified(
             path,
             content,
             lambda temporary: MgeFile(temporary, path),

@@ -13,10 +13,10 @@ import numpy as np
 
 from data import datasets
 from data.transforms import Preprocessing
-from training import checkpoint
 from utils import UserError
+from weights import checkpoint
 
-from .proof import Runner
+from .verification import Runner
 
 
 @dataclass(frozen=True)

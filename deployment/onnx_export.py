@@ -16,8 +16,8 @@ from data.transforms import Preprocessing
 
 from .input_format import adapt, note
 from .onnx_graph import to_onnx
-from .proof import Runner, write_proven
 from .tracing import ExportError
+from .verification import Runner, write_verified
 
 
 class Exported(NamedTuple):
@@ -79,7 +79,7 @@ def export_onnx(
         del proto, graph  # large networks have many copies here
         _check(content)
         batches = (batch,) if isinstance(batch, int) else (1, 3)
-        proof = write_proven(path, content, load, model, preprocessing, takes, size, batches)
+        proof = write_verified(path, content, load, model, preprocessing, takes, size, batches)
     finally:
         model.train(training)
     return Exported(proof.relative_error, numbers, initializers, dict(operators))

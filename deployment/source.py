@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import models
+from models import equivalence
+
 import megengine.module as M
 
-import models
 from data.transforms import Preprocessing
-from models import equivalence
-from training import checkpoint
 from utils import UserError
-from weights import catalog, files
+from weights import catalog, checkpoint, files
 
 
 def load(

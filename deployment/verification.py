@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from os import PathLike
 from typing import BinaryIO, NamedTuple
 
+from models.equivalence import TOLERANCE
+
 import megengine as mge
 import megengine.module as M
 import numpy as np
 
 from data.transforms import Preprocessing
-from models.equivalence import TOLERANCE
-from training.checkpoint import write_atomically
+from utils import write_atomically
 
 from .tracing import ExportError
 
@@ -31,7 +32,7 @@ class Proof(NamedTuple):
         return self.relative_error <= TOLERANCE and self.argmax_agreement == 1
 
 
-def write_proven(
+def write_verified(
     path: str | PathLike,
     content: bytes,
     load: Callable[[str], Runner],

@@ -8,7 +8,7 @@ import megengine as mge
 import megengine.module as M
 import numpy as np
 
-from . import create
+from .registry import create
 from .reparam import fuse_in_place, to_deploy
 
 TOLERANCE = 1e-5  # of the largest output; float32 itself leaves about 1e-6

@@ -1,34 +1,14 @@
-"""Re-parameterized ConvNets: `create` one by name, `to_deploy` it, `profile` it.
-
-import models
-net = models.create("RepVGGA0", num_classes=10)
-deployed = models.to_deploy(net)      # a new network: one convolution a block
-"""
+"""The networks by name, and what every kind of block is made with alone."""
 
 from __future__ import annotations
 
 import difflib
 from fnmatch import fnmatchcase
-from os import PathLike
 from typing import Any
 
 import megengine.module as M
 
 from . import mobileone, repghost, repvgg, repvgg_plus, repvit
-from .profile import Profile, profile
-from .reparam import to_deploy
-
-__all__ = [
-    "BLOCKS",
-    "Profile",
-    "canonical_name",
-    "create",
-    "head_names",
-    "list_models",
-    "profile",
-    "state_shapes",
-    "to_deploy",
-]
 
 # name -> (class, its keyword arguments)
 _REGISTRY = {
@@ -101,7 +81,6 @@ def create(
     arch: str,
     num_classes: int = 1000,
     deploy: bool = False,
-    pretrained: str | PathLike | None = None,
     **options: Any,
 ) -> M.Module:
     """A network by name, in training mode.
@@ -110,23 +89,18 @@ def create(
         arch: a name of `list_models()`; see `canonical_name`.
         num_classes: length of the logits.
         deploy: the fused form, one convolution a block.
-        pretrained: a checkpoint to take the weights from. A train-form file is fused when `deploy`
-            is set; a deploy-form file cannot be unfused.
         options: what the family leaves open: `heads` and `legacy` of RepViT. A checkpoint says its
             own.
 
-    Raises ValueError for an unknown name, and training.checkpoint.CheckpointError when the file is
-    not a checkpoint of this architecture, class count and form.
+    Raises ValueError for an unknown name, and for `pretrained`: `weights.load` reads files.
     """
     if num_classes < 1:
         raise ValueError(f"num_classes is {num_classes}, but a classifier needs at least one class")
     name = canonical_name(arch)
-    if pretrained is not None:
-        if options:
-            raise ValueError(f"{', '.join(options)}: the checkpoint decides; leave it out")
-        from training import checkpoint  # the only place where models/ meets a file
-
-        return checkpoint.load_model(pretrained, name, num_classes, deploy=deploy)
+    if "pretrained" in options:
+        raise ValueError(
+            f"models.create reads no file; use weights.load({options['pretrained']!r}, {name!r})"
+        )
     network, config = _REGISTRY[name]
     model = network(**config, **options, num_classes=num_classes, deploy=deploy)
     model.arch, model.options = name, options

@@ -1,9 +1,9 @@
 """Writes the table of networks into both READMEs from the code: run as `make readme`."""
 
-import utils  # isort: skip  (before MegEngine: it sets the process environment)
-
 import models
 from models import init
+
+import utils
 from weights import catalog
 
 BEGIN, END = "<!-- networks: made by `make readme` -->\n", "<!-- end of networks -->\n"

@@ -3,15 +3,18 @@
 import importlib
 import signal
 
-import utils  # isort: skip  (before MegEngine: it sets the process environment)
+from models import environment
+from models.repvgg import RepVGG
+from models.repvgg_plus import RepVGGPlus
 
 import megengine as mge
 import numpy as np
 import pytest
 
-from models.repvgg import RepVGG
-from models.repvgg_plus import RepVGGPlus
+import utils
 from tests.support import write_image_folder
+
+environment.tune_for_training()
 
 # a shell's background job, in which these tests may run, ignores Ctrl-C; so would what they start
 signal.signal(signal.SIGINT, signal.default_int_handler)

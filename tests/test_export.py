@@ -3,17 +3,17 @@
 import json
 from dataclasses import asdict
 
+import models
+from models import equivalence
+
 import megengine as mge
 import numpy as np
 import onnxruntime
 import pytest
 
-import models
 from data.transforms import Preprocessing
 from deployment.mge_runtime import MgeFile
-from models import equivalence
-from training import checkpoint
-from weights import files
+from weights import checkpoint, files
 
 CLASSES = [f"class {i}" for i in range(10)]
 

@@ -5,14 +5,15 @@ import os
 import subprocess
 import sys
 
+import models
+
 import megengine as mge
 import numpy as np
 import pytest
 
-import models
 from data.transforms import Preprocessing
 from tests.support import ROOT
-from training import checkpoint
+from weights import checkpoint
 
 # hub keeps a repository it has fetched under its version and the hash of this
 REPOSITORY = "_".join(

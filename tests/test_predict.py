@@ -6,20 +6,21 @@ from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
+import models
+from models.repvgg import RepVGG
+
 import cv2
 import megengine as mge
 import numpy as np
 import onnx
 import pytest
 
-import models
 from data.decoding import decode
 from data.transforms import BASECLS, Preprocessing
 from deployment import input_format
 from deployment.mge_export import export_mge
 from deployment.onnx_export import export_onnx
-from models.repvgg import RepVGG
-from training import checkpoint
+from weights import checkpoint
 
 CLASSES = ["apple", "pear", "plum", "quince", "Käse", "n02514041", "g"]
 SHOWN = [*CLASSES[:5], "barracouta", "g"]  # ImageNet's identifiers become words
@@ -30,7 +31,7 @@ EXPECTS = replace(BASECLS, size=32)  # BGR
 def small(monkeypatch):
     """RepVGGA0 with few blocks and channels."""
     config = {"depths": (1, 2, 4, 1), "width": (0.25, 0.125, 0.125, 0.125)}
-    monkeypatch.setitem(models._REGISTRY, "RepVGGA0", (RepVGG, config))
+    monkeypatch.setitem(models.registry._REGISTRY, "RepVGGA0", (RepVGG, config))
     mge.random.seed(0)
 
 

@@ -2,6 +2,10 @@
 
 import json
 
+import models
+from models import equivalence
+from models.repvgg import RepVGG
+
 import cv2
 import megengine as mge
 import numpy as np
@@ -9,22 +13,20 @@ import onnx
 import onnxruntime
 import pytest
 
-import models
 from data.transforms import Preprocessing
 from deployment import network
 from deployment.int8 import weights
-from models import equivalence
-from models.repvgg import RepVGG
 from tests.support import write_image_folder
-from training import checkpoint, qat
+from training import qat
 from training.distributed import Workers
+from weights import checkpoint
 
 
 @pytest.fixture
 def trained(monkeypatch, tmp_path):
     """A checkpoint in train form, of a RepVGGA0 with few blocks and channels."""
     config = {"depths": (1, 2, 4, 1), "width": (0.25, 0.125, 0.125, 0.125)}
-    monkeypatch.setitem(models._REGISTRY, "RepVGGA0", (RepVGG, config))
+    monkeypatch.setitem(models.registry._REGISTRY, "RepVGGA0", (RepVGG, config))
     model = models.create("RepVGGA0", 2)
     noise = np.random.default_rng(0).standard_normal((8, 3, 32, 32), np.float32)
     equivalence.randomize(model, noise)

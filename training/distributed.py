@@ -12,12 +12,13 @@ import zlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from models import environment
+
 import megengine as mge
 import megengine.functional as F
 import megengine.module as M
 import numpy as np
 
-import utils
 from utils import UserError
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ class MPI(Workers):
 def _wait(request: mpi4py.MPI.Request) -> None:
     """MPI's own waiting spins, and so takes the processor from the worker that is waited for
     whenever there are more workers than cores."""
-    utils.set_timer_slack(5e-5)
+    environment.set_timer_slack(5e-5)
     while not request.Test():
         time.sleep(5e-5)
 

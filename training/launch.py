@@ -16,6 +16,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from models import environment
+
 import utils
 from utils import UserError
 
@@ -53,7 +55,7 @@ def run(
     """
     if rank_in_environment() is not None:
         return _as_worker(work)
-    gpus = utils.gpu_count()
+    gpus = environment.gpu_count()
     if gpus and count * nodes > 1:
         if count > gpus:
             raise UserError(f"--ngpus {count}, but this machine has {gpus}; give --ngpus {gpus}")

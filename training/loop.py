@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
+import models
+
 import megengine as mge
 import megengine.module as M
 import numpy as np
@@ -21,14 +23,14 @@ from megengine.amp import GradScaler, autocast
 from megengine.autodiff import GradManager
 from tqdm import tqdm
 
-import models
 from data import mixing
+from data.evaluation import Score, evaluate
 from data.loader import Loader
 from utils import UserError
+from weights import checkpoint
 
 from . import (
     accumulation,
-    checkpoint,
     distributed,
     gradients,
     losses,
@@ -38,7 +40,6 @@ from . import (
     schedule,
 )
 from .ema import WeightAverage
-from .evaluation import Score, evaluate
 from .parameters import kinds
 from .progress import Progress, describe
 from .run_folder import RunFolder, versions

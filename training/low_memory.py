@@ -3,7 +3,7 @@
 Gradient checkpointing (Chen et al., Training Deep Nets with Sublinear Memory Cost,
 arXiv 1604.06174) with every block a segment, and MegEngine's queue emptied after each, as it
 allocates when an operator is queued and frees when it has run. What is freed should also go back
-to the system: utils.return_freed_memory.
+to the system: environment.return_freed_memory.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import cli
 import utils
 from data import augment, policies
 from data.augment import Augmentation
@@ -42,8 +43,8 @@ RATES = {
 
 
 SWITCH = argparse.BooleanOptionalAction
-COUNT, REAL = utils.number(int, 1), utils.number(float, 0)
-PART = utils.number(float, 0, 1)
+COUNT, REAL = cli.number(int, 1), cli.number(float, 0)
+PART = cli.number(float, 0, 1)
 
 
 def parse(description: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -52,7 +53,7 @@ def parse(description: str, argv: Sequence[str] | None = None) -> argparse.Names
     Ends the program with status 2 where flags contradict each other; raises UserError for a recipe
     that cannot be used.
     """
-    parser = utils.ArgumentParser(description, EXAMPLES)
+    parser = cli.ArgumentParser(description, EXAMPLES)
     add_start(parser)
     add_network(parser)
     add_optimization(parser)
@@ -93,7 +94,7 @@ def add_network(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("network and data")
     what.add_argument(
         "--arch",
-        type=utils.arch_name,
+        type=cli.arch_name,
         default="RepVGGA0",
         metavar="NAME",
         help="see `python -c 'import models; print(models.list_models())'`",
@@ -108,7 +109,7 @@ def add_network(parser: argparse.ArgumentParser) -> None:
     )
     what.add_argument(
         "--crop-ratio",
-        type=utils.number(float, 0, 1, open_low=True),
+        type=cli.number(float, 0, 1, open_low=True),
         metavar="R",
         help="validation: side of the centre crop over the short side (default: 0.875; digits: 1)",
     )
@@ -157,7 +158,7 @@ def add_optimization(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--optimizer", choices=OPTIMIZERS, default="sgd", help="how weights move")
     how.add_argument(
         "--lr",
-        type=utils.number(float, 0, open_low=True),
+        type=cli.number(float, 0, open_low=True),
         help="learning rate for a batch of 256; scaled with the batch size (default: 0.1; "
         "adamw: 0.0005; --qat: a hundredth)",
     )
@@ -246,7 +247,7 @@ def add_optimization(parser: argparse.ArgumentParser) -> None:
     )
     how.add_argument(
         "--precise-bn",
-        type=utils.number(int, 0),
+        type=cli.number(int, 0),
         default=0,
         metavar="IMAGES",
         help="before an evaluation take the batch norms' statistics over so many training images "
@@ -254,7 +255,7 @@ def add_optimization(parser: argparse.ArgumentParser) -> None:
     )
     how.add_argument(
         "--seed",
-        type=utils.number(int, 0, 2**31 - 1),
+        type=cli.number(int, 0, 2**31 - 1),
         default=0,
         help="of weights, order and augmentation",
     )
@@ -284,7 +285,7 @@ def add_teacher(parser: argparse.ArgumentParser) -> None:
     )
     learn.add_argument(
         "--distillation-temperature",
-        type=utils.number(float, 0, open_low=True),
+        type=cli.number(float, 0, open_low=True),
         default=1.0,
         metavar="T",
         help="of both distributions in soft distillation",
@@ -310,7 +311,7 @@ def add_running(parser: argparse.ArgumentParser) -> None:
     )
     run.add_argument(
         "--save-freq",
-        type=utils.number(int, 0),
+        type=cli.number(int, 0),
         default=500,
         metavar="STEPS",
         help="also save latest.pkl every so many steps; 0: after epochs only",
@@ -339,7 +340,7 @@ def add_running(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--amp", action="store_true", help="GPUs: half precision where it is safe")
     run.add_argument(
         "--workers",
-        type=utils.number(int, 0),
+        type=cli.number(int, 0),
         default=2,
         metavar="N",
         help="processes that decode and augment images; 0: none but this one",
@@ -367,7 +368,7 @@ def add_workers(parser: argparse.ArgumentParser) -> None:
     )
     together.add_argument(
         "--rank",
-        type=utils.number(int, 0),
+        type=cli.number(int, 0),
         default=0,
         metavar="HOST",
         help="number of this host, from 0",
@@ -376,7 +377,7 @@ def add_workers(parser: argparse.ArgumentParser) -> None:
         "--dist-addr", default="localhost", metavar="ADDRESS", help="of host 0, for the others"
     )
     together.add_argument(
-        "--dist-port", type=utils.number(int, 1, 65535), default=23456, metavar="PORT", help="there"
+        "--dist-port", type=cli.number(int, 1, 65535), default=23456, metavar="PORT", help="there"
     )
 
 
@@ -433,14 +434,14 @@ def add_augmentation(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("augmentation")
     group.add_argument(
         "--crop-scale",
-        type=utils.number(float, 0, 1, open_low=True),
+        type=cli.number(float, 0, 1, open_low=True),
         nargs=2,
         metavar=("LOW", "HIGH"),
         help="part of the area that the random resized crop takes (default: 0.08 1)",
     )
     group.add_argument(
         "--padding-crop",
-        type=utils.number(int, 0),
+        type=cli.number(int, 0),
         metavar="PIXELS",
         help="instead: pad by so many black pixels and crop at random; 4 is usual for CIFAR-10",
     )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import megengine.module as M
-
 from models.layers import SqueezeExcitation
+
+import megengine.module as M
 
 KINDS = (
     "convolution",  # kernels, but for the next two

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import utils
+from training import memory
 
 
 class Progress:
@@ -61,5 +61,5 @@ def describe(speed: float, waiting: float, **_: float) -> dict[str, str]:
     return {
         "images/s": f"{speed:.0f}",
         "data wait": f"{100 * waiting:.0f} %",
-        "memory": f"{utils.peak_memory():.0f} MB",
+        "memory": f"{memory.peak_memory():.0f} MB",
     }

@@ -12,6 +12,10 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Mapping
 
+import models
+from models import cpu, reparam
+from models.layers import relu
+
 import megengine as mge
 import megengine.functional as F
 import megengine.module as M
@@ -21,11 +25,8 @@ from megengine.core._imperative_rt.core2 import apply
 from megengine.core.ops.builtin import Elemwise, Reduce
 from onnx import NodeProto, helper, numpy_helper
 
-import models
 from deployment.int8 import graph, qdq, weights
 from deployment.onnx_graph import to_onnx
-from models import cpu, reparam
-from models.layers import relu
 
 from .distributed import Workers
 

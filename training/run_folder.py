@@ -14,9 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from utils import UserError
-
-from .checkpoint import write_atomically
+from utils import UserError, write_atomically
 
 
 class RunFolder:

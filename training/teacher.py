@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import models
+
 import megengine as mge
 import megengine.module as M
 import numpy as np
 
-import models
 from data.transforms import Preprocessing
 from utils import UserError
-from weights import catalog, files
-
-from . import checkpoint
+from weights import catalog, checkpoint, files
 
 
 class Teacher:

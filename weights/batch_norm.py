@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from models import reparam
+
+import numpy as np
 
 from .keymap import Tensors
 

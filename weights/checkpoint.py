@@ -13,25 +13,24 @@ Every layout that weights.convert knows can be read too.
 
 from __future__ import annotations
 
-import os
 import pickle
-from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
+
+import models
+from models import init
 
 import megengine as mge
 import megengine.module as M
 import numpy as np
 
-import models
 from data.transforms import Preprocessing
-from models import init
-from utils import UserError
-from weights import convert, files
-from weights.keymap import reshaped
+from utils import UserError, write_atomically
+
+from . import convert, files
+from .keymap import reshaped
 
 
 class CheckpointError(UserError):
@@ -89,34 +88,6 @@ def save(checkpoint: Checkpoint, path: str | PathLike) -> None:
     del contents["path"]
     # protocol 5 writes arrays as they lie in memory, without a copy of all of them
     write_atomically(path, lambda file: pickle.dump(contents, file, protocol=5))
-
-
-def write_atomically(path: str | PathLike, write: Callable[[BinaryIO], object]) -> None:
-    """Replace the file at `path` by what `write` writes, or leave it as it was.
-
-    Raises UserError when it cannot be written.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        with suppress(OSError):
-            temporary.unlink()
-        if not isinstance(error, OSError):
-            raise
-        reason = error.strerror
-        if isinstance(error, FileExistsError):  # mkdir's, where a file stands in the folder's place
-            reason = f"{path.parent} is no folder"
-        kept = "; the file that was there is untouched" if os.path.exists(path) else ""
-        raise UserError(
-            f"cannot save {path}: {reason}{kept}; free some space or choose another folder"
-        ) from None
 
 
 # ---------------------------------------------------------------- loading

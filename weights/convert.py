@@ -9,10 +9,11 @@ from functools import cache
 from os import PathLike
 from typing import Any
 
-import numpy as np
-
 import models
 from models import init
+
+import numpy as np
+
 from utils import UserError
 
 from . import apple, basecls, dingxiaoh, files, port, repghost, repvit, timm

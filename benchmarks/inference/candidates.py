@@ -9,15 +9,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 
+import models
+from models import equivalence
+
 import megengine.module as M
 
-import models
 from data.transforms import Preprocessing
 from deployment import mge_export, onnx_export
-from models import equivalence
-from training import checkpoint
 from utils import UserError
-from weights import catalog
+from weights import catalog, checkpoint
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,17 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+from models import environment
+
 import numpy as np
 
 import utils
+from deployment.child_process import how_it_ended
+from training import memory
 from utils import UserError
 
-from ..child_process import how_it_ended
 from .candidates import Candidate
-from .runtimes import environment
+from .runtimes import process_environment
 
 TIME_LIMIT = 300.0  # seconds for loading and warming up, and for a turn beyond its own
 
@@ -32,18 +35,18 @@ class Settings:
 
 
 class _Worker:
-    """A process of deployment.benchmark.worker."""
+    """A process of benchmarks.inference.worker."""
 
     def __init__(self, candidate: Candidate, threads: int, batch: int, size: int):
         self._candidate = candidate
         numbers = map(str, (threads, candidate.streams, batch, size, TIME_LIMIT))
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed in __exit__)
-        utils.set_timer_slack(50e-6)  # which the process inherits: Linux's own, not MegEngine's
+        environment.set_timer_slack(50e-6)  # Linux's own, which the process inherits
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "deployment.benchmark.worker", candidate.runtime,
+            [sys.executable, "-m", "benchmarks.inference.worker", candidate.runtime,
              candidate.source, *numbers],
             cwd=utils.ROOT,
-            env={**os.environ, **environment(threads)},
+            env={**os.environ, **process_environment(threads)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -69,7 +72,7 @@ class _Worker:
 
     def peak_memory(self) -> float:
         """In MB."""
-        return utils.peak_memory(self._process.pid)
+        return memory.peak_memory(self._process.pid)
 
     def __enter__(self) -> _Worker:
         return self

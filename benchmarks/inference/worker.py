@@ -1,6 +1,6 @@
 """A process with one runtime in it that is asked to run for so long, and answers with its times.
 
-`python -m deployment.benchmark.worker RUNTIME SOURCE THREADS STREAMS BATCH SIZE LIMIT` says {} when
+`python -m benchmarks.inference.worker RUNTIME SOURCE THREADS STREAMS BATCH SIZE LIMIT` says {} when
 it has warmed up. Each line that it then reads, a number of seconds, is answered by a line of JSON:
 "latencies" of the passes of all streams, and how long it all took ("elapsed"), in seconds. It ends
 with its input.
@@ -17,7 +17,7 @@ from threading import Barrier
 
 import numpy as np
 
-from deployment.benchmark.runtimes import LOAD, Runner
+from benchmarks.inference.runtimes import LOAD, Runner
 from deployment.child_process import end_at_once_on_exit, time_limit
 
 WARM_UP = 3  # passes of each stream

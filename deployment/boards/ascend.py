@@ -1,5 +1,4 @@
-#!/usr/bin/env python
-"""A kit for Huawei's Ascend 310 and 310P, and what becomes of the board's results.
+"""The kit for Huawei's Ascend 310 and 310P.
 
 Formats are those of RepVGG in Ascend's ModelZoo-PyTorch (commit a018f14af, the last one of
 its benchmark tool); pixels equal those of its preprocessing.
@@ -7,18 +6,9 @@ its benchmark tool); pixels equal those of its preprocessing.
 
 from __future__ import annotations
 
-import argparse
-import json
-import re
-import sys
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-
-if __name__ == "__main__":  # as a command: the project's packages lie in the folder above
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
-
-import utils  # isort: skip  (before MegEngine: it sets the process environment)
 
 import megengine.module as M
 import numpy as np
@@ -28,14 +18,9 @@ from tqdm import tqdm
 from data import datasets, sources
 from data.decoding import BadImageError
 from data.transforms import Preprocessing
-from deployment import kit
-from training.checkpoint import write_atomically
 from utils import UserError
 
-EXAMPLES = """\
-  python deployment/ascend.py score result/dumpOutput_device0 val_label.txt result.json
-  python deployment/ascend.py parse result/perf_vision_batchsize_1_device_0.txt 310P
-"""
+from . import kit
 
 PIXELS = "prep_dataset"
 
@@ -63,8 +48,8 @@ With the vendor's tools (CANN), from this folder, here for batches of 1 on a 310
 
 Then, from the folder of this project:
 
-  python deployment/ascend.py score KIT/result/dumpOutput_device0 KIT/val_label.txt result.json
-  python deployment/ascend.py parse KIT/result/perf_vision_batchsize_1_device_0.txt 310P
+  python ascend.py score KIT/result/dumpOutput_device0 KIT/val_label.txt result.json
+  python ascend.py parse KIT/result/perf_vision_batchsize_1_device_0.txt 310P
 """
 
 
@@ -207,58 +192,6 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-# ---------------------------------------------------------------- the board's results
-
-
-def score(dump: str | PathLike, labels: str | PathLike) -> dict:
-    """The accuracies that the outputs in a dump folder mean, as result.json has them.
-
-    A file NAME_INDEX.txt holds the outputs for the image NAME in its first line, single blanks
-    between them. Of 1001 classes, the first is not counted among the labels.
-
-    Raises UserError when an output is malformed or its image has no label.
-    """
-    dump = Path(dump)
-    if not dump.is_dir():
-        raise UserError(f"there is no folder {dump}; give the one with the dumped outputs")
-    files = sorted(dump.glob("*.txt"))
-    if not files:
-        raise UserError(f"there are no outputs in {dump}; give the folder with NAME_1.txt files")
-    known = read_labels(labels)
-    hits = np.zeros(5, int)
-    classes = None
-    for file in files:
-        outputs = _read_outputs(file)
-        if classes not in (None, len(outputs)):
-            raise UserError(f"{file} has {len(outputs)} outputs, but {files[0]} {classes}")
-        classes = len(outputs)
-        name = file.stem.rpartition("_")[0]
-        if name not in known:
-            raise UserError(f"{labels} has no label for {name}, of which {file} is the output")
-        best = np.argsort(-outputs, kind="stable")[:5]
-        hits[: len(best)] += best == known[name] + (classes == 1001)
-    shares = (hits.cumsum() / len(files)).tolist()[:classes]
-    facts = {"Number of images": str(len(files)), "Number of classes": str(classes)}
-    facts |= {
-        f"Top{n} accuracy": f"{round(share * 100, 2)}%" for n, share in enumerate(shares, start=1)
-    }
-    return {
-        "title": "Overall statistical evaluation",
-        "value": [{"key": key, "value": value} for key, value in facts.items()],
-    }
-
-
-def _read_outputs(file: Path) -> np.ndarray:
-    try:
-        with open(file, encoding="ascii") as lines:
-            outputs = np.array(lines.readline().split(), np.float32)
-    except (OSError, ValueError):
-        outputs = np.empty(0)
-    if not len(outputs) or not np.isfinite(outputs).all():
-        raise UserError(f"{file} is no dumped output, numbers in one line with blanks between")
-    return outputs
-
-
 def read_labels(path: str | PathLike) -> dict[str, int]:
     """File name up to its first dot -> label, from lines of both with a blank between."""
     try:
@@ -275,62 +208,3 @@ def read_labels(path: str | PathLike) -> dict[str, int]:
 
 def _key(file_name: str) -> str:
     return file_name.split(".")[0]
-
-
-def frames_per_second(perf_file: str | PathLike, chip: str) -> tuple[str, float]:
-    """(batch size, images/s) that a perf_vision_batchsize_N_device_D.txt means for a chip.
-
-    It is the eighth value in the file, the interface's throughput, and four times that of a 310,
-    which has four cores that are benchmarked one at a time.
-    """
-    try:
-        text = Path(perf_file).read_text()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text"
-        raise UserError(f"cannot read {perf_file}: {reason}") from None
-    values = re.findall(r":(.*?),", text.replace("\n", ",") + ",")
-    pieces = Path(perf_file).name.split("_")
-    try:
-        rate = float(values[7].replace("samples/s", ""))
-        return pieces[3], rate * {"310": 4, "310P": 1}[chip]
-    except (IndexError, ValueError):
-        raise UserError(
-            f"{perf_file} is no perf_vision_batchsize_N_device_D.txt of the benchmark tool"
-        ) from None
-
-
-# ---------------------------------------------------------------- the command
-
-
-def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    parser = utils.ArgumentParser("What the results of an Ascend board mean.", EXAMPLES)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    about = "accuracy from the outputs that the benchmark tool dumped"
-    command = commands.add_parser("score", description=about, examples=EXAMPLES, help=about)
-    command.add_argument("dump", metavar="DUMP_DIR", help="folder with NAME_1.txt files")
-    command.add_argument("labels", metavar="LABELS", help="val_label.txt of the kit")
-    command.add_argument("out", metavar="OUT.json", help="file to write")
-    about = "images/s from the benchmark tool's performance file"
-    command = commands.add_parser("parse", description=about, examples=EXAMPLES, help=about)
-    command.add_argument(
-        "file", metavar="PERF_FILE", help="result/perf_vision_batchsize_N_device_D.txt"
-    )
-    command.add_argument("chip", metavar="CHIP", choices=("310", "310P"), help="310 or 310P")
-    return parser.parse_args(argv)
-
-
-def main(argv: list[str] | None = None) -> int:
-    args = parse_args(argv)
-    if args.command == "parse":
-        batch, rate = frames_per_second(args.file, args.chip)
-        print(f"{args.chip} bs{batch} fps:{rate}")
-        return 0
-    result = score(args.dump, args.labels)
-    write_atomically(args.out, lambda file: file.write(json.dumps(result).encode()))
-    for fact in result["value"]:
-        print(f"{fact['key']}: {fact['value']}")
-    return 0
-
-
-if __name__ == "__main__":
-    utils.run(main)

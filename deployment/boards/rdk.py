@@ -19,9 +19,9 @@ import onnx
 from data import sources
 from data.decoding import decode
 from data.transforms import Preprocessing
+from deployment.int8 import calibration, graph, ptq
 
 from . import kit
-from .int8 import calibration, graph, ptq
 
 CALIBRATION = "calibration_data_{color}_f32"
 RANGES = "activation_ranges.json"
@@ -138,7 +138,7 @@ def write_kit(
     Returns the names of what is in the kit. Raises UserError, leaving nothing behind, when there
     are no images, one is broken, or the folder cannot be written.
     """
-    from .onnx_export import export_onnx
+    from deployment.onnx_export import export_onnx
 
     files = calibration.files(images, count)
     names = names_of(model.arch, preprocessing.size)

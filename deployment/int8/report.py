@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import onnx
 
-from training.evaluation import Score
+from data.evaluation import Score
 
 from . import graph, runtime
 

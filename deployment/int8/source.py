@@ -16,9 +16,8 @@ import deployment.source
 from data.transforms import Preprocessing
 from deployment.network import properties
 from deployment.onnx_export import export_onnx
-from training import checkpoint
 from utils import UserError
-from weights import catalog
+from weights import catalog, checkpoint
 
 from . import graph
 

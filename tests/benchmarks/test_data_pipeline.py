@@ -1,4 +1,4 @@
-"""benchmark.py data: that it compares the same work, not how fast it is."""
+"""data_pipeline.py data: that it compares the same work, not how fast it is."""
 
 import json
 import shutil
@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from data import benchmark
+from benchmarks import data_pipeline
 from data.transforms import Preprocessing
 
 
@@ -27,9 +27,9 @@ def test_it_times_each_pipeline(command, image_folder, tmp_path):
 
 
 def test_the_pipelines_give_the_same_kind_of_batches(image_folder):
-    dataset = benchmark.find_images(image_folder(), 24)
+    dataset = data_pipeline.find_images(image_folder(), 24)
     means = []
-    for pipeline in benchmark.variants(workers=1).values():
+    for pipeline in data_pipeline.variants(workers=1).values():
         found = [images for images, _ in pipeline(dataset, Preprocessing(size=32), 8, 0)]
         assert [images.shape for images in found] == [(8, 3, 32, 32)] * 3
         assert all(images.dtype == np.float32 for images in found)
@@ -39,8 +39,8 @@ def test_the_pipelines_give_the_same_kind_of_batches(image_folder):
 
 def test_files_are_chosen_evenly_and_used_again(image_folder):
     folder = image_folder()
-    assert len(set(benchmark.find_images(folder, 21).images)) == 21
-    images = benchmark.find_images(folder, 200).images
+    assert len(set(data_pipeline.find_images(folder, 21).images)) == 21
+    images = data_pipeline.find_images(folder, 200).images
     assert len(images) == 200 and len(set(images)) == 63
 
 

@@ -6,18 +6,19 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from threading import Barrier
 
+from models import Profile
+
 import cv2
 import numpy as np
 import psutil
 import pytest
 
-import utils
+from benchmarks.inference import candidates, latency, runtimes, throughput, turns, worker
 from data.transforms import Preprocessing
 from deployment import onnx_export
-from deployment.benchmark import candidates, inference, runtimes, throughput, turns, worker
-from models import Profile
-from training import checkpoint
+from training import memory
 from utils import UserError
+from weights import checkpoint
 
 QUICK = ("--size", 32, "--rounds", 2, "--seconds", 0.01)
 
@@ -68,8 +69,8 @@ def test_inference(command, int8_onnx, tmp_path, monkeypatch):
         running.append(psutil.Process(process).num_threads())
         return real(process)
 
-    real = utils.peak_memory
-    monkeypatch.setattr(utils, "peak_memory", peak_memory)
+    real = memory.peak_memory
+    monkeypatch.setattr(memory, "peak_memory", peak_memory)
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")  # NumPy's are not the runtime's
     table, chart = tmp_path / "new" / "speed.csv", tmp_path / "speed.png"
     status, out, err = command(
@@ -140,9 +141,9 @@ def test_figures_of_inference(monkeypatch, network):
     train = known("train form", [([100, 200, 900], 0), ([300, 400, 500], 0)], 800_000_000)
     deploy = known("deploy form", [([70, 70, 70], 0), ([70, 70, 70], 0)], 700_000_000)
     product = known("matrix product", [([4, 2, 3], 0)], 0)
-    monkeypatch.setattr(inference, "candidates", lambda *_: nullcontext([]))
-    monkeypatch.setattr(inference, "measure", lambda *_: [train, deploy, product])
-    first, second = inference.inference(network, 32, [8], [1], turns.Settings(2, 0))
+    monkeypatch.setattr(latency, "candidates", lambda *_: nullcontext([]))
+    monkeypatch.setattr(latency, "measure", lambda *_: [train, deploy, product])
+    first, second = latency.inference(network, 32, [8], [1], turns.Settings(2, 0))
     expected = {
         "latency_ms": 350, "p90_ms": 700, "p99_ms": 880, "images_per_second": 8 / 0.35,
         "slowest": 20, "fastest": 40, "times_first": 1, "peak_mb": 123, "gflops": 12.8 / 0.35,
@@ -203,7 +204,7 @@ def test_a_file_in_deploy_form(command, network, tmp_path):
     assert "train form left out: the checkpoint has the deploy form only" in err
     assert out.splitlines()[2].split()[:5] == ["RepGhost050", "32", "1", "1", "deploy"]
     commands = [" ".join(child.cmdline()) for child in psutil.Process().children()]
-    assert not any("deployment.benchmark.worker" in one for one in commands)
+    assert not any("benchmarks.inference.worker" in one for one in commands)
 
 
 def test_a_runtime_that_fails_is_named():

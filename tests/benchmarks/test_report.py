@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from deployment.benchmark import report
+from benchmarks import report
 
 ROW = {"arch": "RepVGGA0", "size": 64, "batch": 8, "variant": "ours", "seconds": 0.5,
        "fastest": 0.4, "slowest": 0.75, "images_per_second": 16.0, "speedup": 2.0}  # fmt: skip

@@ -1,7 +1,7 @@
 import megengine.module as M
 import numpy as np
 
-from training.evaluation import Score, evaluate
+from data.evaluation import Score, evaluate
 
 
 class Echo(M.Module):

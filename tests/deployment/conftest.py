@@ -1,11 +1,12 @@
 """Fixtures of the tests of exported files."""
 
+import models
+from models import equivalence
+
 import numpy as np
 import pytest
 
-import models
 from data.transforms import Preprocessing
-from models import equivalence
 from tests.deployment.networks import SMALL
 
 

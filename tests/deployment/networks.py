@@ -1,13 +1,13 @@
 """A small network of each family, with every kind of block that it has."""
 
-import megengine.functional as F
-import megengine.module as M
-
 from models.mobileone import MobileOne
 from models.repghost import RepGhost
 from models.repvgg import RepVGG
 from models.repvgg_plus import RepVGGPlus
 from models.repvit import RepViT
+
+import megengine.functional as F
+import megengine.module as M
 
 _DEPTHS, _WIDTH = (1, 2, 2, 1), (0.25, 0.25, 0.125, 0.125)  # 16, 32, 32 and 64 channels
 SMALL = {

@@ -4,6 +4,9 @@ import os
 import pickle
 from types import SimpleNamespace
 
+from models.environment import processor_has
+from models.repghost import Bottleneck
+
 import megengine as mge
 import megengine.functional as F
 import megengine.module as M
@@ -17,9 +20,8 @@ from deployment.input_format import raw_pixels
 from deployment.mge_export import export_mge
 from deployment.mge_runtime import MgeFile
 from deployment.tracing import ExportError, replay
-from models.repghost import Bottleneck
 from tests.deployment.networks import SMALL, Clipped
-from utils import UserError, processor_has
+from utils import UserError
 
 # oneDNN, which MegEngine's runtime calls for blocks of 8 channels, ends the process there
 needs_blocks = pytest.mark.skipif(

@@ -2,6 +2,8 @@
 
 import json
 
+import models
+
 import megengine as mge
 import megengine.functional as F
 import megengine.module as M
@@ -10,7 +12,6 @@ import onnx
 import onnxruntime
 import pytest
 
-import models
 from deployment import onnx_operators
 from deployment.input_format import in_color_order, raw_pixels
 from deployment.onnx_export import export_onnx

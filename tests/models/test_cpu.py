@@ -4,6 +4,9 @@ import hashlib
 import subprocess
 import sys
 
+from models import cpu, layers
+from models.cpu import convolution
+
 import megengine as mge
 import megengine.functional as F
 import megengine.optimizer as optim
@@ -11,8 +14,6 @@ import numpy as np
 import pytest
 from megengine.autodiff import GradManager
 
-from models import cpu, layers
-from models.cpu import convolution
 from tests.support import ROOT
 from training.optimizer import SGD
 
@@ -310,7 +311,7 @@ def train_and_hash(steps: int = 3) -> str:
 
 def test_same_bits_in_this_process_and_in_others():
     code = (
-        "import utils; from tests.models import test_cpu; print('hash', test_cpu.train_and_hash())"
+        "import models; from tests.models import test_cpu; print('hash', test_cpu.train_and_hash())"
     )
     command = [sys.executable, "-c", code]
     others = [

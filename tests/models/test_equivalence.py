@@ -3,14 +3,15 @@
 import json
 from dataclasses import replace
 
+import models
+from models import equivalence, init, reparam
+
 import numpy as np
 import pytest
 
-import models
 import verify
 from data.transforms import BASECLS
-from models import equivalence, init, reparam
-from training import checkpoint
+from weights import checkpoint
 
 
 @pytest.mark.parametrize(

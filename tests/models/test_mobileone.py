@@ -1,9 +1,9 @@
 """MobileOne's start: what an image is can still be told after all of the untrained layers."""
 
+from models.mobileone import MobileOne
+
 import megengine as mge
 import numpy as np
-
-from models.mobileone import MobileOne
 
 
 def test_an_untrained_network_tells_images_apart(rng):

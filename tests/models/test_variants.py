@@ -2,12 +2,12 @@
 
 import re
 
+import models
+from models import equivalence, init
+
 import megengine as mge
 import numpy as np
 import pytest
-
-import models
-from models import equivalence, init
 
 # parameters and multiply-adds at 224 px (train, deploy), and deploy tensors; measured on the
 # original PyTorch implementations

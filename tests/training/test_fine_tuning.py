@@ -3,14 +3,14 @@
 import pickle
 import re
 
+import models
+from models import equivalence
+
 import numpy as np
 import pytest
 
-import models
-from models import equivalence
 from tests.support import write_image_folder
-from training import checkpoint
-from weights import convert, timm
+from weights import checkpoint, convert, timm
 
 FLAGS = ["--size", "32", "--batch-size", "8", "--epochs", "1", "--tag", "t", "--print-freq", "1"]
 

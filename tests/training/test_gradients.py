@@ -1,8 +1,9 @@
+import models
+
 import megengine as mge
 import numpy as np
 import pytest
 
-import models
 from training import gradients
 from training.parameters import kinds
 

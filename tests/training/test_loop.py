@@ -4,19 +4,20 @@ import os
 import signal
 from dataclasses import replace
 
+import models
+
 import megengine as mge
 import numpy as np
 import pytest
 
-import models
 from data.augment import Augmentation
 from data.datasets import Dataset
 from data.loader import Loader
 from data.transforms import Preprocessing
-from training import checkpoint
 from training.loop import Interrupted, Settings, Trainer
 from training.run_folder import RunFolder
 from training.teacher import Teacher
+from weights import checkpoint
 
 AFFINE = Augmentation(affine=True)
 PREPROCESSING = Preprocessing(size=32, crop_ratio=1.0)

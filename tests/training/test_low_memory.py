@@ -1,15 +1,17 @@
 """The same bits as without --low-memory, in every family, and half the memory."""
 
+import models
+from models.mobileone import MobileOne
+from models.repghost import RepGhost
+from models.repvit import RepViT
+
 import megengine as mge
 import numpy as np
 import pytest
 from megengine.autodiff import GradManager
 
-import models
-from models.mobileone import MobileOne
-from models.repghost import RepGhost
-from models.repvit import RepViT
-from training import benchmark, losses, low_memory, optimizer
+from benchmarks import training_step
+from training import losses, low_memory, optimizer
 
 
 def train(make, backward, custom_l2=False, heads_alone=False, parts=1, steps=3):
@@ -85,7 +87,7 @@ def test_gpu_operators(tiny, monkeypatch):
 @pytest.mark.slow
 def test_half_the_memory():
     """Of whole processes: what MegEngine and the weights take included."""
-    usual, low = benchmark.memory_of_steps(benchmark.Point("RepVGGA0", 128, 16), rounds=1)
+    usual, low = training_step.memory_of_steps(training_step.Point("RepVGGA0", 128, 16), rounds=1)
     assert usual["peak_mb"] >= 2 * low["peak_mb"], (usual, low)
 
 

@@ -1,6 +1,7 @@
+import models
+
 import pytest
 
-import models
 from training.parameters import KINDS, kinds
 
 

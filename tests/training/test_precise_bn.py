@@ -1,8 +1,9 @@
+import models
+
 import megengine as mge
 import numpy as np
 import pytest
 
-import models
 from training import precise_bn, swap
 from utils import UserError
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-import utils
+from training import memory
 from training.progress import Progress, describe
 
 
@@ -35,6 +35,6 @@ def test_for_people():
 
 
 def test_peak_memory_grows_with_what_is_touched():
-    before = utils.peak_memory()
+    before = memory.peak_memory()
     touched = bytearray(b"x") * (200 << 20)
-    assert utils.peak_memory() > 150 and utils.peak_memory() >= before and len(touched)
+    assert memory.peak_memory() > 150 and memory.peak_memory() >= before and len(touched)

@@ -3,26 +3,28 @@
 import os
 import signal
 
+import models
+from models import equivalence
+
 import megengine as mge
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 
-import models
 from data import datasets
 from data.augment import Augmentation
 from data.datasets import Dataset
+from data.evaluation import evaluate
 from data.loader import Loader
 from data.transforms import Preprocessing
 from deployment.int8 import qdq, weights
 from deployment.onnx_graph import to_onnx
-from models import equivalence
-from training import checkpoint, qat
+from training import qat
 from training.distributed import Workers
-from training.evaluation import evaluate
 from training.loop import Interrupted, Settings, Trainer
 from training.run_folder import RunFolder
+from weights import checkpoint
 
 PREPROCESSING = Preprocessing(size=32, crop_ratio=1.0)
 

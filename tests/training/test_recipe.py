@@ -2,9 +2,10 @@
 
 import re
 
+import models
+
 import pytest
 
-import models
 from training import options, recipe
 
 SOURCES = ("Source:", "Hardware:", "Cost:", "Expected top-1", "Command: python train.py --recipe")

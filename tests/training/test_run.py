@@ -9,14 +9,16 @@ import subprocess
 import sys
 import time
 
+import models
+
 import numpy as np
 import pytest
 
-import models
 from data.transforms import BASECLS
 from tests.support import ROOT, write_image_folder
 from tests.training.test_tensorboard import points
-from training import checkpoint, find_lr
+from training import find_lr
+from weights import checkpoint
 
 # 48 images in batches of 8 at 32 px: 6 steps an epoch
 SMALL = ["--arch", "RepVGGA0", "--size", "32", "--batch-size", "8", "--epochs", "3",

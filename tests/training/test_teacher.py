@@ -1,14 +1,15 @@
 from dataclasses import replace
 
+import models
+
 import megengine as mge
 import numpy as np
 import pytest
 
-import models
 from data.transforms import Preprocessing
-from training import checkpoint
 from training.teacher import Teacher, open_teacher
 from utils import UserError
+from weights import checkpoint
 
 CLASSES = ["apple", "pear", "plum"]
 OWN = Preprocessing("BGR", (100.0, 110.0, 120.0), (50.0, 60.0, 70.0))  # unlike the batches

@@ -10,15 +10,15 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import utils  # isort: skip  (before MegEngine: it sets the process environment)
+from models.repvgg import RepVGG
 
 import megengine as mge
 import numpy as np
 
+import utils
 from data import datasets, transforms
 from data.augment import Augmentation
 from data.loader import Loader
-from models.repvgg import RepVGG
 from training import launch
 from training.loop import Settings, Trainer
 from training.run_folder import RunFolder

@@ -5,15 +5,18 @@ import resource
 import subprocess
 import sys
 
+import models
+
 import numpy as np
 import pytest
 
-import models
+import utils
+import weights
 from data.transforms import BASECLS, Preprocessing
 from tests.support import ROOT
-from training import checkpoint
-from training.checkpoint import CheckpointError
 from utils import UserError
+from weights import checkpoint
+from weights.checkpoint import CheckpointError
 from weights.convert import ConversionError
 
 
@@ -47,20 +50,25 @@ def test_a_checkpoint_says_what_it_is(saved):
 
 
 def test_pretrained_takes_either_form(network, saved):
-    same = models.create("RepVGGA0", 7, pretrained=saved["train"])
+    same = weights.load(saved["train"], "RepVGGA0", 7)
     assert same_weights(same, network) and same.arch == "RepVGGA0" and same.num_classes == 7
     for path in saved.values():
-        fused = models.create("RepVGGA0", 7, deploy=True, pretrained=path)
+        fused = weights.load(path, "RepVGGA0", 7, deploy=True)
         assert same_weights(fused, models.to_deploy(network))
 
 
 def test_the_wrong_checkpoint_is_a_sentence(saved):
     with pytest.raises(CheckpointError, match="of RepVGGA0, but RepVGGA1 was expected; use --arch"):
-        models.create("RepVGGA1", 7, pretrained=saved["train"])
+        weights.load(saved["train"], "RepVGGA1", 7)
     with pytest.raises(CheckpointError, match="has 7 classes, but 1000 were expected"):
-        models.create("RepVGGA0", pretrained=saved["train"])
+        weights.load(saved["train"], "RepVGGA0", 1000)
     with pytest.raises(CheckpointError, match="is in deploy form, but the train form was expected"):
-        models.create("RepVGGA0", 7, pretrained=saved["deploy"])
+        weights.load(saved["deploy"], "RepVGGA0", 7, deploy=False)
+
+
+def test_create_reads_no_file():
+    with pytest.raises(ValueError, match=r"use weights\.load\('a\.pkl', 'RepVGGA0'\)$"):
+        models.create("repvgg_a0", pretrained="a.pkl")
 
 
 def test_a_plain_state_dict_is_read(network, tmp_path):
@@ -119,10 +127,10 @@ def test_other_contents_are_a_sentence(tmp_path, content, sentence):
 def test_a_failed_save_leaves_the_old_file(tmp_path):
     """A real failing write: the kernel refuses a file over the process's size limit."""
     path = tmp_path / "latest.pkl"
-    checkpoint.write_atomically(path, lambda file: file.write(b"old"))
+    utils.write_atomically(path, lambda file: file.write(b"old"))
     code = (
-        "import utils; from training import checkpoint\n"
-        f"try: checkpoint.write_atomically({str(path)!r}, lambda f: f.write(bytes(1_000_000)))\n"
+        "import utils; from weights import checkpoint\n"
+        f"try: utils.write_atomically({str(path)!r}, lambda f: f.write(bytes(1_000_000)))\n"
         "except utils.UserError as error: print(error)"
     )
     limit = (100_000, 100_000)
@@ -141,6 +149,6 @@ def test_a_failed_save_leaves_the_old_file(tmp_path):
 def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot save"):
-        checkpoint.write_atomically(tmp_path / "file" / "latest.pkl", lambda file: None)
+        utils.write_atomically(tmp_path / "file" / "latest.pkl", lambda file: None)
     with pytest.raises(UserError, match="cannot save .*: File name too long"):
-        checkpoint.write_atomically(tmp_path / ("n" * 300), lambda file: None)
+        utils.write_atomically(tmp_path / ("n" * 300), lambda file: None)

@@ -13,18 +13,18 @@ from fnmatch import fnmatchcase
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import models
+from models import equivalence
+
 import megengine as mge
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-import models
-from models import equivalence
 from tests.golden import weights as golden_weights
 from tests.support import ROOT
 from tests.weights.torch_writer import whole, write_legacy, write_zip
-from training import checkpoint
-from weights import catalog, convert, dingxiaoh, port, timm
+from weights import catalog, checkpoint, convert, dingxiaoh, port, timm
 from weights.keymap import translate
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import models
+
 import cv2
 import megengine as mge
 import numpy as np
@@ -11,10 +13,9 @@ import onnxruntime
 import pytest
 from PIL import Image
 
-import models
 from data.datasets import image_files
 from data.transforms import Preprocessing
-from deployment import ascend
+from deployment.boards import ascend, ascend_results
 from tests.support import ROOT, write_image_folder
 from utils import UserError
 
@@ -69,7 +70,7 @@ def test_from_photographs_to_result_json(tmp_path, deployed):
     dump = run_board(kit, batch=5)
     out = tmp_path / "result.json"
     done = subprocess.run(
-        [sys.executable, "deployment/ascend.py", "score", dump, kit / "val_label.txt", out],
+        [sys.executable, "ascend.py", "score", dump, kit / "val_label.txt", out],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -188,12 +189,12 @@ def test_scores(tmp_path):
     labels = tmp_path / "labels.txt"
     labels.write_text("a_b.x.jpg 2\nc.jpg 0\nd.jpg 1\n")
     rows = {"a_b_1.txt": [0, 1, 5], "c_1.txt": [1, 3, 2], "d_1.txt": [5, 1, 4]}
-    result = ascend.score(dumped(tmp_path / "dump", rows), labels)
+    result = ascend_results.score(dumped(tmp_path / "dump", rows), labels)
     assert facts(result) == ["3", "3", "33.33%", "33.33%", "100.0%"]
 
     # of 1001 classes, the first is none
     rows = {f"{n}_1.txt": np.eye(1001, dtype=int)[k] for n, k in zip("cd", (1, 1), strict=True)}
-    result = ascend.score(dumped(tmp_path / "more", rows), labels)
+    result = ascend_results.score(dumped(tmp_path / "more", rows), labels)
     assert facts(result) == ["2", "1001", "50.0%", "50.0%", *["100.0%"] * 3]
 
 
@@ -211,10 +212,10 @@ def test_scores(tmp_path):
 def test_bad_dumps(tmp_path, command, rows, message):
     (tmp_path / "labels.txt").write_text("c.jpg 0\nd.jpg 1\n")
     dump, out = dumped(tmp_path / "dump", rows), tmp_path / "out.json"
-    status, _, err = command("deployment.ascend", "score", dump, tmp_path / "labels.txt", out)
+    status, _, err = command("ascend", "score", dump, tmp_path / "labels.txt", out)
     assert status == 2 and not out.exists() and err.count("\n") == 1
     with pytest.raises(UserError, match=message):
-        ascend.score(dump, tmp_path / "labels.txt")
+        ascend_results.score(dump, tmp_path / "labels.txt")
 
 
 PERF = """\
@@ -230,8 +231,11 @@ PERF = """\
 def test_frames_per_second(tmp_path, command, text):
     path = tmp_path / "perf_vision_batchsize_16_device_0.txt"
     path.write_text(text)
-    assert command("deployment.ascend", "parse", path, "310")[:2] == (0, "310 bs16 fps:1112.052\n")
-    assert command("deployment.ascend", "parse", path, "310P")[1] == "310P bs16 fps:278.013\n"
+    assert command("ascend", "parse", path, "310")[:2] == (
+        0,
+        "310 bs16 fps:1112.052\n",
+    )
+    assert command("ascend", "parse", path, "310P")[1] == "310P bs16 fps:278.013\n"
 
 
 def test_bad_performance_files(tmp_path, command):
@@ -245,5 +249,5 @@ def test_bad_performance_files(tmp_path, command):
         ("binary", "310P", "it is no text"),
         ("perf.txt", "T4", "invalid choice: 'T4'"),
     ):
-        status, out, err = command("deployment.ascend", "parse", tmp_path / name, chip)
+        status, out, err = command("ascend", "parse", tmp_path / name, chip)
         assert (status, out) == (2, "") and message in err and err.count("\n") == 1

@@ -2,22 +2,23 @@
 
 import json
 
+import models
+from models.repvgg import RepVGG
+
 import megengine as mge
 import onnx
 import pytest
 
-import models
 from data.transforms import Preprocessing
-from models.repvgg import RepVGG
 from tests.support import write_image_folder
-from training import checkpoint
+from weights import checkpoint
 
 
 @pytest.fixture
 def trained(monkeypatch, tmp_path):
     """A checkpoint in train form, of a RepVGGA0 with few blocks and channels."""
     config = {"depths": (1, 2, 4, 1), "width": (0.25, 0.125, 0.125, 0.125)}
-    monkeypatch.setitem(models._REGISTRY, "RepVGGA0", (RepVGG, config))
+    monkeypatch.setitem(models.registry._REGISTRY, "RepVGGA0", (RepVGG, config))
     mge.random.seed(0)
     model = models.create("RepVGGA0", 2)
     path = tmp_path / "best.pkl"

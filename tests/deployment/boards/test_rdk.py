@@ -3,19 +3,20 @@
 import json
 from dataclasses import replace
 
+import models
+from models import equivalence
+from models.repvit import RepViT
+
 import cv2
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 
-import models
 from data.transforms import BASECLS, Preprocessing
-from deployment import rdk
+from deployment.boards import rdk
 from deployment.int8 import qdq
 from deployment.onnx_export import export_onnx
-from models import equivalence
-from models.repvit import RepViT
 from utils import UserError
 
 RGB = Preprocessing()

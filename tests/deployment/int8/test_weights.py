@@ -5,7 +5,7 @@ import pytest
 
 from deployment.int8 import weights
 from tests.support import ROOT
-from training import checkpoint
+from weights import checkpoint
 
 
 @pytest.mark.parametrize("per_channel", [True, False])
