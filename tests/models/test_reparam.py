@@ -174,7 +174,7 @@ def test_gradients_of_fused_weights_are_those_of_the_branches(block, groups, rng
                     x, weights["reparam.weight"], weights["reparam.bias"], 1, 1, groups=groups
                 )
             else:
-                y = block.branches(x)
+                y = block.forward_branches(x)
             manager.backward(y, dy)
         gradients.append({name: p.grad.numpy().copy() for name, p in block.named_parameters()})
         for parameter in block.parameters():
