@@ -86,9 +86,9 @@ class ConvBN(M.Module):
     def forward(self, x: mge.Tensor) -> mge.Tensor:
         return self.bn(self.conv(x))
 
-    def linear_map(self) -> reparam.LinearMap:
+    def linear_map(self, read: reparam.Read) -> reparam.LinearMap:
         """The one convolution that the two amount to in evaluation mode."""
-        return reparam.batch_norm(reparam.convolution(self.conv), self.bn)
+        return reparam.batch_norm(reparam.convolution(self.conv, read), self.bn, read)
 
 
 class FusibleConvBN(Reparameterizable):
@@ -117,8 +117,8 @@ class FusibleConvBN(Reparameterizable):
     def forward_branches(self, x: mge.Tensor) -> mge.Tensor:
         return self.bn(self.conv(x))
 
-    def linear_map(self) -> reparam.LinearMap:
-        return reparam.batch_norm(reparam.convolution(self.conv), self.bn)
+    def linear_map(self, read: reparam.Read) -> reparam.LinearMap:
+        return reparam.batch_norm(reparam.convolution(self.conv, read), self.bn, read)
 
     def main_convolution(self) -> Conv2d:
         return self.conv

@@ -125,12 +125,13 @@ class MobileOneUnit(Reparameterizable):
         std = 1.0 if self.identity is None else math.sqrt(2)
         M.init.fill_(convolutions[0].bn.bias, std)
 
-    def linear_map(self) -> reparam.LinearMap:
-        maps = [branch.linear_map() for branch in self.branches() if branch is not self.identity]
+    def linear_map(self, read: reparam.Read) -> reparam.LinearMap:
+        convolutions = [branch for branch in self.branches() if branch is not self.identity]
+        maps = [branch.linear_map(read) for branch in convolutions]
         if self.identity is not None:
             conv = self.dense[0].conv
-            unchanged = reparam.identity(conv.in_channels, conv.groups)
-            maps.append(reparam.batch_norm(unchanged, self.identity))
+            unchanged = reparam.identity(conv.in_channels, conv.groups, read)
+            maps.append(reparam.batch_norm(unchanged, self.identity, read))
         return reparam.add(*maps)
 
     def main_convolution(self) -> Conv2d:

@@ -39,17 +39,17 @@ class Reparameterizable(M.Module):
         """Return what the branches compute together: the output of `reparam` in deploy form."""
 
     @abstractmethod
-    def linear_map(self) -> reparam.LinearMap:
-        """Return the branches as one convolution."""
+    def linear_map(self, read: reparam.Read) -> reparam.LinearMap:
+        """Return the branches as one convolution, with its numbers as `read` gives them."""
 
     @abstractmethod
     def main_convolution(self) -> M.Conv2d:
         """Return the branch whose stride, groups, dtype and mode the fused convolution takes."""
 
-    def fuse_in_place(self) -> None:
+    def fuse_in_place(self, read: reparam.Read = reparam.float64) -> None:
         """Replace the branches by their convolution; a block in deploy form stays as it is."""
         if self.reparam is None:
-            self.reparam = reparam.to_conv2d(self.linear_map(), like=self.main_convolution())
+            self.reparam = reparam.to_conv2d(self.linear_map(read), like=self.main_convolution())
             self._drop_branches()
 
     def _drop_branches(self) -> None:

@@ -108,10 +108,11 @@ class GhostModule(Reparameterizable):
     def forward_branches(self, x: mge.Tensor) -> mge.Tensor:
         return self.dense(x) + self.identity(x)
 
-    def linear_map(self) -> reparam.LinearMap:
+    def linear_map(self, read: reparam.Read) -> reparam.LinearMap:
         conv = self.dense.conv
-        unchanged = reparam.identity(conv.in_channels, conv.groups)
-        return reparam.add(self.dense.linear_map(), reparam.batch_norm(unchanged, self.identity))
+        unchanged = reparam.identity(conv.in_channels, conv.groups, read)
+        beside = reparam.batch_norm(unchanged, self.identity, read)
+        return reparam.add(self.dense.linear_map(read), beside)
 
     def main_convolution(self) -> Conv2d:
         return self.dense.conv

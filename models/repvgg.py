@@ -129,11 +129,12 @@ class RepVGGBlock(_Block):
         y = self.dense(x) + self.pointwise(x)
         return y if self.identity is None else y + self.identity(x)
 
-    def linear_map(self) -> reparam.LinearMap:
-        branches = [self.dense.linear_map(), self.pointwise.linear_map()]
+    def linear_map(self, read: reparam.Read) -> reparam.LinearMap:
+        branches = [self.dense.linear_map(read), self.pointwise.linear_map(read)]
         if self.identity is not None:
-            unchanged = reparam.identity(self.dense.conv.in_channels, self.dense.conv.groups)
-            branches.append(reparam.batch_norm(unchanged, self.identity))
+            conv = self.dense.conv
+            unchanged = reparam.identity(conv.in_channels, conv.groups, read)
+            branches.append(reparam.batch_norm(unchanged, self.identity, read))
         return reparam.add(*branches)
 
     def custom_l2(self) -> mge.Tensor:
@@ -184,11 +185,12 @@ class QARepVGGBlock(_Block):
         y = self.dense(x) + self.pointwise(x)
         return self.bn(y + x if self.has_identity else y)
 
-    def linear_map(self) -> reparam.LinearMap:
-        branches = [self.dense.linear_map(), reparam.convolution(self.pointwise)]
+    def linear_map(self, read: reparam.Read) -> reparam.LinearMap:
+        branches = [self.dense.linear_map(read), reparam.convolution(self.pointwise, read)]
         if self.has_identity:
-            branches.append(reparam.identity(self.dense.conv.in_channels, self.dense.conv.groups))
-        return reparam.batch_norm(reparam.add(*branches), self.bn)
+            conv = self.dense.conv
+            branches.append(reparam.identity(conv.in_channels, conv.groups, read))
+        return reparam.batch_norm(reparam.add(*branches), self.bn, read)
 
 
 _BLOCK_KINDS = {"plain": RepVGGBlock, "qa": QARepVGGBlock}

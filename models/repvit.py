@@ -71,14 +71,15 @@ class RepVGGDW(Reparameterizable):
         y = self.dense(x) + self.pointwise(x) + x
         return y if self.bn is None else self.bn(y)
 
-    def linear_map(self) -> reparam.LinearMap:
-        channels, legacy = self.dense.conv.in_channels, self.bn is None
-        branches = reparam.add(
-            self.dense.linear_map(),
-            self.pointwise.linear_map() if legacy else reparam.convolution(self.pointwise),
-            reparam.identity(channels, groups=channels),
-        )
-        return branches if legacy else reparam.batch_norm(branches, self.bn)
+    def linear_map(self, read: reparam.Read) -> reparam.LinearMap:
+        conv, legacy = self.dense.conv, self.bn is None
+        if legacy:
+            pointwise = self.pointwise.linear_map(read)
+        else:
+            pointwise = reparam.convolution(self.pointwise, read)
+        unchanged = reparam.identity(conv.in_channels, conv.groups, read)
+        branches = reparam.add(self.dense.linear_map(read), pointwise, unchanged)
+        return branches if legacy else reparam.batch_norm(branches, self.bn, read)
 
     def main_convolution(self) -> Conv2d:
         return self.dense.conv
@@ -205,10 +206,10 @@ class RepViT(StagedClassifier):
             return {"main": main, "distilled": distilled}
         return (main + distilled) / 2
 
-    def fuse_in_place(self) -> None:
+    def fuse_in_place(self, read: reparam.Read = reparam.float64) -> None:
         """Make the heads one linear layer; the blocks fuse themselves."""
         if self.linear is None:
             heads = [head for head in (self.head, self.head_dist) if head is not None]
-            maps = [reparam.batch_norm_before(head.bn, head.linear) for head in heads]
+            maps = [reparam.batch_norm_before(head.bn, head.linear, read) for head in heads]
             self.linear = reparam.to_linear(reparam.mean(*maps), like=self.head.linear)
             self.head = self.head_dist = None

@@ -27,21 +27,21 @@ def test_every_network_is_equal_after_fusion(arch):
     assert equivalence.compare(model, images, consume=True).holds
 
 
-def without_eps(linear, bn):
+def without_eps(linear, bn, read):
     bn.eps, eps = 0.0, bn.eps
     try:
-        return batch_norm(linear, bn)
+        return batch_norm(linear, bn, read)
     finally:
         bn.eps = eps
 
 
-def without_mean(linear, bn):
-    right = batch_norm(linear, bn)
+def without_mean(linear, bn, read):
+    right = batch_norm(linear, bn, read)
     return right._replace(bias=right.bias * 0 + bn.bias.numpy().ravel())
 
 
-def without_identity(channels, groups=1):
-    right = identity(channels, groups)
+def without_identity(channels, groups, read):
+    right = identity(channels, groups, read)
     return right._replace(kernel=right.kernel * 0)
 
 
