@@ -74,7 +74,7 @@ def test_verify_prints_a_table_and_json(command):
     assert len(rows) == len(models.BLOCKS) + 1 and all(row["holds"] for row in rows)
 
 
-def test_verify_proves_a_checkpoint(command, tmp_path, images):
+def test_verify_takes_a_checkpoint(command, tmp_path, images):
     model = models.create("RepVGGA0", num_classes=10)
     equivalence.randomize(model, images)
     path = tmp_path / "best.pkl"
@@ -87,7 +87,7 @@ def test_verify_proves_a_checkpoint(command, tmp_path, images):
     assert status == 2 and "is in deploy form, but the train form was expected" in err
 
 
-def test_a_checkpoint_is_proven_at_its_own_size(monkeypatch, command, tmp_path, images):
+def test_a_checkpoint_is_verified_at_its_own_size(monkeypatch, command, tmp_path, images):
     model = models.create("RepGhost050", 10)
     equivalence.randomize(model, images)
     path = tmp_path / "a.pkl"
