@@ -1,8 +1,9 @@
 #!/usr/bin/env python
-"""Prove that the fused network computes the same function as the trained one.
+"""Verify that a fused network computes the same function as the network it was made from.
 
-Every batch norm and every weight is random, so that an error in any part of the fusion shows.
-Each kind of block is checked alone, then whole networks. `--model` proves a checkpoint of yours.
+Both forms are compared on random images. Every batch norm and every weight is random too, so that
+an error in any part of the fusion shows. Each kind of block is verified alone, then whole networks.
+With `--model` it is a checkpoint, with its own weights.
 """
 
 from __future__ import annotations
@@ -48,11 +49,11 @@ EXAMPLES = """\
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = cli.ArgumentParser(__doc__, EXAMPLES)
-    what = parser.add_argument_group("what to prove")
+    what = parser.add_argument_group("what to verify")
     what.add_argument("--arch", nargs="+", metavar="NAME", default=None,
-                      help="networks, or 'all'; patterns such as 'RepVGGB*' work too "
+                      help="names of networks, or 'all'; patterns such as 'RepVGGB*' work too "
                            f"(default: {' '.join(DEFAULT_ARCHS)})")  # fmt: skip
-    what.add_argument("--model", metavar="FILE", help="a train-form checkpoint to prove instead")
+    what.add_argument("--model", metavar="FILE", help="a train-form checkpoint to verify instead")
     what.add_argument("--size", type=cli.number(int, 1), metavar="PIXELS",
                       help="side of the random images (default: that of a checkpoint's own images, "
                            f"else {SIZE})")  # fmt: skip
@@ -62,11 +63,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     if args.model is None:
         args.arch = cli.arch_names(args.arch or DEFAULT_ARCHS)
     elif args.arch is not None and len(args.arch) != 1:
-        parser.error("--model proves one checkpoint: give one --arch, or none")
+        parser.error("--model verifies one checkpoint: give one --arch, or none")
     return args
 
 
-def proofs(args: argparse.Namespace) -> Iterator[tuple[str, equivalence.Equivalence]]:
+def comparisons(args: argparse.Namespace) -> Iterator[tuple[str, equivalence.Equivalence]]:
+    """Compare both forms of every block and network that the arguments name: (name, result)."""
     rng = np.random.default_rng(0)
 
     def random_images(size: int) -> np.ndarray:
@@ -74,10 +76,10 @@ def proofs(args: argparse.Namespace) -> Iterator[tuple[str, equivalence.Equivale
 
     if args.model:
         arch = args.arch and models.canonical_name(args.arch[0])
-        found = checkpoint.read(args.model, arch)
-        network = checkpoint.load_model(found, arch, deploy=False)
-        # At another size than it has learnt, logits may reach 1e7 and rounding errors as well.
-        images = random_images(args.size or found.preprocessing.size)
+        trained = checkpoint.read(args.model, arch)
+        network = checkpoint.load_model(trained, arch, deploy=False)
+        # At a size it was not trained at, logits may reach 1e7, and rounding errors grow with them.
+        images = random_images(args.size or trained.preprocessing.size)
         yield network.arch, equivalence.compare(network, images)
         return
     images = random_images(args.size or SIZE)
@@ -103,19 +105,19 @@ def main(argv: list[str] | None = None) -> int:
     if not args.json:
         print(header)
     total = 1 if args.model else len(models.BLOCKS) + len(args.arch)
-    for name, proof in tqdm(proofs(args), total=total, leave=False, disable=None):
+    for name, result in tqdm(comparisons(args), total=total, leave=False, disable=None):
         row = line.format(
             name,
-            f"{proof.train_parameters:,}",
+            f"{result.train_parameters:,}",
             "->",
-            f"{proof.deploy_parameters:,}",
-            f"{proof.max_abs_error:.1e}",
-            f"{proof.relative_error:.1e}",
-            f"{proof.argmax_agreement:.0%}",
-            "equal" if proof.holds else "DIFFERENT",
+            f"{result.deploy_parameters:,}",
+            f"{result.max_abs_error:.1e}",
+            f"{result.relative_error:.1e}",
+            f"{result.argmax_agreement:.0%}",
+            "equal" if result.holds else "DIFFERENT",
         )
-        results.append({"name": name, **proof._asdict(), "holds": proof.holds})
-        if not proof.holds:
+        results.append({"name": name, **result._asdict(), "holds": result.holds})
+        if not result.holds:
             failed.append(row)
         if not args.json:
             tqdm.write(row)

@@ -1,4 +1,4 @@
-"""Proof that a network computes the same function before and after fusion."""
+"""A numerical check that a network computes the same function before and after fusion."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ TOLERANCE = 1e-5  # of the largest output; float32 itself leaves about 1e-6
 
 
 class Equivalence(NamedTuple):
-    """How far the deploy form is from the train form, and the sizes of both."""
+    """How far the deploy form's outputs are from the train form's, and the sizes of both."""
 
     train_parameters: int
     deploy_parameters: int
     max_abs_error: float
     relative_error: float  # the largest error over the largest output
-    argmax_agreement: float  # share of the images with the same best class (channel, for a block)
+    argmax_agreement: float  # share of images with the same best class (channel, for a block)
     batch_norms_left: int  # in the deploy form
 
     @property
     def holds(self) -> bool:
-        """Whether the two forms are the same function; a NaN anywhere is a no."""
+        """Whether the two forms compute the same function; False if an output is NaN."""
         return self.relative_error <= TOLERANCE and self.batch_norms_left == 0
 
 
 def randomize(model: M.Module, example: np.ndarray, seed: int = 0) -> None:
-    """Give every parameter and statistic of `model` a random value, batch norms above all.
+    """Give every parameter and every running statistic of `model` a random value.
 
-    Freshly made batch norms (mean 0, variance 1, scale 1, shift 0) would hide most errors of a
-    fusion. Here each output channel of a convolution gets its own magnitude, over two decades, so
-    that variances are small enough for a forgotten epsilon to show; the running statistics are
-    those of the random network itself on `example` [N, C, H, W], then moved away from them, just so
-    far that an error in any layer still shows in the logits and rounding errors do not: measured on
-    the 28 layers of RepVGGB1g4, a mean dropped in stage 1 moves the logits by 1 %, an epsilon by
-    2e-4, float32 by less than 1e-6.
+    Batch norms as initialized (mean 0, variance 1, scale 1, shift 0) would hide most errors of a
+    fusion. Here each output channel of a convolution has a magnitude of its own, between 0.01 and
+    1, so that some variances are small enough for a forgotten epsilon to show. The running
+    statistics are those of the random network itself on `example` [N, C, H, W], moved so far that
+    an error in any layer shows in the logits and rounding errors do not: on the 28 layers of
+    RepVGGB1g4, dropping a mean in stage 1 changes the logits by 1 %, dropping an epsilon by 2e-4,
+    and float32's rounding by less than 1e-6.
     """
     rng = np.random.default_rng(seed)
 
@@ -66,7 +66,7 @@ def randomize(model: M.Module, example: np.ndarray, seed: int = 0) -> None:
     training = model.training
     model.train()
     for bn in norms:
-        bn.momentum = 0.0  # of the old value: the running statistics become the batch's
+        bn.momentum = 0.0  # share of the old value: the running statistics become the batch's
     model(mge.Tensor(example))
     for bn, momentum in zip(norms, momenta, strict=True):
         bn.momentum = momentum
@@ -78,7 +78,7 @@ def randomize(model: M.Module, example: np.ndarray, seed: int = 0) -> None:
 
 
 def random_network(arch: str) -> M.Module:
-    """A network in train form with such random values, where no weights are at hand."""
+    """Return a network in train form with random values (see `randomize`)."""
     model = create(arch)
     randomize(model, np.random.default_rng(0).standard_normal((8, 3, 64, 64), np.float32))
     return model
@@ -87,8 +87,7 @@ def random_network(arch: str) -> M.Module:
 def compare(model: M.Module, images: np.ndarray, consume: bool = False) -> Equivalence:
     """Fuse a copy of `model` and compare both forms on `images` [N, C, H, W], in evaluation mode.
 
-    The model's own mode is kept. With `consume` the model itself is fused, which needs half the
-    memory.
+    The model keeps its mode. With `consume` the model itself is fused, which takes half the memory.
     """
     training = model.training
     train_parameters = _parameters(model)

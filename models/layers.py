@@ -10,6 +10,7 @@ import megengine.functional as F
 import megengine.module as M
 
 from . import cpu, init, reparam
+from .reparameterizable import Reparameterizable
 
 
 class Conv2d(M.Conv2d):
@@ -85,13 +86,15 @@ class ConvBN(M.Module):
     def forward(self, x: mge.Tensor) -> mge.Tensor:
         return self.bn(self.conv(x))
 
-    def linear_map(self) -> reparam.LinearMap:
+    def linear_map(self, read: reparam.Read) -> reparam.LinearMap:
         """The one convolution that the two amount to in evaluation mode."""
-        return reparam.batch_norm(reparam.convolution(self.conv), self.bn)
+        return reparam.batch_norm(reparam.convolution(self.conv, read), self.bn, read)
 
 
-class FusibleConvBN(ConvBN):
-    """A ConvBN that stands alone, and is one convolution with bias in deploy form."""
+class FusibleConvBN(Reparameterizable):
+    """A ConvBN outside of any block of branches; one convolution with bias in deploy form."""
+
+    branch_names = ("conv", "bn")
 
     def __init__(
         self,
@@ -102,26 +105,23 @@ class FusibleConvBN(ConvBN):
         groups: int = 1,
         deploy: bool = False,
     ):
+        super().__init__()
+        shape = (in_channels, out_channels, kernel_size, stride, kernel_size // 2)
         if deploy:
-            M.Module.__init__(self)
-            self.conv = self.bn = None
-            padding = kernel_size // 2
-            self.reparam = Conv2d(
-                in_channels, out_channels, kernel_size, stride, padding, groups=groups
-            )
+            self.reparam = Conv2d(*shape, groups=groups)
         else:
-            super().__init__(in_channels, out_channels, kernel_size, stride, groups)
-            self.reparam = None
+            self.conv = Conv2d(*shape, groups=groups, bias=False)
+            self.bn = BatchNorm2d(out_channels)
         self.out_channels = out_channels
 
-    def forward(self, x: mge.Tensor) -> mge.Tensor:
-        return super().forward(x) if self.reparam is None else self.reparam(x)
+    def forward_branches(self, x: mge.Tensor) -> mge.Tensor:
+        return self.bn(self.conv(x))
 
-    def fuse_in_place(self) -> None:
-        """Fold the batch norm into the convolution; nothing happens in deploy form."""
-        if self.reparam is None:
-            self.reparam = reparam.to_conv2d(self.linear_map(), like=self.conv)
-            self.conv = self.bn = None
+    def linear_map(self, read: reparam.Read) -> reparam.LinearMap:
+        return reparam.batch_norm(reparam.convolution(self.conv, read), self.bn, read)
+
+    def main_convolution(self) -> Conv2d:
+        return self.conv
 
 
 def round_channels(channels: float, divisor: int) -> int:

@@ -14,6 +14,7 @@ import megengine.module as M
 
 from . import reparam
 from .layers import BatchNorm2d, Conv2d, ConvBN, Linear, SqueezeExcitation, relu
+from .reparameterizable import Reparameterizable
 from .staged import StagedClassifier
 
 # width: multipliers of 64, 128, 256 and 512 channels; branches: of k x k convolutions in a unit
@@ -54,7 +55,7 @@ BLOCKS = {
 }
 
 
-class MobileOneUnit(M.Module):
+class MobileOneUnit(Reparameterizable):
     """ReLU of a sum of branches in training, ReLU(convolution with bias) deployed.
 
     The branches: several k x k convolutions, a 1x1 one where k is more than 1, and the identity
@@ -68,6 +69,8 @@ class MobileOneUnit(M.Module):
         deploy: build the fused form.
     """
 
+    branch_names = ("dense", "pointwise", "identity")
+
     def __init__(
         self,
         in_channels: int,
@@ -80,7 +83,6 @@ class MobileOneUnit(M.Module):
         deploy: bool = False,
     ):
         super().__init__()
-        self.dense = self.pointwise = self.identity = self.reparam = self.se = None
         if deploy:
             padding = kernel_size // 2
             self.reparam = Conv2d(
@@ -95,16 +97,15 @@ class MobileOneUnit(M.Module):
                 self.pointwise = ConvBN(*shape, 1, stride, groups)
             if in_channels == out_channels and stride == 1:
                 self.identity = BatchNorm2d(in_channels)
-        if se:
-            self.se = SqueezeExcitation(out_channels, out_channels // 16)
+        self.se = SqueezeExcitation(out_channels, out_channels // 16) if se else None
 
     def forward(self, x: mge.Tensor) -> mge.Tensor:
-        if self.reparam is not None:
-            y = self.reparam(x)
-        else:
-            first, *others = self.branches()
-            y = sum((branch(x) for branch in others), first(x))
+        y = super().forward(x)
         return relu(y if self.se is None else self.se(y))
+
+    def forward_branches(self, x: mge.Tensor) -> mge.Tensor:
+        first, *others = self.branches()
+        return sum((branch(x) for branch in others), first(x))
 
     def branches(self) -> list[M.Module]:
         """The branches of the train form."""
@@ -124,20 +125,17 @@ class MobileOneUnit(M.Module):
         std = 1.0 if self.identity is None else math.sqrt(2)
         M.init.fill_(convolutions[0].bn.bias, std)
 
-    def linear_map(self) -> reparam.LinearMap:
-        """The branches as one convolution."""
-        maps = [branch.linear_map() for branch in self.branches() if branch is not self.identity]
+    def linear_map(self, read: reparam.Read) -> reparam.LinearMap:
+        convolutions = [branch for branch in self.branches() if branch is not self.identity]
+        maps = [branch.linear_map(read) for branch in convolutions]
         if self.identity is not None:
             conv = self.dense[0].conv
-            unchanged = reparam.identity(conv.in_channels, conv.groups)
-            maps.append(reparam.batch_norm(unchanged, self.identity))
+            unchanged = reparam.identity(conv.in_channels, conv.groups, read)
+            maps.append(reparam.batch_norm(unchanged, self.identity, read))
         return reparam.add(*maps)
 
-    def fuse_in_place(self) -> None:
-        """Replace the branches by their one convolution; nothing happens in deploy form."""
-        if self.reparam is None:
-            self.reparam = reparam.to_conv2d(self.linear_map(), like=self.dense[0].conv)
-            self.dense = self.pointwise = self.identity = None
+    def main_convolution(self) -> Conv2d:
+        return self.dense[0].conv
 
 
 class MobileOne(StagedClassifier):

@@ -4,13 +4,14 @@ A branch of a re-parameterizable block is linear: a convolution, a batch norm in
 nothing (the identity). So is a sum of branches. `LinearMap` holds such a thing as numbers, and the
 functions below combine them:
 
-    batch_norm(convolution(conv), bn)           a convolution followed by a batch norm
-    add(a, b, ...)                              branches side by side, kernels of any odd size
-    batch_norm(identity(channels, groups), bn)  a batch norm alone
+    batch_norm(convolution(conv, read), bn, read)           a convolution and its batch norm
+    batch_norm(identity(channels, groups, read), bn, read)  a batch norm alone
+    add(a, b, ...)                                          parallel branches, odd kernel sizes
 
-Everything is computed in float64 and rounded once, when `to_conv2d` makes the fused convolution.
-Kernels being large, a function may compute in the arrays it is given. Within `fused_weights` the
-same functions compute with MegEngine's float32 tensors, through which gradients flow.
+The argument `read` says how parameters become numbers. With `float64` they are NumPy arrays, and
+are rounded once, when `to_conv2d` makes the fused convolution; as kernels are large, a function may
+overwrite the arrays it is given. With `differentiable` they stay MegEngine's float32 tensors, and
+gradients flow from the fused convolution to the branches.
 
 Source: Ding et al., RepVGG: Making VGG-style ConvNets Great Again, CVPR 2021, section 3.3.
 """
@@ -18,6 +19,7 @@ Source: Ding et al., RepVGG: Making VGG-style ConvNets Great Again, CVPR 2021, s
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import NamedTuple
 
 import megengine as mge
@@ -27,8 +29,18 @@ import numpy as np
 
 from . import init
 
-Numbers = np.ndarray | mge.Tensor  # float64 arrays, or float32 tensors within `fused_weights`
-_as_tensors = False
+Numbers = np.ndarray | mge.Tensor
+Read = Callable[[mge.Tensor], Numbers]
+
+
+def float64(tensor: mge.Tensor) -> np.ndarray:
+    """Return the values of a tensor as a new float64 array."""
+    return tensor.numpy().astype(np.float64)
+
+
+def differentiable(tensor: mge.Tensor) -> mge.Tensor:
+    """Return the tensor itself, so that gradients flow back to it."""
+    return tensor
 
 
 class LinearMap(NamedTuple):
@@ -38,71 +50,79 @@ class LinearMap(NamedTuple):
     bias: Numbers
 
 
-def convolution(conv: M.Conv2d) -> LinearMap:
-    """The map of a convolution; its padding must be half its kernel, as in every branch here."""
-    kernel = _numbers(conv.weight)
+def convolution(conv: M.Conv2d, read: Read) -> LinearMap:
+    """Return the map of a convolution whose padding is half its kernel, as in every branch here."""
+    kernel = read(conv.weight)
     kernel = kernel.reshape(-1, *kernel.shape[-3:])  # grouped: [G, O/G, I/G, kh, kw] -> [O, ...]
-    bias = _constant(np.zeros(kernel.shape[0])) if conv.bias is None else _numbers(conv.bias)
+    bias = read(F.zeros(kernel.shape[0]) if conv.bias is None else conv.bias)
     return LinearMap(kernel, bias.reshape(-1))
 
 
-def identity(channels: int, groups: int = 1) -> LinearMap:
-    """The map that leaves [N, channels, H, W] as it is, as a 1x1 kernel in `groups` groups."""
+def identity(channels: int, groups: int, read: Read) -> LinearMap:
+    """Return the map from [N, channels, H, W] to itself, as a 1x1 kernel in `groups` groups."""
     width = channels // groups
-    kernel = np.eye(width)[np.arange(channels) % width]  # [O, I/groups]
-    return LinearMap(_constant(kernel[:, :, None, None]), _constant(np.zeros(channels)))
+    kernel = np.eye(width, dtype=np.float32)[np.arange(channels) % width]  # [O, I/groups]
+    return LinearMap(read(mge.Tensor(kernel[:, :, None, None])), read(F.zeros(channels)))
 
 
-def batch_norm(linear: LinearMap, bn: M.BatchNorm2d) -> LinearMap:
-    """`linear`, then `bn` in evaluation mode: (x - mean) / sqrt(var + eps) * scale + shift."""
-    gain, shift = _gain_and_shift(bn)
+def batch_norm(linear: LinearMap, bn: M.BatchNorm2d, read: Read) -> LinearMap:
+    """Return `linear` followed by `bn` in evaluation mode.
+
+    That is (x - mean) / sqrt(var + eps) * scale + shift for each output channel x of `linear`.
+    """
+    gain, shift = _gain_and_shift(bn, read)
     gains = gain.reshape(-1, 1, 1, 1)
-    if _as_tensors:
-        kernel = linear.kernel * gains
-    else:
+    if isinstance(linear.kernel, np.ndarray):
         kernel = np.multiply(linear.kernel, gains, out=linear.kernel)
+    else:
+        kernel = linear.kernel * gains
     return LinearMap(kernel, linear.bias * gain + shift)
 
 
 def add(*branches: LinearMap) -> LinearMap:
-    """The sum of branches; smaller kernels are centred in the largest one."""
+    """Return the sum of branches; smaller kernels are centred in the largest one."""
     height, width = (max(branch.kernel.shape[axis] for branch in branches) for axis in (2, 3))
     largest = next((b for b in branches if b.kernel.shape[2:] == (height, width)), None)
-    kernel = _constant(np.zeros((*branches[0].kernel.shape[:2], height, width)))
     if largest is not None:
         kernel = largest.kernel
+    else:  # 1x3 and 3x1, for example
+        zeros = np.zeros if isinstance(branches[0].kernel, np.ndarray) else F.zeros
+        kernel = zeros((*branches[0].kernel.shape[:2], height, width))
     for branch in branches:
-        if branch is largest:
-            continue
-        h, w = branch.kernel.shape[2:]
-        top, left = (height - h) // 2, (width - w) // 2
-        if _as_tensors:  # by a matrix product: F.nn.pad takes 20 times as long on a CPU
-            places = np.zeros((h, w, height, width))
-            np.einsum("hwhw->hw", places[:, :, top : top + h, left : left + w])[...] = 1
-            placed = F.matmul(
-                branch.kernel.reshape(-1, h * w), _constant(places.reshape(h * w, -1))
-            )
-            kernel = kernel + placed.reshape(kernel.shape)
-        else:
-            kernel[:, :, top : top + h, left : left + w] += branch.kernel
+        if branch is not largest:
+            kernel = _add_centred(kernel, branch.kernel)
     return LinearMap(kernel, sum(branch.bias for branch in branches))
 
 
-def batch_norm_before(bn: M.BatchNorm1d, linear: M.Linear) -> LinearMap:
-    """`bn` in evaluation mode, then a linear layer: kernel [O, I]."""
-    gain, shift = _gain_and_shift(bn)
-    weight = _numbers(linear.weight)
-    return LinearMap(weight * gain, _numbers(linear.bias) + weight @ shift)
+def _add_centred(kernel: Numbers, smaller: Numbers) -> Numbers:
+    """Add `smaller` [O, I, h, w] to the centre of `kernel` [O, I, H, W], in place for arrays."""
+    (height, width), (h, w) = kernel.shape[2:], smaller.shape[2:]
+    top, left = (height - h) // 2, (width - w) // 2
+    if isinstance(kernel, np.ndarray):
+        kernel[:, :, top : top + h, left : left + w] += smaller
+        return kernel
+    # by a matrix product: F.nn.pad takes 20 times as long on a CPU
+    places = np.zeros((h, w, height, width), np.float32)
+    np.einsum("hwhw->hw", places[:, :, top : top + h, left : left + w])[...] = 1
+    placed = F.matmul(smaller.reshape(-1, h * w), mge.Tensor(places.reshape(h * w, -1)))
+    return kernel + placed.reshape(kernel.shape)
+
+
+def batch_norm_before(bn: M.BatchNorm1d, linear: M.Linear, read: Read) -> LinearMap:
+    """Return `bn` in evaluation mode followed by a linear layer: kernel [O, I], bias [O]."""
+    gain, shift = _gain_and_shift(bn, read)
+    weight = read(linear.weight)
+    return LinearMap(weight * gain, read(linear.bias) + weight @ shift)
 
 
 def mean(*maps: LinearMap) -> LinearMap:
-    """The mean of linear layers."""
+    """Return the mean of linear layers."""
     kernels, biases = zip(*maps, strict=True)
     return LinearMap(sum(kernels) / len(maps), sum(biases) / len(maps))
 
 
 def to_linear(linear: LinearMap, like: M.Linear) -> M.Linear:
-    """The linear layer that computes `linear`; class, dtype and mode from `like`."""
+    """Return the layer that computes `linear`; its class, dtype and mode are those of `like`."""
     with init.uninitialized():
         layer = type(like)(like.in_features, like.out_features)
     layer.weight = _parameter(linear.kernel, layer.weight.shape, like.weight.dtype)
@@ -112,7 +132,10 @@ def to_linear(linear: LinearMap, like: M.Linear) -> M.Linear:
 
 
 def to_conv2d(linear: LinearMap, like: M.Conv2d) -> M.Conv2d:
-    """The convolution that computes `linear`: class, stride, groups, dtype and mode from `like`."""
+    """Return the convolution that computes `linear`.
+
+    Its class, stride, groups, dtype and mode are those of `like`.
+    """
     kernel_size = linear.kernel.shape[-2:]
     with init.uninitialized():
         conv = type(like)(
@@ -131,11 +154,11 @@ def to_conv2d(linear: LinearMap, like: M.Conv2d) -> M.Conv2d:
 
 
 def to_deploy(model: M.Module) -> M.Module:
-    """A new Module in deploy form that computes what `model` computes in evaluation mode.
+    """Return a new Module in deploy form that computes what `model` computes in evaluation mode.
 
-    `model` may be a network, a single block or any Module that contains blocks, and is left as it
-    was. Every Module with a `fuse_in_place` method is asked to fuse itself, in the copy. Fusing a
-    deploy-form Module again gives an equal one.
+    `model` may be a network, a single block or any Module that contains blocks, and is not changed:
+    in a copy of it, each Module with a `fuse_in_place` method fuses itself. Fusing a Module in
+    deploy form again gives an equal one.
     """
     originals = {id(t): t for t in (*model.parameters(), *model.buffers())}
     deployed = copy.deepcopy(model, originals.copy())  # shares the tensors: most will be dropped
@@ -144,29 +167,24 @@ def to_deploy(model: M.Module) -> M.Module:
     return copy.deepcopy(deployed, {id(t): t for t in tensors if id(t) not in originals})
 
 
-def fuse_in_place(model: M.Module) -> None:
-    """Bring `model` itself into deploy form, block by block, for want of memory for both forms."""
+def fuse_in_place(model: M.Module, read: Read = float64) -> None:
+    """Bring `model` itself into deploy form, block by block, to save the memory of a copy."""
     # a list of these alone, so that the branches are freed as they are fused
     for module in [module for module in model.modules() if hasattr(module, "fuse_in_place")]:
-        module.fuse_in_place()
+        module.fuse_in_place(read)
         mge._full_sync()  # what MegEngine has queued, it has not freed
 
 
 def fused_weights(model: M.Module) -> dict[str, mge.Tensor]:
-    """Name -> each tensor of `model`'s deploy form, as a function of the parameters of `model`.
+    """Return the tensors of `model`'s deploy form by name, as functions of its parameters.
 
-    Gradients flow through them to the branches; batch norms count as in evaluation mode, with their
-    running statistics. Computed in float32, so that they differ from `to_deploy`'s in the last
-    bits. Source: RepQ, BMVC 2023 (arXiv 2311.05317).
+    Gradients flow through them to the branches; batch norms use their running statistics, as in
+    evaluation mode. Computed in float32, they differ from those of `to_deploy` in the last bits.
+    Source: RepQ, BMVC 2023 (arXiv 2311.05317).
     """
-    global _as_tensors
     tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}
     deployed = copy.deepcopy(model, tensors)
-    _as_tensors = True
-    try:
-        fuse_in_place(deployed)
-    finally:
-        _as_tensors = False
+    fuse_in_place(deployed, differentiable)
     return {
         f"{path}.{name}": tensor
         for path, module in deployed.named_modules()
@@ -178,7 +196,10 @@ def fused_weights(model: M.Module) -> dict[str, mge.Tensor]:
 def gain_and_shift(
     scale: Numbers, shift: Numbers, average: Numbers, variance: Numbers, eps: float
 ) -> tuple[Numbers, Numbers]:
-    """A batch norm in evaluation mode as x * gain + shift, [C] each; float64 from arrays."""
+    """Return gain and shift, [C] each, of a batch norm in evaluation mode: x * gain + shift.
+
+    Arrays are computed with in float64, tensors in their own dtype.
+    """
     scale, shift, average, variance = (
         (x if isinstance(x, mge.Tensor) else x.astype(np.float64)).reshape(-1)
         for x in (scale, shift, average, variance)
@@ -188,19 +209,13 @@ def gain_and_shift(
     return gain, shift - average * gain
 
 
-def _gain_and_shift(bn: M.Module) -> tuple[Numbers, Numbers]:
+def _gain_and_shift(bn: M.Module, read: Read) -> tuple[Numbers, Numbers]:
     tensors = (bn.weight, bn.bias, bn.running_mean, bn.running_var)
-    return gain_and_shift(*map(_numbers, tensors), bn.eps)
-
-
-def _numbers(tensor: mge.Tensor) -> Numbers:
-    return tensor if _as_tensors else tensor.numpy().astype(np.float64)
-
-
-def _constant(array: np.ndarray) -> Numbers:
-    return mge.Tensor(array, dtype="float32") if _as_tensors else array
+    return gain_and_shift(*map(read, tensors), bn.eps)
 
 
 def _parameter(numbers: Numbers, shape: tuple[int, ...], dtype: np.dtype) -> mge.Tensor:
     numbers = numbers.reshape(shape)
-    return numbers if _as_tensors else mge.Parameter(numbers.astype(dtype))
+    if isinstance(numbers, np.ndarray):
+        return mge.Parameter(numbers.astype(dtype))
+    return numbers  # a function of other parameters

@@ -21,6 +21,7 @@ from .layers import (
     relu,
     round_channels,
 )
+from .reparameterizable import Reparameterizable
 from .staged import StagedClassifier
 
 VARIANTS = {
@@ -76,18 +77,19 @@ BOTTLENECKS = {
 }
 
 
-class GhostModule(M.Module):
+class GhostModule(Reparameterizable):
     """A 1x1 convolution, then a depthwise 3x3 one whose training form has a batch norm beside it.
 
     x1 = ReLU(BN(conv1x1(x))), y = ReLU(BN(depthwise3x3(x1)) + BN(x1)); `activate` says whether the
     two ReLUs are there. [N, I, H, W] -> [N, O, H, W].
     """
 
+    branch_names = ("dense", "identity")
+
     def __init__(
         self, in_channels: int, out_channels: int, activate: bool = True, deploy: bool = False
     ):
         super().__init__()
-        self.dense = self.identity = self.reparam = None
         self.primary = FusibleConvBN(in_channels, out_channels, 1, deploy=deploy)
         if deploy:
             self.reparam = Conv2d(out_channels, out_channels, 3, 1, 1, groups=out_channels)
@@ -100,20 +102,20 @@ class GhostModule(M.Module):
         x = self.primary(x)
         if self.activate:
             x = relu(x)
-        x = self.reparam(x) if self.reparam is not None else self.dense(x) + self.identity(x)
+        x = super().forward(x)
         return relu(x) if self.activate else x
 
-    def linear_map(self) -> reparam.LinearMap:
-        """The depthwise convolution and the batch norm beside it as one convolution."""
-        conv = self.dense.conv
-        unchanged = reparam.identity(conv.in_channels, conv.groups)
-        return reparam.add(self.dense.linear_map(), reparam.batch_norm(unchanged, self.identity))
+    def forward_branches(self, x: mge.Tensor) -> mge.Tensor:
+        return self.dense(x) + self.identity(x)
 
-    def fuse_in_place(self) -> None:
-        """Replace the two branches by one convolution; nothing happens in deploy form."""
-        if self.reparam is None:
-            self.reparam = reparam.to_conv2d(self.linear_map(), like=self.dense.conv)
-            self.dense = self.identity = None
+    def linear_map(self, read: reparam.Read) -> reparam.LinearMap:
+        conv = self.dense.conv
+        unchanged = reparam.identity(conv.in_channels, conv.groups, read)
+        beside = reparam.batch_norm(unchanged, self.identity, read)
+        return reparam.add(self.dense.linear_map(read), beside)
+
+    def main_convolution(self) -> Conv2d:
+        return self.dense.conv
 
 
 class Bottleneck(M.Module):

@@ -7,6 +7,7 @@ the same deploy form but other branches, QARepVGGBlock's, whose fused weights in
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 
 import megengine as mge
@@ -22,6 +23,7 @@ from .layers import (
     SqueezeExcitation,
     relu,
 )
+from .reparameterizable import Reparameterizable
 from .staged import StagedClassifier
 
 _A, _B, _D = (2, 4, 14, 1), (4, 6, 16, 1), (8, 14, 24, 1)  # blocks in stages 1 to 4
@@ -63,10 +65,8 @@ BLOCKS = {
 }
 
 
-class _Block(M.Module):
-    """What the blocks below have in common: their deploy form, and all that follows the branches.
-
-    A subclass makes the branches, computes their sum from an input, and gives their `linear_map`.
+class _Block(Reparameterizable):
+    """What the two kinds of block have in common: all but their branches.
 
     Args:
         in_channels, out_channels, stride, groups: as in a convolution.
@@ -85,29 +85,29 @@ class _Block(M.Module):
         deploy: bool = False,
     ):
         super().__init__()
-        self.drop_branches()
-        self.reparam = self.se = None
         if deploy:
             self.reparam = Conv2d(in_channels, out_channels, 3, stride, 1, groups=groups)
         else:
             self.make_branches(in_channels, out_channels, stride, groups)
+        self.se = None
         if se is not None:
             self.se = SqueezeExcitation(
                 out_channels, out_channels // {"before": 16, "after": 4}[se]
             )
         self.se_after_relu = se == "after"
 
+    @abstractmethod
+    def make_branches(self, in_channels: int, out_channels: int, stride: int, groups: int) -> None:
+        """Make the branches of the train form."""
+
     def forward(self, x: mge.Tensor) -> mge.Tensor:
-        x = self.branches(x) if self.reparam is None else self.reparam(x)
+        x = super().forward(x)
         if self.se is None:
             return relu(x)
         return self.se(relu(x)) if self.se_after_relu else relu(self.se(x))
 
-    def fuse_in_place(self) -> None:
-        """Replace the branches by their one convolution; nothing happens in deploy form."""
-        if self.reparam is None:
-            self.reparam = reparam.to_conv2d(self.linear_map(), like=self.dense.conv)
-            self.drop_branches()
+    def main_convolution(self) -> Conv2d:
+        return self.dense.conv
 
 
 class RepVGGBlock(_Block):
@@ -117,26 +117,24 @@ class RepVGGBlock(_Block):
     [N, O, ceil(H/stride), ceil(W/stride)]. Arguments as in _Block.
     """
 
+    branch_names = ("dense", "pointwise", "identity")
+
     def make_branches(self, in_channels: int, out_channels: int, stride: int, groups: int) -> None:
         self.dense = ConvBN(in_channels, out_channels, 3, stride, groups)
         self.pointwise = ConvBN(in_channels, out_channels, 1, stride, groups)
         if in_channels == out_channels and stride == 1:
             self.identity = BatchNorm2d(in_channels)
 
-    def drop_branches(self) -> None:
-        self.dense = self.pointwise = self.identity = None
-
-    def branches(self, x: mge.Tensor) -> mge.Tensor:
-        """Their sum: what the deploy form's convolution gives."""
+    def forward_branches(self, x: mge.Tensor) -> mge.Tensor:
         y = self.dense(x) + self.pointwise(x)
         return y if self.identity is None else y + self.identity(x)
 
-    def linear_map(self) -> reparam.LinearMap:
-        """The branches as one convolution."""
-        branches = [self.dense.linear_map(), self.pointwise.linear_map()]
+    def linear_map(self, read: reparam.Read) -> reparam.LinearMap:
+        branches = [self.dense.linear_map(read), self.pointwise.linear_map(read)]
         if self.identity is not None:
-            unchanged = reparam.identity(self.dense.conv.in_channels, self.dense.conv.groups)
-            branches.append(reparam.batch_norm(unchanged, self.identity))
+            conv = self.dense.conv
+            unchanged = reparam.identity(conv.in_channels, conv.groups, read)
+            branches.append(reparam.batch_norm(unchanged, self.identity, read))
         return reparam.add(*branches)
 
     def custom_l2(self) -> mge.Tensor:
@@ -175,26 +173,24 @@ class QARepVGGBlock(_Block):
     custom L2, which makes int8 worse).
     """
 
+    branch_names = ("dense", "pointwise", "bn")
+
     def make_branches(self, in_channels: int, out_channels: int, stride: int, groups: int) -> None:
         self.dense = ConvBN(in_channels, out_channels, 3, stride, groups)
         self.pointwise = Conv2d(in_channels, out_channels, 1, stride, groups=groups, bias=False)
         self.has_identity = in_channels == out_channels and stride == 1
         self.bn = BatchNorm2d(out_channels)
 
-    def drop_branches(self) -> None:
-        self.dense = self.pointwise = self.bn = None
-
-    def branches(self, x: mge.Tensor) -> mge.Tensor:
-        """Their sum, normalized: what the deploy form's convolution gives."""
+    def forward_branches(self, x: mge.Tensor) -> mge.Tensor:
         y = self.dense(x) + self.pointwise(x)
         return self.bn(y + x if self.has_identity else y)
 
-    def linear_map(self) -> reparam.LinearMap:
-        """The branches and the batch norm after their sum as one convolution."""
-        branches = [self.dense.linear_map(), reparam.convolution(self.pointwise)]
+    def linear_map(self, read: reparam.Read) -> reparam.LinearMap:
+        branches = [self.dense.linear_map(read), reparam.convolution(self.pointwise, read)]
         if self.has_identity:
-            branches.append(reparam.identity(self.dense.conv.in_channels, self.dense.conv.groups))
-        return reparam.batch_norm(reparam.add(*branches), self.bn)
+            conv = self.dense.conv
+            branches.append(reparam.identity(conv.in_channels, conv.groups, read))
+        return reparam.batch_norm(reparam.add(*branches), self.bn, read)
 
 
 _BLOCK_KINDS = {"plain": RepVGGBlock, "qa": QARepVGGBlock}

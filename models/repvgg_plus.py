@@ -10,6 +10,7 @@ from collections.abc import Callable
 import megengine as mge
 import megengine.module as M
 
+from . import reparam
 from .layers import ConvBN, Linear, global_average_pool, relu
 from .repvgg import RepVGG
 
@@ -81,6 +82,6 @@ class RepVGGPlus(RepVGG):
             segments[i] = with_head(segments[i], name)
         return segments
 
-    def fuse_in_place(self) -> None:
+    def fuse_in_place(self, read: reparam.Read = reparam.float64) -> None:
         """Drop the auxiliary heads; the blocks fuse themselves."""
         self.stage1_aux = self.stage2_aux = self.stage3_first_aux = None

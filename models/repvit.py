@@ -23,6 +23,7 @@ from .layers import (
     SqueezeExcitation,
     global_average_pool,
 )
+from .reparameterizable import Reparameterizable
 from .staged import StagedClassifier
 
 # rows: stride-1 blocks of each stage in which squeeze-and-excitation alternates
@@ -44,7 +45,7 @@ BLOCKS = {
 DOWNSAMPLES = {"downsampling block": {"in_channels": 16, "out_channels": 32}}
 
 
-class RepVGGDW(M.Module):
+class RepVGGDW(Reparameterizable):
     """BN(BN(depthwise3x3(x)) + depthwise1x1(x) + x): [N, C, H, W] -> same.
 
     The 1x1 convolution has a bias and no batch norm of its own. The legacy one, of the repository's
@@ -52,9 +53,10 @@ class RepVGGDW(M.Module):
     depthwise 3x3 convolution with bias.
     """
 
+    branch_names = ("dense", "pointwise", "bn")
+
     def __init__(self, channels: int, legacy: bool = False, deploy: bool = False):
         super().__init__()
-        self.dense = self.pointwise = self.bn = self.reparam = None
         if deploy:
             self.reparam = Conv2d(channels, channels, 3, 1, 1, groups=channels)
         else:
@@ -65,27 +67,22 @@ class RepVGGDW(M.Module):
                 self.pointwise = Conv2d(channels, channels, 1, groups=channels)
                 self.bn = BatchNorm2d(channels)
 
-    def forward(self, x: mge.Tensor) -> mge.Tensor:
-        if self.reparam is not None:
-            return self.reparam(x)
+    def forward_branches(self, x: mge.Tensor) -> mge.Tensor:
         y = self.dense(x) + self.pointwise(x) + x
         return y if self.bn is None else self.bn(y)
 
-    def linear_map(self) -> reparam.LinearMap:
-        """The branches, and the batch norm after them if there is one, as one convolution."""
-        channels, legacy = self.dense.conv.in_channels, self.bn is None
-        branches = reparam.add(
-            self.dense.linear_map(),
-            self.pointwise.linear_map() if legacy else reparam.convolution(self.pointwise),
-            reparam.identity(channels, groups=channels),
-        )
-        return branches if legacy else reparam.batch_norm(branches, self.bn)
+    def linear_map(self, read: reparam.Read) -> reparam.LinearMap:
+        conv, legacy = self.dense.conv, self.bn is None
+        if legacy:
+            pointwise = self.pointwise.linear_map(read)
+        else:
+            pointwise = reparam.convolution(self.pointwise, read)
+        unchanged = reparam.identity(conv.in_channels, conv.groups, read)
+        branches = reparam.add(self.dense.linear_map(read), pointwise, unchanged)
+        return branches if legacy else reparam.batch_norm(branches, self.bn, read)
 
-    def fuse_in_place(self) -> None:
-        """Replace the branches by their one convolution; nothing happens in deploy form."""
-        if self.reparam is None:
-            self.reparam = reparam.to_conv2d(self.linear_map(), like=self.dense.conv)
-            self.dense = self.pointwise = self.bn = None
+    def main_convolution(self) -> Conv2d:
+        return self.dense.conv
 
 
 class ChannelMixer(M.Module):
@@ -209,10 +206,10 @@ class RepViT(StagedClassifier):
             return {"main": main, "distilled": distilled}
         return (main + distilled) / 2
 
-    def fuse_in_place(self) -> None:
+    def fuse_in_place(self, read: reparam.Read = reparam.float64) -> None:
         """Make the heads one linear layer; the blocks fuse themselves."""
         if self.linear is None:
             heads = [head for head in (self.head, self.head_dist) if head is not None]
-            maps = [reparam.batch_norm_before(head.bn, head.linear) for head in heads]
+            maps = [reparam.batch_norm_before(head.bn, head.linear, read) for head in heads]
             self.linear = reparam.to_linear(reparam.mean(*maps), like=self.head.linear)
             self.head = self.head_dist = None

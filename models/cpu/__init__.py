@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 
 import megengine as mge
@@ -15,15 +16,15 @@ from .elementwise import add_bias, batch_norm, relu
 
 __all__ = ["SMALL_MAP", "add_bias", "batch_norm", "conv2d", "disabled", "is_used", "relu"]
 
-_disabled = False
+_enabled = ContextVar("enabled", default=True)
 
 
 def is_used() -> bool:
-    """Whether MegEngine computes on a CPU, eagerly, and not within `disabled`.
+    """Return whether MegEngine computes on a CPU, eagerly, and not within `disabled`.
 
-    What is traced is to be exported, and so keeps MegEngine's own operators.
+    A traced network keeps MegEngine's own operators, because it is going to be exported.
     """
-    if _disabled or is_tracing() or is_tracing_module():
+    if not _enabled.get() or is_tracing() or is_tracing_module():
         return False
     return _on_cpu(mge.get_default_device())
 
@@ -35,10 +36,9 @@ def _on_cpu(device: str) -> bool:
 
 @contextmanager
 def disabled() -> Iterator[None]:
-    """MegEngine's own operators within, for comparison."""
-    global _disabled
-    before, _disabled = _disabled, True
+    """Use MegEngine's own operators in this thread, for comparison: `with cpu.disabled():`."""
+    token = _enabled.set(False)
     try:
         yield
     finally:
-        _disabled = before
+        _enabled.reset(token)

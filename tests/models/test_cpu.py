@@ -3,6 +3,7 @@
 import hashlib
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 from models import cpu, layers
 from models.cpu import convolution
@@ -338,6 +339,12 @@ def test_layers_use_them_on_a_cpu_and_only_where_they_are_faster(monkeypatch):
         assert len(calls) == expected
         with cpu.disabled():
             np.testing.assert_allclose(ours, conv(x).numpy(), atol=1e-5)
+
+
+def test_another_thread_keeps_using_them():
+    with cpu.disabled(), ThreadPoolExecutor(1) as pool:
+        assert not cpu.is_used() and pool.submit(cpu.is_used).result()
+    assert cpu.is_used()
 
 
 def test_what_is_traced_keeps_the_stock_operators():

@@ -27,21 +27,21 @@ def test_every_network_is_equal_after_fusion(arch):
     assert equivalence.compare(model, images, consume=True).holds
 
 
-def without_eps(linear, bn):
+def without_eps(linear, bn, read):
     bn.eps, eps = 0.0, bn.eps
     try:
-        return batch_norm(linear, bn)
+        return batch_norm(linear, bn, read)
     finally:
         bn.eps = eps
 
 
-def without_mean(linear, bn):
-    right = batch_norm(linear, bn)
+def without_mean(linear, bn, read):
+    right = batch_norm(linear, bn, read)
     return right._replace(bias=right.bias * 0 + bn.bias.numpy().ravel())
 
 
-def without_identity(channels, groups=1):
-    right = identity(channels, groups)
+def without_identity(channels, groups, read):
+    right = identity(channels, groups, read)
     return right._replace(kernel=right.kernel * 0)
 
 
@@ -74,7 +74,7 @@ def test_verify_prints_a_table_and_json(command):
     assert len(rows) == len(models.BLOCKS) + 1 and all(row["holds"] for row in rows)
 
 
-def test_verify_proves_a_checkpoint(command, tmp_path, images):
+def test_verify_takes_a_checkpoint(command, tmp_path, images):
     model = models.create("RepVGGA0", num_classes=10)
     equivalence.randomize(model, images)
     path = tmp_path / "best.pkl"
@@ -87,7 +87,7 @@ def test_verify_proves_a_checkpoint(command, tmp_path, images):
     assert status == 2 and "is in deploy form, but the train form was expected" in err
 
 
-def test_a_checkpoint_is_proven_at_its_own_size(monkeypatch, command, tmp_path, images):
+def test_a_checkpoint_is_verified_at_its_own_size(monkeypatch, command, tmp_path, images):
     model = models.create("RepGhost050", 10)
     equivalence.randomize(model, images)
     path = tmp_path / "a.pkl"

@@ -108,7 +108,7 @@ def test_fusion_is_computed_in_float64_and_rounded_once():
 
 
 def test_the_identity_kernel_in_groups_leaves_the_input():
-    linear = reparam.identity(12, groups=3)
+    linear = reparam.identity(12, 3, reparam.float64)
     conv = reparam.to_conv2d(linear, like=Conv2d(12, 12, 1, groups=3))
     x = np.random.default_rng(0).standard_normal((2, 12, 5, 7)).astype(np.float32)
     np.testing.assert_array_equal(forward(conv, x), x)
@@ -118,8 +118,20 @@ def test_kernels_of_several_sizes_are_centred():
     big, small = ConvBN(4, 6, 5), ConvBN(4, 6, 1)
     x = np.random.default_rng(0).standard_normal((2, 4, 9, 7)).astype(np.float32)
     sum_of_both = forward(big, x) + forward(small, x)
-    fused = reparam.to_conv2d(reparam.add(big.linear_map(), small.linear_map()), like=big.conv)
+    maps = [branch.linear_map(reparam.float64) for branch in (big, small)]
+    fused = reparam.to_conv2d(reparam.add(*maps), like=big.conv)
     np.testing.assert_allclose(forward(fused, x), sum_of_both, atol=1e-5)
+
+
+def test_a_1x3_and_a_3x1_kernel_cross_in_a_3x3_one(rng):
+    kernels = rng.standard_normal((2, 4, 1, 3)), rng.standard_normal((2, 4, 3, 1))
+    expected = np.zeros((2, 4, 3, 3))
+    expected[:, :, 1:2] += kernels[0]
+    expected[..., 1:2] += kernels[1]
+    arrays = [reparam.LinearMap(kernel, np.zeros(2)) for kernel in kernels]
+    np.testing.assert_array_equal(reparam.add(*arrays).kernel, expected)
+    tensors = [reparam.LinearMap(*(mge.Tensor(x, dtype="float32") for x in a)) for a in arrays]
+    np.testing.assert_allclose(reparam.add(*tensors).kernel.numpy(), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("size", [(32, 32), (33, 65), (224, 96), (1, 1)])
@@ -174,7 +186,7 @@ def test_gradients_of_fused_weights_are_those_of_the_branches(block, groups, rng
                     x, weights["reparam.weight"], weights["reparam.bias"], 1, 1, groups=groups
                 )
             else:
-                y = block.branches(x)
+                y = block.forward_branches(x)
             manager.backward(y, dy)
         gradients.append({name: p.grad.numpy().copy() for name, p in block.named_parameters()})
         for parameter in block.parameters():

@@ -1,0 +1,101 @@
+"""What `import models` sets for MegEngine, and what of the process it leaves alone."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from models import environment
+
+import pytest
+
+from tests.support import ROOT
+
+CODE = """\
+import ctypes, json, os, resource
+
+libc = ctypes.CDLL(None)
+libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
+libc.free.argtypes = [ctypes.c_void_p]
+libc.prctl(29, ctypes.c_ulong(70_000), 0, 0, 0)  # a timer slack like nobody else's
+
+
+class MallocStatistics(ctypes.Structure):  # struct mallinfo2 of glibc's malloc.h
+    names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_ = [(name, ctypes.c_size_t) for name in names.split()]
+
+
+libc.mallinfo2.restype = MallocStatistics
+
+
+def process():
+    mapped = libc.mallinfo2().hblks
+    block = libc.malloc(64 << 20)  # above the largest threshold that glibc itself sets
+    mapped = libc.mallinfo2().hblks - mapped
+    libc.free(block)
+    limits = [name for name in dir(resource) if name.startswith("RLIMIT_")]
+    return {
+        "blocks mapped": mapped,
+        "timer slack": int(open("/proc/self/timerslack_ns").read()),
+        "limits": {name: resource.getrlimit(getattr(resource, name)) for name in limits},
+    }
+
+
+variables, before = dict(os.environ), process()
+import models; models.create("RepVGGA0")
+after = process()
+models.environment.tune_for_training()
+changed = {key: value for key, value in os.environ.items() if variables.get(key) != value}
+print("report", json.dumps([changed, before, after, process()]))
+"""
+
+pytestmark = pytest.mark.skipif(
+    not Path("/proc/self/timerslack_ns").exists(), reason="needs Linux and glibc"
+)
+
+
+def import_models(folder, **variables):
+    """Variables that `import models` sets; the process before it, after it, and tuned."""
+    names = ("MGE_", "MGB_", "MKL_", "MPL", "RUNTIME_OVERRIDE_")
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(names)}
+    run = subprocess.run(
+        [sys.executable, "-c", CODE],
+        cwd=folder,
+        env={**inherited, "PYTHONPATH": str(ROOT), **variables},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 0, run.stderr
+    changed, *processes = json.loads(run.stdout.split("report ")[1])
+    changed.pop("LD_LIBRARY_PATH", None)  # by OpenCV, which MegEngine imports
+    return changed, *processes
+
+
+def test_importing_models_sets_variables_and_leaves_the_process_alone(tmp_path):
+    changed, before, after, tuned = import_models(tmp_path)
+    expected = {"MGE_FASTRUN_CACHE_TYPE": "MEMORY", "MPLCONFIGDIR": f"{sys.prefix}/matplotlib"}
+    if "AuthenticAMD" in Path("/proc/cpuinfo").read_text():
+        expected["MKL_DEBUG_CPU_TYPE"] = "5"
+    if environment.gpu_count() == 0:
+        expected["MGE_DEFAULT_DEVICE"] = "cpu0"
+        expected["MGB_WORKER_MAX_SPIN"] = "1"
+        expected["RUNTIME_OVERRIDE_LOG_LEVEL"] = "3"
+        assert tuned == {**before, "blocks mapped": 0, "timer slack": 5_000_000}
+    assert changed == expected
+    assert after == before
+    assert after["blocks mapped"] == 1 and after["timer slack"] == 70_000
+
+
+def test_variables_of_the_user_are_kept(tmp_path):
+    own = {
+        "MGE_DEFAULT_DEVICE": "multithread2:0",
+        "MGE_FASTRUN_CACHE_TYPE": "FILE",
+        "MKL_DEBUG_CPU_TYPE": "4",
+        "MGB_WORKER_MAX_SPIN": "7",
+        "RUNTIME_OVERRIDE_LOG_LEVEL": "2",
+        "MPLCONFIGDIR": str(tmp_path),
+    }
+    changed, *_ = import_models(tmp_path, **own)
+    assert changed == {}
