@@ -32,24 +32,21 @@ EXAMPLES = """\
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = cli.ArgumentParser(__doc__, EXAMPLES)
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="file, folder or http(s) URL")
     parser.add_argument(
-        "--arch",
-        type=cli.arch_name,
-        metavar="NAME",
-        help="architecture (default: what the file says)",
+        "images", nargs="+", metavar="IMAGE", help="image file, folder of images or http(s) URL"
     )
-    parser.add_argument(
+    cli.add_flags(parser, "--arch")
+    cli.add_flags(
+        parser,
         "--model",
-        metavar="FILE",
-        help="checkpoint, .onnx or .mge (default: the newest best.pkl under checkpoints/)",
+        help="checkpoint, .onnx or .mge file (default: the newest best.pkl under checkpoints/)",
     )
     parser.add_argument(
-        "--top", type=cli.number(int, 1), default=5, metavar="N", help="classes an image"
+        "--top", type=cli.COUNT, default=5, metavar="N", help="number of classes to show per image"
     )
-    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    cli.add_flags(parser, "--json")
     parser.add_argument(
-        "--save", metavar="DIR", help="write each picture with its labels drawn on it"
+        "--save", metavar="DIR", help="folder to write each image to with its labels drawn on it"
     )
     return parser.parse_args(argv)
 

@@ -39,30 +39,20 @@ EXAMPLES = """\
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = cli.ArgumentParser(__doc__, EXAMPLES)
-    count = cli.number(int, 1)
     what = parser.add_argument_group("network and data")
-    what.add_argument(
-        "--arch",
-        type=cli.arch_name,
-        metavar="NAME",
-        help="architecture (default: what the checkpoint says)",
-    )
-    what.add_argument(
-        "--model",
-        metavar="FILE",
-        help="checkpoint (default: the newest best.pkl under checkpoints/)",
-    )
-    what.add_argument(
+    cli.add_flags(what, "--arch", "--model")
+    cli.add_flags(
+        what,
         "--data",
-        metavar="DIR",
-        help="folder with val/CLASS/IMAGE or test/CLASS/IMAGE; without it, the digits",
+        help="folder with val/CLASS/IMAGE or test/CLASS/IMAGE (default: the handwritten digits)",
     )
     what.add_argument(
         "--deploy",
         type=int,
         choices=(0, 1),
         metavar="0|1",
-        help="form that the checkpoint must be in: 0 train, 1 deploy (default: either)",
+        help="required form of the checkpoint: 0 for train form, 1 for deploy form "
+        "(default: either form)",
     )
     what.add_argument(
         "--switch-deploy",
@@ -70,49 +60,20 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         choices=(0, 1),
         metavar="0|1",
         default=0,
-        help="1: fuse, test again, and save NAME-deploy.pkl beside the checkpoint",
+        help="1: fuse the network, test it again and save NAME-deploy.pkl beside the checkpoint",
     )
     how = parser.add_argument_group("evaluation")
-    how.add_argument(
-        "--size", type=count, metavar="PIXELS", help="side of the input (default: the checkpoint's)"
-    )
-    how.add_argument(
+    cli.add_flags(
+        how,
+        "--size",
         "--crop-ratio",
-        type=cli.number(float, 0, 1, open_low=True),
-        metavar="R",
-        help="side of the centre crop over the short side (default: the checkpoint's)",
-    )
-    how.add_argument(
-        "--val-batch-size", type=count, default=100, metavar="IMAGES", help="images at once"
-    )
-    how.add_argument(
+        "--val-batch-size",
         "--workers",
-        type=cli.number(int, 0),
-        default=2,
-        metavar="N",
-        help="processes that decode images; 0: none but this one",
-    )
-    how.add_argument(
         "--skip-bad-images",
-        action="store_true",
-        help="leave corrupt images out, with a count, instead of stopping",
-    )
-    how.add_argument(
         "--ngpus",
-        type=count,
-        default=1,
-        metavar="N",
-        help="GPUs of this host, or CPU workers where there is none, that share the images",
     )
     output = parser.add_argument_group("output")
-    output.add_argument(
-        "--print-freq",
-        type=count,
-        default=20,
-        metavar="BATCHES",
-        help="batches between progress lines, where there is no terminal",
-    )
-    output.add_argument("--json", action="store_true", help="print JSON instead of sentences")
+    cli.add_flags(output, "--print-freq", "--json")
     return parser.parse_args(argv)
 
 

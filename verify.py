@@ -52,12 +52,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     what.add_argument("--arch", nargs="+", metavar="NAME", default=None,
                       help="networks, or 'all'; patterns such as 'RepVGGB*' work too "
                            f"(default: {' '.join(DEFAULT_ARCHS)})")  # fmt: skip
-    what.add_argument("--model", metavar="FILE", help="a train-form checkpoint to prove instead")
-    what.add_argument("--size", type=cli.number(int, 1), metavar="PIXELS",
-                      help="side of the random images (default: that of a checkpoint's own images, "
-                           f"else {SIZE})")  # fmt: skip
-    output = parser.add_argument_group("output")
-    output.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    cli.add_flags(what, "--model", help="a train-form checkpoint to prove instead")
+    cli.add_flags(
+        what,
+        "--size",
+        help=f"side of the random images (default: that of a checkpoint's own images, else {SIZE})",
+    )
+    cli.add_flags(parser.add_argument_group("output"), "--json")
     args = parser.parse_args(argv)
     if args.model is None:
         args.arch = cli.arch_names(args.arch or DEFAULT_ARCHS)

@@ -11,6 +11,7 @@ from typing import Any
 
 import tabulate
 
+import cli
 from utils import write_atomically
 
 tabulate.MIN_PADDING = 0  # of headings
@@ -131,10 +132,10 @@ LAYOUTS = {  # of each sub-command
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that say what is given out, and where to."""
-    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
-    parser.add_argument("--csv", metavar="FILE", help="write the rows as CSV too")
-    parser.add_argument("--chart", metavar="FILE", help="draw them too, as a PNG")
+    """Add the flags that choose the forms of a report."""
+    cli.add_flags(parser, "--json")
+    parser.add_argument("--csv", metavar="FILE", help="CSV file to write the results to")
+    parser.add_argument("--chart", metavar="FILE", help="PNG file to draw the results in as bars")
 
 
 def give_out(args: argparse.Namespace, title: str, rows: Rows, layout: Layout) -> None:
