@@ -10,16 +10,17 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
-
-from models import environment
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
 import cli
 import utils
-from benchmarks import data_pipeline, report, training_step
-from benchmarks import workers as worker_benchmark
+from benchmarks import report
 from benchmarks.report import Rows
+
+if TYPE_CHECKING:  # MegEngine takes a second to import, which --help need not
+    from benchmarks.training_step import Point
 
 EXAMPLES = """\
   python benchmark.py infer --batch 1 8 --threads 1 2
@@ -209,6 +210,10 @@ def add_data(commands: argparse._SubParsersAction) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
+
+    from models import environment
+
+    environment.tune_for_training()
     command = {
         "infer": time_inference,
         "throughput": time_throughput,
@@ -223,7 +228,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def time_inference(args: argparse.Namespace) -> tuple[str, Rows]:
-    """Every network at every batch and number of threads."""
+    """Measure every network with every batch size and number of threads."""
     from benchmarks.inference.latency import inference
 
     rows = []
@@ -243,7 +248,7 @@ def time_inference(args: argparse.Namespace) -> tuple[str, Rows]:
 
 
 def time_throughput(args: argparse.Namespace) -> tuple[str, Rows]:
-    """Every network with every number of streams."""
+    """Measure every network with every number of streams."""
     from benchmarks.inference.throughput import throughput
 
     rows = []
@@ -254,7 +259,7 @@ def time_throughput(args: argparse.Namespace) -> tuple[str, Rows]:
 
 
 def networks(args: argparse.Namespace, batches: list[int]) -> Iterator[tuple]:
-    """Each network with how long to measure; what is left out is said on stderr."""
+    """Yield each network with its settings; print to stderr which variants are left out."""
     from benchmarks.inference import candidates
     from benchmarks.inference.turns import Settings
 
@@ -262,23 +267,25 @@ def networks(args: argparse.Namespace, batches: list[int]) -> Iterator[tuple]:
         network = candidates.load(arch, args.model)
         if args.int8:
             candidates.check_int8(args.int8, network.arch, args.size, batches)
-        for variant, why in candidates.left_out(network).items():
-            print(f"{network.arch}: {variant} left out: {why}", file=sys.stderr)
+        for variant, reason in candidates.left_out(network).items():
+            print(f"{network.arch}: {variant} left out: {reason}", file=sys.stderr)
         yield network, Settings(args.rounds, args.seconds)
 
 
 def rounds(args: argparse.Namespace) -> str:
-    """How many, in words: "1 round", "3 rounds"."""
+    """Return the number of rounds in words: "1 round", "3 rounds"."""
     return f"{args.rounds} round{'s' * (args.rounds > 1)}"
 
 
 def progress(total: int | None = None, unit: str = "turn") -> tqdm:
-    """A bar that is seen on a terminal only."""
+    """Return a progress bar, which is shown on a terminal only."""
     return tqdm(total=total, unit=unit, leave=False, disable=None)
 
 
 def time_training(args: argparse.Namespace) -> tuple[str, Rows]:
-    """Each point in each variant."""
+    """Measure a training step at each point in each variant."""
+    from benchmarks import training_step
+
     rows = []
     with progress(len(args.point) * args.rounds * len(training_step.VARIANTS), "step") as bar:
         for at in points(args):
@@ -287,13 +294,17 @@ def time_training(args: argparse.Namespace) -> tuple[str, Rows]:
     return f"training step, median of {args.rounds}, one process", rows
 
 
-def points(args: argparse.Namespace) -> list[training_step.Point]:
-    """What --arch and --point name."""
-    return [training_step.Point(args.arch, size, batch) for size, batch in args.point]
+def points(args: argparse.Namespace) -> list[Point]:
+    """Return the points that --arch and --point name."""
+    from benchmarks.training_step import Point
+
+    return [Point(args.arch, size, batch) for size, batch in args.point]
 
 
 def measure_memory(args: argparse.Namespace) -> tuple[str, Rows]:
-    """Peak memory of a training step."""
+    """Measure the peak memory of a training step at each point."""
+    from benchmarks import training_step
+
     rows = [row for at in points(args) for row in training_step.memory_of_steps(at, args.rounds)]
     return (
         f"peak memory of a process and time of a step, median of {rounds(args)}, a process each"
@@ -301,17 +312,17 @@ def measure_memory(args: argparse.Namespace) -> tuple[str, Rows]:
 
 
 def time_workers(args: argparse.Namespace) -> tuple[str, Rows]:
-    """The loop with each number of workers."""
-    rows = [
-        row
-        for at in points(args)
-        for row in worker_benchmark.measure(at, args.workers, args.rounds)
-    ]
+    """Measure a step of the training loop at each point with each number of workers."""
+    from benchmarks import workers
+
+    rows = [row for at in points(args) for row in workers.measure(at, args.workers, args.rounds)]
     return f"a step of the training loop, median of {rounds(args)}", rows
 
 
 def time_data(args: argparse.Namespace) -> tuple[str, Rows]:
-    """The pipelines."""
+    """Measure every data pipeline on the same images."""
+    from benchmarks import data_pipeline
+
     batches = args.images // args.batch_size
     if batches < 2:
         raise utils.UserError(
@@ -319,11 +330,11 @@ def time_data(args: argparse.Namespace) -> tuple[str, Rows]:
             "first is left out; give more images or a smaller --batch-size"
         )
     dataset = data_pipeline.find_images(args.data, batches * args.batch_size)
-    found = data_pipeline.variants(args.workers)
-    with progress(args.rounds * len(found), "pass") as bar:
+    pipelines = data_pipeline.variants(args.workers)
+    with progress(args.rounds * len(pipelines), "pass") as bar:
         rows = data_pipeline.summary(
             data_pipeline.measure(
-                found, dataset, args.size, args.batch_size, batches, args.rounds, bar.update
+                pipelines, dataset, args.size, args.batch_size, batches, args.rounds, bar.update
             )
         )
     return (
@@ -333,5 +344,4 @@ def time_data(args: argparse.Namespace) -> tuple[str, Rows]:
 
 
 if __name__ == "__main__":
-    environment.tune_for_training()
     utils.run(main)

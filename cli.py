@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -16,7 +17,7 @@ class ArgumentParser(argparse.ArgumentParser):
     def __init__(self, description: str, examples: str, prog: str | None = None):
         super().__init__(
             prog=prog,
-            description=description,
+            description="\n".join(textwrap.fill(line, 100) for line in description.splitlines()),
             epilog="examples:\n" + examples,
             formatter_class=_HelpFormatter,
             allow_abbrev=False,

@@ -18,17 +18,15 @@ import os
 import re
 from dataclasses import replace
 from pathlib import Path
-
-import models
-from models import environment
-
-import megengine.module as M
+from typing import TYPE_CHECKING
 
 import cli
 import utils
-from data.transforms import Preprocessing
-from deployment import input_format, source
-from weights import files
+
+if TYPE_CHECKING:  # MegEngine takes a second to import, which --help need not
+    import megengine.module as M
+
+    from data.transforms import Preprocessing
 
 EXAMPLES = """\
   python export.py --model checkpoints/RepVGGA0/demo/best.pkl
@@ -210,6 +208,14 @@ def target_path(args: argparse.Namespace, arch: str) -> Path:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
+
+    import models
+    from models import environment
+
+    from deployment import input_format, source
+    from weights import files
+
+    environment.return_freed_memory()
     model, preprocessing, metadata = source.load(args.model, args.arch, args.keep_branches)
     takes = preprocessing
     if args.color:
@@ -321,5 +327,4 @@ def _shape(dimensions: list) -> str:
 
 
 if __name__ == "__main__":
-    environment.return_freed_memory()
     utils.run(main)

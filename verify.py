@@ -11,16 +11,13 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
-
-import models
-from models import environment, equivalence
-
-import numpy as np
-from tqdm import tqdm
+from typing import TYPE_CHECKING
 
 import cli
 import utils
-from weights import checkpoint
+
+if TYPE_CHECKING:  # MegEngine takes a second to import, which --help need not
+    from models import equivalence
 
 # one of each structural kind: dense, made for int8, grouped, SE before the ReLU, SE after it,
 # several branches, depthwise with SE, a batch norm after the sum and two heads, ghost modules
@@ -68,6 +65,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def proofs(args: argparse.Namespace) -> Iterator[tuple[str, equivalence.Equivalence]]:
+    import models
+    from models import equivalence
+
+    import numpy as np
+
+    from weights import checkpoint
+
     rng = np.random.default_rng(0)
 
     def random_images(size: int) -> np.ndarray:
@@ -96,6 +100,13 @@ def proofs(args: argparse.Namespace) -> Iterator[tuple[str, equivalence.Equivale
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
+
+    import models
+    from models import environment, equivalence
+
+    from tqdm import tqdm
+
+    environment.tune_for_training()
     line = "{:39} {:>11} {:>2} {:>11} {:>10} {:>10} {:>7}  {}"
     header = line.format(
         "", "parameters", "->", "deployed", "max error", "relative", "argmax", "verdict"
@@ -135,5 +146,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    environment.tune_for_training()
     utils.run(main)

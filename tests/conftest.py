@@ -70,8 +70,10 @@ def image_folder(tmp_path):
 
 
 @pytest.fixture
-def command(capfd):
+def command(capfd, monkeypatch):
     """Runs a command's main in this process: (exit status, stdout, stderr)."""
+    for setting in ("tune_for_training", "return_freed_memory"):  # this process has its own already
+        monkeypatch.setattr(environment, setting, lambda: None)
 
     def run(name, *arguments):
         module = importlib.import_module(name)
