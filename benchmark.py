@@ -223,7 +223,7 @@ def main(argv: list[str] | None = None) -> int:
         "data": time_data,
     }
     title, rows = command[args.command](args)
-    report.give_out(args, title, rows, report.LAYOUTS[args.command])
+    report.write_report(args, title, rows, report.LAYOUTS[args.command])
     return 0
 
 

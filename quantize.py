@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 import cli
 import utils
+from benchmarks import record
 from data import datasets
 from data.loader import Loader
 from data.transforms import Preprocessing
@@ -90,6 +91,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help="file to write (default: NAME-int8.onnx beside the model file)",
     )
     cli.add_flags(parser, "--json")
+    record.add_argument(parser)
     args = parser.parse_args(argv)
     per_tensor = args.weights == "per-tensor"
     if args.calibration is None and (per_tensor or args.full_range or args.clip != "auto"):
@@ -150,6 +152,8 @@ def main(argv: list[str] | None = None) -> int:
         "chart": str(chart),
     }
     print(json.dumps(result, indent=2) if args.json else _text(result, rows))
+    if args.record:
+        record.write(args.record, result)
     return 0
 
 
@@ -178,6 +182,8 @@ def write_trained(args: argparse.Namespace, target: Path) -> int:
         "bytes": target.stat().st_size,
         "sha256": sha256(target),
     }
+    if args.record:
+        record.write(args.record, result)
     if args.json:
         print(json.dumps(result, indent=2))
         return 0

@@ -13,6 +13,7 @@ from functools import partial
 
 import cli
 import utils
+from benchmarks import record
 
 EXAMPLES = """\
   python test.py --switch-deploy 1
@@ -58,6 +59,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     output = parser.add_argument_group("output")
     cli.add_flags(output, "--print-freq", "--json")
+    record.add_argument(output)
     return parser.parse_args(argv)
 
 

@@ -20,6 +20,8 @@ from data.loader import Loader
 from training.distributed import Workers
 from weights import checkpoint
 
+from . import record
+
 Say = Callable[[str], object]  # prints a line, or nothing
 
 
@@ -74,8 +76,11 @@ def run(args: argparse.Namespace, workers: Workers) -> int:
     if skipped:
         result["skipped"] = skipped
         say(f"{skipped} bad images were skipped")
-    if args.json and workers.rank == 0:
-        print(json.dumps(result, indent=2))
+    if workers.rank == 0:
+        if args.json:
+            print(json.dumps(result, indent=2))
+        if args.record:
+            record.write(args.record, result)
     return 0
 
 

@@ -14,6 +14,8 @@ import tabulate
 import cli
 from utils import write_atomically
 
+from . import record
+
 tabulate.MIN_PADDING = 0  # of headings
 
 Rows = list[dict[str, Any]]  # one a variant and point: plain values by the same names
@@ -136,15 +138,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     cli.add_flags(parser, "--json")
     parser.add_argument("--csv", metavar="FILE", help="CSV file to write the results to")
     parser.add_argument("--chart", metavar="FILE", help="PNG file to draw the results in as bars")
+    record.add_argument(parser)
 
 
-def give_out(args: argparse.Namespace, title: str, rows: Rows, layout: Layout) -> None:
-    """Print the rows, and write the files asked for. Raises UserError where that cannot be."""
+def write_report(args: argparse.Namespace, title: str, rows: Rows, layout: Layout) -> None:
+    """Print the rows and write the files that `args` names.
+
+    Raises UserError when a file cannot be written.
+    """
     print(json.dumps(rows, indent=2) if args.json else f"{title}\n{table(rows, layout)}")
     if args.csv:
         write_atomically(args.csv, lambda file: file.write(as_csv(rows)))
     if args.chart:
         write_atomically(args.chart, lambda file: file.write(chart(title, rows, layout)))
+    if args.record:
+        record.write(args.record, rows)
 
 
 def table(rows: Rows, layout: Layout) -> str:

@@ -72,8 +72,7 @@ def image_folder(tmp_path):
 @pytest.fixture
 def command(capfd, monkeypatch):
     """Runs a command's main in this process: (exit status, stdout, stderr)."""
-    for setting in ("tune_for_training", "return_freed_memory"):  # this process has its own already
-        monkeypatch.setattr(environment, setting, lambda: None)
+    monkeypatch.setattr(environment, "return_freed_memory", lambda: None)  # others train after it
 
     def run(name, *arguments):
         module = importlib.import_module(name)
