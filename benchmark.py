@@ -1,21 +1,26 @@
 #!/usr/bin/env python
-"""Measure speed on this machine; variants take turns in one run, so that ratios can be trusted."""
+"""Measure speed and memory on this machine.
+
+The variants of a measurement are run in turns, so that changes in the machine's speed affect all of
+them alike and their ratios can be trusted.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Iterator
-
-from models import environment
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
 import cli
 import utils
-from benchmarks import data_pipeline, report, training_step
-from benchmarks import workers as worker_benchmark
+from benchmarks import report
 from benchmarks.report import Rows
+
+if TYPE_CHECKING:  # MegEngine takes a second to import, which --help need not
+    from benchmarks.training_step import Point
 
 EXAMPLES = """\
   python benchmark.py infer --batch 1 8 --threads 1 2
@@ -29,14 +34,11 @@ EXAMPLES = """\
 
 
 def point(text: str) -> tuple[int, int]:
-    """An argparse type: "64x16" is 64 px, batch 16."""
+    """Return side and batch size of a text such as "64x16"; an argparse type."""
     size, _, batch = text.partition("x")
     if not (size.isdigit() and batch.isdigit() and int(size) and int(batch)):
         raise argparse.ArgumentTypeError(f"{text!r} is not PIXELSxBATCH, such as 64x16")
     return int(size), int(batch)
-
-
-COUNT = cli.number(int, 1)
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -56,94 +58,108 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
+def add_counts(
+    parser: argparse.ArgumentParser, flag: str, default: list[int], text: str, metavar: str = "N"
+) -> None:
+    """Add a flag that takes several positive numbers."""
+    parser.add_argument(
+        flag,
+        type=cli.COUNT,
+        nargs="+",
+        default=default,
+        metavar=metavar,
+        help=f"{text} (default: {' '.join(map(str, default))})",
+    )
+
+
+def add_rounds(parser: argparse.ArgumentParser, default: int) -> None:
+    """Add --rounds."""
+    parser.add_argument(
+        "--rounds",
+        type=cli.COUNT,
+        default=default,
+        metavar="N",
+        help="number of rounds; in each, every variant is measured once",
+    )
+
+
 def add_inference(commands: argparse._SubParsersAction) -> None:
-    """The sub-commands `infer` and `throughput`."""
+    """Add the sub-commands `infer` and `throughput`."""
     infer = commands.add_parser(
         "infer",
-        description="Latency, images/s, peak memory and GFLOP/s of a network: train form and "
-        "deploy form, .mge and ONNX files of export.py, under the runtimes that are installed "
-        "(OpenVINO, and PyTorch with timm, are not of this project). Each in a process of its own.",
+        description="Measure latency, images/s, peak memory and GFLOP/s of a network: in train "
+        "form and in deploy form, as .mge and ONNX files of export.py, under the runtimes that are "
+        "installed (OpenVINO, and PyTorch with timm, are optional). Each variant runs in its own "
+        "process.",
         examples="  python benchmark.py infer --arch 'RepVGG*' --size 224 --batch 1 8\n"
         "  python benchmark.py infer --model best.pkl --int8 best-int8.onnx --threads 1 2 4\n",
-        help="a network in both forms and several runtimes: latency, images/s, memory",
+        help="measure latency, images/s and memory of a network in both forms and in several "
+        "runtimes",
     )
+    add_counts(infer, "--batch", [1, 8], "batch sizes to measure", "IMAGES")
+    add_counts(infer, "--threads", [1, 2], "numbers of threads to give each runtime")
     throughput = commands.add_parser(
         "throughput",
-        description="Several streams that feed a network single frames at once, each with a "
-        "thread: time of a frame and frames per second, as boards are measured.",
+        description="Measure the mean time of a frame and frames per second when several streams, "
+        "each with one thread, feed single frames to a network at the same time, as boards are "
+        "benchmarked.",
         examples="  python benchmark.py throughput --arch RepVGGA0 RepGhost100 --streams 1 4\n",
-        help="several streams at once: latency of a frame and frames per second",
+        help="measure the latency of a frame and frames per second with several streams",
     )
+    add_counts(throughput, "--streams", [1, 4], "numbers of streams that feed frames in parallel")
     for command in (infer, throughput):
-        command.add_argument(
+        cli.add_flags(
+            command,
             "--arch",
+            type=str,
             nargs="+",
-            metavar="NAME",
-            help="names or patterns such as 'RepVGG*' (default: the checkpoint's, or RepVGGA0)",
+            help="architectures, as names, shell patterns such as 'RepVGG*' or 'all' (default: the "
+            "checkpoint's architecture; without a checkpoint, RepVGGA0)",
         )
+        cli.add_flags(command, "--model", help="checkpoint to measure (default: random weights)")
         command.add_argument(
-            "--model", metavar="FILE", help="checkpoint; without it the weights are random"
+            "--int8", metavar="FILE", help="ONNX file of quantize.py to measure beside the others"
         )
-        command.add_argument("--int8", metavar="FILE", help="its quantized ONNX file, timed too")
-        command.add_argument(
-            "--size", type=COUNT, default=224, metavar="PIXELS", help="side of the images"
-        )
-    counts = {
-        "--batch": (infer, [1, 8], "images at once"),
-        "--threads": (infer, [1, 2], "of each runtime"),
-        "--streams": (throughput, [1, 4], "that feed frames at once"),
-    }
-    for option, (command, default, text) in counts.items():
-        shown = " ".join(map(str, default))
-        command.add_argument(
-            option,
-            type=COUNT,
-            nargs="+",
-            default=default,
-            metavar="N",
-            help=f"{text} (default: {shown})",
-        )
-    for command in (infer, throughput):
-        command.add_argument("--rounds", type=COUNT, default=5, help="in which all take turns")
+        cli.add_flags(command, "--size", default=224, help="side of the square input images")
+        add_rounds(command, 5)
         command.add_argument(
             "--seconds",
             type=cli.number(float, 0, open_low=True),
             default=1.0,
-            help="of a turn, and at least three passes",
+            metavar="S",
+            help="shortest time to run each variant in a round; at least three batches are run",
         )
 
 
 def add_training(commands: argparse._SubParsersAction) -> None:
-    """The sub-commands `train`, `memory` and `workers`."""
+    """Add the sub-commands `train`, `memory` and `workers`."""
     train = commands.add_parser(
         "train",
-        description="Seconds of a training step: MegEngine as it comes against this project.",
+        description="Measure the seconds of a training step with MegEngine's own operators and "
+        "with this project's.",
         examples="  python benchmark.py train --point 64x16 32x64\n",
-        help="a training step: MegEngine as it comes against this project",
+        help="compare a training step with MegEngine's own operators and with this project's",
     )
     memory = commands.add_parser(
         "memory",
-        description="Peak memory and seconds of a training step, as usual and with --low-memory.",
+        description="Measure peak memory and seconds of a training step with and without "
+        "--low-memory of train.py.",
         examples="  python benchmark.py memory --point 128x16\n",
-        help="peak memory of a training step, as usual and with --low-memory, and its price",
+        help="measure what --low-memory of train.py saves and costs",
     )
     workers = commands.add_parser(
         "workers",
-        description="Seconds of a step of the training loop, its batch shared by 1, 2 ... workers.",
+        description="Measure the seconds of a step of the training loop when 1, 2 or more worker "
+        "processes share each batch.",
         examples="  python benchmark.py workers --point 224x64 --workers 1 2\n",
-        help="a step of the training loop with one worker and with several",
+        help="compare a step of the training loop with one worker and with several",
     )
-    workers.add_argument(
-        "--workers",
-        type=COUNT,
-        nargs="+",
-        default=[1, 2],
-        metavar="N",
-        help="numbers of CPU workers; speed-ups are over the first (default: 1 2)",
+    add_counts(
+        workers, "--workers", [1, 2], "numbers of CPU workers; speed-ups are relative to the first"
     )
     points = {train: [(64, 16), (32, 64)], memory: [(128, 16)], workers: [(224, 64)]}
     for command, default in points.items():
-        command.add_argument("--arch", type=cli.arch_name, default="RepVGGA0", metavar="NAME")
+        cli.add_flags(command, "--arch", default="RepVGGA0", help="architecture to train")
         shown = " ".join(f"{size}x{batch}" for size, batch in default)
         command.add_argument(
             "--point",
@@ -151,45 +167,53 @@ def add_training(commands: argparse._SubParsersAction) -> None:
             nargs="+",
             default=default,
             metavar="PIXELSxBATCH",
-            help=f"side of the input and images a step (default: {shown})",
+            help=f"sides of the input images and batch sizes to measure (default: {shown})",
         )
-        command.add_argument(
-            "--rounds",
-            type=COUNT,
-            default=3,
-            help="of measurements, in which the variants take turns",
-        )
+        add_rounds(command, 3)
 
 
 def add_data(commands: argparse._SubParsersAction) -> None:
-    """The sub-command `data`."""
+    """Add the sub-command `data`."""
     data = commands.add_parser(
         "data",
-        description="Images/s of the data pipeline of training: Pillow's usual one, MegEngine as "
-        "it comes, this project; everything from files to float32 batches.",
+        description="Measure images/s of the training data pipeline, from image files to float32 "
+        "batches: a usual pipeline of Pillow, MegEngine's own, and this project's.",
         examples="  python benchmark.py data --data imagenette --size 160\n",
-        help="the data pipeline of training: Pillow, MegEngine as it comes, this project",
+        help="compare the training data pipeline with Pillow's and MegEngine's",
     )
-    data.add_argument(
-        "--data", metavar="DIR", required=True, help="a folder with images in it, at any depth"
+    cli.add_flags(
+        data, "--data", required=True, help="folder of images; its subfolders are searched too"
     )
-    data.add_argument(
-        "--size", type=COUNT, default=224, metavar="PIXELS", help="side of the network's input"
-    )
-    data.add_argument(
+    cli.add_flags(data, "--size", default=224, help="side of the square images in a batch")
+    cli.add_flags(
+        data,
         "--images",
         type=cli.number(int, 2),
         default=640,
-        metavar="N",
-        help="images a pass; where there are fewer, they are read again",
+        help="number of images in a pass; if the folder has fewer, they are read again",
     )
-    data.add_argument("--batch-size", type=COUNT, default=64, metavar="IMAGES", help="a batch")
-    data.add_argument("--workers", type=COUNT, default=2, metavar="N", help="processes of the last")
-    data.add_argument("--rounds", type=COUNT, default=5, help="timed passes of each variant")
+    data.add_argument(
+        "--batch-size",
+        type=cli.COUNT,
+        default=64,
+        metavar="IMAGES",
+        help="number of images in a batch",
+    )
+    cli.add_flags(
+        data,
+        "--workers",
+        type=cli.COUNT,
+        help="worker processes of this project's pipeline, which is also measured without workers",
+    )
+    add_rounds(data, 5)
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
+
+    from models import environment
+
+    environment.tune_for_training()
     command = {
         "infer": time_inference,
         "throughput": time_throughput,
@@ -199,12 +223,12 @@ def main(argv: list[str] | None = None) -> int:
         "data": time_data,
     }
     title, rows = command[args.command](args)
-    report.give_out(args, title, rows, report.LAYOUTS[args.command])
+    report.write_report(args, title, rows, report.LAYOUTS[args.command])
     return 0
 
 
 def time_inference(args: argparse.Namespace) -> tuple[str, Rows]:
-    """Every network at every batch and number of threads."""
+    """Measure every network with every batch size and number of threads."""
     from benchmarks.inference.latency import inference
 
     rows = []
@@ -224,7 +248,7 @@ def time_inference(args: argparse.Namespace) -> tuple[str, Rows]:
 
 
 def time_throughput(args: argparse.Namespace) -> tuple[str, Rows]:
-    """Every network with every number of streams."""
+    """Measure every network with every number of streams."""
     from benchmarks.inference.throughput import throughput
 
     rows = []
@@ -235,7 +259,7 @@ def time_throughput(args: argparse.Namespace) -> tuple[str, Rows]:
 
 
 def networks(args: argparse.Namespace, batches: list[int]) -> Iterator[tuple]:
-    """Each network with how long to measure; what is left out is said on stderr."""
+    """Yield each network with its settings; print to stderr which variants are left out."""
     from benchmarks.inference import candidates
     from benchmarks.inference.turns import Settings
 
@@ -243,23 +267,25 @@ def networks(args: argparse.Namespace, batches: list[int]) -> Iterator[tuple]:
         network = candidates.load(arch, args.model)
         if args.int8:
             candidates.check_int8(args.int8, network.arch, args.size, batches)
-        for variant, why in candidates.left_out(network).items():
-            print(f"{network.arch}: {variant} left out: {why}", file=sys.stderr)
+        for variant, reason in candidates.left_out(network).items():
+            print(f"{network.arch}: {variant} left out: {reason}", file=sys.stderr)
         yield network, Settings(args.rounds, args.seconds)
 
 
 def rounds(args: argparse.Namespace) -> str:
-    """How many, in words: "1 round", "3 rounds"."""
+    """Return the number of rounds in words: "1 round", "3 rounds"."""
     return f"{args.rounds} round{'s' * (args.rounds > 1)}"
 
 
 def progress(total: int | None = None, unit: str = "turn") -> tqdm:
-    """A bar that is seen on a terminal only."""
+    """Return a progress bar, which is shown on a terminal only."""
     return tqdm(total=total, unit=unit, leave=False, disable=None)
 
 
 def time_training(args: argparse.Namespace) -> tuple[str, Rows]:
-    """Each point in each variant."""
+    """Measure a training step at each point in each variant."""
+    from benchmarks import training_step
+
     rows = []
     with progress(len(args.point) * args.rounds * len(training_step.VARIANTS), "step") as bar:
         for at in points(args):
@@ -268,13 +294,17 @@ def time_training(args: argparse.Namespace) -> tuple[str, Rows]:
     return f"training step, median of {args.rounds}, one process", rows
 
 
-def points(args: argparse.Namespace) -> list[training_step.Point]:
-    """What --arch and --point name."""
-    return [training_step.Point(args.arch, size, batch) for size, batch in args.point]
+def points(args: argparse.Namespace) -> list[Point]:
+    """Return the points that --arch and --point name."""
+    from benchmarks.training_step import Point
+
+    return [Point(args.arch, size, batch) for size, batch in args.point]
 
 
 def measure_memory(args: argparse.Namespace) -> tuple[str, Rows]:
-    """Peak memory of a training step."""
+    """Measure the peak memory of a training step at each point."""
+    from benchmarks import training_step
+
     rows = [row for at in points(args) for row in training_step.memory_of_steps(at, args.rounds)]
     return (
         f"peak memory of a process and time of a step, median of {rounds(args)}, a process each"
@@ -282,17 +312,17 @@ def measure_memory(args: argparse.Namespace) -> tuple[str, Rows]:
 
 
 def time_workers(args: argparse.Namespace) -> tuple[str, Rows]:
-    """The loop with each number of workers."""
-    rows = [
-        row
-        for at in points(args)
-        for row in worker_benchmark.measure(at, args.workers, args.rounds)
-    ]
+    """Measure a step of the training loop at each point with each number of workers."""
+    from benchmarks import workers
+
+    rows = [row for at in points(args) for row in workers.measure(at, args.workers, args.rounds)]
     return f"a step of the training loop, median of {rounds(args)}", rows
 
 
 def time_data(args: argparse.Namespace) -> tuple[str, Rows]:
-    """The pipelines."""
+    """Measure every data pipeline on the same images."""
+    from benchmarks import data_pipeline
+
     batches = args.images // args.batch_size
     if batches < 2:
         raise utils.UserError(
@@ -300,11 +330,11 @@ def time_data(args: argparse.Namespace) -> tuple[str, Rows]:
             "first is left out; give more images or a smaller --batch-size"
         )
     dataset = data_pipeline.find_images(args.data, batches * args.batch_size)
-    found = data_pipeline.variants(args.workers)
-    with progress(args.rounds * len(found), "pass") as bar:
+    pipelines = data_pipeline.variants(args.workers)
+    with progress(args.rounds * len(pipelines), "pass") as bar:
         rows = data_pipeline.summary(
             data_pipeline.measure(
-                found, dataset, args.size, args.batch_size, batches, args.rounds, bar.update
+                pipelines, dataset, args.size, args.batch_size, batches, args.rounds, bar.update
             )
         )
     return (
@@ -314,5 +344,4 @@ def time_data(args: argparse.Namespace) -> tuple[str, Rows]:
 
 
 if __name__ == "__main__":
-    environment.tune_for_training()
     utils.run(main)

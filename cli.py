@@ -1,11 +1,12 @@
-"""What the command lines share: the parser and the types of arguments."""
+"""What the command lines share: the parser, types of arguments and flags of the same meaning."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+import textwrap
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from utils import UserError, fail
 
@@ -16,14 +17,14 @@ class ArgumentParser(argparse.ArgumentParser):
     def __init__(self, description: str, examples: str, prog: str | None = None):
         super().__init__(
             prog=prog,
-            description=description,
+            description="\n".join(textwrap.fill(line, 100) for line in description.splitlines()),
             epilog="examples:\n" + examples,
             formatter_class=_HelpFormatter,
             allow_abbrev=False,
         )
 
     def error(self, message: str) -> NoReturn:
-        """One sentence, exit status 2."""
+        """Print one sentence and exit with status 2."""
         sys.exit(fail(f"{message} (see {self.prog} --help)"))
 
 
@@ -34,11 +35,16 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefa
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if any(action.default is nothing for nothing in (None, False, argparse.SUPPRESS)):
             return action.help  # "(default: None)" says nothing
+        if "(default: " in action.help:
+            return action.help
         return super()._get_help_string(action)
 
 
 def number(kind: type, low: float, high: float = float("inf"), open_low: bool = False) -> Callable:
-    """An argparse type: a finite int or float between `low` and `high`."""
+    """Return an argparse type: a finite int or float between `low` and `high`, both included.
+
+    With `open_low`, `low` itself is excluded.
+    """
 
     def parse(text: str) -> float:
         try:
@@ -59,7 +65,7 @@ def number(kind: type, low: float, high: float = float("inf"), open_low: bool = 
 
 
 def arch_name(text: str) -> str:
-    """An argparse type: the canonical name of an architecture."""
+    """Return the canonical name of an architecture; an argparse type."""
     import models  # MegEngine takes a second, which --help need not
 
     try:
@@ -69,13 +75,13 @@ def arch_name(text: str) -> str:
 
 
 def arch_names(patterns: list[str]) -> list[str]:
-    """Canonical names of architectures: each pattern is a name, a shell pattern or "all".
+    """Return canonical names of architectures, in the order of `patterns` and once each.
 
-    Raises UserError for one that nothing matches.
+    A pattern is a name, a shell pattern or "all". Raises UserError for one that matches nothing.
     """
     import models
 
-    names = {}  # in the order given, once each
+    names = {}
     for pattern in patterns:
         matches = models.list_models("*" if pattern.lower() == "all" else pattern)
         if not matches:
@@ -85,3 +91,85 @@ def arch_names(patterns: list[str]) -> list[str]:
                 raise UserError(f"argument --arch: {error}") from None
         names |= dict.fromkeys(matches)
     return list(names)
+
+
+COUNT = number(int, 1)
+
+# Flags of the same meaning in several commands: flag -> arguments of `add_argument`.
+SHARED_FLAGS = {
+    "--arch": {
+        "type": arch_name,
+        "metavar": "NAME",
+        "help": "architecture of the network (default: the one that the model file names)",
+    },
+    "--model": {
+        "metavar": "FILE",
+        "help": "checkpoint to load (default: the newest best.pkl under checkpoints/)",
+    },
+    "--data": {
+        "metavar": "DIR",
+        "help": "folder with val/CLASS/IMAGE or test/CLASS/IMAGE",
+    },
+    "--calibration": {
+        "metavar": "DIR",
+        "help": "folder of images to calibrate the int8 network on",
+    },
+    "--images": {
+        "type": COUNT,
+        "metavar": "N",
+        "help": "number of calibration images, taken evenly from the sorted files",
+    },
+    "--size": {
+        "type": COUNT,
+        "metavar": "PIXELS",
+        "help": "side of the square input images (default: the checkpoint's)",
+    },
+    "--crop-ratio": {
+        "type": number(float, 0, 1, open_low=True),
+        "metavar": "R",
+        "help": "side of the centre crop divided by the short side of the resized image "
+        "(default: the model file's)",
+    },
+    "--val-batch-size": {
+        "type": COUNT,
+        "default": 100,
+        "metavar": "IMAGES",
+        "help": "number of images in a batch of the evaluation",
+    },
+    "--workers": {
+        "type": number(int, 0),
+        "default": 2,
+        "metavar": "N",
+        "help": "processes that decode images; with 0 the main process decodes them",
+    },
+    "--skip-bad-images": {
+        "action": "store_true",
+        "help": "leave corrupt images out and report their number, instead of stopping",
+    },
+    "--ngpus": {
+        "type": COUNT,
+        "default": 1,
+        "metavar": "N",
+        "help": "GPUs of this host to share the work between (not tested), or CPU processes where "
+        "there is no GPU",
+    },
+    "--print-freq": {
+        "type": COUNT,
+        "default": 20,
+        "metavar": "BATCHES",
+        "help": "batches between two progress lines where the output is not a terminal",
+    },
+    "--json": {"action": "store_true", "help": "print the results as JSON"},
+}
+
+
+def add_flags(parser: argparse._ActionsContainer, *flags: str, **changes: Any) -> None:
+    """Add `SHARED_FLAGS` to a parser or to a group of it.
+
+    Args:
+        parser: what `add_argument` is called on.
+        flags: keys of `SHARED_FLAGS`.
+        changes: arguments of `add_argument` that replace the shared ones, for all of `flags`.
+    """
+    for flag in flags:
+        parser.add_argument(flag, **{**SHARED_FLAGS[flag], **changes})

@@ -67,7 +67,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         metavar="LAYOUT",
         help="write this repository's layout instead of ours (.safetensors; basecls, port: .pkl)",
     )
-    output.add_argument("--json", action="store_true", help="print JSON instead of the report")
+    cli.add_flags(output, "--json")
     args = parser.parse_args(argv)
     if not args.list and not (args.origin_dir and args.save_dir):
         parser.error("give the file by --origin-dir and the output by --save-dir, or use --list")

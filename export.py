@@ -18,17 +18,15 @@ import os
 import re
 from dataclasses import replace
 from pathlib import Path
-
-import models
-from models import environment
-
-import megengine.module as M
+from typing import TYPE_CHECKING
 
 import cli
 import utils
-from data.transforms import Preprocessing
-from deployment import input_format, source
-from weights import files
+
+if TYPE_CHECKING:  # MegEngine takes a second to import, which --help need not
+    import megengine.module as M
+
+    from data.transforms import Preprocessing
 
 EXAMPLES = """\
   python export.py --model checkpoints/RepVGGA0/demo/best.pkl
@@ -46,61 +44,62 @@ KITS = {"rdk-x5": ("calibration", "images"), "ascend": ("data", "labels")}
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = cli.ArgumentParser(__doc__, EXAMPLES)
-    count = cli.number(int, 1)
     what = parser.add_argument_group("network")
-    what.add_argument(
-        "--arch",
-        type=cli.arch_name,
-        metavar="NAME",
-        help="architecture (default: what the checkpoint says)",
-    )
-    what.add_argument(
+    cli.add_flags(what, "--arch")
+    cli.add_flags(
+        what,
         "--model",
-        metavar="FILE",
-        help="checkpoint in any layout that convert_pretrained_weight.py reads; without it the "
-        "weights are random, as verify.py's: enough to try a toolchain and to measure speed",
+        help="checkpoint in any layout that convert_pretrained_weight.py reads (default: random "
+        "weights, enough to try a toolchain and to measure speed)",
     )
     what.add_argument(
-        "--keep-branches", action="store_true", help="export the train form as it is, not fused"
+        "--keep-branches", action="store_true", help="export the train form without fusing it"
     )
     file = parser.add_argument_group("file")
-    file.add_argument("--format", choices=SUFFIX, default="onnx", help="%(choices)s")
+    file.add_argument("--format", choices=SUFFIX, default="onnx", help="file format: %(choices)s")
     file.add_argument(
         "--out",
         metavar="PATH",
-        help="file to write, or a folder (default: NAME.onnx or .mge beside the checkpoint; "
-        "without one, ARCH.onnx or .mge)",
+        help="file to write, or folder to write it in (default: the checkpoint's name with the "
+        "suffix .onnx or .mge, beside it; without a checkpoint, ARCH.onnx or ARCH.mge)",
     )
-    file.add_argument(
+    cli.add_flags(
+        file,
         "--size",
         type=_size,
-        metavar="PIXELS",
-        help="side of the images, or HEIGHTxWIDTH (default: the checkpoint's)",
+        help="side of the input images, or HEIGHTxWIDTH (default: the checkpoint's)",
     )
-    file.add_argument("--input-name", default="input", metavar="NAME", help="of the images")
-    file.add_argument("--output-name", default="logits", metavar="NAME", help="of the logits")
     file.add_argument(
-        "--opset", type=cli.number(int, 11, 17), metavar="N", help="ONNX: 11 to 17 (default: 17)"
+        "--input-name", default="input", metavar="NAME", help="name of the input, the images"
+    )
+    file.add_argument(
+        "--output-name", default="logits", metavar="NAME", help="name of the output, the logits"
+    )
+    file.add_argument(
+        "--opset",
+        type=cli.number(int, 11, 17),
+        metavar="N",
+        help="version of ONNX's operator set, from 11 to 17 (default: 17)",
     )
     file.add_argument(
         "--batch",
         type=_batch,
         metavar="N",
-        help="ONNX: images at once, or 'dynamic' for any number (default: dynamic)",
+        help="ONNX: number of images in a batch, or 'dynamic' for any number (default: dynamic)",
     )
     file.add_argument(
         "--layout",
         choices=("nchw", "nchw88"),
-        help=".mge: layout of the maps in memory. nchw (the default) runs wherever MegEngine runs, "
-        "with any number of threads; nchw88, channels in blocks of 8, is 1.2 times as fast with "
-        "one thread on a processor that has AVX2 alone, and does not run on AMD processors with "
-        "AVX-512, where it ends or stalls the program",
+        help=".mge: layout of the feature maps in memory. nchw (the default) runs on every "
+        "processor and with any number of threads; nchw88, channels in blocks of 8, is 1.2 times "
+        "as fast with one thread on a processor with AVX2 and no AVX-512, and does not run on AMD "
+        "processors with AVX-512, where it ends or stalls the program",
     )
-    images = parser.add_argument_group("images that the file takes")
+    images = parser.add_argument_group("input format of the file")
     images.add_argument(
         "--fold-normalization",
         action="store_true",
-        help="pixels of 0 to 255 instead of normalized ones",
+        help="take pixel values from 0 to 255 instead of normalized ones",
     )
     order = images.add_mutually_exclusive_group()
     for color in ("RGB", "BGR"):
@@ -109,28 +108,33 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
             dest="color",
             action="store_const",
             const=color,
-            help=f"channels in the order {color} (default: the checkpoint's)",
+            help=f"take images with channels in the order {color} (default: the checkpoint's)",
         )
     kit = parser.add_argument_group(
-        "kit for a board, a new folder --out with all that its tools need"
-    )
-    kit.add_argument("--kit", choices=KITS, metavar="BOARD", help=" or ".join(KITS))
-    kit.add_argument(
-        "--calibration", metavar="DIR", help="rdk-x5: folder of images for calibration"
+        "kit for a board: a new folder, named by --out, with the files that the board's tools need"
     )
     kit.add_argument(
-        "--images", type=count, metavar="N", help="rdk-x5: images for calibration (default: 100)"
+        "--kit", choices=KITS, metavar="BOARD", help=f"board to write a kit for: {', '.join(KITS)}"
     )
-    kit.add_argument(
+    cli.add_flags(kit, "--calibration", help="rdk-x5: folder of images to calibrate on")
+    cli.add_flags(
+        kit,
+        "--images",
+        help="rdk-x5: number of calibration images, taken evenly from the sorted files "
+        "(default: 100)",
+    )
+    cli.add_flags(
+        kit,
         "--data",
-        metavar="DIR",
-        help="ascend: folder with val/CLASS/IMAGE or test/CLASS/IMAGE; with --labels, of images",
+        help="ascend: folder with val/CLASS/IMAGE or test/CLASS/IMAGE; with --labels, a folder "
+        "of images",
     )
     kit.add_argument(
-        "--labels", metavar="FILE", help="ascend: a file name and the number of a class a line"
+        "--labels",
+        metavar="FILE",
+        help="ascend: text file with one image's file name and class number in each line",
     )
-    output = parser.add_argument_group("output")
-    output.add_argument("--json", action="store_true", help="print JSON instead of the report")
+    cli.add_flags(parser.add_argument_group("output"), "--json")
     args = parser.parse_args(argv)
     if not (args.arch or args.model):
         parser.error("give a checkpoint by --model, or --arch alone for random weights")
@@ -204,6 +208,14 @@ def target_path(args: argparse.Namespace, arch: str) -> Path:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
+
+    import models
+    from models import environment
+
+    from deployment import input_format, source
+    from weights import files
+
+    environment.return_freed_memory()
     model, preprocessing, metadata = source.load(args.model, args.arch, args.keep_branches)
     takes = preprocessing
     if args.color:
@@ -315,5 +327,4 @@ def _shape(dimensions: list) -> str:
 
 
 if __name__ == "__main__":
-    environment.return_freed_memory()
     utils.run(main)

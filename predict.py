@@ -10,18 +10,16 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-
-from models import environment
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
 import cli
 import utils
-from data import caption, sources
-from data.decoding import BadImageError
-from deployment import network
-from weights import catalog, checkpoint
+
+if TYPE_CHECKING:  # MegEngine takes a second to import, which --help need not
+    from deployment.network import Network
 
 EXAMPLES = """\
   python predict.py dog.jpg photos/ https://example.com/cat.png --model a0.pkl
@@ -32,30 +30,36 @@ EXAMPLES = """\
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = cli.ArgumentParser(__doc__, EXAMPLES)
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="file, folder or http(s) URL")
     parser.add_argument(
-        "--arch",
-        type=cli.arch_name,
-        metavar="NAME",
-        help="architecture (default: what the file says)",
+        "images", nargs="+", metavar="IMAGE", help="image file, folder of images or http(s) URL"
     )
-    parser.add_argument(
+    cli.add_flags(parser, "--arch")
+    cli.add_flags(
+        parser,
         "--model",
-        metavar="FILE",
-        help="checkpoint, .onnx or .mge (default: the newest best.pkl under checkpoints/)",
+        help="checkpoint, .onnx or .mge file (default: the newest best.pkl under checkpoints/)",
     )
     parser.add_argument(
-        "--top", type=cli.number(int, 1), default=5, metavar="N", help="classes an image"
+        "--top", type=cli.COUNT, default=5, metavar="N", help="number of classes to show per image"
     )
-    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    cli.add_flags(parser, "--json")
     parser.add_argument(
-        "--save", metavar="DIR", help="write each picture with its labels drawn on it"
+        "--save", metavar="DIR", help="folder to write each image to with its labels drawn on it"
     )
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
+
+    from models import environment
+
+    from data import caption, sources
+    from data.decoding import BadImageError
+    from deployment import network
+    from weights import catalog, checkpoint
+
+    environment.tune_for_training()
     path = catalog.locate(args.model) if args.model else checkpoint.newest_best()
     net = network.load(path, args.arch)
     names = list(sources.expand(args.images))
@@ -81,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
     return 2 if any("error" in result for result in results) else 0
 
 
-def _best(net: network.Network, image: np.ndarray, count: int) -> list[dict]:
+def _best(net: Network, image: np.ndarray, count: int) -> list[dict]:
     probabilities = net.probabilities(image)
     return [
         {"class": int(i), "name": net.classes[i], "probability": float(probabilities[i])}
@@ -95,5 +99,4 @@ def _save(picture: np.ndarray, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    environment.tune_for_training()
     utils.run(main)

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 import cli
 import utils
+from benchmarks import record
 from data import datasets
 from data.loader import Loader
 from data.transforms import Preprocessing
@@ -45,64 +46,52 @@ BASELINE = "W8A8 per-tensor, plain"  # what the chart compares with
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = cli.ArgumentParser(__doc__, EXAMPLES)
-    parser.add_argument(
-        "--arch",
-        type=cli.arch_name,
-        metavar="NAME",
-        help="architecture (default: what the file says)",
-    )
-    parser.add_argument(
+    cli.add_flags(parser, "--arch")
+    cli.add_flags(
+        parser,
         "--model",
         required=True,
-        metavar="FILE",
-        help="checkpoint in any layout that convert_pretrained_weight.py reads, or .onnx file of "
-        "export.py",
+        help="checkpoint in any layout that convert_pretrained_weight.py reads, or an .onnx file "
+        "that export.py wrote",
     )
-    parser.add_argument(
+    cli.add_flags(
+        parser,
         "--calibration",
-        metavar="DIR",
-        help="folder of images to calibrate on; only after train.py --qat it may be left out",
+        help="folder of images to calibrate on; optional for a network trained by train.py --qat",
     )
-    parser.add_argument(
-        "--images",
-        type=cli.number(int, 1),
-        default=64,
-        metavar="N",
-        help="of them, evenly over the sorted files",
-    )
-    parser.add_argument(
+    cli.add_flags(parser, "--images", default=64)
+    cli.add_flags(
+        parser,
         "--data",
-        metavar="DIR",
         help="folder with val/CLASS/IMAGE or test/CLASS/IMAGE to measure the accuracy on",
     )
-    parser.add_argument(
-        "--crop-ratio",
-        type=cli.number(float, 0, 1, open_low=True),
-        metavar="R",
-        help="side of the centre crop over the short side (default: the file's)",
-    )
+    cli.add_flags(parser, "--crop-ratio")
     parser.add_argument(
         "--weights",
         choices=("per-channel", "per-tensor"),
         default="per-channel",
-        help="scales of the weights in the file that is written; the report has both",
+        help="granularity of the weights' scales in the file; the report compares both",
     )
     parser.add_argument(
         "--full-range",
         action="store_true",
-        help="more exact weights, for CPUs with VNNI instructions and sessions with "
-        "session.x64quantprecision; other CPUs' kernels saturate with them",
+        help="use all of int8's range for the weights, which is more exact but saturates on CPUs "
+        "without VNNI instructions unless onnxruntime's session.x64quantprecision is set",
     )
     parser.add_argument(
         "--clip",
         choices=("auto", *ranges.CLIPS),
         default="auto",
-        help="ranges of the activations; auto: those with the least noise in the logits",
+        help="method that chooses the activations' ranges: %(choices)s; auto takes the one with "
+        "the least noise in the logits",
     )
     parser.add_argument(
-        "--out", metavar="FILE", help="file to write (default: NAME-int8.onnx beside the model)"
+        "--out",
+        metavar="FILE",
+        help="file to write (default: NAME-int8.onnx beside the model file)",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON instead of the report")
+    cli.add_flags(parser, "--json")
+    record.add_argument(parser)
     args = parser.parse_args(argv)
     per_tensor = args.weights == "per-tensor"
     if args.calibration is None and (per_tensor or args.full_range or args.clip != "auto"):
@@ -163,6 +152,8 @@ def main(argv: list[str] | None = None) -> int:
         "chart": str(chart),
     }
     print(json.dumps(result, indent=2) if args.json else _text(result, rows))
+    if args.record:
+        record.write(args.record, result)
     return 0
 
 
@@ -191,6 +182,8 @@ def write_trained(args: argparse.Namespace, target: Path) -> int:
         "bytes": target.stat().st_size,
         "sha256": sha256(target),
     }
+    if args.record:
+        record.write(args.record, result)
     if args.json:
         print(json.dumps(result, indent=2))
         return 0

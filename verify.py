@@ -12,16 +12,13 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
-
-import models
-from models import environment, equivalence
-
-import numpy as np
-from tqdm import tqdm
+from typing import TYPE_CHECKING
 
 import cli
 import utils
-from weights import checkpoint
+
+if TYPE_CHECKING:  # MegEngine takes a second to import, which --help need not
+    from models import equivalence
 
 # one of each structural kind: dense, made for int8, grouped, SE before the ReLU, SE after it,
 # several branches, depthwise with SE, a batch norm after the sum and two heads, ghost modules
@@ -53,12 +50,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     what.add_argument("--arch", nargs="+", metavar="NAME", default=None,
                       help="names of networks, or 'all'; patterns such as 'RepVGGB*' work too "
                            f"(default: {' '.join(DEFAULT_ARCHS)})")  # fmt: skip
-    what.add_argument("--model", metavar="FILE", help="a train-form checkpoint to verify instead")
-    what.add_argument("--size", type=cli.number(int, 1), metavar="PIXELS",
-                      help="side of the random images (default: that of a checkpoint's own images, "
-                           f"else {SIZE})")  # fmt: skip
-    output = parser.add_argument_group("output")
-    output.add_argument("--json", action="store_true", help="print JSON instead of the table")
+    cli.add_flags(what, "--model", help="a train-form checkpoint to verify instead")
+    cli.add_flags(
+        what,
+        "--size",
+        help=f"side of the random images (default: that of a checkpoint's own images, else {SIZE})",
+    )
+    cli.add_flags(parser.add_argument_group("output"), "--json")
     args = parser.parse_args(argv)
     if args.model is None:
         args.arch = cli.arch_names(args.arch or DEFAULT_ARCHS)
@@ -69,6 +67,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def comparisons(args: argparse.Namespace) -> Iterator[tuple[str, equivalence.Equivalence]]:
     """Compare both forms of every block and network that the arguments name: (name, result)."""
+    import models
+    from models import equivalence
+
+    import numpy as np
+
+    from weights import checkpoint
+
     rng = np.random.default_rng(0)
 
     def random_images(size: int) -> np.ndarray:
@@ -97,6 +102,13 @@ def comparisons(args: argparse.Namespace) -> Iterator[tuple[str, equivalence.Equ
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
+
+    import models
+    from models import environment, equivalence
+
+    from tqdm import tqdm
+
+    environment.tune_for_training()
     line = "{:39} {:>11} {:>2} {:>11} {:>10} {:>10} {:>7}  {}"
     header = line.format(
         "", "parameters", "->", "deployed", "max error", "relative", "argmax", "verdict"
@@ -136,5 +148,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    environment.tune_for_training()
     utils.run(main)

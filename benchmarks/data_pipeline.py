@@ -22,6 +22,8 @@ from multiprocessing.pool import Pool
 from pathlib import Path
 from unittest import mock
 
+from models import environment
+
 import numpy as np
 import psutil
 
@@ -159,10 +161,14 @@ def measure(
 
 
 def _process(name: str) -> Pool:
-    """In which `name` is to run; utils.py then leaves others' as a GPU's owner has them."""
+    """Start the process that the pipeline `name` is to run in.
+
+    Only this project's pipeline runs with its memory settings, which are for CPUs alone: the device
+    "xpux" of the others turns them off.
+    """
     device = {} if name.startswith("ours") else {"MGE_DEFAULT_DEVICE": "xpux"}
     with mock.patch.dict(os.environ, device):
-        pool = get_context("spawn").Pool(1)
+        pool = get_context("spawn").Pool(1, environment.tune_for_training)
         pool.apply(os.getpid)  # it has started
     return pool
 

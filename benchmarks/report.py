@@ -11,7 +11,10 @@ from typing import Any
 
 import tabulate
 
+import cli
 from utils import write_atomically
+
+from . import record
 
 tabulate.MIN_PADDING = 0  # of headings
 
@@ -131,19 +134,25 @@ LAYOUTS = {  # of each sub-command
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that say what is given out, and where to."""
-    parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
-    parser.add_argument("--csv", metavar="FILE", help="write the rows as CSV too")
-    parser.add_argument("--chart", metavar="FILE", help="draw them too, as a PNG")
+    """Add the flags that choose the forms of a report."""
+    cli.add_flags(parser, "--json")
+    parser.add_argument("--csv", metavar="FILE", help="CSV file to write the results to")
+    parser.add_argument("--chart", metavar="FILE", help="PNG file to draw the results in as bars")
+    record.add_argument(parser)
 
 
-def give_out(args: argparse.Namespace, title: str, rows: Rows, layout: Layout) -> None:
-    """Print the rows, and write the files asked for. Raises UserError where that cannot be."""
+def write_report(args: argparse.Namespace, title: str, rows: Rows, layout: Layout) -> None:
+    """Print the rows and write the files that `args` names.
+
+    Raises UserError when a file cannot be written.
+    """
     print(json.dumps(rows, indent=2) if args.json else f"{title}\n{table(rows, layout)}")
     if args.csv:
         write_atomically(args.csv, lambda file: file.write(as_csv(rows)))
     if args.chart:
         write_atomically(args.chart, lambda file: file.write(chart(title, rows, layout)))
+    if args.record:
+        record.write(args.record, rows)
 
 
 def table(rows: Rows, layout: Layout) -> str:

@@ -128,7 +128,7 @@ def memory_of_steps(point: Point, rounds: int) -> list[dict]:
     found = {variant: [] for variant in MEMORY}
     for _ in range(rounds):
         for variant in MEMORY:
-            with context.Pool(1) as pool:
+            with context.Pool(1, environment.tune_for_training) as pool:
                 found[variant].append(pool.apply(_peak_and_seconds, (point, variant)))
     medians = {
         variant: [statistics.median(values) for values in zip(*pairs, strict=True)]

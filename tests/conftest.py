@@ -70,8 +70,9 @@ def image_folder(tmp_path):
 
 
 @pytest.fixture
-def command(capfd):
+def command(capfd, monkeypatch):
     """Runs a command's main in this process: (exit status, stdout, stderr)."""
+    monkeypatch.setattr(environment, "return_freed_memory", lambda: None)  # others train after it
 
     def run(name, *arguments):
         module = importlib.import_module(name)

@@ -1,0 +1,87 @@
+"""Records of results, docs/results/NAME.json: the figures of a command and what they depend on."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import shlex
+import sys
+from contextlib import suppress
+from datetime import date
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import utils
+
+FOLDER = utils.ROOT / "docs" / "results"
+_PACKAGES = ("megengine", "numpy", "opencv-python", "onnx", "onnxruntime", "openvino", "torch",
+             "timm", "pillow")  # fmt: skip
+_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni")
+_PARENT_FOLDERS = re.compile(r'(?<![\w.~/:-])(?:/[^/\s"]+)+/')  # of an absolute path; not of a URL
+
+
+def name(text: str) -> str:
+    """Return the name of a record, which becomes a file name; an argparse type."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a name of letters, digits, '.', '_' and '-'; "
+            "give one such as repvgg_a0-int8"
+        )
+    return text
+
+
+def add_argument(parser: argparse._ActionsContainer) -> None:
+    """Add --record."""
+    parser.add_argument(
+        "--record",
+        type=name,
+        metavar="NAME",
+        help="write the results, with the command, the date, the machine and the versions, to "
+        "docs/results/NAME.json, which the documentation's tables are made from",
+    )
+
+
+def write(record: str, figures: Any) -> None:
+    """Write `figures`, plain values as --json prints them, to docs/results/`record`.json.
+
+    Absolute paths are shortened to the name of the file, as the records are published. Raises
+    UserError when the file cannot be written; an earlier record is then untouched.
+    """
+    contents = {
+        "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "date": date.today().isoformat(),
+        "machine": machine(),
+        "versions": versions(),
+        "figures": figures,
+    }
+    text = _PARENT_FOLDERS.sub("", json.dumps(contents, indent=2, ensure_ascii=False)) + "\n"
+    utils.write_atomically(FOLDER / f"{record}.json", lambda file: file.write(text.encode()))
+
+
+def machine() -> dict[str, Any]:
+    """Return the processor's model, the cores that this process may use, and SIMD features."""
+    text = ""
+    with suppress(OSError):  # Linux has this file, others have not
+        text = Path("/proc/cpuinfo").read_text()
+    fields = dict(re.findall(r"^(model name|flags)\s*: (.*)$", text, re.MULTILINE))
+    flags = fields.get("flags", "").split()
+    own = hasattr(os, "sched_getaffinity")  # Linux
+    return {
+        "processor": fields.get("model name") or platform.processor() or platform.machine(),
+        "cores": len(os.sched_getaffinity(0)) if own else os.cpu_count(),
+        "features": [feature for feature in _FEATURES if feature in flags],
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that decide about results."""
+    installed = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            installed[package] = metadata.version(package)
+    return installed
