@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 import cli
 import utils
+import weights
 from data import datasets
 from data.evaluation import Score, evaluate
 from data.loader import Loader
@@ -127,13 +128,13 @@ def run(args: argparse.Namespace, workers: Workers) -> int:
     path = Path(args.model) if args.model else checkpoint.newest_best()
     if not args.model:
         say(f"testing the newest checkpoint, {path}")
-    found = checkpoint.read(path)
+    found = checkpoint.read(path, args.arch)
     if args.deploy == 1 and found.form == "train":
         raise checkpoint.CheckpointError(
             f"{path} is in train form, but --deploy 1 expects the deploy form; "
             "use --switch-deploy 1 to fuse it"
         )
-    model = checkpoint.load_model(path, args.arch, deploy=False if args.deploy == 0 else None)
+    model = weights.load(found, args.arch, deploy=False if args.deploy == 0 else None)
 
     dataset = datasets.image_folder(args.data, "val") if args.data else datasets.digits()[1]
     dataset = datasets.with_class_order(dataset, found.num_classes, found.classes)

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 import cli
 import utils
+import weights
 from weights import checkpoint
 
 # one of each structural kind: dense, made for int8, grouped, SE before the ReLU, SE after it,
@@ -75,7 +76,7 @@ def proofs(args: argparse.Namespace) -> Iterator[tuple[str, equivalence.Equivale
     if args.model:
         arch = args.arch and models.canonical_name(args.arch[0])
         found = checkpoint.read(args.model, arch)
-        network = checkpoint.load_model(found, arch, deploy=False)
+        network = weights.load(found, arch, deploy=False)
         # At another size than it has learnt, logits may reach 1e7 and rounding errors as well.
         images = random_images(args.size or found.preprocessing.size)
         yield network.arch, equivalence.compare(network, images)
