@@ -22,6 +22,7 @@ import numpy as np
 
 import cli
 import utils
+import weights
 from weights import catalog, checkpoint, convert, files
 
 EXAMPLES = """\
@@ -74,71 +75,67 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def read(path: Path, args: argparse.Namespace) -> tuple[checkpoint.Checkpoint, dict]:
-    """The checkpoint in our layout, and what to report of the file it came from."""
-    contents = files.read(path)
-    if args.source is None and checkpoint.is_ours(contents):
-        found = checkpoint.read(path)
-        if args.model_arch not in (None, found.arch):
-            raise checkpoint.CheckpointError(
-                f"{path} holds {found.arch}, but --model-arch says {args.model_arch}"
-            )
-        return found, {"source": "this project", "mapped": len(found.state_dict), "dropped": []}
-    foreign = convert.recognize(contents, path, args.model_arch, args.source)
-    report = {
-        "source": f"{foreign.source.name} ({foreign.source.title})",
-        "mapped": len(foreign.state_dict),
-        "dropped": foreign.dropped,
-    }
-    return checkpoint.of_foreign(foreign, path), report
+def read(path: Path, args: argparse.Namespace) -> checkpoint.Checkpoint:
+    """Return the checkpoint in a file; raise CheckpointError unless it is of --model-arch."""
+    converted = checkpoint.read(path, args.model_arch, args.source)
+    if args.model_arch not in (None, converted.arch):
+        raise checkpoint.CheckpointError(
+            f"{path} holds {converted.arch}, but --model-arch says {args.model_arch}"
+        )
+    return converted
 
 
-def prove(path: Path, args: argparse.Namespace) -> float:
-    """The relative error of fusing the network in a file (0 for one that is fused already).
+def relative_error_of_fusion(path: Path, args: argparse.Namespace) -> float:
+    """Return the relative error of fusing the network in a file, 0 for one that is fused already.
 
     Raises ConversionError when it is too large, or a weight or an output is not finite.
     """
-    found, _ = read(path, args)
-    for key, value in found.state_dict.items():  # ReLU may hide a NaN
+    converted = read(path, args)
+    for key, value in converted.state_dict.items():  # ReLU may hide a NaN
         if not np.isfinite(value).all() or (key.endswith("running_var") and value.min() < 0):
             raise convert.ConversionError(
                 f"{path} was not converted: {key} holds numbers that are not finite, or negative "
                 "variances; give a checkpoint of a training that did not diverge"
             )
-    model = checkpoint.load_model(found)
-    del found  # the file's tensors and both forms of the network are much memory together
+    model = weights.load(converted)
+    del converted  # the file's tensors and both forms of the network are much memory together
     images = np.random.default_rng(0).standard_normal((4, 3, 64, 64)).astype(np.float32)
-    proof = equivalence.compare(model, images, consume=True)
-    if not proof.holds:
+    check = equivalence.compare(model, images, consume=True)
+    if not check.holds:
         raise convert.ConversionError(
             f"{path} was not converted: fusing it moves the logits by "
-            f"{proof.relative_error:.1e} of the largest, above {equivalence.TOLERANCE:.0e}"
+            f"{check.relative_error:.1e} of the largest, above {equivalence.TOLERANCE:.0e}"
         )
-    return proof.relative_error
+    return check.relative_error
 
 
-def target_path(save_dir: str, found: checkpoint.Checkpoint, suffix: str) -> Path:
-    """The file to write: `save_dir` itself when it has a suffix, else one in it."""
+def target_path(save_dir: str, converted: checkpoint.Checkpoint, suffix: str) -> Path:
+    """Return the file to write: `save_dir` itself when it has a suffix, else one in it."""
     path = Path(save_dir)
     if path.suffix and not os.path.isdir(path):  # False too for a name too long
         return path
-    return path / f"{found.arch}{'-deploy' if found.form == 'deploy' else ''}{suffix}"
+    form = "-deploy" if converted.form == "deploy" else ""
+    return path / f"{converted.arch}{form}{suffix}"
 
 
-def save_export(found: checkpoint.Checkpoint, layout: str, save_dir: str) -> Path:
-    """Write `found` in another repository's layout; read back in memory, it must be the same."""
-    tensors = convert.export(found.state_dict, found.arch, layout)
-    again = convert.recognize(tensors, found.path, found.arch, layout).state_dict
-    if any(not np.array_equal(again[key], value) for key, value in found.state_dict.items()):
-        raise convert.ConversionError(f"{layout} cannot hold {found.arch} exactly")
+def save_export(converted: checkpoint.Checkpoint, layout: str, save_dir: str) -> Path:
+    """Write a checkpoint in another repository's layout, and return the file.
+
+    Raises ConversionError when the tensors, converted back, are not the same to the last bit.
+    """
+    state_dict = converted.state_dict
+    tensors = convert.export(state_dict, converted.arch, layout)
+    again = convert.recognize(tensors, converted.path, converted.arch, layout).state_dict
+    if any(not np.array_equal(again[key], value) for key, value in state_dict.items()):
+        raise convert.ConversionError(f"{layout} cannot hold {converted.arch} exactly")
     if layout in ("basecls", "port"):
-        target = target_path(save_dir, found, ".pkl")
+        target = target_path(save_dir, converted, ".pkl")
         content = OrderedDict(sorted(tensors.items()))
         utils.write_atomically(target, lambda file: pickle.dump(content, file))
     else:
         from safetensors.numpy import save
 
-        target = target_path(save_dir, found, ".safetensors")
+        target = target_path(save_dir, converted, ".safetensors")
         content = {key: np.ascontiguousarray(value) for key, value in tensors.items()}
         utils.write_atomically(target, lambda file: file.write(save(content)))
     return target
@@ -172,55 +169,63 @@ def show_list(as_json: bool) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Convert, or list."""
+    """Convert one file, or list what is published; return the exit status."""
     args = parse_args(argv)
     if args.list:
         show_list(args.json)
         return 0
     path = catalog.locate(args.origin_dir)
-    error = prove(path, args)
-    found, report = read(path, args)
+    error = relative_error_of_fusion(path, args)
+    # Read a second time: with the file's tensors kept through the equivalence check, which has
+    # both forms of the network, a large network would take three times the memory of its file.
+    converted = read(path, args)
     if args.export:
-        target = save_export(found, args.export, args.save_dir)
+        target = save_export(converted, args.export, args.save_dir)
     else:
-        target = target_path(args.save_dir, found, ".pkl")
-        checkpoint.save(found, target)
-    report |= {
-        "arch": found.arch,
-        "options": found.options,
-        "form": found.form,
-        "classes": found.num_classes,
-        "colour_order": found.preprocessing.color,
+        target = target_path(args.save_dir, converted, ".pkl")
+        checkpoint.save(converted, target)
+    report = {
+        "source": converted.source,
+        "mapped": len(converted.state_dict),
+        "dropped": converted.dropped,
+        "arch": converted.arch,
+        "options": converted.options,
+        "form": converted.form,
+        "classes": converted.num_classes,
+        "colour_order": converted.preprocessing.color,
         "relative_error": error,
         "output": str(target),
         "sha256": files.sha256(target),
     }
     if args.json:
         print(json.dumps(report, indent=2))
-        return 0
+    else:
+        show(report, args.export)
+    return 0
+
+
+def show(report: dict, export: str | None) -> None:
+    """Print the report of a conversion."""
     counters = [key for key in report["dropped"] if key.endswith("num_batches_tracked")]
     others = [key for key in report["dropped"] if key not in counters]
     dropped = ([f"{len(counters)} x num_batches_tracked"] if counters else []) + others
-    architecture = ", ".join([found.arch, *(f"{k}={v}" for k, v in found.options.items())])
-    proof = f"relative error {error:.1e} after fusion"
-    if found.form == "deploy":
-        proof = "fused already; the logits are finite"
+    architecture = ", ".join([report["arch"], *(f"{k}={v}" for k, v in report["options"].items())])
+    verified = f"relative error {report['relative_error']:.1e} after fusion"
+    if report["form"] == "deploy":
+        verified = "fused already; the logits are finite"
     for label, value in (
         ("source", report["source"]),
-        ("architecture", f"{architecture}, {found.form} form, {found.num_classes} classes"),
+        ("architecture", f"{architecture}, {report['form']} form, {report['classes']} classes"),
         ("tensors", f"{report['mapped']} mapped; dropped: {', '.join(dropped) or 'none'}"),
-        ("colour order", found.preprocessing.color),
-        ("verified", proof),
-        ("layout", args.export or "this project's"),
-        ("output", target),
+        ("colour order", report["colour_order"]),
+        ("verified", verified),
+        ("layout", export or "this project's"),
+        ("output", report["output"]),
         ("sha256", report["sha256"]),
     ):
         print(f"{label + ':':14}{value}")
-    if args.export:
-        print(
-            f"note: feed it {found.preprocessing.color} images, whatever {args.export} usually does"
-        )
-    return 0
+    if export:
+        print(f"note: feed it {report['colour_order']} images, whatever {export} usually does")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import megengine.module as M
 import numpy as np
 
 import utils
+import weights
 from data import datasets, mixing
 from data.contact_sheet import contact_sheet
 from data.loader import Loader
@@ -121,10 +122,10 @@ def train(args: argparse.Namespace, workers: Workers) -> int:
     preprocessing, dropped = Preprocessing(), []
     if resume_from is not None:
         found = checkpoint.read(resume_from, args.arch)
-        model = checkpoint.load_model(found, args.arch, num_classes, deploy=False)
+        model = weights.load(found, args.arch, num_classes, deploy=False)
     elif args.pretrained is not None:
         found = checkpoint.read(catalog.locate(args.pretrained), args.arch)
-        model, dropped = checkpoint.load_for_fine_tuning(found, args.arch, num_classes)
+        model, dropped = weights.load_for_fine_tuning(found, args.arch, num_classes)
     else:
         found = None
         model = models.create(args.arch, num_classes)

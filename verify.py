@@ -72,6 +72,7 @@ def comparisons(args: argparse.Namespace) -> Iterator[tuple[str, equivalence.Equ
 
     import numpy as np
 
+    import weights
     from weights import checkpoint
 
     rng = np.random.default_rng(0)
@@ -82,7 +83,7 @@ def comparisons(args: argparse.Namespace) -> Iterator[tuple[str, equivalence.Equ
     if args.model:
         arch = args.arch and models.canonical_name(args.arch[0])
         trained = checkpoint.read(args.model, arch)
-        network = checkpoint.load_model(trained, arch, deploy=False)
+        network = weights.load(trained, arch, deploy=False)
         # At a size it was not trained at, logits may reach 1e7, and rounding errors grow with them.
         images = random_images(args.size or trained.preprocessing.size)
         yield network.arch, equivalence.compare(network, images)

@@ -14,6 +14,7 @@ import models
 import megengine.module as M
 from tqdm import tqdm
 
+import weights
 from data import datasets
 from data.evaluation import Score, evaluate
 from data.loader import Loader
@@ -34,13 +35,13 @@ def run(args: argparse.Namespace, workers: Workers) -> int:
     path = Path(args.model) if args.model else checkpoint.newest_best()
     if not args.model:
         say(f"testing the newest checkpoint, {path}")
-    contents = checkpoint.read(path)
+    contents = checkpoint.read(path, args.arch)
     if args.deploy == 1 and contents.form == "train":
         raise checkpoint.CheckpointError(
             f"{path} is in train form, but --deploy 1 expects the deploy form; "
             "use --switch-deploy 1 to fuse it"
         )
-    model = checkpoint.load_model(path, args.arch, deploy=False if args.deploy == 0 else None)
+    model = weights.load(contents, args.arch, deploy=False if args.deploy == 0 else None)
     loader = _loader(args, contents, workers)
 
     def test(network: M.Module, form: str) -> dict[str, Any]:

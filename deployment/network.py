@@ -11,6 +11,7 @@ from typing import Any
 import megengine as mge
 import numpy as np
 
+import weights
 from data import datasets
 from data.transforms import Preprocessing
 from utils import UserError
@@ -58,7 +59,7 @@ def load(path: str | PathLike, arch: str | None = None) -> Network:
             raise UserError(f"there is no file {path}; give one that export.py wrote")
         return _described(path, arch, *(_load_onnx(path) if kind == ".onnx" else _load_mge(path)))
     found = checkpoint.read(path, arch)
-    model = checkpoint.load_model(found, arch, deploy=True)
+    model = weights.load(found, arch, deploy=True)
     model.eval()
     classes = datasets.class_names(found.classes, found.num_classes)
     return Network(

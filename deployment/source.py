@@ -9,6 +9,7 @@ from models import equivalence
 
 import megengine.module as M
 
+import weights
 from data.transforms import Preprocessing
 from utils import UserError
 from weights import catalog, checkpoint, files
@@ -36,7 +37,7 @@ def load(
                 f"{path} is in deploy form, where no branches are left to keep; "
                 "leave out --keep-branches, or give the train-form file it was fused from"
             )
-        model = checkpoint.load_model(found, arch, deploy=not keep_branches)
+        model = weights.load(found, arch, deploy=not keep_branches)
         preprocessing, classes = found.preprocessing, found.classes
         source = {"source": path.name, "source_sha256": files.sha256(path)}
     return model, preprocessing, {

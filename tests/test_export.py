@@ -11,6 +11,7 @@ import numpy as np
 import onnxruntime
 import pytest
 
+import weights
 from data.transforms import Preprocessing
 from deployment.mge_runtime import MgeFile
 from weights import checkpoint, files
@@ -33,7 +34,7 @@ def best(tmp_path_factory):
 def logits(path, pictures):
     """The live network's, in deploy form, for uint8 BGR pictures."""
     found = checkpoint.read(path)
-    model = checkpoint.load_model(found, deploy=True)
+    model = weights.load(found, deploy=True)
     model.eval()
     images = np.stack([found.preprocessing.normalize(picture) for picture in pictures])
     return model(mge.Tensor(images)).numpy()
@@ -143,7 +144,7 @@ def test_errors_are_one_sentence(command, best, tmp_path, monkeypatch, options, 
 
 def test_a_fused_file_has_no_branches(command, best, tmp_path):
     found = checkpoint.read(best)
-    deployed = checkpoint.load_model(found, deploy=True)
+    deployed = weights.load(found, deploy=True)
     path = tmp_path / "best-deploy.pkl"
     checkpoint.save(checkpoint.of_model(deployed, found.preprocessing, CLASSES), path)
     status, _, err = command("export", "--model", path, "--keep-branches")

@@ -19,7 +19,7 @@ from deployment.int8 import weights
 from tests.support import write_image_folder
 from training import qat
 from training.distributed import Workers
-from weights import checkpoint
+from weights import checkpoint, loading
 
 
 @pytest.fixture
@@ -165,7 +165,7 @@ def test_after_training_for_int8_no_images_are_needed(command, trained, photos, 
 
     found = checkpoint.read(trained)
     images = np.random.default_rng(0).standard_normal((8, 3, 32, 32), np.float32)
-    quantized = qat.FakeQuantized(checkpoint.load_model(found))
+    quantized = qat.FakeQuantized(loading.load(found))
     quantized.calibrate([images], Workers())
     quantized.eval()
     found.activation_ranges = dict(quantized.ranges)

@@ -8,6 +8,7 @@ import megengine as mge
 import megengine.module as M
 import numpy as np
 
+import weights
 from data.transforms import Preprocessing
 from utils import UserError
 from weights import catalog, checkpoint, files
@@ -57,7 +58,7 @@ def open_teacher(text: str, classes: list[str], given: Preprocessing) -> Teacher
         raise UserError(f"--teacher {text}: {error}") from None
     path = catalog.locate(file)
     found = checkpoint.read(path, arch)
-    model = checkpoint.load_model(found, arch, len(classes), deploy=True)
+    model = weights.load(found, arch, len(classes), deploy=True)
     if found.classes is not None and found.classes != classes:
         raise UserError(
             f"the teacher {path} knows other classes than the data, such as {found.classes[0]!r}; "

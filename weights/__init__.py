@@ -3,34 +3,16 @@
 import weights
 net = weights.load("best.pkl")                          # the network that the file holds
 net = weights.load("RepVGG-A0-train.pth", deploy=True)  # another repository's, fused
+
+From a file to a network, a module a step:
+
+    catalog      name of published weights or URL -> local file (by download)
+    files        file -> contents: what a pickle, PyTorch, safetensors or .npz file holds
+    convert      contents of another repository's file -> layout, architecture, tensors renamed
+    checkpoint   either -> Checkpoint; and back into a file
+    loading      Checkpoint -> network
 """
 
-from __future__ import annotations
+from .loading import load, load_for_fine_tuning
 
-from os import PathLike
-
-import megengine.module as M
-
-from . import catalog, checkpoint
-
-__all__ = ["load"]
-
-
-def load(
-    path: str | PathLike,
-    arch: str | None = None,
-    num_classes: int | None = None,
-    deploy: bool | None = None,
-) -> M.Module:
-    """Return the network in a checkpoint of any known layout, in training mode.
-
-    Args:
-        path: a file, an http(s) URL, or the name of published weights such as "basecls:repvgg_a0".
-        arch, num_classes: what the file must hold, where that is known.
-        deploy: True for the deploy form, fusing a train-form file; False for the train form, which
-            a deploy-form file no longer has; None for the form that the file is in.
-
-    Raises utils.UserError where the file is missing, damaged, asks for code or holds something
-    else.
-    """
-    return checkpoint.load_model(catalog.locate(str(path)), arch, num_classes, deploy)
+__all__ = ["load", "load_for_fine_tuning"]

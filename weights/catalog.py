@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
 
@@ -176,11 +178,13 @@ PUBLISHED = (
 )
 
 
-def locate(text: str) -> Path:
-    """The local file that `text` names: a path, an http(s) URL or "basecls:repvgg_a0".
+def locate(source: str | PathLike) -> Path:
+    """Return the local file of a path, an http(s) URL or a name such as "basecls:repvgg_a0".
 
-    What is not local is downloaded to the cache. Raises UserError when it is not to be had.
+    What is not local is downloaded to the cache. Raises UserError when that fails, and for a name
+    that is not published.
     """
+    text = os.fspath(source)
     if text.startswith("basecls:"):
         name = text.removeprefix("basecls:")
         if name not in basecls.PUBLISHED:
@@ -189,7 +193,7 @@ def locate(text: str) -> Path:
             )
         text = basecls.URL.format(name)
     if "://" in text:
-        from .download import fetch
+        from .download import fetch  # requests takes a while, which a local file need not
 
         return fetch(text)
     return Path(text)

@@ -1,23 +1,22 @@
-"""From a file of any known layout to this project's checkpoint, and back."""
+"""Other repositories' layouts: recognizing the contents of a file, and exporting ours to one."""
 
 from __future__ import annotations
 
-import gc
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from functools import cache
 from os import PathLike
-from typing import Any
+from typing import Any, NamedTuple
 
 import models
-from models import init
 
 import numpy as np
 
+from data.transforms import Preprocessing
 from utils import UserError
 
-from . import apple, basecls, dingxiaoh, files, port, repghost, repvit, timm
-from .keymap import Source, Tensors, reshaped
+from . import apple, basecls, dingxiaoh, port, repghost, repvit, timm
+from .keymap import Source, Tensors
+from .state import Shapes, class_count, form_of, misfits, reshaped, shapes_of
 
 SOURCES = (
     basecls.REPVGG,
@@ -34,6 +33,9 @@ SOURCES = (
     repvit.TIMM,
 )
 
+# Where checkpoints keep the weights beside other things; averaged weights are the ones evaluated.
+_NESTED = ("state_dict_ema", "model_ema", "state_dict", "model")
+
 
 class ConversionError(UserError):
     """Tensors that are not those of a known network; the message lists them."""
@@ -41,17 +43,25 @@ class ConversionError(UserError):
 
 @dataclass
 class Foreign:
-    """A recognized checkpoint of another repository, in our names and shapes."""
+    """A recognized checkpoint of another repository, in this project's names and shapes.
+
+    Attributes:
+        source: the layout of the file.
+        arch, options: name and options of the network for models.create.
+        num_classes: length of the logits.
+        state_dict: name -> float32 array; a view of the file's array where no change is needed.
+        dropped: keys of the file that were left out on purpose.
+    """
 
     source: Source
     arch: str
-    options: dict[str, Any]  # of models.create
+    options: dict[str, Any]
     num_classes: int
     state_dict: Tensors
-    dropped: list[str]  # their keys that were left out on purpose
+    dropped: list[str]
 
     @property
-    def preprocessing(self):
+    def preprocessing(self) -> Preprocessing:
         """What the source trained and tested this architecture with."""
         size, crop_ratio = self.source.sizes.get(self.arch, (224, 0.875))
         return replace(self.source.preprocessing, size=size, crop_ratio=crop_ratio)
@@ -60,93 +70,48 @@ class Foreign:
 def recognize(
     contents: Any, path: str | PathLike, arch: str | None = None, source: str | None = None
 ) -> Foreign:
-    """What a file's contents are, from the names and shapes of their tensors.
+    """Return what a file's contents are, told from the names and shapes of their tensors.
 
     Args:
-        contents: what files.read gave.
-        path: for messages.
-        arch, source: what they must be, if that is known.
+        contents: what files.read returned.
+        path: the file, for messages.
+        arch, source: architecture and layout that they must be of, where that is known.
 
     Raises ConversionError when a tensor is unknown, missing or of another shape, or when `arch` or
-    `source` contradict what was found.
+    `source` contradict the contents.
     """
-    tensors = files.tensors_of(contents)
-    if not tensors:
-        raise ConversionError(f"{path} holds no tensors; give a checkpoint or a state dict")
-    if odd := [key for key, tensor in tensors.items() if tensor.dtype.kind not in "biuf"]:
-        raise ConversionError(f"{path} has tensors that are no real numbers: {_some(odd)}")
-    candidates = [s for s in SOURCES if source in (None, s.name)]
-    mapped = [(candidate, *candidate.to_ours(tensors)) for candidate in candidates]
-    ranks = [(len(unknown), -len(ours)) for _, ours, _, unknown in mapped]
-    # several are left where families share their keys; the shapes tell them apart
-    best = [m for m, rank in zip(mapped, ranks, strict=True) if rank == min(ranks)]
-    found, ours, dropped, unknown = best[0]
-    if not ours or len(unknown) > len(ours):
-        what = f"layout {source!r}" if source else "any known layout"
+    renamings = _renamings(_tensors_in(contents, path), path, source)
+    network = _fitting_network(renamings, path, arch)
+    if arch not in (None, network.arch):
         raise ConversionError(
-            f"{path} is not in {what}: it has keys such as {_some(unknown)}; "
-            f"the layouts are {', '.join(sorted({s.name for s in SOURCES}))}"
+            f"{path} holds {network.arch}, but {arch} was asked for; leave the architecture out or "
+            f"say {network.arch}"
         )
-    if unknown:
-        raise ConversionError(
-            f"{path} ({found.title}) has tensors that no rule knows: {_some(unknown)}"
-        )
-    num_classes = class_count(ours) or 1000
-    form = form_of(ours)
-    archs = {  # name -> its layout
-        name: option
-        for option in reversed(best)
-        for name in models.list_models()
-        # nobody else has "-qa" in train form, and the deploy form is that of the twin without
-        if fnmatchcase(name, option[0].archs) and (name == arch or not name.endswith("-qa"))
-    }
-
-    def options_of(name: str) -> dict[str, Any]:
-        if form == "deploy" or name not in archs:
-            return {}
-        source, tensors, _, _ = archs[name]
-        return source.options(tensors)
-
-    def problems_of(name: str) -> list[str]:
-        shapes = shapes_of(name, num_classes, form, **options_of(name))
-        return misfits(archs.get(name, best[0])[1], shapes)
-
-    order = sorted(archs, key=lambda name: name != arch)  # the one asked for first
-    fitting = next((name for name in order if not problems_of(name)), None)
-    if fitting is None:
-        nearest = arch or min(archs, key=lambda name: len(problems_of(name)))
-        problems = _some(problems_of(nearest))
-        where = f"{path} ({found.title})"
-        if arch is not None:
-            raise ConversionError(f"{where} does not fit {arch}: {problems}")
-        raise ConversionError(
-            f"{where} fits no architecture; the nearest is {nearest}, but {problems}"
-        )
-    if arch not in (None, fitting):
-        raise ConversionError(
-            f"{path} holds {fitting}, but {arch} was asked for; leave the architecture out or "
-            f"say {fitting}"
-        )
-    arch = fitting
-    found, ours, dropped, _ = archs[arch]
-    options = options_of(arch)
-    shapes = shapes_of(arch, num_classes, form, **options)
-    with np.errstate(over="ignore"):  # infinite weights are refused when the network is proven
-        state = {
+    renaming, shapes = network.renaming, network.shapes
+    with np.errstate(over="ignore"):  # the equivalence check refuses infinite weights
+        state_dict = {
             key: reshaped(tensor, shapes[key]).astype(np.float32, copy=False)
-            for key, tensor in ours.items()
+            for key, tensor in renaming.tensors.items()
         }
-    return Foreign(found, arch, options, num_classes, state, dropped)
+    return Foreign(
+        renaming.source,
+        network.arch,
+        network.options,
+        network.num_classes,
+        state_dict,
+        renaming.dropped,
+    )
 
 
 def export(state_dict: Tensors, arch: str, name: str) -> Tensors:
-    """A state dict of ours, in either form, in the layout of the source called `name`."""
-    source = next(
-        (s for s in SOURCES if s.name == name and fnmatchcase(arch, s.archs)),
-        None,
-    )
+    """Return a state dict of this project, in either form, in the layout called `name`.
+
+    Raises ConversionError when that layout has no such architecture, or no place for a tensor.
+    """
+    sources = [source for source in SOURCES if fnmatchcase(arch, source.archs)]
+    source = next((source for source in sources if source.name == name), None)
     if source is None:
-        names = sorted({s.name for s in SOURCES if fnmatchcase(arch, s.archs)})
+        names = sorted({source.name for source in sources})
         raise ConversionError(f"{name} has no {arch}; it can be exported as {', '.join(names)}")
     try:
         return source.from_ours(state_dict)
@@ -156,38 +121,129 @@ def export(state_dict: Tensors, arch: str, name: str) -> Tensors:
         ) from None
 
 
-def form_of(state_dict: dict[str, Any]) -> str:
-    """ "deploy" when the tensors (in our names) are those of fused blocks, else "train"."""
-    return "deploy" if any(".reparam." in key for key in state_dict) else "train"
+# ---------------------------------------------------------------- contents -> tensors
 
 
-def class_count(state_dict: Tensors) -> int | None:
-    """The length of the logits, from the classifier in our names; None where there is none."""
-    heads = (state_dict.get(key) for key in ("linear.weight", "head.linear.weight"))
-    return next((len(head) for head in heads if head is not None and head.ndim and head.size), None)
+def _tensors_in(contents: Any, path: str | PathLike) -> Tensors:
+    tensors = _unwrapped(contents)
+    if not tensors:
+        raise ConversionError(f"{path} holds no tensors; give a checkpoint or a state dict")
+    if odd := [key for key, tensor in tensors.items() if tensor.dtype.kind not in "biuf"]:
+        raise ConversionError(f"{path} has tensors that are no real numbers: {_some(odd)}")
+    return tensors
 
 
-@cache
-def shapes_of(arch: str, num_classes: int, form: str, **options: Any) -> dict[str, tuple[int, ...]]:
-    """Key -> shape of every tensor of a network here."""
-    with init.uninitialized():
-        model = models.create(arch, num_classes, deploy=form == "deploy", **options)
-    shapes = models.state_shapes(model)
-    del model
-    gc.collect()  # a Module is in cycles, and large
-    return shapes
+def _unwrapped(contents: Any) -> Tensors:
+    """Return the flat dict of arrays within "model" and the like, without the prefix "module."."""
+    while isinstance(contents, dict):
+        tensors = {key: value for key, value in contents.items() if _is_array(value)}
+        if tensors and all(isinstance(key, str) for key in tensors):
+            prefix = "module." if all(key.startswith("module.") for key in tensors) else ""
+            return {key.removeprefix(prefix): value for key, value in tensors.items()}
+        inner = (contents[key] for key in _NESTED if isinstance(contents.get(key), dict))
+        contents = next((value for value in inner if value), None)
+    return {}
 
 
-def misfits(ours: Tensors, shapes: dict[str, tuple[int, ...]]) -> list[str]:
-    """What keeps renamed tensors from being those of a network with these shapes, a phrase each."""
-    problems = [f"{key} is missing" for key in shapes if key not in ours]
-    problems += [f"{key} is unknown" for key in ours if key not in shapes]
-    problems += [
-        f"{key} has shape {tuple(ours[key].shape)} instead of {shape}"
-        for key, shape in shapes.items()
-        if key in ours and reshaped(ours[key], shape) is None
+def _is_array(value: Any) -> bool:
+    return isinstance(value, np.ndarray | np.generic)
+
+
+# ---------------------------------------------------------------- tensors -> layout
+
+
+class _Renaming(NamedTuple):
+    """The tensors of a file, renamed by the rules of one layout."""
+
+    source: Source
+    tensors: Tensors
+    dropped: list[str]
+    unknown: list[str]  # keys that no rule knows
+
+
+def _renamings(tensors: Tensors, path: str | PathLike, source: str | None) -> list[_Renaming]:
+    """Return the tensors in the layouts whose rules know the most of their keys.
+
+    Several are left where families share their keys; the shapes tell them apart.
+    """
+    renamings = [
+        _Renaming(candidate, *candidate.to_ours(tensors))
+        for candidate in SOURCES
+        if source in (None, candidate.name)
     ]
-    return problems
+
+    def rank(renaming: _Renaming) -> tuple[int, int]:
+        return len(renaming.unknown), -len(renaming.tensors)
+
+    lowest = min(map(rank, renamings))
+    best = [renaming for renaming in renamings if rank(renaming) == lowest]
+    first = best[0]
+    if not first.tensors or len(first.unknown) > len(first.tensors):
+        what = f"layout {source!r}" if source else "any known layout"
+        raise ConversionError(
+            f"{path} is not in {what}: it has keys such as {_some(first.unknown)}; "
+            f"the layouts are {', '.join(sorted({s.name for s in SOURCES}))}"
+        )
+    if first.unknown:
+        raise ConversionError(
+            f"{path} ({first.source.title}) has tensors that no rule knows: {_some(first.unknown)}"
+        )
+    return best
+
+
+# ---------------------------------------------------------------- layout -> architecture
+
+
+@dataclass(frozen=True)
+class _Network:
+    """An architecture that renamed tensors may be those of."""
+
+    arch: str
+    renaming: _Renaming
+
+    @property
+    def num_classes(self) -> int:
+        return class_count(self.renaming.tensors) or 1000
+
+    @property
+    def options(self) -> dict[str, Any]:
+        source, tensors = self.renaming.source, self.renaming.tensors
+        own = fnmatchcase(self.arch, source.archs)  # not when another family was asked for
+        return source.options(tensors) if own and form_of(tensors) == "train" else {}
+
+    @property
+    def shapes(self) -> Shapes:
+        form = form_of(self.renaming.tensors)
+        return shapes_of(self.arch, self.num_classes, form, **self.options)
+
+    @property
+    def problems(self) -> list[str]:
+        return misfits(self.renaming.tensors, self.shapes)
+
+
+def _fitting_network(
+    renamings: list[_Renaming], path: str | PathLike, arch: str | None
+) -> _Network:
+    """Return the network whose tensors these are, `arch` if it is one of several."""
+    networks = {
+        name: _Network(name, renaming)
+        for renaming in reversed(renamings)
+        for name in models.list_models()
+        # nobody else has "-qa" in train form, and the deploy form is that of the twin without
+        if fnmatchcase(name, renaming.source.archs) and (name == arch or not name.endswith("-qa"))
+    }
+    for name in sorted(networks, key=lambda name: name != arch):  # the one asked for first
+        if not networks[name].problems:
+            return networks[name]
+    where = f"{path} ({renamings[0].source.title})"
+    if arch is not None:
+        network = networks.get(arch) or _Network(arch, renamings[0])
+        raise ConversionError(f"{where} does not fit {arch}: {_some(network.problems)}")
+    nearest = min(networks.values(), key=lambda network: len(network.problems))
+    raise ConversionError(
+        f"{where} fits no architecture; the nearest is {nearest.arch}, "
+        f"but {_some(nearest.problems)}"
+    )
 
 
 def _some(items: list[str]) -> str:

@@ -1,7 +1,8 @@
-"""Downloading of weights: resumed after a break, verified, and in the cache whole or not at all.
+"""Downloading of weights: resumed after a break, and in the cache completely or not at all.
 
-On its way a file is `NAME.part`, with the server's mark of its version in `NAME.part.version`. Of
-two processes that want the same file, the second waits for the first (a lock on `.NAME.lock`).
+An unfinished download is `NAME.part`, with the server's identifier of the file's version (its ETag
+or date) in `NAME.part.version`. When two processes want the same file, the second waits for the
+first (a lock on `.NAME.lock`).
 """
 
 from __future__ import annotations
@@ -24,42 +25,36 @@ from tqdm import tqdm
 
 from utils import UserError
 
-from . import files
-
 TIMEOUT = (10, 30)  # seconds to connect, and to wait for more bytes
 PAUSES = (1, 2)  # seconds between one try and the next
 
 _PAGE = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype\s+html|html)", re.IGNORECASE)
 _RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
-_CAUSE = re.compile(r"(?<=\] )[\w :-]+\w|timed out")  # what is for people in requests' messages
+_CAUSE = re.compile(r"(?<=\] )[\w :-]+\w|timed out")  # the readable part of requests' messages
 
 
 class _TryAgain(Exception):
     """A failure that another try may mend; the message says what happened."""
 
 
-def fetch(url: str, sha256: str | None = None, size: int | None = None) -> Path:
-    """The local copy of a weights file, downloaded unless the cache has it complete.
+def fetch(url: str) -> Path:
+    """Return the local copy of the file at a URL, downloaded unless the cache has it.
 
     The cache is the folder REPARAM_CACHE, else reparam-megengine in XDG_CACHE_HOME or ~/.cache.
-    `sha256` (in hexadecimal) and `size` (in bytes) say what the file must be, in the cache too.
-    Without both, a cut goes unnoticed when the server does not say how long the file is.
+    A connection that breaks goes unnoticed only where the server does not say how long the file is;
+    the reader of the file then reports that it is truncated.
 
-    Raises UserError when the file cannot be had; a broken download is never taken for it later.
+    Raises UserError when the download fails; what has arrived is used only to resume it.
     """
     path = _cache_path(url)
     try:
-        if _is_complete(path, sha256, size):
+        if path.is_file():
             return path
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path):
-            if not _is_complete(path, sha256, size):  # else another process has downloaded it
+            if not path.is_file():  # else another process has downloaded it
                 part = Path(f"{path}.part")
-                _download(url, part, size)
-                if sha256 and (found := files.sha256(part)) != sha256.lower():
-                    _forget(part)
-                    what = f"it has SHA-256 {found} instead of {sha256} and was deleted"
-                    raise _error(url, f"{what}; check the URL and the sum")
+                _download(url, part)
                 os.replace(part, path)
                 _forget(part)
     except OSError as error:
@@ -85,12 +80,6 @@ def _cache_path(url: str) -> Path:
     return Path(os.path.expanduser(folder), name)
 
 
-def _is_complete(path: Path, sha256: str | None, size: int | None) -> bool:
-    if not path.is_file() or size not in (None, path.stat().st_size):
-        return False
-    return sha256 is None or files.sha256(path) == sha256.lower()
-
-
 def _forget(part: Path) -> None:
     part.unlink(missing_ok=True)
     Path(f"{part}.version").unlink(missing_ok=True)
@@ -98,7 +87,7 @@ def _forget(part: Path) -> None:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Keeps other processes from the same download; the lock goes when the process does."""
+    """Keep other processes from the same download; the system frees the lock of a dead process."""
     with open(path.with_name(f".{path.name}.lock"), "ab") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -108,12 +97,12 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _download(url: str, part: Path, size: int | None) -> None:
-    """Bring the part file to its full length, in several tries."""
+def _download(url: str, part: Path) -> None:
+    """Download the part file to its full length, in several tries."""
     for pause in (0, *PAUSES):
         time.sleep(pause)
         try:
-            return _try(url, part, size)
+            return _try(url, part)
         except _TryAgain as error:
             problem = str(error)
         except (ConnectionError, Timeout, ChunkedEncodingError) as error:
@@ -124,7 +113,7 @@ def _download(url: str, part: Path, size: int | None) -> None:
     raise _error(url, f"{problem} ({len(PAUSES) + 1} tries); check network and URL, and try again")
 
 
-def _try(url: str, part: Path, size: int | None) -> None:
+def _try(url: str, part: Path) -> None:
     start = part.stat().st_size if part.exists() else 0
     note = Path(f"{part}.version")
     known = note.read_text("latin-1") if note.exists() else ""
@@ -140,19 +129,17 @@ def _try(url: str, part: Path, size: int | None) -> None:
         etag, span = answer.get("ETag", "W/"), _RANGE.fullmatch(answer.get("Content-Range", ""))
         # If-Range takes no weak ETag; and not every server heeds it, or sends the right range.
         version = answer.get("Last-Modified", "") if etag.startswith("W/") else etag
-        fits = status == 206 and span and int(span[1]) == start and version in ("", known)
-        if status != 200 and not fits:
+        continues = span is not None and int(span[1]) == start and version in ("", known)
+        if status != 200 and not (status == 206 and continues):
             _forget(part)
             raise _TryAgain("the server did not send the part of the file that was asked for")
-        length = answer.get("Content-Length", "") if status == 200 else span[2]
+        length = span[2] if status == 206 and span else answer.get("Content-Length", "")
         body, head = response.iter_content(1 << 16), b""
         while len(head) < 1024 and (chunk := next(body, b"")):
             head += chunk
         if _PAGE.match(head) or "text/html" in answer.get("Content-Type", "").lower():
             raise _error(url, "the server sent a web page instead of a file; open it in a browser")
-        total = int(length) if length.isdecimal() else size
-        if size not in (None, total):
-            raise _error(url, f"it has {total} bytes, but {size} were expected; check the URL")
+        total = int(length) if length.isdecimal() else None
         if status == 200:
             start = 0
             _forget(part)
@@ -163,11 +150,11 @@ def _try(url: str, part: Path, size: int | None) -> None:
                 file.write(chunk)
                 start += len(chunk)
                 progress.update(len(chunk))
-                if total is not None and start > total:  # perhaps without end
+                if total is not None and start > total:  # a body that may never end
                     break
             file.flush()
             os.fsync(file.fileno())
     if start == 0 or total not in (None, start):
-        if start == 0 or start > total:
+        if start == 0 or (total is not None and start > total):
             _forget(part)
         raise _TryAgain(f"{start} bytes came instead of {'some' if total is None else total}")

@@ -13,9 +13,6 @@ from utils import UserError
 
 from . import torch_file, unpickle
 
-# Where checkpoints keep the weights beside other things; averaged weights are the ones evaluated.
-_NESTED = ("state_dict_ema", "model_ema", "state_dict", "model")
-
 
 def read(path: str | PathLike) -> Any:
     """What a .pkl, .pth, .pth.tar, .safetensors or .npz file holds, told by its content.
@@ -41,25 +38,6 @@ def sha256(path: str | PathLike) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def tensors_of(contents: Any) -> dict[str, np.ndarray]:
-    """The flat dict of arrays within: unwraps "model" and the like, and the prefix "module.".
-
-    Gives an empty dict when there is none.
-    """
-    while isinstance(contents, dict):
-        tensors = {key: value for key, value in contents.items() if _is_array(value)}
-        if tensors and all(isinstance(key, str) for key in tensors):
-            prefix = "module." if all(key.startswith("module.") for key in tensors) else ""
-            return {key.removeprefix(prefix): value for key, value in tensors.items()}
-        inner = (contents[key] for key in _NESTED if isinstance(contents.get(key), dict))
-        contents = next((value for value in inner if value), None)
-    return {}
-
-
-def _is_array(value: Any) -> bool:
-    return isinstance(value, np.ndarray | np.generic)
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:

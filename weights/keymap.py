@@ -104,13 +104,6 @@ def translate(key: str, rules: Iterable[tuple[str, str]]) -> str | None:
     return None
 
 
-def reshaped(tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
-    """The tensor in our shape, if the two differ only in how MegEngine writes the same thing."""
-    grouped = len(shape) == 5 and tensor.shape == (shape[0] * shape[1], *shape[2:])
-    same = [n for n in tensor.shape if n != 1] == [n for n in shape if n != 1]
-    return tensor.reshape(shape) if grouped or same else None
-
-
 def _pytorch_shape(tensor: np.ndarray) -> np.ndarray:
     if tensor.ndim == 5:  # [G, O/G, I/G, kh, kw] -> [O, I/G, kh, kw]
         return tensor.reshape(-1, *tensor.shape[2:])

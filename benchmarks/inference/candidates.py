@@ -14,6 +14,7 @@ from models import equivalence
 
 import megengine.module as M
 
+import weights
 from data.transforms import Preprocessing
 from deployment import mge_export, onnx_export
 from utils import UserError
@@ -48,7 +49,7 @@ def load(arch: str | None, model: str | None) -> Network:
     else:
         found = checkpoint.read(catalog.locate(model), arch)
         preprocessing = found.preprocessing
-        train = checkpoint.load_model(found, arch)
+        train = weights.load(found, arch)
         if found.form == "deploy":
             return Network(train.arch, None, train, preprocessing)
     return Network(train.arch, train, models.to_deploy(train), preprocessing)

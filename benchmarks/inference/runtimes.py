@@ -30,10 +30,10 @@ def megengine(path: str, threads: int, streams: int) -> list[Runner]:
 
     import megengine as mge
 
-    from weights import checkpoint
+    import weights
 
     environment.tune_for_training()
-    model = checkpoint.load_model(path)
+    model = weights.load(path)
     model.eval()
     return [lambda images: model(mge.Tensor(images)).numpy()]
 

@@ -24,7 +24,7 @@ from training import qat
 from training.distributed import Workers
 from training.loop import Interrupted, Settings, Trainer
 from training.run_folder import RunFolder
-from weights import checkpoint
+from weights import checkpoint, loading
 
 PREPROCESSING = Preprocessing(size=32, crop_ratio=1.0)
 
@@ -193,7 +193,7 @@ def train(tiny, tmp_path):
         trainer = Trainer(model, settings, *loaders, folder, quantized=quantized)
         if resume:
             found = checkpoint.read(folder.latest)
-            checkpoint.load_state(model, found.state_dict, folder.latest)
+            loading.load_state(model, found.state_dict, folder.latest)
             trainer.resume(found)
         trainer.fit()
         return checkpoint.read(folder.latest)

@@ -83,13 +83,13 @@ def test_a_plain_state_dict_is_read(network, tmp_path):
         found = checkpoint.read(path)
         assert (found.arch, found.form, found.num_classes) == ("RepVGGA0", form, 7)
         assert found.preprocessing == BASECLS
-        assert same_weights(checkpoint.load_model(path), model)
+        assert same_weights(weights.load(path), model)
         with pytest.raises(ConversionError, match="holds RepVGGA0, but RepVGGB0 was asked for"):
-            checkpoint.load_model(path, "RepVGGB0")
+            weights.load(path, "RepVGGB0")
         del state["linear.bias"]
         path.write_bytes(pickle.dumps(state))
         with pytest.raises(ConversionError, match=r"linear\.bias is missing"):
-            checkpoint.load_model(path, "RepVGGA0")
+            weights.load(path, "RepVGGA0")
 
 
 OURS = {"arch": "RepVGGA0", "form": "train", "preprocessing": {}}
@@ -121,7 +121,7 @@ def test_other_contents_are_a_sentence(tmp_path, content, sentence):
     path = tmp_path / "other.pkl"
     path.write_bytes(pickle.dumps(content))
     with pytest.raises(UserError, match=sentence):
-        checkpoint.load_model(path)
+        weights.load(path)
 
 
 def test_a_failed_save_leaves_the_old_file(tmp_path):

@@ -21,11 +21,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+import weights
 from tests.golden import weights as golden_weights
 from tests.support import ROOT
 from tests.weights.torch_writer import whole, write_legacy, write_zip
 from weights import catalog, checkpoint, convert, dingxiaoh, port, timm
 from weights.keymap import translate
+from weights.state import form_of, shapes_of
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 
@@ -116,7 +118,7 @@ def test_logits_agree_with_the_original_before_and_after_fusion(command, tmp_pat
     assert str(saved) in out
     found = checkpoint.read(saved)
     assert found.preprocessing.color == colour
-    model = checkpoint.load_model(found)
+    model = weights.load(found)
     image, expected = golden_weights.image(int(archive["size"])), archive["logits"]
     for network in (model, models.to_deploy(model)):
         network.eval()
@@ -140,7 +142,7 @@ def numbered(shape, first):
 @pytest.mark.parametrize("form", ["train", "deploy"])
 @pytest.mark.parametrize("arch", [n for n in models.list_models() if not n.endswith("-qa")])
 def test_every_layout_is_the_same_in_both_directions(arch, form):
-    shapes = convert.shapes_of(arch, 5, form)
+    shapes = shapes_of(arch, 5, form)
     state = {key: numbered(shape, i + 1) for i, (key, shape) in enumerate(shapes.items())}
     for layout in {s.name for s in convert.SOURCES if fnmatchcase(arch, s.archs)}:
         again = convert.recognize(convert.export(state, arch, layout), "file", source=layout)
@@ -153,7 +155,7 @@ def test_every_layout_is_the_same_in_both_directions(arch, form):
 
 
 def test_a_qa_variant_in_deploy_form_is_its_twin_unless_asked_for():
-    shapes = convert.shapes_of("RepVGGA0-qa", 5, "deploy")
+    shapes = shapes_of("RepVGGA0-qa", 5, "deploy")
     state = {key: numbered(shape, i + 1) for i, (key, shape) in enumerate(shapes.items())}
     tensors = convert.export(state, "RepVGGA0-qa", "timm")
     assert convert.recognize(tensors, "file").arch == "RepVGGA0"
@@ -212,7 +214,7 @@ def test_an_exported_file_has_the_names_that_timm_expects(command, ours, tmp_pat
 @pytest.mark.parametrize("form, count", [("train", 610), ("deploy", 136)])
 def test_timms_names_of_mobileone(form, count):
     """Counts and names as timm 1.0.31's own networks have them."""
-    shapes = convert.shapes_of("MobileOneS4", 1000, form)
+    shapes = shapes_of("MobileOneS4", 1000, form)
     state = {key: numbered(shape, 1) for key, shape in shapes.items()}
     exported = convert.export(state, "MobileOneS4", "timm")
     assert len(exported) == count
@@ -290,7 +292,7 @@ def test_baseclss_deployed_networks_keep_their_branches_and_lose_the_copy(networ
     assert len(copies) == 44 and len(tensors | copies) == 334  # as BaseCls's own file has
     foreign = convert.recognize(tensors | copies, "file")
     assert sorted(foreign.dropped) == sorted(copies)
-    assert (foreign.source.name, convert.form_of(foreign.state_dict)) == ("basecls", "train")
+    assert (foreign.source.name, form_of(foreign.state_dict)) == ("basecls", "train")
     assert foreign.state_dict.keys() == state_of(network).keys()
     for key in [key for key in tensors if key.startswith("stage1.0.rbr_")]:
         del tensors[key]  # one block in deploy form: no network
@@ -325,12 +327,12 @@ def test_repghosts_own_deploy_form_has_batch_norms_left(source):
     }
     assert len(tensors) == 384
     foreign = convert.recognize(tensors, "file", source=source)
-    assert (foreign.arch, convert.form_of(foreign.state_dict)) == ("RepGhost100", "deploy")
+    assert (foreign.arch, form_of(foreign.state_dict)) == ("RepGhost100", "deploy")
     exported = convert.export(foreign.state_dict, "RepGhost100", source)
     assert {k: v.shape for k, v in exported.items()} == {k: v.shape for k, v in tensors.items()}
     for state in (tensors, exported):
         again = convert.recognize(state, "file")
-        model = checkpoint.load_model(checkpoint.of_foreign(again, "file"))
+        model = weights.load(checkpoint.of_foreign(again, "file"))
         model.eval()
         logits = model(mge.Tensor(golden_weights.image(int(archive["size"])))).numpy()
         expected = archive["logits"]
@@ -345,7 +347,7 @@ def test_repghosts_own_deploy_form_has_batch_norms_left(source):
 def test_timms_deploy_forms_of_two_families_have_the_same_keys():
     """RepVGG and MobileOne; the shapes tell them apart."""
     for arch in ("RepVGGA0", "RepVGGD2se", "MobileOneS0", "MobileOneS4"):
-        shapes = convert.shapes_of(arch, 5, "deploy")
+        shapes = shapes_of(arch, 5, "deploy")
         state = {key: numbered(shape, 1) for key, shape in shapes.items()}
         foreign = convert.recognize(convert.export(state, arch, "timm"), "file")
         assert (foreign.source.name, foreign.arch) == ("timm", arch)
@@ -353,7 +355,7 @@ def test_timms_deploy_forms_of_two_families_have_the_same_keys():
 
 def test_the_ports_auxiliary_bias_becomes_part_of_the_mean(images):
     """RepVGGplus of the port has a bias in front of the auxiliary batch norms."""
-    shapes = convert.shapes_of("RepVGGplusL2pse", 3, "train")
+    shapes = shapes_of("RepVGGplusL2pse", 3, "train")
     backwards = [(ours, theirs) for theirs, ours in port.REPVGG_PLUS.rules]
     theirs = {
         translate(key, backwards): np.zeros(shape, np.float32) for key, shape in shapes.items()
@@ -384,7 +386,7 @@ def test_a_malicious_file_is_refused(command, tmp_path, monkeypatch, suffix):
 def whole_files(tmp_path_factory):
     """One small network in every format."""
     folder = tmp_path_factory.mktemp("whole")
-    shapes = convert.shapes_of("RepGhost050", 5, "train")
+    shapes = shapes_of("RepGhost050", 5, "train")
     state = {key: np.full(shape, 0.1, np.float32) for key, shape in shapes.items()}
     tensors = convert.export(state, "RepGhost050", "timm")
     for name, write in (
@@ -419,7 +421,7 @@ def test_broken_files_are_one_sentence(command, whole_files, tmp_path, name):
 def test_an_npz_file_is_read(network, tmp_path):
     path = tmp_path / "weights.npz"
     np.savez(path, **convert.export(state_of(network), "RepVGGA0", "repvgg"))
-    model = checkpoint.load_model(path)
+    model = weights.load(path)
     for key, value in network.state_dict().items():
         np.testing.assert_array_equal(model.state_dict()[key], value)
 
@@ -520,13 +522,13 @@ def test_one_head_and_the_legacy_form_of_repvit_are_told_from_the_tensors(
     assert "".join(f", {name}={value}" for name, value in options.items()) in out
     found = checkpoint.read(target)
     assert found.options == options
-    converted = checkpoint.load_model(found)
+    converted = weights.load(found)
     for network in (model, converted):
         network.eval()
     np.testing.assert_array_equal(
         converted(mge.Tensor(images)).numpy(), model(mge.Tensor(images)).numpy()
     )
-    fresh, _ = checkpoint.load_for_fine_tuning(found, "RepViTM0_6", 5)
+    fresh, _ = weights.load_for_fine_tuning(found, "RepViTM0_6", 5)
     assert fresh.options == options and fresh.num_classes == 5
 
 

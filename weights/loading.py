@@ -1,0 +1,108 @@
+"""The last step from a file to a network: building the network and copying its tensors."""
+
+from __future__ import annotations
+
+from os import PathLike
+
+import models
+from models import init
+
+import megengine as mge
+import megengine.module as M
+import numpy as np
+
+from . import catalog
+from .checkpoint import Checkpoint, CheckpointError, read
+from .keymap import Tensors
+from .state import misfits, reshaped
+
+
+def load(
+    source: str | PathLike | Checkpoint,
+    arch: str | None = None,
+    num_classes: int | None = None,
+    deploy: bool | None = None,
+) -> M.Module:
+    """Return the network in a checkpoint of any known layout, in training mode.
+
+    Args:
+        source: a file, an http(s) URL, the name of published weights such as "basecls:repvgg_a0",
+            or what `checkpoint.read` returned.
+        arch, num_classes: what the checkpoint must hold; None accepts what it says.
+        deploy: True for the deploy form, fusing a train-form checkpoint; False for the train form,
+            which a deploy-form checkpoint no longer has; None for the form of the checkpoint.
+
+    Raises utils.UserError when the file is missing, damaged or asks for code, and its subclasses
+    CheckpointError and ConversionError when the file holds something else.
+    """
+    arch = models.canonical_name(arch) if arch else None
+    if not isinstance(source, Checkpoint):
+        source = read(catalog.locate(source), arch)
+    _check(source, arch, num_classes, deploy)
+    with init.uninitialized():
+        fused = source.form == "deploy"
+        model = models.create(source.arch, source.num_classes, fused, **source.options)
+    load_state(model, source.state_dict, source.path)
+    return models.to_deploy(model) if deploy else model
+
+
+def load_for_fine_tuning(
+    checkpoint: Checkpoint, arch: str, num_classes: int
+) -> tuple[M.Module, list[str]]:
+    """Return a train-form network for `num_classes` classes, and the names of dropped tensors.
+
+    The weights are the checkpoint's; with another number of classes the classifiers start from
+    random weights, and their tensors in the checkpoint are dropped. Raises CheckpointError when the
+    checkpoint is not of `arch` or is in deploy form.
+    """
+    _check(checkpoint, arch, deploy=False)
+    if checkpoint.num_classes == num_classes:
+        return load(checkpoint), []
+    model = models.create(checkpoint.arch, num_classes, **checkpoint.options)
+    dropped = [name for name in models.head_names(model) if name in checkpoint.state_dict]
+    own = {name: value for name, value in model.state_dict().items() if name in dropped}
+    load_state(model, {**checkpoint.state_dict, **own}, checkpoint.path)
+    return model, dropped
+
+
+def load_state(model: M.Module, state_dict: Tensors, path: str | PathLike) -> None:
+    """Copy a state dict into a network made by `models.create`.
+
+    Raises CheckpointError, naming `path`, unless the state dict has just the tensors of the
+    network, in shapes that fit.
+    """
+    shapes = models.state_shapes(model)
+    if problems := misfits(state_dict, shapes):
+        raise CheckpointError(
+            f"{path} does not fit {model.arch} with {model.num_classes} classes: {problems[0]}"
+            + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else "")
+        )
+
+    def next_tensor(key: str, _: mge.Tensor) -> np.ndarray:
+        mge._full_sync()  # otherwise all of them wait in MegEngine's queue as copies
+        return reshaped(state_dict[key], shapes[key])
+
+    model.load_state_dict(next_tensor)
+
+
+def _check(
+    checkpoint: Checkpoint,
+    arch: str | None = None,
+    num_classes: int | None = None,
+    deploy: bool | None = None,
+) -> None:
+    if arch not in (None, checkpoint.arch):
+        raise CheckpointError(
+            f"{checkpoint.path} is a checkpoint of {checkpoint.arch}, but {arch} was expected; "
+            f"use --arch {checkpoint.arch} or another file"
+        )
+    if num_classes not in (None, checkpoint.num_classes):
+        raise CheckpointError(
+            f"{checkpoint.path} has {checkpoint.num_classes} classes, but {num_classes} were "
+            "expected; use the data it was trained for or another file"
+        )
+    if deploy is False and checkpoint.form == "deploy":
+        raise CheckpointError(
+            f"{checkpoint.path} is in deploy form, but the train form was expected; use --deploy 1 "
+            "(from Python: deploy=True), or give the train-form file it was fused from"
+        )

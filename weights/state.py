@@ -1,0 +1,65 @@
+"""What a state dict in this project's names says, and whether it fits a network."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterable, Mapping
+from functools import cache
+from typing import Any
+
+import models
+from models import init
+
+import numpy as np
+
+from .keymap import Tensors
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def form_of(names: Iterable[str]) -> str:
+    """Return "deploy" when the names of the tensors are those of fused blocks, else "train"."""
+    return "deploy" if any(".reparam." in name for name in names) else "train"
+
+
+def class_count(state_dict: Tensors) -> int | None:
+    """Return the number of classes, from the classifier; None where there is no classifier."""
+    heads = (state_dict.get(key) for key in ("linear.weight", "head.linear.weight"))
+    return next((len(head) for head in heads if head is not None and head.ndim and head.size), None)
+
+
+@cache
+def shapes_of(arch: str, num_classes: int, form: str, **options: Any) -> Shapes:
+    """Return name -> shape of all tensors of a network; `options` are those of models.create."""
+    with init.uninitialized():
+        model = models.create(arch, num_classes, deploy=form == "deploy", **options)
+    shapes = models.state_shapes(model)
+    del model
+    gc.collect()  # a Module is in cycles, and large
+    return shapes
+
+
+def reshaped(tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Return the tensor in a network's shape, or None where it does not fit.
+
+    It fits where the two shapes differ only in dimensions of length 1, or where the network has
+    [groups, out/groups, ...] and the tensor [out, ...] as PyTorch has it.
+    """
+    grouped = len(shape) == 5 and tensor.shape == (shape[0] * shape[1], *shape[2:])
+    same = [n for n in tensor.shape if n != 1] == [n for n in shape if n != 1]
+    return tensor.reshape(shape) if grouped or same else None
+
+
+def misfits(state_dict: Tensors, shapes: Shapes) -> list[str]:
+    """Return what keeps a state dict from being that of a network with these shapes.
+
+    Each phrase names one tensor; there is none where all tensors fit.
+    """
+    problems = [f"{key} is missing" for key in shapes if key not in state_dict]
+    problems += [f"{key} is unknown" for key in state_dict if key not in shapes]
+    problems += [
+        f"{key} has shape {state_dict[key].shape} instead of {shape}"
+        for key, shape in shapes.items()
+        if key in state_dict and reshaped(state_dict[key], shape) is None
+    ]
+    return problems
