@@ -25,8 +25,9 @@ from data.loader import Loader
 from data.transforms import Preprocessing
 from training import launch
 from training.distributed import MPI, Workers, rank_in_environment
-from training.loop import Settings, Trainer
+from training.loop import Trainer
 from training.run_folder import RunFolder
+from training.settings import Settings
 
 from .training_step import Point
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -43,6 +43,7 @@ from .ema import WeightAverage
 from .parameters import kinds
 from .progress import Progress, describe
 from .run_folder import RunFolder, versions
+from .settings import Settings
 from .swap import swapped
 from .teacher import Teacher
 from .tensorboard import EventFile
@@ -52,42 +53,6 @@ if TYPE_CHECKING:
 
 
 CALIBRATION_BATCHES = 4  # for the first ranges of activations in quantization-aware training
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What decides the result of a run, beside network and data."""
-
-    epochs: int
-    batch_size: int  # images a step, over all workers
-    lr: float  # at full rate, for this batch size
-    optimizer: str = "sgd"
-    momentum: float = 0.9
-    nesterov: bool = False
-    weight_decay: float = 1e-4
-    decay_rule: str = "repvgg"
-    custom_l2: bool = False
-    label_smoothing: float = 0.0
-    schedule: str = "cosine"
-    min_lr: float = 0.0
-    milestones: tuple[float, ...] = ()  # epochs
-    step_factor: float = 0.1
-    warmup_epochs: float = 0.0
-    warmup_lr: float | None = None
-    accumulate: int = 1  # parts of a batch
-    clip_norm: float = 0.0  # 0: not clipped
-    agc: float = 0.0
-    ema: float = 0.0  # decay; 0: no average
-    precise_bn: int = 0  # images; 0: running averages
-    teacher: str | None = None  # its name
-    distillation: str = "hard"
-    distillation_alpha: float = 0.5
-    distillation_temperature: float = 1.0
-    seed: int = 0
-    sync_bn: bool = False  # batch-norm statistics over all workers instead of each one's images
-    amp: bool = False  # half precision where it is safe; GPUs only
-    freeze: bool = False  # the classifier alone learns; the batch norms keep their statistics
-    qat: bool = False  # the network learns with the rounding of its int8 form; see qat.py
 
 
 class Interrupted(Exception):

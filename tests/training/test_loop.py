@@ -14,8 +14,9 @@ from data.augment import Augmentation
 from data.datasets import Dataset
 from data.loader import Loader
 from data.transforms import Preprocessing
-from training.loop import Interrupted, Settings, Trainer
+from training.loop import Interrupted, Trainer
 from training.run_folder import RunFolder
+from training.settings import Settings
 from training.teacher import Teacher
 from weights import checkpoint
 

@@ -22,8 +22,9 @@ from deployment.int8 import qdq, weights
 from deployment.onnx_graph import to_onnx
 from training import qat
 from training.distributed import Workers
-from training.loop import Interrupted, Settings, Trainer
+from training.loop import Interrupted, Trainer
 from training.run_folder import RunFolder
+from training.settings import Settings
 from weights import checkpoint
 
 PREPROCESSING = Preprocessing(size=32, crop_ratio=1.0)

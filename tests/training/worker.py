@@ -20,8 +20,9 @@ from data import datasets, transforms
 from data.augment import Augmentation
 from data.loader import Loader
 from training import launch
-from training.loop import Settings, Trainer
+from training.loop import Trainer
 from training.run_folder import RunFolder
+from training.settings import Settings
 
 
 class Failing(Loader):
