@@ -29,8 +29,10 @@ from data.loader import Loader
 from data.transforms import Preprocessing
 from training import find_lr, gpu, launch, low_memory, memory, options, recipe, teacher
 from training.distributed import Workers
-from training.loop import Interrupted, Trainer
+from training.groups import Data, Network, Run
+from training.loop import Trainer
 from training.run_folder import RunFolder
+from training.signals import Interrupted
 from weights import catalog, checkpoint
 
 
@@ -164,18 +166,8 @@ def train(args: argparse.Namespace, workers: Workers) -> int:
         from training import qat  # needs ONNX
 
         quantized = qat.FakeQuantized(model)
-    trainer = Trainer(
-        model,
-        settings,
-        *loaders,
-        folder,
-        args.print_freq,
-        args.save_freq,
-        workers,
-        guide,
-        args.low_memory,
-        quantized,
-    )
+    run = Run(folder, workers, args.print_freq, args.save_freq, args.low_memory)
+    trainer = Trainer(Network(model, quantized, guide), Data(*loaders), settings, run)
     if resume_from is not None:
         trainer.resume(found)
         folder.log(f"resuming {resume_from} after step {trainer.step} of {trainer.total_steps}")
@@ -196,13 +188,7 @@ def train(args: argparse.Namespace, workers: Workers) -> int:
         + (f"; {workers.size} workers" if workers.size > 1 else "")
     )
     if args.find_lr:
-        tried = find_lr.rates(100)
-        losses = list(trainer.losses_at(tried * args.batch_size / 256))
-        curve = find_lr.smoothed(losses)
-        folder.write("find_lr.csv", find_lr.table(tried, losses, curve))
-        folder.write("find_lr.png", find_lr.chart(tried, losses, curve))
-        best = find_lr.suggestion(tried, curve)
-        folder.log(f"the loss falls most steeply at --lr {best:.2g}: {folder.path / 'find_lr.png'}")
+        folder.log(find_lr.suggest(trainer))
         return 0
     try:
         trainer.fit()

@@ -23,10 +23,12 @@ from data.augment import Augmentation
 from data.datasets import Dataset
 from data.loader import Loader
 from data.transforms import Preprocessing
-from training import launch
+from training import find_lr, launch
 from training.distributed import MPI, Workers, rank_in_environment
-from training.loop import Settings, Trainer
+from training.groups import Data, Network, Run
+from training.loop import Trainer
 from training.run_folder import RunFolder
+from training.settings import Settings
 
 from .training_step import Point
 
@@ -72,15 +74,13 @@ def work(point: Point, steps: int, workers: Workers) -> list[float]:
         noise, Preprocessing(size=point.size), point.batch, 1, rank=workers.rank, world=workers.size
     )
     trainer = Trainer(
-        models.create(point.arch, 10),
+        Network(models.create(point.arch, 10)),
+        Data(loader, loader),
         Settings(epochs=steps, batch_size=point.batch, lr=1e-3),
-        loader,
-        loader,
-        RunFolder(Path(), silent=True),
-        workers=workers,
+        Run(RunFolder(Path(), silent=True), workers),
     )
     times = [time.perf_counter()]
-    for _ in trainer.losses_at([1e-3] * steps):
+    for _ in find_lr.losses_at(trainer, [1e-3] * steps):
         times.append(time.perf_counter())
     return np.diff(times).tolist()
 

@@ -20,7 +20,10 @@ from . import image_ops
 from .decoding import decode, decode_crop
 from .jpeg import Box
 from .policies import Surroundings, policy
+from .setting import setting
 from .transforms import Preprocessing
+
+ERASING_MODES = ("const", "rand", "pixel")
 
 
 @dataclass(frozen=True)
@@ -28,47 +31,111 @@ class Augmentation:
     """Settings of the augmentation; the defaults are the usual ones for ImageNet.
 
     The steps on images are done in this order; the settings from mixup on are for mixing.py and the
-    loader.
+    loader. Sources: random erasing is Zhong et al., AAAI 2020, with rectangles of 2 to 33 % of the
+    area; repeated augmentation is Hoffer et al., CVPR 2020.
 
     Attributes:
-        crop_scale: part of the image's area that the random resized crop takes, from and to.
-        padding_crop: if above 0, instead: pad by so many black pixels and crop at random; for
-            CIFAR-10.
-        affine: instead: turn by up to 10 degrees, scale by up to 10 % and move by up to 6 % of the
-            side; for digits.
-        random_interpolation: bilinear or bicubic by chance, and not as the preprocessing says.
-        flip: probability of mirroring left and right.
-        color_jitter: brightness, contrast and saturation change by a factor of 1 - x to 1 + x; not
-            beside a policy, as in timm.
-        auto_augment: name of a policy of policies.py; "none" for none.
-        random_erasing: probability of erasing a rectangle of 2 to 33 % of the area (Zhong et al.,
-            AAAI 2020).
-        erasing_mode: what it is filled with: "const", the mean colour; "rand", a random colour;
-            "pixel", a random colour a pixel. Random values have the mean and the deviation of the
-            normalization, cut to 0 to 255.
-        erasing_count: rectangles at most, which share the area.
-        mixup, cutmix: parameter of the Beta distribution of how much is mixed; 0 for not at all.
-        mix_prob: probability that a batch is mixed.
-        mix_switch_prob: probability of cutmix and not mixup, where both are on.
-        repeats: how often an epoch's images appear in it, each time augmented anew (Hoffer et al.,
-            CVPR 2020); an epoch is as long as ever, and so has fewer different images.
+        affine: instead of a crop: turn by up to 10 degrees, scale by up to 10 % and move by up to
+            6 % of the side; for digits. It has no flag.
     """
 
-    crop_scale: tuple[float, float] = (0.08, 1.0)
-    padding_crop: int = 0
+    GROUP = "augmentation"
+
+    crop_scale: tuple[float, float] = setting(
+        (0.08, 1.0),
+        varies=True,
+        above=0,
+        at_most=1,
+        metavar=("LOW", "HIGH"),
+        help="range of the part of the image's area that the random resized crop takes "
+        "(default: 0.08 1; digits: no crop)",
+    )
+    padding_crop: int = setting(
+        0,
+        varies=True,
+        at_least=0,
+        metavar="PIXELS",
+        help="pad by this many black pixels and crop at random, instead of the random resized "
+        "crop; 4 is usual for CIFAR-10",
+    )
     affine: bool = False
-    random_interpolation: bool = False
-    flip: float = 0.5
-    color_jitter: float = 0.0
-    auto_augment: str = "none"
-    random_erasing: float = 0.0
-    erasing_mode: str = "pixel"
-    erasing_count: int = 1
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    mix_prob: float = 1.0
-    mix_switch_prob: float = 0.5
-    repeats: int = 1
+    random_interpolation: bool = setting(
+        False, help="choose bilinear or bicubic interpolation at random for each image"
+    )
+    flip: float = setting(
+        0.5,
+        varies=True,
+        at_least=0,
+        at_most=1,
+        metavar="P",
+        help="probability of mirroring left and right (default: 0.5; digits: 0)",
+    )
+    color_jitter: float = setting(
+        0.0,
+        at_least=0,
+        metavar="X",
+        help="change brightness, contrast and saturation by factors of 1-X to 1+X; without effect "
+        "beside --auto-augment, as in timm",
+    )
+    auto_augment: str = setting(
+        "none",
+        check=policy,
+        metavar="POLICY",
+        help="augmentation policy: none, v0 (AutoAugment), or RandAugment as in "
+        "rand-m9-n2-mstd0.5-inc1: level 9, 2 operations, standard deviation 0.5 of the level, "
+        "changes that grow with the level",
+    )
+    random_erasing: float = setting(
+        0.0, at_least=0, at_most=1, metavar="P", help="probability of erasing a rectangle"
+    )
+    erasing_mode: str = setting(
+        "pixel",
+        choices=ERASING_MODES,
+        help="what fills erased rectangles: the mean colour (const), a random colour (rand), or a "
+        "random colour per pixel (pixel)",
+    )
+    erasing_count: int = setting(
+        1,
+        at_least=1,
+        metavar="N",
+        help="largest number of erased rectangles, which share the erased area",
+    )
+    mixup: float = setting(
+        0.0,
+        at_least=0,
+        metavar="ALPHA",
+        help="parameter of the Beta distribution from which mixup draws the share of each image; "
+        "0: no mixup",
+    )
+    cutmix: float = setting(
+        0.0,
+        at_least=0,
+        metavar="ALPHA",
+        help="parameter of the Beta distribution from which cutmix draws the area of the box; "
+        "0: no cutmix",
+    )
+    mix_prob: float = setting(
+        1.0,
+        at_least=0,
+        at_most=1,
+        metavar="P",
+        help="probability that a batch is mixed by mixup or cutmix",
+    )
+    mix_switch_prob: float = setting(
+        0.5,
+        at_least=0,
+        at_most=1,
+        metavar="P",
+        help="probability of cutmix instead of mixup where both are on",
+    )
+    repeats: int = setting(
+        1,
+        flag="repeated-augmentation",
+        at_least=1,
+        metavar="N",
+        help="times that each image of an epoch appears in it, each time augmented anew; an epoch "
+        "keeps its length, and so has fewer different images",
+    )
 
     def __post_init__(self):
         policy(self.auto_augment)  # a wrong name is an error here, and not in a worker
@@ -76,9 +143,6 @@ class Augmentation:
             raise UserError(
                 f"there is no erasing mode {self.erasing_mode!r}; use {', '.join(ERASING_MODES)}"
             )
-
-
-ERASING_MODES = ("const", "rand", "pixel")
 
 
 def augment(

@@ -7,36 +7,77 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import closing
 
 import numpy as np
 
+from data.evaluation import Score
 from utils import UserError
 
-LOWEST, HIGHEST = 1e-5, 10.0  # of --lr
-_SMOOTHING = 0.9  # of the loss, from step to step
+from .loop import Trainer
+
+STEPS = 100
+LOWEST, HIGHEST = 1e-5, 10.0  # values of --lr
+_SMOOTHING = 0.9  # weight of the running average of the loss at each step
 _TOO_MUCH = 4.0  # times the lowest loss: it has diverged
 
 
+def suggest(trainer: Trainer) -> str:
+    """Try learning rates, a step each; write find_lr.csv and find_lr.png to the run's folder.
+
+    Returns a sentence with the rate to use. Raises UserError when the loss falls at none.
+    """
+    folder = trainer.run.folder
+    tried = rates(STEPS)
+    losses = list(losses_at(trainer, tried * trainer.settings.batch_size / 256))
+    curve = smoothed(losses)
+    folder.write("find_lr.csv", table(tried, losses, curve))
+    folder.write("find_lr.png", chart(tried, losses, curve))
+    best = suggestion(tried, curve)
+    return f"the loss falls most steeply at --lr {best:.2g}: {folder.path / 'find_lr.png'}"
+
+
 def rates(steps: int) -> np.ndarray:
-    """Rates of --lr to try, a step each: evenly spaced in the logarithm."""
+    """Return the values of --lr to try, one per step: evenly spaced in the logarithm."""
     return np.geomspace(LOWEST, HIGHEST, steps)
 
 
+def losses_at(trainer: Trainer, rates: Iterable[float]) -> Iterator[float]:
+    """Yield the loss of a training step at each learning rate, one after the other.
+
+    Ends early when a loss is not finite. The trainer is not to be trained with afterwards.
+    """
+    rates = list(rates)
+    trainer.start()
+    while trainer.step < len(rates):
+        with closing(trainer.batches()) as batches:
+            for images, labels in batches:
+                trainer.outcomes.score = Score()
+                trainer.train_step(images, labels, rates[trainer.step])
+                try:
+                    trainer.settle()
+                except UserError:
+                    return
+                yield trainer.outcomes.score.mean_loss
+                if trainer.step == len(rates):
+                    return
+
+
 def smoothed(losses: Iterable[float]) -> list[float]:
-    """A running average without bias at the start, up to where the loss diverges."""
-    found, average = [], 0.0
+    """Return a running average without bias at the start, up to where the loss diverges."""
+    curve, average = [], 0.0
     for i, loss in enumerate(losses, 1):
         average = _SMOOTHING * average + (1 - _SMOOTHING) * loss
         value = average / (1 - _SMOOTHING**i)
-        if not np.isfinite(value) or (found and value > _TOO_MUCH * min(found)):
+        if not np.isfinite(value) or (curve and value > _TOO_MUCH * min(curve)):
             break
-        found.append(value)
-    return found
+        curve.append(value)
+    return curve
 
 
 def suggestion(tried: np.ndarray, curve: list[float]) -> float:
-    """The rate at which the smoothed loss falls most steeply over the logarithm of the rate.
+    """Return the rate at which the smoothed loss falls most steeply over the logarithm of the rate.
 
     Raises UserError when the curve is too short or never falls.
     """
@@ -51,7 +92,7 @@ def suggestion(tried: np.ndarray, curve: list[float]) -> float:
 
 
 def table(tried: np.ndarray, losses: list[float], curve: list[float]) -> bytes:
-    """CSV: lr, loss, smoothed loss."""
+    """Return a CSV file with the columns lr, loss and smoothed loss."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["lr", "loss", "smoothed"])
@@ -60,7 +101,7 @@ def table(tried: np.ndarray, losses: list[float], curve: list[float]) -> bytes:
 
 
 def chart(tried: np.ndarray, losses: list[float], curve: list[float]) -> bytes:
-    """The loss over the rate, as a PNG."""
+    """Return a chart of the loss over the learning rate, as a PNG file."""
     from matplotlib.figure import Figure  # the object interface draws without a display
 
     figure = Figure(figsize=(7, 4), layout="constrained")

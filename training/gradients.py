@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import megengine as mge
 import megengine.functional as F
 
-from .parameters import VECTORS
+from .parameter_kinds import VECTORS
 
 
 def clip_by_norm(parameters: Iterable[mge.Tensor], limit: float) -> mge.Tensor:
@@ -37,7 +37,7 @@ def clip_adaptively(
     Large-Scale Image Recognition Without Normalization, ICML 2021, which leaves the classifier out.
 
     Args:
-        parameters: (parameter, its kind of parameters.KINDS) pairs.
+        parameters: (parameter, its kind, one of parameter_kinds.KINDS) pairs.
         factor: 0.01 in the paper.
         eps: 1e-3 in the paper.
     """

@@ -6,8 +6,6 @@ import megengine as mge
 import megengine.functional as F
 import megengine.module as M
 
-DISTILLATIONS = ("hard", "soft")
-
 
 def cross_entropy(
     logits: mge.Tensor, labels: mge.Tensor, label_smoothing: float = 0.0

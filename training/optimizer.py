@@ -12,22 +12,11 @@ import megengine.optimizer
 from megengine.core._imperative_rt.core2 import apply
 from megengine.core.ops.builtin import Elemwise
 
-from .parameters import KINDS, kinds
-
-OPTIMIZERS = ("sgd", "adamw")
+from .parameter_kinds import DECAY_RULES
+from .parameters import kinds
 
 _MULTIPLY_ADD = Elemwise(mode=Elemwise.Mode.FUSE_MUL_ADD3)  # a * b + c in one pass
 _BLEND = Elemwise(mode=Elemwise.Mode.FUSE_MUL_ADD4)  # a * b + c * d in one pass
-
-# name -> the kinds of parameters that are decayed; see parameters.KINDS
-_KERNELS = ("convolution", "branch", "squeeze-and-excitation", "linear")
-DECAY_RULES = {
-    # DingXiaoH/RepVGG and BaseCls: by their names, which spare "bn" and "bias", not "identity"
-    "repvgg": (*_KERNELS, "identity norm"),
-    # timm, and so RepGhost and RepViT: nothing that has one dimension
-    "timm": _KERNELS,
-    "all": KINDS,
-}
 
 
 def parameter_groups(

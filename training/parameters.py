@@ -1,4 +1,4 @@
-"""What kind of thing each parameter is: weight decay and gradient clipping ask."""
+"""The kind of each parameter of a network, by which weight decay and clipping choose."""
 
 from __future__ import annotations
 
@@ -6,20 +6,9 @@ from models.layers import SqueezeExcitation
 
 import megengine.module as M
 
-KINDS = (
-    "convolution",  # kernels, but for the next two
-    "branch",  # 3x3 and 1x1 kernels for which their block has a custom L2 term
-    "squeeze-and-excitation",  # kernels
-    "linear",  # matrices
-    "norm",  # scales of batch norms, but for the next
-    "identity norm",  # scale of the batch norm that is a block's identity branch
-    "bias",  # of convolutions and linear layers, and the shifts of batch norms
-)
-VECTORS = ("norm", "identity norm", "bias")  # one number a channel, whatever their shape
-
 
 def kinds(model: M.Module) -> dict[str, str]:
-    """Name of every parameter -> one of KINDS."""
+    """Return the kind of every parameter by name, each one of parameter_kinds.KINDS."""
     gates, branches = [], set()
     for path, module in model.named_modules():
         if isinstance(module, SqueezeExcitation):

@@ -1,4 +1,4 @@
-"""Recipes: files of `flag = value` lines in recipes/, which stand before the command's own flags.
+"""Recipes: files of `flag = value` lines in recipes/, which stand before the flags that are typed.
 
 A recipe is data: each line is given to the command's parser as if it had been typed, so that a flag
 is described in one place. `--show-config` prints such lines too.
@@ -15,19 +15,19 @@ from utils import ROOT, UserError
 
 FOLDER = ROOT / "recipes"
 ENDING = ".conf"
-NOT_IN_A_RECIPE = ("help", "recipe", "show_config", "find_lr", "show_samples")
+NOT_IN_A_RECIPE = ("help", "recipe", "list_archs", "show_config", "show_samples", "find_lr")
 
 
 def names() -> list[str]:
-    """The recipes that there are."""
+    """Return the names of the recipes in recipes/, sorted."""
     return sorted(path.stem for path in FOLDER.glob("*" + ENDING))
 
 
 def arguments(name: str, parser: argparse.ArgumentParser) -> list[str]:
-    """A recipe as arguments: to be parsed before those typed, which then win.
+    """Return a recipe as arguments, to be parsed before those that are typed, which then win.
 
-    `name` is one of `names()`, or a file. Raises UserError when there is none, and when the parser
-    does not know a flag or refuses its value.
+    `name` is one of `names()`, or a file. Raises UserError when there is no such recipe,
+    and when the parser does not know a flag or refuses its value.
     """
     path = FOLDER / (name + ENDING)
     if not path.is_file():
@@ -38,13 +38,13 @@ def arguments(name: str, parser: argparse.ArgumentParser) -> list[str]:
         raise UserError(
             f"there is no recipe {name!r}; give a file or one of {', '.join(names())}"
         ) from None
-    found = []
+    arguments = []
     for line in lines:
         line = f" {line}".partition(" #")[0].strip()
         if line:
             key, _, value = (part.strip() for part in line.partition("="))
-            found += _argument(key, value, name, parser)
-    return found
+            arguments += _argument(key, value, name, parser)
+    return arguments
 
 
 def _argument(key: str, value: str, recipe: str, parser: argparse.ArgumentParser) -> list[str]:
@@ -59,21 +59,26 @@ def _argument(key: str, value: str, recipe: str, parser: argparse.ArgumentParser
         if value not in ("true", "false"):
             raise UserError(f"recipe {recipe}: {key} is {value!r}, but a switch is true or false")
         flag = f"--{key}" if value == "true" else f"--no-{key}"
-        found = [flag] if flag in flags else []
+        arguments = [flag] if flag in flags else []
     else:
-        found = [f"--{key}", *(value.split() if action.nargs else [value])]
+        arguments = [f"--{key}", *(value.split() if action.nargs else [value])]
     parser.exit_on_error, before = False, parser.exit_on_error
     try:
-        parser.parse_args(found)
+        parser.parse_args(arguments)
     except argparse.ArgumentError as error:
-        raise UserError(f"recipe {recipe}: {key}: {error.message}") from None
+        raise wrong_value(recipe, key, error.message) from None
     finally:
         parser.exit_on_error = before
-    return found
+    return arguments
+
+
+def wrong_value(recipe: str, key: str, message: str) -> UserError:
+    """Return the error for a value that a recipe gives and a flag refuses."""
+    return UserError(f"recipe {recipe}: {key}: {message}")
 
 
 def lines(args: argparse.Namespace) -> list[str]:
-    """A configuration as the lines of a recipe; what is None has none."""
+    """Return parsed arguments as the lines of a recipe; a value of None has no line."""
     return [
         f"{name.replace('_', '-')} = {_text(value)}"
         for name, value in vars(args).items()

@@ -14,8 +14,11 @@ from data.augment import Augmentation
 from data.datasets import Dataset
 from data.loader import Loader
 from data.transforms import Preprocessing
-from training.loop import Interrupted, Settings, Trainer
+from training.groups import Data, Network, Run
+from training.loop import Trainer
 from training.run_folder import RunFolder
+from training.settings import Settings
+from training.signals import Interrupted
 from training.teacher import Teacher
 from weights import checkpoint
 
@@ -37,7 +40,8 @@ def train(tiny, tmp_path):
         datasets = (replace(data, augment=augment), data)
         loaders = [Loader(dataset, PREPROCESSING, 12, workers=1) for dataset in datasets]
         wanted = {"epochs": 1, "batch_size": 12, "lr": 0.1, "momentum": 0.0} | settings
-        trainer = Trainer(model, Settings(**wanted), *loaders, RunFolder(tmp_path), teacher=teacher)
+        network, run = Network(model, teacher=teacher), Run(RunFolder(tmp_path))
+        trainer = Trainer(network, Data(*loaders), Settings(**wanted), run)
         trainer.fit()
         return before, model.state_dict(), trainer
 
@@ -149,7 +153,7 @@ def test_adamw_trains_what_is_learnt_alone(train):
 def test_every_schedule_reaches_the_optimizer(train):
     *_, trainer = train(epochs=2, schedule="step", milestones=(0.5, 1.5), step_factor=0.5)
     assert [trainer.learning_rate(step) for step in range(4)] == [0.1, 0.05, 0.05, 0.025]
-    assert trainer.optimizer.param_groups[0]["lr"] == 0.025
+    assert trainer.update.optimizer.param_groups[0]["lr"] == 0.025
     *_, trainer = train(warmup_epochs=0.5, warmup_lr=0.01, min_lr=0.02)
     assert trainer.learning_rate(0) == 0.01 and trainer.learning_rate(2) == pytest.approx(0.02)
 
@@ -164,11 +168,10 @@ def test_a_two_headed_network_learns_from_both(tmp_path, rng):
     for alpha, moves in (0.0, {"head"}), (1.0, {"head_dist"}):
         before = {name: value.copy() for name, value in model.state_dict().items()}
         trainer = Trainer(
-            model,
+            Network(model, teacher=Teacher(guide, PREPROCESSING, PREPROCESSING)),
+            Data(*(Loader(data, PREPROCESSING, 4, workers=1) for _ in range(2))),
             Settings(1, 4, 0.1, weight_decay=0.0, distillation_alpha=alpha),
-            *(Loader(data, PREPROCESSING, 4, workers=1) for _ in range(2)),
-            RunFolder(tmp_path),
-            teacher=Teacher(guide, PREPROCESSING, PREPROCESSING),
+            Run(RunFolder(tmp_path)),
         )
         trainer.fit()
         after = model.state_dict()

@@ -2,7 +2,8 @@ import models
 
 import pytest
 
-from training.parameters import KINDS, kinds
+from training.parameter_kinds import KINDS
+from training.parameters import kinds
 
 
 def test_every_parameter_of_every_family_has_a_kind():

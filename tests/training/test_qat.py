@@ -22,8 +22,11 @@ from deployment.int8 import qdq, weights
 from deployment.onnx_graph import to_onnx
 from training import qat
 from training.distributed import Workers
-from training.loop import Interrupted, Settings, Trainer
+from training.groups import Data, Network, Run
+from training.loop import Trainer
 from training.run_folder import RunFolder
+from training.settings import Settings
+from training.signals import Interrupted
 from weights import checkpoint, loading
 
 PREPROCESSING = Preprocessing(size=32, crop_ratio=1.0)
@@ -161,15 +164,15 @@ def test_it_repairs_what_rounding_breaks(tiny, tmp_path, monkeypatch):
     loaders = [Loader(data, PREPROCESSING, 64, workers=0) for data in (train_set, val_set)]
     model = tiny()
     settings = Settings(4, 64, 0.1, warmup_epochs=1)
-    Trainer(model, settings, *loaders, RunFolder(tmp_path / "float")).fit()
+    Trainer(Network(model), Data(*loaders), settings, Run(RunFolder(tmp_path / "float"))).fit()
     plain = evaluate(model, loaders[1].evaluation())
     monkeypatch.setattr(qdq, "LEVELS", 7)
     monkeypatch.setattr(weights, "LARGEST", 3)
     quantized = qat.FakeQuantized(model)
     folder = RunFolder(tmp_path / "int3")
     settings = Settings(1, 64, 0.01, qat=True)
-    trainer = Trainer(model, settings, *loaders, folder, quantized=quantized)
-    trainer._start_training()
+    trainer = Trainer(Network(model, quantized), Data(*loaders), settings, Run(folder))
+    trainer.start()
     before = evaluate(quantized, loaders[1].evaluation())
     trainer.fit()
     after = evaluate(quantized, loaders[1].evaluation())
@@ -190,7 +193,7 @@ def train(tiny, tmp_path):
         loaders = [Loader(data, PREPROCESSING, 12, workers=0) for _ in range(2)]
         settings = Settings(2, 12, 0.01, ema=0.9, accumulate=2, qat=True)
         quantized = qat.FakeQuantized(model)
-        trainer = Trainer(model, settings, *loaders, folder, quantized=quantized)
+        trainer = Trainer(Network(model, quantized), Data(*loaders), settings, Run(folder))
         if resume:
             found = checkpoint.read(folder.latest)
             loading.load_state(model, found.state_dict, folder.latest)

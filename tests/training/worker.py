@@ -20,8 +20,10 @@ from data import datasets, transforms
 from data.augment import Augmentation
 from data.loader import Loader
 from training import launch
-from training.loop import Settings, Trainer
+from training.groups import Data, Network, Run
+from training.loop import Trainer
 from training.run_folder import RunFolder
+from training.settings import Settings
 
 
 class Failing(Loader):
@@ -57,7 +59,7 @@ def work(plan, folder, workers):
         watched = {"ema": 0.5, "precise_bn": 48, "clip_norm": 2.0, "agc": 0.02}
         settings = replace(settings, epochs=2, **watched)
     run_folder = RunFolder(folder, silent=workers.rank > 0)
-    trainer = Trainer(model, settings, *loaders, run_folder, workers=workers)
+    trainer = Trainer(Network(model), Data(*loaders), settings, Run(run_folder, workers))
     trainer.fit()
     if workers.rank == 0:
         history = {key: [row[key] for row in trainer.history] for key in trainer.history[0]}

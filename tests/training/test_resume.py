@@ -1,0 +1,92 @@
+"""Whether a run may continue another: what is compared, and records of older versions."""
+
+from dataclasses import replace
+
+import models
+
+import numpy as np
+import pytest
+
+from data.augment import Augmentation
+from data.datasets import Dataset
+from data.loader import Loader
+from data.transforms import Preprocessing
+from training import resume
+from training.groups import Data
+from training.settings import Settings
+from utils import UserError
+from weights import checkpoint
+
+PREPROCESSING = Preprocessing(size=32)
+SETTINGS = Settings(2, 4, 0.1, custom_l2=True, milestones=(0.5, 1.5))
+AUGMENTATION = Augmentation(mixup=0.2, repeats=2)
+
+
+def data(augment=AUGMENTATION, images=8, preprocessing=PREPROCESSING):
+    pixels, labels = np.zeros((images, 32, 32, 3), np.uint8), np.zeros(images, np.int32)
+    dataset = Dataset("black", pixels, labels, ["any"], augment)
+    return Data(*(Loader(dataset, preprocessing, 4, workers=0) for _ in range(2)))
+
+
+@pytest.fixture
+def saved(tiny):
+    """A checkpoint with the record of a run, without weights' worth of training."""
+
+    def make(**changed):
+        record = resume.record(SETTINGS, data()) | changed
+        return checkpoint.of_model(tiny(), PREPROCESSING, ["any"] * 10, record)
+
+    return make
+
+
+def test_the_same_run_goes_on_and_other_versions_are_a_warning(saved):
+    assert resume.check(saved(), SETTINGS, data()) == []
+    versions = saved().training["versions"] | {"numpy": "1.0"}
+    (warning,) = resume.check(saved(versions=versions), SETTINGS, data())
+    assert warning.startswith("warning: numpy was 1.0 and is now ")
+
+
+@pytest.mark.parametrize(
+    "settings, now, sentence",
+    [
+        ({"lr": 0.2}, data(), "had lr 0.1, and now it is 0.2"),
+        ({"custom_l2": False}, data(), "had custwd True, and now it is False"),
+        ({"milestones": (0.5,)}, data(), r"had milestones \(0.5, 1.5\), and now it is \(0.5,\)"),
+        ({}, data(replace(AUGMENTATION, mixup=0.0)), "had mixup 0.2, and now it is 0.0"),
+        ({}, data(replace(AUGMENTATION, repeats=1)), "had repeated-augmentation 2, and now it"),
+        ({}, data(images=9), "had 8 training images, and now there are 9"),
+        ({}, data(preprocessing=Preprocessing(size=48)), "give the same --size and --crop-ratio"),
+    ],
+)
+def test_another_run_is_a_sentence(saved, settings, now, sentence):
+    with pytest.raises(UserError, match=sentence):
+        resume.check(saved(), replace(SETTINGS, **settings), now)
+
+
+def test_weights_alone_are_a_sentence(tiny):
+    weights = checkpoint.of_model(tiny(), PREPROCESSING)
+    with pytest.raises(UserError, match="has weights only"):
+        resume.check(weights, SETTINGS, data())
+
+
+def test_settings_that_older_runs_had_not_count_as_their_defaults(saved):
+    record = saved().training
+    for name in ("qat", "freeze", "agc"):
+        del record["settings"][name]
+    del record["augmentation"]["erasing_count"]
+    old = {key: record[key] for key in ("settings", "augmentation")}
+    assert resume.check(saved(**old), SETTINGS, data()) == []
+    with pytest.raises(UserError, match="had agc 0.0, and now it is 0.02"):
+        resume.check(saved(**old), replace(SETTINGS, agc=0.02), data())
+    del record["settings"]["custom_l2"]
+    with pytest.raises(UserError, match="had custwd False, and now it is True"):
+        resume.check(saved(**old), SETTINGS, data())
+    assert resume.check(saved(augmentation=None), SETTINGS, data(Augmentation())) == []
+
+
+def test_everything_recorded_is_data(saved, tmp_path):
+    """A checkpoint's reader accepts plain values alone."""
+    checkpoint.save(saved(), tmp_path / "latest.pkl")
+    again = checkpoint.read(tmp_path / "latest.pkl")
+    assert again.training == saved().training
+    assert models.canonical_name(again.arch) == "RepVGGA0"

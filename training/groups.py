@@ -1,0 +1,85 @@
+"""What a Trainer is given beside its settings: the network, the data, and how it is run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import megengine.module as M
+
+from data.loader import Loader
+from utils import UserError
+
+from .distributed import Workers
+from .run_folder import RunFolder
+from .settings import Settings
+from .teacher import Teacher
+
+if TYPE_CHECKING:
+    from .qat import FakeQuantized  # needs ONNX
+
+
+@dataclass(frozen=True)
+class Network:
+    """What is trained.
+
+    Attributes:
+        model: the network in train form, made by `models.create`.
+        quantized: for Settings.qat, the int8 form of `model`; it is trained and evaluated instead.
+        teacher: the network to learn from beside the labels; Settings.teacher is its name.
+    """
+
+    model: M.Module
+    quantized: FakeQuantized | None = None
+    teacher: Teacher | None = None
+
+    @property
+    def computed(self) -> M.Module:
+        """The module that computes logits: the int8 form if there is one, else the model."""
+        return self.model if self.quantized is None else self.quantized
+
+
+@dataclass(frozen=True)
+class Data:
+    """What it is trained on, and what it is evaluated on after each epoch."""
+
+    train: Loader
+    val: Loader
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a training is carried out; none of it changes the result.
+
+    Attributes:
+        folder: where results and checkpoints go.
+        workers: the processes that share each batch; the network, and all else that is kept, is the
+            same in all of them after every step.
+        print_freq: steps between log lines.
+        save_freq: steps between saves, beside the one after every epoch; 0 for none.
+        low_memory: compute activations again instead of keeping them.
+    """
+
+    folder: RunFolder
+    workers: Workers = field(default_factory=Workers)
+    print_freq: int = 20
+    save_freq: int = 0
+    low_memory: bool = False
+
+
+def check_sizes(network: Network, data: Data, settings: Settings, run: Run) -> None:
+    """Raise UserError where the settings do not suit the network, the data or the workers."""
+    images, workers = len(data.train.dataset), run.workers.size
+    if settings.batch_size > images:
+        raise UserError(
+            f"the batch of {settings.batch_size} is larger than the {images} "
+            f"training images; use --batch-size {images} or less"
+        )
+    model = network.model
+    if settings.custom_l2 and not any(hasattr(m, "custom_l2") for m in model.modules()):
+        raise UserError(f"--custwd is for RepVGG's own blocks, and {model.arch} has none")
+    if settings.batch_size < workers:
+        raise UserError(
+            f"the batch of {settings.batch_size} has less than one image for each of the "
+            f"{workers} workers; use --batch-size {workers} or more"
+        )

@@ -1,0 +1,73 @@
+"""What a checkpoint records of the run that wrote it, and whether another run may continue it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, fields
+from typing import Any
+
+from data.augment import Augmentation
+from utils import UserError
+from weights.checkpoint import Checkpoint
+
+from . import flags
+from .groups import Data
+from .run_folder import versions
+from .settings import Settings
+
+
+def record(settings: Settings, data: Data) -> dict[str, Any]:
+    """Return what decides the result of a run beside its weights, for `check`."""
+    return {
+        "settings": asdict(settings),
+        "augmentation": asdict(data.train.dataset.augment),
+        "training_images": len(data.train.dataset),
+        "versions": versions(),
+    }
+
+
+def check(checkpoint: Checkpoint, settings: Settings, data: Data) -> list[str]:
+    """Return warnings about a run that continues the one which saved `checkpoint`.
+
+    Raises UserError when that run was another: other settings, augmentation, preprocessing or data.
+    Fields that older runs did not have count as their defaults.
+    """
+    recorded = checkpoint.training
+    if recorded is None:
+        raise UserError(
+            "this checkpoint has weights only, so training cannot go on from it; "
+            "resume from a latest.pkl"
+        )
+    now = record(settings, data)
+    _check_fields(Settings, recorded["settings"], now["settings"])
+    if recorded.get("augmentation") is not None:  # the oldest runs have no record of it
+        _check_fields(Augmentation, recorded["augmentation"], now["augmentation"])
+    if checkpoint.preprocessing != data.val.preprocessing:
+        raise UserError(
+            f"the run to resume had {checkpoint.preprocessing}, and now it is "
+            f"{data.val.preprocessing}; give the same --size and --crop-ratio"
+        )
+    if recorded["training_images"] != now["training_images"]:
+        raise UserError(
+            f"the run to resume had {recorded['training_images']} training images, and now there "
+            f"are {now['training_images']}; give the same --data"
+        )
+    return [
+        f"warning: {name} was {recorded['versions'].get(name)} and is now {version}: "
+        "the result may differ in the last bits"
+        for name, version in now["versions"].items()
+        if recorded["versions"].get(name) != version
+    ]
+
+
+def _check_fields(owner: type, recorded: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise UserError at the first field of a dataclass that differs, by its flag's name."""
+    for field in fields(owner):
+        default = None if field.default is MISSING else field.default
+        before = recorded.get(field.name, default)
+        if before != now[field.name]:
+            name = flags.destination(field) if field.metadata else field.name
+            raise UserError(
+                f"the run to resume had {name.replace('_', '-')} {before}, and now it is "
+                f"{now[field.name]}; give the same flags, or start a new run with another --tag"
+            )
