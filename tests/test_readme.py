@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts import draw_reparameterization, make_docs
+from scripts import check_files, draw_reparameterization, make_docs
 from tests.support import ROOT
 
 PAGES = sorted(path.name for path in (ROOT / "docs").glob("*.md"))
@@ -139,9 +139,33 @@ def test_the_tables_are_those_of_the_records():
     check = [sys.executable, ROOT / "scripts" / "make_docs.py", "--check"]
     done = subprocess.run(check, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    records = {path.stem for path in (ROOT / "docs" / "results").glob("*.json")}
-    shown = re.findall(r"<!-- results (\S+)", "".join((ROOT / name).read_text() for name in FILES))
-    assert set(shown) == records
+    for path in (ROOT / "docs" / "results").glob("*.json"):  # also those that no page shows
+        assert make_docs.read_record(ROOT, path.stem)
+
+
+def test_the_readmes_python_runs():
+    for name in ("README.md", "README_cn.md"):
+        (code,) = re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), flags=re.DOTALL)
+        names = {"print": lambda *what: None}
+        exec(code, names)
+        assert names["deployed"] is not names["net"]
+
+
+FILES_TO_CHECK = {
+    "text": (b"a\n", []),
+    "empty": (b"", []),
+    "no newline": (b"a", ["does not end with a newline"]),
+    "empty lines": (b"a\n\n", ["ends with empty lines"]),
+    "binary": (b"\0", []),
+    "large": (b"\0" * 250_001, ["has 250,001 bytes; 250,000 are allowed"]),
+}
+
+
+@pytest.mark.parametrize("content, said", FILES_TO_CHECK.values(), ids=FILES_TO_CHECK)
+def test_the_hook_checks_size_and_end(tmp_path, content, said):
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    assert check_files.faults(path) == [f"{path} {fault}" for fault in said]
 
 
 RECORD = (
