@@ -6,7 +6,7 @@ A page marks the place of a table, and says there which record it shows and how:
     heading = {key:.2f} and {other}
     float -> 浮点
     -->
-    ... the table, written by this script ...
+    ... the table, and a line with the machine, the date and the versions of the record ...
     <!-- end -->
 
 A line with " = " is a column: its heading, and the format of its cells with the names of a row's
@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import string
 import sys
@@ -46,18 +47,23 @@ def pages(root: Path) -> list[Path]:
     return sorted([*root.glob("README*.md"), *root.glob("docs/**/*.md")])
 
 
-def read_record(root: Path, name: str) -> list[dict[str, Any]]:
-    """Return the rows of docs/results/NAME.json.
+def record_file(root: Path, name: str) -> Path:
+    """Return the path of docs/results/NAME.json."""
+    return root / "docs" / "results" / f"{name}.json"
+
+
+def read_record(root: Path, name: str) -> dict[str, Any]:
+    """Return the contents of docs/results/NAME.json.
 
     Raises DocumentationError when the file is missing or does not have the fields of a record.
     """
-    file = root / "docs" / "results" / f"{name}.json"
+    file = record_file(root, name)
     if not file.is_file():
         raise DocumentationError(f"docs/results/{name}.json is missing; write it with --record")
     record = json.loads(file.read_text())
     if missing := FIELDS - record.keys():
         raise DocumentationError(f"docs/results/{name}.json has no {', '.join(sorted(missing))}")
-    return record["figures"]
+    return record
 
 
 def cell(template: str, row: dict[str, Any]) -> str:
@@ -92,13 +98,24 @@ def table(rows: list[dict[str, Any]], lines: list[str]) -> str:
     return "".join(f"| {' | '.join(cells)} |\n" for cells in written)
 
 
+def caption(record: dict[str, Any], name: str, link: str) -> str:
+    """Return where a table's figures come from: its record, the machine, the date, the versions."""
+    versions = ", ".join(f"{library} {version}" for library, version in record["versions"].items())
+    facts = "; ".join(filter(None, [record["machine"], record["date"], versions]))
+    return f"\n[{name}]({link}): {facts}\n"
+
+
 def filled(root: Path, page: Path) -> str:
     """Return a page's text with its tables as the records have them."""
     text = page.read_text()
 
     def fill(block: re.Match) -> str:
         lines = [line.strip() for line in block["lines"].splitlines() if line.strip()]
-        return block["begin"] + table(read_record(root, block["name"]), lines) + block["end"]
+        name = block["name"]
+        record = read_record(root, name)
+        link = os.path.relpath(record_file(root, name), page.parent)
+        shown = table(record["figures"], lines) + caption(record, name, link)
+        return block["begin"] + shown + block["end"]
 
     if text.count("<!-- results ") != len(_BLOCK.findall(text)):
         raise DocumentationError(f"{page.relative_to(root)} has a table without <!-- end -->")

@@ -46,7 +46,7 @@ def record() -> str:
     """Return the text of the file."""
     contents = {
         "command": "make docs",
-        "machine": "any: parameters (millions) and multiply-adds (billions) are counted",
+        "machine": "any machine: sizes in millions and billions are counted from the modules",
         "date": None,
         "versions": {"megengine": version("megengine")},
         "figures": rows(),

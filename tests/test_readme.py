@@ -169,7 +169,7 @@ def test_the_hook_checks_size_and_end(tmp_path, content, said):
 
 
 RECORD = (
-    '{"command": "", "machine": "", "date": "", "versions": {}, "figures": '
+    '{"command": "", "machine": "a box", "date": "2026", "versions": {"x": "1"}, "figures": '
     '[{"name": "a", "threads": 1, "ms": 1.5}, {"name": "a", "threads": 2, "ms": null}]}'
 )
 
@@ -209,6 +209,7 @@ def test_a_table_is_written_from_its_record(documentation, lines, heading, row):
     root, page = documentation(f"before\n{marker}\n| old |\n<!-- end -->\nafter\n")
     ((path, text),) = make_docs.outdated(root).items()
     assert path == page and heading in text and row in text and "old" not in text
+    assert "[speed](results/speed.json): a box; 2026; x 1\n" in text
     assert text.startswith(f"before\n{marker}\n") and text.endswith("<!-- end -->\nafter\n")
     page.write_text(text)
     assert make_docs.outdated(root) == {}
