@@ -10,7 +10,7 @@ PIP := env -u PYTHONPATH -u PYTHONHOME $(PYTHON) -m pip --disable-pip-version-ch
 
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: help demo test test-slow lint format verify bench show-samples readme clean
+.PHONY: help demo test test-slow lint format verify bench show-samples docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -50,8 +50,10 @@ bench: .venv/runtime ## time a training step: MegEngine as it comes against this
 show-samples: .venv/runtime ## write samples.png, what the network sees of DATA, with FLAGS of train.py
 	$(PYTHON) train.py $(if $(DATA),--data $(DATA)) $(FLAGS) --show-samples
 
-readme: .venv/runtime ## write the READMEs' table of networks from the code
-	PYTHONPATH=. $(PYTHON) scripts/readme_table.py
+docs: .venv/runtime ## write the documentation's picture, and its tables from docs/results
+	PYTHONPATH=. $(PYTHON) scripts/record_networks.py
+	$(PYTHON) scripts/draw_reparameterization.py
+	$(PYTHON) scripts/make_docs.py
 
 clean: ## remove the virtual environment (checkpoints stay)
 	rm -rf .venv .python
