@@ -1,6 +1,7 @@
 """Who may import whom: arrows between the rooms go down only, and no files import in a circle."""
 
 import ast
+from functools import cache
 
 import pytest
 
@@ -20,15 +21,22 @@ def modules(root):
     return names
 
 
+@cache
+def import_statements(source):
+    """Nodes of all imports in a file's text, also those within functions."""
+    nodes = ast.walk(ast.parse(source))
+    return [node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
+
+
 def imports(name, names):
     """Modules of the project that one imports, also within functions; not its parent packages."""
     file = names[name]
     package = name.split(".") if file.name == "__init__.py" else name.split(".")[:-1]
     found = set()
-    for node in ast.walk(ast.parse(file.read_text())):
+    for node in import_statements(file.read_text()):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
+        else:
             base = package[: len(package) - node.level + 1] if node.level else []
             base = ".".join([*base, *filter(None, [node.module])])
             inner = {alias.name: f"{base}.{alias.name}" for alias in node.names}
