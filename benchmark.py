@@ -25,6 +25,8 @@ if TYPE_CHECKING:  # MegEngine takes a second to import, which --help need not
 EXAMPLES = """\
   python benchmark.py infer --batch 1 8 --threads 1 2
   python benchmark.py infer --arch 'RepVGGA*' RepGhost100 --csv speed.csv --chart speed.png
+  python benchmark.py infer --arch all --batch 1 --threads 1 --forms forms.png \\
+      --variants '*form, MegEngine' 'ONNX, onnxruntime' --scatter accuracy.png --record networks
   python benchmark.py throughput --model best.pkl --streams 1 4
   python benchmark.py train --arch RepVGGB0 --point 64x16 --rounds 5 --json
   python benchmark.py data --data imagenette
@@ -98,6 +100,16 @@ def add_inference(commands: argparse._SubParsersAction) -> None:
     )
     add_counts(infer, "--batch", [1, 8], "batch sizes to measure", "IMAGES")
     add_counts(infer, "--threads", [1, 2], "numbers of threads to give each runtime")
+    infer.add_argument(
+        "--scatter",
+        metavar="FILE",
+        help="PNG file to draw the reported ImageNet accuracy over the latency of all networks in",
+    )
+    infer.add_argument(
+        "--forms",
+        metavar="FILE",
+        help="PNG file to draw the latency of all networks in train form and in deploy form in",
+    )
     throughput = commands.add_parser(
         "throughput",
         description="Measure the mean time of a frame and frames per second when several streams, "
@@ -121,6 +133,14 @@ def add_inference(commands: argparse._SubParsersAction) -> None:
             "--int8", metavar="FILE", help="ONNX file of quantize.py to measure beside the others"
         )
         cli.add_flags(command, "--size", default=224, help="side of the square input images")
+        command.add_argument(
+            "--variants",
+            nargs="+",
+            default=["*"],
+            metavar="PATTERN",
+            help="variants to measure, as names or shell patterns such as 'ONNX*' and '*MegEngine' "
+            "(default: all)",
+        )
         add_rounds(command, 5)
         command.add_argument(
             "--seconds",
@@ -224,6 +244,8 @@ def main(argv: list[str] | None = None) -> int:
     }
     title, rows = command[args.command](args)
     report.write_report(args, title, rows, report.LAYOUTS[args.command])
+    if args.command == "infer":
+        draw_networks(args, rows)
     return 0
 
 
@@ -245,6 +267,16 @@ def time_inference(args: argparse.Namespace) -> tuple[str, Rows]:
         f"inference, {rounds(args)} of {args.seconds:g} s; the peak is that of float32 "
         f"matrix products, GFLOP/s: {', '.join(peaks)} thread(s)"
     ), rows
+
+
+def draw_networks(args: argparse.Namespace, rows: Rows) -> None:
+    """Write the pictures of all networks that --scatter and --forms name."""
+    from benchmarks import pictures
+
+    for path, draw in ((args.scatter, pictures.scatter), (args.forms, pictures.forms)):
+        if path:
+            picture = draw(rows)
+            utils.write_atomically(path, lambda file, content=picture: file.write(content))
 
 
 def time_throughput(args: argparse.Namespace) -> tuple[str, Rows]:
@@ -269,7 +301,7 @@ def networks(args: argparse.Namespace, batches: list[int]) -> Iterator[tuple]:
             candidates.check_int8(args.int8, network.arch, args.size, batches)
         for variant, reason in candidates.left_out(network).items():
             print(f"{network.arch}: {variant} left out: {reason}", file=sys.stderr)
-        yield network, Settings(args.rounds, args.seconds)
+        yield network, Settings(args.rounds, args.seconds, tuple(args.variants))
 
 
 def rounds(args: argparse.Namespace) -> str:

@@ -191,6 +191,11 @@ def chart(title: str, rows: Rows, layout: Layout) -> bytes:
         figure.subplots(len(panels), squeeze=False)[:, 0], panels.values(), strict=True
     ):
         _draw(axes, panel, layout, colors)
+    return as_png(figure)
+
+
+def as_png(figure: Any) -> bytes:
+    """Return a matplotlib figure as the content of a PNG file."""
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=110)
     return content.getvalue()

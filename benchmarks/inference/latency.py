@@ -29,10 +29,13 @@ def inference(
     many threads, the fastest of those that took turns with the networks.
     """
     rows = []
-    with candidates(network, size, int8) as found:
+    with candidates(network, size, int8) as available:
+        selected = settings.select(available)
         product = Candidate("matrix product", "matrix_product", str(_SIDE))
         for count, batch in itertools.product(threads, batches):
-            *measured, peak = measure([*found, product], count, batch, size, settings, after_turn)
+            *measured, peak = measure(
+                [*selected, product], count, batch, size, settings, after_turn
+            )
             gflops = 2 * _SIDE**3 / peak.latencies.min() / 1e9
             point = {"arch": network.arch, "size": size, "batch": batch, "threads": count}
             rows += [{**point, **row} for row in _inference_rows(measured, batch, gflops)]

@@ -27,13 +27,9 @@ def throughput(
     second. MegEngine itself has one stream a process and takes no part.
     """
     rows = []
-    with candidates(network, size, int8) as found:
-        several = [
-            replace(one, streams=count)
-            for one in found
-            if one.runtime != "megengine"
-            for count in streams
-        ]
+    with candidates(network, size, int8) as available:
+        selected = settings.select([one for one in available if one.runtime != "megengine"])
+        several = [replace(one, streams=count) for one in selected for count in streams]
         for one in measure(several, 1, 1, size, settings, after_turn):
             speeds = [len(turn["latencies"]) / turn["elapsed"] for turn in one.turns]
             rows.append(

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from models import environment
 
@@ -28,10 +29,32 @@ TIME_LIMIT = 300.0  # seconds for loading and warming up, and for a turn beyond 
 
 @dataclass(frozen=True)
 class Settings:
-    """How long to measure: `rounds` turns of each candidate, of `seconds` each."""
+    """What to measure and how long.
+
+    Attributes:
+        rounds: number of turns of each candidate.
+        seconds: length of a turn.
+        variants: shell patterns of the variants to measure.
+    """
 
     rounds: int
     seconds: float
+    variants: tuple[str, ...] = ("*",)
+
+    def select(self, candidates: list[Candidate]) -> list[Candidate]:
+        """Return the candidates to measure. Raises UserError when no pattern matches one."""
+        selected = [
+            candidate
+            for candidate in candidates
+            if any(fnmatchcase(candidate.variant, pattern) for pattern in self.variants)
+        ]
+        if candidates and not selected:
+            names = ", ".join(repr(candidate.variant) for candidate in candidates)
+            raise UserError(
+                f"--variants {' '.join(self.variants)} matches none of the variants {names}; "
+                "give one of them, or a pattern"
+            )
+        return selected
 
 
 class _Worker:
