@@ -16,17 +16,29 @@ from weights import catalog
 FILE = utils.ROOT / "docs" / "results" / "networks.json"
 
 
+def names() -> list[str]:
+    """Return the networks that have a row; nearly all of a "-qa" one is that of its twin."""
+    return [name for name in models.list_models() if not name.endswith("-qa")]
+
+
+def published(name: str) -> dict[str, Any]:
+    """Return what is reported for a network, and whose checkpoints there are."""
+    entries = [entry for entry in catalog.PUBLISHED if entry.arch == name]
+    own = next((e for e in entries if e.top1 and e.source not in ("timm", "basecls")), None)
+    return {
+        "reported_top1": own and own.top1,
+        "reported_by": own and own.reported_by,
+        "checkpoints": ", ".join(dict.fromkeys(entry.source for entry in entries)),
+    }
+
+
 def rows() -> list[dict[str, Any]]:
     """Return a row for each network: sizes counted from its modules, accuracy as reported."""
     figures = []
-    for name in models.list_models():
-        if name.endswith("-qa"):  # nearly all of it is that of the network without the suffix
-            continue
+    for name in names():
         with init.uninitialized():
             train, deploy = models.create(name), models.create(name, deploy=True)
         before, after = models.profile(train), models.profile(deploy)
-        entries = [entry for entry in catalog.PUBLISHED if entry.arch == name]
-        own = next((e for e in entries if e.top1 and e.source not in ("timm", "basecls")), None)
         figures.append(
             {
                 "name": name,
@@ -34,9 +46,7 @@ def rows() -> list[dict[str, Any]]:
                 "deploy_parameters": round(after.parameters / 1e6, 2),
                 "train_macs": round(before.macs / 1e9, 2),
                 "deploy_macs": round(after.macs / 1e9, 2),
-                "reported_top1": own and own.top1,
-                "reported_by": own and own.reported_by,
-                "checkpoints": ", ".join(dict.fromkeys(entry.source for entry in entries)),
+                **published(name),
             }
         )
     return figures

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts import check_files, draw_reparameterization, make_docs
+from scripts import check_files, draw_reparameterization, make_docs, record_networks
 from tests.support import ROOT
 
 PAGES = sorted(path.name for path in (ROOT / "docs").glob("*.md"))
@@ -141,6 +141,14 @@ def test_the_tables_are_those_of_the_records():
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     for path in (ROOT / "docs" / "results").glob("*.json"):  # also those that no page shows
         assert make_docs.read_record(ROOT, path.stem)
+
+
+def test_the_networks_are_recorded_with_what_is_published():
+    """Their sizes are those of tests/test_setup.py; counting them takes a minute."""
+    rows = make_docs.read_record(ROOT, "networks")["figures"]
+    assert [row["name"] for row in rows] == record_networks.names()
+    for row in rows:
+        assert record_networks.published(row["name"]).items() <= row.items(), "run `make docs`"
 
 
 def test_the_readmes_python_runs():
