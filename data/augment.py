@@ -19,7 +19,7 @@ from utils import UserError
 from . import image_ops
 from .decoding import decode, decode_crop
 from .jpeg import Box
-from .policies import Surroundings, policy
+from .policies import Background, policy
 from .setting import setting
 from .transforms import Preprocessing
 
@@ -170,8 +170,8 @@ def augment(
     operations = _cached_policy(augmentation.auto_augment)
     if operations is not None:
         mean = preprocessing.bgr(preprocessing.mean)
-        around = Surroundings(tuple(map(round, mean)), preprocessing.interpolation)
-        out[:] = operations(out, rng, around)
+        background = Background(tuple(map(round, mean)), preprocessing.interpolation)
+        out[:] = operations(out, rng, background)
     elif augmentation.color_jitter:
         out[:] = color_jitter(out, augmentation.color_jitter, rng)
     if rng.random() < augmentation.random_erasing:

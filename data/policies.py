@@ -1,8 +1,8 @@
-"""Policies: which operations of image_ops.py are done to an image, how likely and how strongly.
+"""Policies: the operations of image_ops.py that are done to an image, how often and how strongly.
 
 AutoAugment (Cubuk et al., CVPR 2019) has pairs that were found by search; RandAugment (Cubuk et
 al., 2020) draws operations at random. Strengths are levels from 0 to 10, and what a level means for
-each operation follows timm, whose names for policies are understood: "v0", "original" and
+each operation follows timm, whose names for policies are understood: "v0" and
 "rand-m9-mstd0.5-inc1".
 """
 
@@ -23,8 +23,13 @@ Operation = tuple[str, float, float]  # name, probability, level
 
 
 @dataclass(frozen=True)
-class Surroundings:
-    """What the geometric operations need: the colour around the picture (BGR), interpolation."""
+class Background:
+    """What geometric operations show around the picture, and how they interpolate.
+
+    Attributes:
+        fill: colour, BGR.
+        interpolation: "bilinear" or "bicubic".
+    """
 
     fill: image_ops.Color
     interpolation: str
@@ -34,28 +39,28 @@ class Surroundings:
 
 
 def _geometric(function: Callable, largest: float) -> Callable:
-    """Level 10 is `largest`, to either side."""
+    """Return an operation by an amount of up to `largest`, at level 10, to either side."""
 
-    def apply(image, level, rng, around):
+    def apply(image, level, rng, background):
         amount = level / 10 * largest * _sign(rng)
-        return function(image, amount, around.fill, around.interpolation)
+        return function(image, amount, background.fill, background.interpolation)
 
     return apply
 
 
 def _plain(function: Callable, *argument: Callable[[float], int]) -> Callable:
-    return lambda image, level, rng, around: function(image, *(of(level) for of in argument))
+    return lambda image, level, rng, background: function(image, *(of(level) for of in argument))
 
 
 def _enhance(function: Callable) -> Callable:
-    """Level 0 gives a factor of 0.1, level 10 one of 1.9; about 5 changes nothing."""
-    return lambda image, level, rng, around: function(image, 0.1 + level / 10 * 1.8)
+    """Return an operation by a factor of 0.1 at level 0 to 1.9 at level 10; 5 changes nothing."""
+    return lambda image, level, rng, background: function(image, 0.1 + level / 10 * 1.8)
 
 
 def _enhance_increasing(function: Callable) -> Callable:
-    """The factor is 1 at level 0, and 0.1 or 1.9 at level 10."""
+    """Return an operation by a factor of 1 at level 0, and of 0.1 or 1.9 at level 10."""
 
-    def apply(image, level, rng, around):
+    def apply(image, level, rng, background):
         return function(image, max(0.1, 1 + level / 10 * 0.9 * _sign(rng)))
 
     return apply
@@ -88,46 +93,43 @@ OPERATIONS: dict[str, Callable] = {
     "equalize": _EQUALIZE,
     "invert": _INVERT,
     "posterize": _plain(image_ops.posterize, lambda level: min(8, int(level / 10 * 4))),
-    "posterize_original": _plain(
-        image_ops.posterize, lambda level: min(8, int(level / 10 * 4) + 4)
-    ),
     "solarize": _plain(image_ops.solarize, lambda level: min(256, int(level / 10 * 256))),
     "solarize_add": _SOLARIZE_ADD,
     **{name: _enhance(function) for name, function in _ENHANCE.items()},
     **_GEOMETRIC,
 }
-# the same, but never weaker at a higher level ("inc1")
+# the same operations, but never weaker at a higher level ("inc1")
 INCREASING: dict[str, Callable] = {
     **OPERATIONS,
     "posterize": _plain(image_ops.posterize, lambda level: max(0, 4 - int(level / 10 * 4))),
     "solarize": _plain(image_ops.solarize, lambda level: max(0, 256 - int(level / 10 * 256))),
     **{name: _enhance_increasing(function) for name, function in _ENHANCE.items()},
 }
-RANDAUGMENT = [name for name in OPERATIONS if name != "posterize_original"]  # 15 of them
+RANDAUGMENT = list(OPERATIONS)  # 15 of them
 
 # ---------------------------------------------------------------- policies
 
 
 @dataclass(frozen=True)
 class AutoAugment:
-    """One of the pairs of operations, each with its probability."""
+    """Do one of the pairs of operations, chosen at random, each with its probability."""
 
     pairs: tuple[tuple[Operation, Operation], ...]
 
-    def __call__(self, image: np.ndarray, rng: np.random.Generator, around: Surroundings):
-        """uint8 BGR [H, W, 3] -> the same."""
+    def __call__(self, image: np.ndarray, rng: np.random.Generator, background: Background):
+        """Return the changed image; both are uint8 BGR [H, W, 3]."""
         for name, probability, level in self.pairs[rng.integers(len(self.pairs))]:
             if rng.random() < probability:
-                image = OPERATIONS[name](image, level, rng, around)
+                image = OPERATIONS[name](image, level, rng, background)
         return image
 
 
 @dataclass(frozen=True)
 class RandAugment:
-    """`count` of 15 operations, each with `probability` and a level about `magnitude`.
+    """Do `count` of 15 operations, each with `probability` and a level about `magnitude`.
 
     Attributes:
-        deviation: standard deviation of the level; infinite: between 0 and `magnitude`, evenly.
+        deviation: standard deviation of the level; infinite: evenly between 0 and `magnitude`.
         largest: the level is cut to 0 and this.
         increasing: a higher level never changes an image less.
     """
@@ -139,22 +141,25 @@ class RandAugment:
     largest: float = 10
     increasing: bool = False
 
-    def __call__(self, image: np.ndarray, rng: np.random.Generator, around: Surroundings):
-        """uint8 BGR [H, W, 3] -> the same."""
+    def __call__(self, image: np.ndarray, rng: np.random.Generator, background: Background):
+        """Return the changed image; both are uint8 BGR [H, W, 3]."""
         operations = INCREASING if self.increasing else OPERATIONS
         for name in rng.choice(RANDAUGMENT, self.count):
             if rng.random() < self.probability:
-                image = operations[name](image, self.level(rng), rng, around)
+                image = operations[name](image, self.level(rng), rng, background)
         return image
 
     def level(self, rng: np.random.Generator) -> float:
-        """A random one."""
+        """Return a random level, from 0 to `largest`."""
         if math.isinf(self.deviation):
             level = rng.uniform(0, self.magnitude)
         else:
             level = rng.normal(self.magnitude, self.deviation) if self.deviation else self.magnitude
         return min(max(level, 0), self.largest)
 
+
+# name -> why it is no longer there, and what to use
+REMOVED = {"original": "no recipe uses it; use v0, the AutoAugment policy of TensorFlow's models"}
 
 _KEYS = {
     "m": ("magnitude", float),
@@ -167,15 +172,18 @@ _KEYS = {
 
 
 def policy(name: str) -> AutoAugment | RandAugment | None:
-    """The policy of a name: "none", "v0", "original", or "rand" with any of -m (level), -n (count),
-    -p (probability), -mstd (its deviation, or "inf"), -mmax (largest level) and -inc1.
+    """Return the policy of a name: None for "none", AutoAugment for "v0".
 
-    Raises UserError for any other.
+    RandAugment is "rand" with any of -m (level), -n (number of operations), -p (probability), -mstd
+    (standard deviation of the level, or "inf"), -mmax (largest level) and -inc1 (a higher level
+    never changes an image less). Raises UserError for any other name.
     """
     if name == "none":
         return None
     if name in PAIRS:
         return AutoAugment(PAIRS[name])
+    if name in REMOVED:
+        raise UserError(f"the augmentation policy {name!r} was removed: {REMOVED[name]}")
     head, *parts = name.split("-")
     settings = {}
     for part in parts if head == "rand" else [name]:
@@ -194,7 +202,7 @@ def policy(name: str) -> AutoAugment | RandAugment | None:
 
 
 def _pairs(text: str) -> tuple[tuple[Operation, Operation], ...]:
-    """A line a pair: "name probability level + name probability level"."""
+    """Parse one pair per line: "name probability level + name probability level"."""
 
     def operation(part: str) -> Operation:
         name, probability, level = part.split()
@@ -204,7 +212,8 @@ def _pairs(text: str) -> tuple[tuple[Operation, Operation], ...]:
 
 
 PAIRS = {
-    # the one in TensorFlow's TPU models, which BaseCls used too (its posterize at level 2 is black)
+    # the policy in TensorFlow's TPU models, which BaseCls used too
+    # (its posterize at level 2 leaves a black image)
     "v0": _pairs("""
         equalize 0.8 1 + shear_y 0.8 4
         color 0.4 9 + equalize 0.6 3
@@ -231,33 +240,5 @@ PAIRS = {
         posterize 0.8 2 + solarize 0.6 10
         solarize 0.6 8 + equalize 0.6 1
         color 0.8 6 + rotate 0.4 5
-    """),
-    # the paper's table of the policy for ImageNet
-    "original": _pairs("""
-        posterize_original 0.4 8 + rotate 0.6 9
-        solarize 0.6 5 + auto_contrast 0.6 5
-        equalize 0.8 8 + equalize 0.6 3
-        posterize_original 0.6 7 + posterize_original 0.6 6
-        equalize 0.4 7 + solarize 0.2 4
-        equalize 0.4 4 + rotate 0.8 8
-        solarize 0.6 3 + equalize 0.6 7
-        posterize_original 0.8 5 + equalize 1.0 2
-        rotate 0.2 3 + solarize 0.6 8
-        equalize 0.6 8 + posterize_original 0.4 6
-        rotate 0.8 8 + color 0.4 0
-        rotate 0.4 9 + equalize 0.6 2
-        equalize 0.0 7 + equalize 0.8 8
-        invert 0.6 4 + equalize 1.0 8
-        color 0.6 4 + contrast 1.0 8
-        rotate 0.8 8 + color 1.0 2
-        color 0.8 8 + solarize 0.8 7
-        sharpness 0.4 7 + invert 0.6 8
-        shear_x 0.6 5 + equalize 1.0 9
-        color 0.4 0 + equalize 0.6 3
-        equalize 0.4 7 + solarize 0.2 4
-        solarize 0.6 5 + auto_contrast 0.6 5
-        invert 0.6 4 + equalize 1.0 8
-        color 0.6 4 + contrast 1.0 8
-        equalize 0.8 8 + equalize 0.6 3
     """),
 }

@@ -51,12 +51,13 @@ def parse(description: str, argv: Sequence[str] | None = None) -> argparse.Names
     parser = cli.ArgumentParser(description, EXAMPLES + _recipes())
     flags.add(parser, OWNERS, HEADINGS)
     argv = list(sys.argv[1:] if argv is None else argv)
-    args = typed = parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    typed_arch = args.arch
     if args.recipe is not None:
         args = parser.parse_args(recipe.arguments(args.recipe, parser) + argv)
     fill_in(args)
     check(args, parser)
-    check_architecture(args, typed.arch, parser)
+    check_architecture(args, typed_arch, parser)
     return args
 
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from data import policies
-from data.policies import AutoAugment, RandAugment, Surroundings, policy
+from data.policies import AutoAugment, Background, RandAugment, policy
 from utils import UserError
 
-AROUND = Surroundings((104, 116, 124), "bilinear")
+BACKGROUND = Background((104, 116, 124), "bilinear")
 
 
 def test_the_names_of_timm_are_understood():
@@ -24,10 +24,19 @@ def test_the_names_of_timm_are_understood():
 
 @pytest.mark.parametrize("name", ["v7", "rand-x3", "rand-m", "rand-m9-", "augmix-m3", "rand-mnine"])
 def test_other_names_are_refused(name):
-    with pytest.raises(
-        UserError, match=f"no augmentation policy '{name}' .*use none, v0, original"
-    ):
+    with pytest.raises(UserError, match=f"no augmentation policy '{name}' .*use none, v0, or"):
         policy(name)
+
+
+def test_a_removed_policy_is_a_sentence_with_what_to_use(command, tmp_path):
+    with pytest.raises(UserError, match="policy 'original' was removed: .*; use v0"):
+        policy("original")
+    recipe = tmp_path / "old.conf"
+    recipe.write_text("auto-augment = original\n")
+    for flags in ["--auto-augment", "original"], ["--recipe", recipe]:
+        status, _, err = command("train", *flags)
+        assert status == 2 and len(err.splitlines()) == 1
+        assert "'original' was removed" in err and "use v0" in err
 
 
 def test_levels():
@@ -39,7 +48,7 @@ def test_levels():
     assert min(levels) < 0.5 and 13.5 < max(levels) <= 14
 
 
-@pytest.mark.parametrize("name", ["v0", "original"])
+@pytest.mark.parametrize("name", ["v0"])
 def test_the_policies_are_whole(name):
     pairs = policies.PAIRS[name]
     assert len(pairs) == 25
@@ -50,13 +59,13 @@ def test_the_policies_are_whole(name):
             assert 0 <= probability <= 1 and 0 <= level <= 10
 
 
-@pytest.mark.parametrize("name", ["v0", "original", "rand-m9-mstd0.5-inc1", "rand-m10-n4-p1"])
+@pytest.mark.parametrize("name", ["v0", "rand-m9-mstd0.5-inc1", "rand-m10-n4-p1"])
 def test_every_image_stays_an_image(name):
     rng = np.random.default_rng(1)
     image = rng.integers(0, 256, (24, 32, 3), np.uint8)
     same = 0
     for key in range(100):
-        found = policy(name)(image, np.random.default_rng(key), AROUND)
+        found = policy(name)(image, np.random.default_rng(key), BACKGROUND)
         assert found.shape == image.shape and found.dtype == np.uint8
         same += np.array_equal(found, image)
     assert same < 50
@@ -72,7 +81,7 @@ def test_randaugment_draws_from_fifteen_operations(monkeypatch):
         )
     rng = np.random.default_rng(0)
     for _ in range(1000):
-        policy("rand-m9")(None, rng, AROUND)
+        policy("rand-m9")(None, rng, BACKGROUND)
     assert set(seen) == set(policies.RANDAUGMENT)
     assert 900 < len(seen) < 1100  # 2 with a probability of 0.5 each
 
@@ -81,7 +90,7 @@ def distances(operation, image):
     """How far the levels 0 to 10 take an image from itself, over both signs."""
     found = []
     for level in range(11):
-        both = (operation(image, level, np.random.default_rng(key), AROUND) for key in range(8))
+        both = (operation(image, level, np.random.default_rng(key), BACKGROUND) for key in range(8))
         found.append(np.mean([abs(other.astype(int) - image).mean() for other in both]))
     return found
 
@@ -101,12 +110,11 @@ def test_the_ends_of_each_scale():
     image = np.full((10, 10, 3), 200, np.uint8)
 
     def value(name, level, table=policies.OPERATIONS):
-        return table[name](image, level, np.random.default_rng(0), AROUND)[5, 5, 0]
+        return table[name](image, level, np.random.default_rng(0), BACKGROUND)[5, 5, 0]
 
     assert value("brightness", 0) == 20 and value("brightness", 10) == 255
     assert value("brightness", 5) == 200
     assert value("posterize", 0) == 0 and value("posterize", 10) == 192
-    assert value("posterize_original", 0) == 192 and value("posterize_original", 10) == 200
     assert value("solarize", 10) == 200 and value("solarize", 5) == 55
     assert value("solarize", 0, policies.INCREASING) == 200
     assert value("solarize", 5, policies.INCREASING) == 55
