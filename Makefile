@@ -15,7 +15,7 @@ unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
-demo: .venv/runtime ## train ARCH (RepVGGA0) on the digits, fuse, prove and test it: 2 minutes
+demo: .venv/runtime ## train ARCH (RepVGGA0) on the digits, fuse it, compare both forms and test it: 2 minutes
 	@rm -rf checkpoints/$(ARCH)/demo
 	$(PYTHON) train.py --arch $(ARCH) --tag demo
 	$(PYTHON) verify.py --arch $(ARCH) --model checkpoints/$(ARCH)/demo/best.pkl
@@ -23,7 +23,7 @@ demo: .venv/runtime ## train ARCH (RepVGGA0) on the digits, fuse, prove and test
 	@printf '%s\n' '' 'What to try next:' \
 	  '  . .venv/bin/activate' \
 	  '  python train.py --data DIR --arch $(ARCH)       your own images: DIR/train/<class>/*.jpg, DIR/val/<class>/*.jpg' \
-	  '  python verify.py --arch all                     the proof for every architecture' \
+	  '  python verify.py --arch all                     the equivalence check of every network' \
 	  '  python test.py --model checkpoints/$(ARCH)/demo/best-deploy.pkl --deploy 1' \
 	  '  open checkpoints/$(ARCH)/demo/curves.png        what the training looked like'
 
@@ -41,7 +41,7 @@ format: .venv/development ## let ruff format and mend what it can
 	$(PYTHON) -m ruff check --fix .
 	$(PYTHON) -m ruff format .
 
-verify: .venv/runtime ## prove that every architecture computes the same before and after fusion
+verify: .venv/runtime ## check that every network computes the same before and after fusion
 	$(PYTHON) verify.py --arch all
 
 bench: .venv/runtime ## time a training step: MegEngine as it comes against this project
