@@ -53,8 +53,8 @@ show-samples: .venv/runtime ## write samples.png, what the network sees of DATA,
 readme: .venv/runtime ## write the READMEs' table of networks from the code
 	PYTHONPATH=. $(PYTHON) scripts/readme_table.py
 
-clean: ## remove the virtual environment (checkpoints stay)
-	rm -rf .venv .python
+clean: ## remove the virtual environment and what pip has built (checkpoints stay)
+	rm -rf .venv .python build *.egg-info
 
 # ---------------------------------------------------------------------------------------------
 
