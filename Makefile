@@ -55,8 +55,8 @@ docs: .venv/runtime ## write the documentation's picture, and its tables from do
 	$(PYTHON) scripts/draw_reparameterization.py
 	$(PYTHON) scripts/make_docs.py
 
-clean: ## remove the virtual environment (checkpoints stay)
-	rm -rf .venv .python
+clean: ## remove the virtual environment and what pip has built (checkpoints stay)
+	rm -rf .venv .python build *.egg-info
 
 # ---------------------------------------------------------------------------------------------
 
