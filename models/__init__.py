@@ -5,7 +5,7 @@ net = models.create("RepVGGA0", num_classes=10)
 deployed = models.to_deploy(net)      # a new network: one convolution a block
 """
 
-from . import environment  # first of all: MegEngine reads what it sets when it is imported
+from . import environment  # first: sets the variables that MegEngine reads when it is imported
 from .profile import Profile, profile
 from .registry import BLOCKS, canonical_name, create, head_names, list_models, state_shapes
 from .reparam import to_deploy

@@ -1,7 +1,7 @@
-"""What MegEngine reads when it is imported, and how this process keeps its memory while it trains.
+"""The environment variables that MegEngine reads, and settings of the process for fast training.
 
-Importing `models` sets the environment variables, before MegEngine is imported. Everything that
-changes the process itself is a call: commands and their workers make it, a library's user need not.
+Importing `models` sets the environment variables before it imports MegEngine. Whatever changes the
+process itself is a function: commands and their workers call it, the user of a library need not.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-# of glibc's malloc.h and Linux's mman.h and prctl.h
+# constants of glibc's malloc.h and Linux's mman.h and prctl.h
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -3, -4, -8
 _MADV_HUGEPAGE = 14
 _HUGE_PAGE = 2 << 20
@@ -44,17 +44,16 @@ def on_cpu() -> bool:
 
 
 def set_environment() -> None:
-    """Set the variables that must stand before `import megengine`; a value of the user's is kept.
+    """Set the variables that MegEngine reads when it is imported; values that are set are kept.
 
-    - On AMD processors the MKL inside MegEngine takes its slowest path unless told to use AVX2:
-      2.7 times the matrix products per second.
+    - On AMD processors the MKL inside MegEngine takes its slowest path unless told to use AVX2,
+      with which it computes 2.7 times the matrix products per second.
     - Without a GPU, naming the CPU as the device silences four lines about a missing CUDA driver.
-    - On a CPU, MegEngine's threads are told to sleep at once where they have nothing to do.
-      They otherwise spin for up to 5 ms, which on one core is taken from the thread they wait for:
-      a training step takes 1.15 times the processor time. The log level, errors only, silences
-      the warning that this is set.
-    - MegEngine otherwise writes a cache of kernel timings, which nothing here uses, to the home;
-      matplotlib keeps its list of fonts there too, and gets a place in the virtual environment.
+    - On a CPU, MegEngine's threads sleep at once when they have nothing to do. They would spin for
+      up to 5 ms, which on one core is taken from the thread they wait for: a training step takes
+      1.15 times the processor time. The log level, errors only, silences a warning about this.
+    - MegEngine keeps its cache of kernel timings, which nothing here uses, in memory instead of in
+      the home directory. matplotlib keeps its list of fonts in the virtual environment.
     """
     if processor_has("AuthenticAMD"):
         os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
@@ -65,16 +64,16 @@ def set_environment() -> None:
         os.environ.setdefault("RUNTIME_OVERRIDE_LOG_LEVEL", "3")
     os.environ.setdefault("MGE_FASTRUN_CACHE_TYPE", "MEMORY")
     os.environ.setdefault("MPLCONFIGDIR", str(Path(sys.prefix) / "matplotlib"))
-    # Importing MegEngine makes the processor flush subnormal numbers to zero, and NumPy then warns
-    # about it when it is first asked for a type's limits; it is asked before.
+    # Importing MegEngine makes the processor flush subnormal numbers to zero. NumPy would warn of
+    # that when first asked for the limits of a type, so it is asked before.
     np.finfo(np.float32), np.finfo(np.float64)
 
 
 def tune_for_training() -> None:
     """Set the allocator and the timers of this process as training on a CPU needs them.
 
-    To be called before MegEngine computes anything, since its threads inherit the timers. Nothing
-    happens where MegEngine's device is a GPU.
+    Call it before MegEngine computes anything, since its threads inherit the timers. Nothing
+    happens if MegEngine's device is a GPU.
     """
     if on_cpu():
         keep_freed_memory()
@@ -82,11 +81,11 @@ def tune_for_training() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Make the C library keep what is freed, in huge pages, for the next step of training (Linux).
+    """Make the C library keep freed memory, in huge pages, for the next training step (Linux).
 
-    MegEngine takes and frees every activation anew. Fresh pages of 4 KiB cost more than what is
-    computed in them where a page fault is slow: a training step in a virtual machine took 2.6
-    times as long. Up to half of the machine's memory is reserved for this, none of it taken.
+    MegEngine allocates and frees every activation in each step. Where page faults are slow, fresh
+    pages of 4 KiB cost more than what is computed in them: a training step in a virtual machine
+    took 2.6 times as long. Addresses for half of the machine's memory are reserved, but no memory.
     """
     with suppress(OSError, AttributeError, ValueError):
         libc = ctypes.CDLL(None)
@@ -94,8 +93,8 @@ def keep_freed_memory() -> None:
         libc.free.argtypes = [ctypes.c_void_p]
         libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
         libc.mallopt(_M_ARENA_MAX, 1)  # one heap for all threads
-        libc.mallopt(_M_MMAP_MAX, 0)  # and nothing beside it
-        libc.mallopt(_M_TRIM_THRESHOLD, -1)  # which never shrinks
+        libc.mallopt(_M_MMAP_MAX, 0)  # no blocks outside of the heap
+        libc.mallopt(_M_TRIM_THRESHOLD, -1)  # the heap never shrinks
         size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
         block = libc.malloc(size)
         if block is not None:
@@ -105,26 +104,26 @@ def keep_freed_memory() -> None:
 
 
 def return_freed_memory() -> None:
-    """Make the C library give large freed blocks back to the system at once (Linux).
+    """Make the C library return large freed blocks to the system at once (Linux).
 
-    It otherwise keeps them, and converting a large network would peak at twice the memory. Training
-    takes the same blocks again and again, and pays with up to twice the time.
+    It otherwise keeps them, and converting a large network would peak at twice the memory. Not for
+    training, which allocates the same blocks again and again and would take up to twice the time.
     """
     with suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_MMAP_MAX, 1 << 16)
         libc.mallopt(_M_MMAP_THRESHOLD, 1 << 18)  # from 256 KiB on
         libc.mallopt(_M_TRIM_THRESHOLD, 1 << 18)
-        libc.malloc_trim(0)  # what keep_freed_memory has reserved would be taken first
+        libc.malloc_trim(0)  # or what keep_freed_memory has reserved is used first
 
 
 def set_timer_slack(seconds: float) -> None:
     """Set how late this thread, and those it starts from now on, may wake from a wait (Linux).
 
-    While MegEngine computes on a CPU, a thread of its own asks every 0.1 ms whether tensors can be
-    released. That takes a quarter of a step's processor time in a virtual machine, and slows down
-    the thread that computes: a step takes 1.6 times as long, twice on a single core. Started with
-    a slack of some milliseconds, it asks as seldom, and holds the tensors for that much longer.
+    While MegEngine computes on a CPU, one of its threads polls every 0.1 ms for tensors to release.
+    In a virtual machine that takes a quarter of a step's processor time and slows down the thread
+    that computes: a step takes 1.6 times as long, twice as long on a single core. With a slack of
+    some milliseconds the thread polls that seldom, and tensors are held for that much longer.
     """
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, ctypes.c_ulong(round(seconds * 1e9)), 0, 0, 0)

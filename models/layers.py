@@ -1,4 +1,4 @@
-"""Layers that the families share."""
+"""Layers that several families use."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from .reparameterizable import Reparameterizable
 
 
 class Conv2d(M.Conv2d):
-    """MegEngine's convolution, trained by the operators in cpu.py where there is no GPU.
+    """MegEngine's convolution, trained with the operators of cpu/ where there is no GPU.
 
-    Initialized as BaseCls does: normal, std sqrt(2 / fan_out per group).
+    Initialized as in BaseCls: normal with std sqrt(2 / fan_out of a group).
     """
 
     def calc_conv(self, inp: mge.Tensor, weight: mge.Tensor, bias: mge.Tensor | None) -> mge.Tensor:
-        small = inp.shape[2] * inp.shape[3] <= cpu.SMALL_MAP  # stock's forward is slow there too
+        small = inp.shape[2] * inp.shape[3] <= cpu.SMALL_MAP  # where MegEngine's forward is slow
         if not (cpu.is_used() and (self.training or small)):
             return super().calc_conv(inp, weight, bias)
         y = cpu.conv2d(inp, weight, self.stride, self.padding, self.groups)
@@ -35,9 +35,14 @@ class Conv2d(M.Conv2d):
 
 
 class _BatchNorm:
-    """What the batch norms below add to MegEngine's (eps 1e-5, momentum 0.9 of the old value:
-    PyTorch's 0.1): training by the operators in cpu/ where there is no GPU, and `all_reduce`, a
-    function that sums a tensor over several processes, for statistics over all of them."""
+    """Training with the operators of cpu/ where there is no GPU, added to MegEngine's batch norms.
+
+    Their eps is 1e-5, and their momentum 0.9 is the weight of the old statistics (0.1 in PyTorch).
+
+    Attributes:
+        all_reduce: a function that sums a tensor over several processes, which then share their
+            statistics; None for statistics of this process alone.
+    """
 
     all_reduce: Callable[[mge.Tensor], mge.Tensor] | None = None
 
@@ -60,17 +65,27 @@ class _BatchNorm:
 
 
 class BatchNorm1d(_BatchNorm, M.BatchNorm1d):
-    """Of [N, C]."""
+    """Batch norm over the rows of [N, C]."""
 
 
 class BatchNorm2d(_BatchNorm, M.BatchNorm2d):
-    """Of [N, C, H, W]."""
+    """Batch norm over images and positions of [N, C, H, W]."""
 
 
 class ConvBN(M.Module):
-    """A convolution without bias and its batch norm: [N, I, H, W] -> [N, O, H/stride, W/stride]."""
+    """A convolution without bias and its batch norm.
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride=1, groups=1):
+    [N, I, H, W] -> [N, O, ceil(H/stride), ceil(W/stride)] for kernels of odd size.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        groups: int = 1,
+    ):
         super().__init__()
         self.conv = Conv2d(
             in_channels,
@@ -87,12 +102,15 @@ class ConvBN(M.Module):
         return self.bn(self.conv(x))
 
     def linear_map(self, read: reparam.Read) -> reparam.LinearMap:
-        """The one convolution that the two amount to in evaluation mode."""
+        """Return both as one convolution, as they compute in evaluation mode."""
         return reparam.batch_norm(reparam.convolution(self.conv, read), self.bn, read)
 
 
 class FusibleConvBN(Reparameterizable):
-    """A ConvBN outside of any block of branches; one convolution with bias in deploy form."""
+    """A convolution and its batch norm that are one convolution with bias in deploy form.
+
+    For use outside of a block with branches; in a block they are a ConvBN. Shapes as in ConvBN.
+    """
 
     branch_names = ("conv", "bn")
 
@@ -125,18 +143,21 @@ class FusibleConvBN(Reparameterizable):
 
 
 def round_channels(channels: float, divisor: int) -> int:
-    """To a multiple of `divisor`, at least one of it and not below nine tenths of `channels`."""
+    """Round to the nearest positive multiple of `divisor`, or up if that loses over a tenth."""
     rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * channels else rounded
 
 
 class SqueezeExcitation(M.Module):
-    """Scales each channel by a gate computed from the channels' means: [N, C, H, W] -> same.
+    """Scaling of each channel by a gate that is computed from all channels' means.
 
-    `gate` squashes to 0 to 1. Source: Hu et al., Squeeze-and-Excitation Networks, CVPR 2018.
+    [N, C, H, W] -> same shape. `gate` is a function with values from 0 to 1.
+    Source: Hu et al., Squeeze-and-Excitation Networks, CVPR 2018.
     """
 
-    def __init__(self, channels: int, hidden: int, gate: Callable = F.sigmoid):
+    def __init__(
+        self, channels: int, hidden: int, gate: Callable[[mge.Tensor], mge.Tensor] = F.sigmoid
+    ):
         super().__init__()
         self.gate = gate
         self.down = Conv2d(channels, hidden, 1)
@@ -156,10 +177,10 @@ class Linear(M.Linear):
 
 
 def relu(x: mge.Tensor) -> mge.Tensor:
-    """max(x, 0)."""
+    """Return max(x, 0)."""
     return cpu.relu(x) if cpu.is_used() else F.relu(x)
 
 
 def global_average_pool(x: mge.Tensor) -> mge.Tensor:
-    """Mean over the map, whatever its size: [N, C, H, W] -> [N, C]."""
+    """Return the mean over the map: [N, C, H, W] -> [N, C]."""
     return F.mean(x, axis=(2, 3))

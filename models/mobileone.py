@@ -17,7 +17,7 @@ from .layers import BatchNorm2d, Conv2d, ConvBN, Linear, SqueezeExcitation, relu
 from .reparameterizable import Reparameterizable
 from .staged import StagedClassifier
 
-# width: multipliers of 64, 128, 256 and 512 channels; branches: of k x k convolutions in a unit
+# width: multipliers of 64, 128, 256 and 512 channels; branches: k x k convolutions per unit
 VARIANTS = {
     "MobileOneS0": {"width": (0.75, 1, 1, 2), "branches": 4},
     "MobileOneS1": {"width": (1.5, 1.5, 2, 2.5)},
@@ -26,7 +26,7 @@ VARIANTS = {
     "MobileOneS4": {"width": (3, 3.5, 3.5, 4), "se": True},
 }
 
-# Every kind of unit alone, for verification.
+# Arguments of every kind of unit, to be verified alone.
 BLOCKS = {
     "depthwise": {"in_channels": 16, "out_channels": 16, "kernel_size": 3, "groups": 16},
     "depthwise, stride 2": {
@@ -56,10 +56,10 @@ BLOCKS = {
 
 
 class MobileOneUnit(Reparameterizable):
-    """ReLU of a sum of branches in training, ReLU(convolution with bias) deployed.
+    """ReLU of a sum of branches in train form, ReLU(convolution with bias) in deploy form.
 
-    The branches: several k x k convolutions, a 1x1 one where k is more than 1, and the identity
-    where input and output have the same shape, each with a batch norm. [N, I, H, W] ->
+    The branches are several k x k convolutions, a 1x1 convolution if k is more than 1, and the
+    identity if input and output have the same shape, each followed by a batch norm. [N, I, H, W] ->
     [N, O, ceil(H/stride), ceil(W/stride)].
 
     Args:
@@ -108,16 +108,16 @@ class MobileOneUnit(Reparameterizable):
         return sum((branch(x) for branch in others), first(x))
 
     def branches(self) -> list[M.Module]:
-        """The branches of the train form."""
+        """Return the branches of the train form."""
         others = (self.pointwise, self.identity)
         return [*self.dense, *(branch for branch in others if branch is not None)]
 
     def start_nearly_linear(self) -> None:
         """Initialize the batch norms so that the untrained unit passes on most of its input.
 
-        All convolutions together get the variance of the identity branch, 1, however many they are;
-        and a shift of one standard deviation of the sum keeps most of it above zero, where the ReLU
-        is linear.
+        All convolutions together get the variance of the identity branch, 1, whatever their number.
+        A shift by one standard deviation of the sum keeps most of it above zero, where the ReLU is
+        linear.
         """
         convolutions = [branch for branch in self.branches() if branch is not self.identity]
         for branch in convolutions:
@@ -139,13 +139,13 @@ class MobileOneUnit(Reparameterizable):
 
 
 class MobileOne(StagedClassifier):
-    """A MobileOne classifier.
+    """A MobileOne classifier: [N, 3, H, W] -> logits [N, num_classes], for any H and W.
 
     Args:
         width: multipliers of the stages' 64, 128, 256 and 512 channels.
         branches: number of k x k convolutions in every unit but the stem's.
         se: squeeze-and-excitation in the last five blocks of stage 3 and in stage 4.
-        depths: number of blocks, of a depthwise and a pointwise unit each, in stages 1 to 4.
+        depths: number of blocks (a depthwise and a pointwise unit) in stages 1 to 4.
         num_classes: length of the logits.
         deploy: build the fused form.
     """
@@ -186,8 +186,8 @@ class MobileOne(StagedClassifier):
             all_units += units
         self.linear = Linear(channels, num_classes)
         if not deploy:
-            # With scales 1 and shifts 0, 43 ReLUs without a shortcut leave nothing of an image: a
-            # linear classifier on the features of an untrained S0 has 12 % of the digits right, so
-            # 73 %. The last unit is spared, as a classifier learns better from small features.
+            # With scales 1 and shifts 0, 43 ReLUs without a shortcut erase the image: a linear
+            # classifier on the features of an untrained S0 gets 12 % of the digits right, with this
+            # initialization 73 %. The last unit is left out: small features are learnt from better.
             for unit in all_units[:-1]:
                 unit.start_nearly_linear()

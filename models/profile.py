@@ -1,4 +1,4 @@
-"""Counting a network's parameters and multiply-adds from the live Modules."""
+"""Counting the parameters and multiply-adds of a network by running it."""
 
 from __future__ import annotations
 
@@ -11,18 +11,21 @@ import numpy as np
 
 
 class Profile(NamedTuple):
-    """parameters: numbers learnt; macs: multiply-adds of one image's forward pass."""
+    """Size and cost of a network."""
 
-    parameters: int
-    macs: int
+    parameters: int  # elements of all learnt tensors
+    macs: int  # multiply-adds of the forward pass of one image
 
 
 def profile(model: M.Module, size: int | tuple[int, int] = 224, training: bool = True) -> Profile:
-    """Parameters, and multiply-adds of convolutions and linear layers for one `size` image.
+    """Count parameters, and the multiply-adds of convolutions and linear layers for one image.
 
-    Counted while a copy of the model runs in training mode, so that what exists in training only
-    (auxiliary heads) is in the figures of a train form; in evaluation mode without `training`.
     Biases, batch norms and activations are not counted as multiply-adds, as is usual.
+
+    Args:
+        model: a network for images of three channels; it is not changed, a copy of it runs.
+        size: side of the image in pixels, or (height, width).
+        training: run in training mode, with auxiliary heads; otherwise in evaluation mode.
     """
     height, width = (size, size) if isinstance(size, int) else size
     macs = 0

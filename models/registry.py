@@ -1,4 +1,4 @@
-"""The networks by name, and what every kind of block is made with alone."""
+"""The networks by name, and every kind of block alone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _REGISTRY = {
     **{name: (repghost.RepGhost, config) for name, config in repghost.VARIANTS.items()},
 }
 
-# name -> (class, its keyword arguments): every kind of block alone
+# name -> (class, its keyword arguments), of every kind of block, for verification
 BLOCKS = {
     **{f"RepVGG block: {kind}": (repvgg.RepVGGBlock, c) for kind, c in repvgg.BLOCKS.items()},
     **{f"QARepVGG block: {k}": (repvgg.QARepVGGBlock, c) for k, c in repvgg.BLOCKS.items()},
@@ -39,14 +39,17 @@ _BY_KEY = {_key(name): name for name in _REGISTRY}
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Names of the architectures that match a shell pattern ("RepVGGB*g4"), case ignored."""
+    """Return the names of the architectures that match a shell pattern, such as "RepVGGB*g4".
+
+    Upper and lower case match each other.
+    """
     return [name for name in _REGISTRY if fnmatchcase(name.lower(), pattern.lower())]
 
 
 def canonical_name(arch: str) -> str:
-    """The registered name of `arch`; case, "-", "_" and "." are ignored ("repvgg_a0").
+    """Return the registered name of `arch`, whatever its case, "-", "_" and "." ("repvgg_a0").
 
-    Raises ValueError, naming the nearest ones, when there is no such architecture.
+    Raises ValueError, with the nearest names, if there is no such architecture.
     """
     name = _BY_KEY.get(_key(arch))
     if name is None:
@@ -57,7 +60,7 @@ def canonical_name(arch: str) -> str:
 
 
 def state_shapes(model: M.Module) -> dict[str, tuple[int, ...]]:
-    """Key -> shape of every tensor, as `state_dict` has them but without copying any."""
+    """Return the shape of every tensor of `model.state_dict()` by key, without copying tensors."""
     norms = {
         name for name, m in model.named_modules() if isinstance(m, M.BatchNorm1d | M.BatchNorm2d)
     }
@@ -68,7 +71,7 @@ def state_shapes(model: M.Module) -> dict[str, tuple[int, ...]]:
 
 
 def head_names(model: M.Module) -> list[str]:
-    """Names of the parameters that depend on the class count: those of the classifiers."""
+    """Return the names of the classifiers' parameters, which depend on the number of classes."""
     heads = [
         name
         for name, module in model.named_modules()
@@ -83,16 +86,16 @@ def create(
     deploy: bool = False,
     **options: Any,
 ) -> M.Module:
-    """A network by name, in training mode.
+    """Return a new network, in training mode.
 
     Args:
-        arch: a name of `list_models()`; see `canonical_name`.
+        arch: a name of `list_models()`, in any spelling that `canonical_name` takes.
         num_classes: length of the logits.
-        deploy: the fused form, one convolution a block.
-        options: what the family leaves open: `heads` and `legacy` of RepViT. A checkpoint says its
-            own.
+        deploy: build the fused form, with one convolution per block.
+        options: further arguments of the family: `heads` and `legacy` for RepViT. A checkpoint
+            records the ones of its network.
 
-    Raises ValueError for an unknown name, and for `pretrained`: `weights.load` reads files.
+    Raises ValueError for an unknown name, and for `pretrained`, as `weights.load` reads files.
     """
     if num_classes < 1:
         raise ValueError(f"num_classes is {num_classes}, but a classifier needs at least one class")

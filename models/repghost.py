@@ -35,7 +35,8 @@ VARIANTS = {
     "RepGhost200": {"width": 2.0},
 }
 
-# Bottlenecks: kernel of the strided convolutions, middle and output channels, SE, stride.
+# For each bottleneck: kernel size of its strided convolutions, middle channels, output channels,
+# squeeze-and-excitation, stride.
 _ROWS = (
     ((3, 8, 16, False, 1),),
     ((3, 24, 24, False, 2),),
@@ -59,6 +60,7 @@ _ROWS = (
     ),
 )
 
+# Arguments of every kind of block, to be verified alone.
 BLOCKS = {
     "ghost, ReLU": {"in_channels": 16, "out_channels": 24, "activate": True},
     "ghost, linear": {"in_channels": 16, "out_channels": 24, "activate": False},
@@ -78,10 +80,10 @@ BOTTLENECKS = {
 
 
 class GhostModule(Reparameterizable):
-    """A 1x1 convolution, then a depthwise 3x3 one whose training form has a batch norm beside it.
+    """A 1x1 convolution, then a depthwise 3x3 one with a batch norm beside it in train form.
 
-    x1 = ReLU(BN(conv1x1(x))), y = ReLU(BN(depthwise3x3(x1)) + BN(x1)); `activate` says whether the
-    two ReLUs are there. [N, I, H, W] -> [N, O, H, W].
+    x1 = ReLU(BN(conv1x1(x))), y = ReLU(BN(depthwise3x3(x1)) + BN(x1)); without `activate` there is
+    no ReLU. [N, I, H, W] -> [N, O, H, W].
     """
 
     branch_names = ("dense", "identity")
@@ -111,8 +113,8 @@ class GhostModule(Reparameterizable):
     def linear_map(self, read: reparam.Read) -> reparam.LinearMap:
         conv = self.dense.conv
         unchanged = reparam.identity(conv.in_channels, conv.groups, read)
-        beside = reparam.batch_norm(unchanged, self.identity, read)
-        return reparam.add(self.dense.linear_map(read), beside)
+        norm = reparam.batch_norm(unchanged, self.identity, read)
+        return reparam.add(self.dense.linear_map(read), norm)
 
     def main_convolution(self) -> Conv2d:
         return self.dense.conv
@@ -122,8 +124,10 @@ class Bottleneck(M.Module):
     """Two ghost modules and a shortcut: [N, I, H, W] -> [N, O, ceil(H/stride), ceil(W/stride)].
 
     Args:
-        in_channels, middle, out_channels: of the input, between the modules, of the output.
-        kernel_size: of the depthwise convolutions that have the stride.
+        in_channels: number of channels of the input.
+        middle: number of channels between the two ghost modules.
+        out_channels: number of channels of the output.
+        kernel_size: size of the kernels of the depthwise convolutions with the stride.
         se: squeeze-and-excitation with a hard sigmoid between the modules.
         stride: 1 or 2.
         deploy: build the fused form.
@@ -198,11 +202,11 @@ class RepGhost(StagedClassifier):
         self.linear = Linear(1280, num_classes)
 
     def before_stages(self, x: mge.Tensor) -> mge.Tensor:
-        """The stem and the blocks of its stride."""
+        """Compute the stem and the blocks at its stride."""
         return self.stage0(relu(self.stem(x)))
 
     def classify(self, x: mge.Tensor) -> mge.Tensor:
-        """The last map -> logits."""
+        """Compute the logits from the last map."""
         x = relu(self.last(x))
         x = F.mean(x, axis=(2, 3), keepdims=True)  # [N, C, H, W] -> [N, C, 1, 1]
         x = F.flatten(relu(self.head(x)), 1)  # [N, 1280, 1, 1] -> [N, 1280]

@@ -2,7 +2,7 @@
 
 Source: Ding et al., RepVGG: Making VGG-style ConvNets Great Again, CVPR 2021 (arXiv 2101.03697);
 structure and names of the variants from the repository DingXiaoH/RepVGG. The variants "-qa" have
-the same deploy form but other branches, QARepVGGBlock's, whose fused weights int8 can hold.
+the same deploy form but the branches of QARepVGGBlock, whose fused weights lose little in int8.
 """
 
 from __future__ import annotations
@@ -15,14 +15,7 @@ import megengine.functional as F
 import megengine.module as M
 
 from . import reparam
-from .layers import (
-    BatchNorm2d,
-    Conv2d,
-    ConvBN,
-    Linear,
-    SqueezeExcitation,
-    relu,
-)
+from .layers import BatchNorm2d, Conv2d, ConvBN, Linear, SqueezeExcitation, relu
 from .reparameterizable import Reparameterizable
 from .staged import StagedClassifier
 
@@ -47,7 +40,7 @@ VARIANTS = {
 }
 VARIANTS |= {f"{name}-qa": {**config, "block": "qa"} for name, config in VARIANTS.items()}
 
-# Every kind of block alone, for verification.
+# Arguments of every kind of block, to be verified alone.
 BLOCKS = {
     "identity": {"in_channels": 16, "out_channels": 16},
     "no identity": {"in_channels": 16, "out_channels": 32},
@@ -66,7 +59,7 @@ BLOCKS = {
 
 
 class _Block(Reparameterizable):
-    """What the two kinds of block have in common: all but their branches.
+    """The base of both kinds of block, which differ in their branches alone.
 
     Args:
         in_channels, out_channels, stride, groups: as in a convolution.
@@ -111,10 +104,10 @@ class _Block(Reparameterizable):
 
 
 class RepVGGBlock(_Block):
-    """ReLU(BN(conv3x3) + BN(conv1x1) + BN(x)) in training, ReLU(conv3x3 with bias) deployed.
+    """ReLU(BN(conv3x3(x)) + BN(conv1x1(x)) + BN(x)), or ReLU(conv3x3(x)) in deploy form.
 
-    The branch BN(x) exists where it can: equal channels and stride 1. [N, I, H, W] ->
-    [N, O, ceil(H/stride), ceil(W/stride)]. Arguments as in _Block.
+    The branch BN(x) exists if input and output have equally many channels and the stride is 1.
+    [N, I, H, W] -> [N, O, ceil(H/stride), ceil(W/stride)]. Arguments as in _Block.
     """
 
     branch_names = ("dense", "pointwise", "identity")
@@ -138,13 +131,13 @@ class RepVGGBlock(_Block):
         return reparam.add(*branches)
 
     def custom_l2(self) -> mge.Tensor:
-        """The L2 penalty on the equivalent kernel instead of on the branches', a scalar.
+        """Return the L2 penalty on the equivalent kernel, a scalar, instead of on each branch's.
 
-        The ring of the 3x3 kernel is penalized as it is, the centre as the sum of both branches'
-        centres, each scaled by its batch norm and normalized by the scales:
-        sum(K3^2) - sum(c3^2) + sum((c3 t3 + c1 t1)^2 / (t3^2 + t1^2)), c being the centres and t
-        the batch norms' gains, which get no gradient. The identity branch is left out, as in the
-        source (DingXiaoH/RepVGG, get_custom_L2).
+        The ring of the 3x3 kernel is penalized as it is; the centre as the sum of the centres of
+        both branches, each scaled by the gain of its batch norm, and normalized by the gains:
+        sum(K3^2) - sum(c3^2) + sum((c3 t3 + c1 t1)^2 / (t3^2 + t1^2)), where K3 is the 3x3 kernel,
+        c are the centres and t the gains, which get no gradient. The identity branch is left out,
+        as in the source, get_custom_L2 of DingXiaoH/RepVGG.
         """
         dense, centre = self.dense.conv.weight, self.dense.conv.weight[..., 1:2, 1:2]
         pointwise = self.pointwise.conv.weight  # [O, I/g, 1, 1], or [G, O/G, I/G, 1, 1]
@@ -159,18 +152,19 @@ class RepVGGBlock(_Block):
 
 
 class QARepVGGBlock(_Block):
-    """ReLU(BN(BN(conv3x3) + conv1x1 + x)) in training; deployed as RepVGGBlock is.
+    """ReLU(BN(BN(conv3x3(x)) + conv1x1(x) + x)), or ReLU(conv3x3(x)) in deploy form.
 
-    Made for int8. A batch norm on the identity branch makes outlier weights, and one on each branch
-    makes their sum vary more than any; so there is none on the identity and on the 1x1 convolution,
-    which has no bias either, and one after the sum, which keeps the training stable. x is there
-    with equal channels and stride 1. Squeeze-and-excitation comes after the last batch norm, as it
-    does in the deploy form of RepVGGBlock, though the authors' code has it before: there nothing
-    could be folded into the convolution. Arguments and shapes as in RepVGGBlock.
+    Made for int8: a batch norm on the identity branch makes outlier weights, and a batch norm on
+    each branch makes the variance of their sum larger than any branch's. So the identity and the
+    1x1 convolution, which has no bias either, have none, and one after the sum keeps the training
+    stable. The identity exists if input and output have equally many channels and the stride is 1.
+    Squeeze-and-excitation comes after the last batch norm; where the authors' code has it, before
+    that, the batch norm could not be folded into the convolution. Arguments and shapes as in
+    RepVGGBlock.
 
     Source: Chu et al., Make RepVGG Greater Again: A Quantization-Aware Approach, AAAI 2024
-    (arXiv 2212.01593), QARepVGGBlockV2 in its code. It is trained as usual (plain L2 of 4e-5, no
-    custom L2, which makes int8 worse).
+    (arXiv 2212.01593), QARepVGGBlockV2 in its code. It is trained with plain L2 of 4e-5; custom L2
+    makes int8 worse.
     """
 
     branch_names = ("dense", "pointwise", "bn")
@@ -197,13 +191,13 @@ _BLOCK_KINDS = {"plain": RepVGGBlock, "qa": QARepVGGBlock}
 
 
 class RepVGG(StagedClassifier):
-    """A RepVGG classifier.
+    """A RepVGG classifier: [N, 3, H, W] -> logits [N, num_classes], for any H and W.
 
     Args:
         depths: number of blocks in stages 1 to 4; stage 0 is always one block.
         width: multipliers of the stages' 64, 128, 256 and 512 channels.
-        groups: of the convolutions in every second block of stages 1 to 3.
-        se: see RepVGGBlock.
+        groups: number of groups in every second block of stages 1 to 3.
+        se: squeeze-and-excitation "before" or "after" the ReLU, or None; see _Block.
         block: "plain", RepVGGBlock, or "qa", QARepVGGBlock.
         num_classes: length of the logits.
         deploy: build the fused form.
@@ -226,8 +220,7 @@ class RepVGG(StagedClassifier):
         self.num_classes = num_classes
         channels = min(64, self.num_features[0])
         self.stage0 = make_block(3, channels, stride=2, se=se, deploy=deploy)
-        # of the block in the whole network: every second one is grouped, but not the last
-        index = 1
+        index = 1  # of the block in the whole network: every second one is grouped, not the last
         for stage, (depth, out_channels) in enumerate(
             zip(depths, self.num_features, strict=True), 1
         ):

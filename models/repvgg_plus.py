@@ -5,7 +5,7 @@ Source: the repository DingXiaoH/RepVGG, model RepVGGplus-L2pse.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import megengine as mge
 import megengine.module as M
@@ -20,7 +20,7 @@ VARIANTS = {
 
 
 class AuxiliaryHead(M.Module):
-    """A classifier on an inner map, used in training only: [N, C, H, W] -> [N, num_classes]."""
+    """A classifier on an inner map, for training only: [N, C, H, W] -> logits [N, num_classes]."""
 
     def __init__(self, channels: int, num_classes: int):
         super().__init__()
@@ -35,13 +35,21 @@ class RepVGGPlus(RepVGG):
     """RepVGG with auxiliary heads after stage 1, stage 2 and the first half of stage 3.
 
     In training mode (train form) the output is a dict of logits: "main", "stage1_aux", "stage2_aux"
-    and "stage3_first_aux"; the loss is CE(main) + 0.1 * the sum of the others' CE. In evaluation
-    mode and in deploy form it is the main logits alone; the deploy form has no auxiliary heads.
+    and "stage3_first_aux"; the loss is the cross-entropy of "main" plus 0.1 times the sum of the
+    others'. In evaluation mode and in deploy form the output is the main logits alone; the deploy
+    form has no auxiliary heads. Arguments as in RepVGG.
     """
 
     auxiliary_weight = 0.1
 
-    def __init__(self, depths, width, se=None, num_classes: int = 1000, deploy: bool = False):
+    def __init__(
+        self,
+        depths: Sequence[int],
+        width: Sequence[float],
+        se: str | None = None,
+        num_classes: int = 1000,
+        deploy: bool = False,
+    ):
         super().__init__(depths, width, se=se, num_classes=num_classes, deploy=deploy)
         self.stage1_aux = self.stage2_aux = self.stage3_first_aux = None
         if not deploy:
@@ -63,7 +71,7 @@ class RepVGGPlus(RepVGG):
         return {**outputs, "main": last(x)}
 
     def segments(self) -> list[Callable]:
-        """See StagedClassifier; the auxiliary heads are in them in training."""
+        """Return StagedClassifier.segments, in training mode with the auxiliary heads."""
         segments = super().segments()
         if not self.training or self.stage1_aux is None:
             return segments

@@ -36,7 +36,7 @@ VARIANTS = {
     "RepViTM2_3": {"channels": (80, 160, 320, 640), "rows": (6, 6, 34, 2)},
 }
 
-# Every kind of block alone, for verification.
+# Arguments of every kind of block, to be verified alone.
 BLOCKS = {
     "block": {"channels": 16},
     "block, SE": {"channels": 16, "se": True},
@@ -46,11 +46,11 @@ DOWNSAMPLES = {"downsampling block": {"in_channels": 16, "out_channels": 32}}
 
 
 class RepVGGDW(Reparameterizable):
-    """BN(BN(depthwise3x3(x)) + depthwise1x1(x) + x): [N, C, H, W] -> same.
+    """BN(BN(depthwise3x3(x)) + depthwise1x1(x) + x): [N, C, H, W] -> same shape.
 
-    The 1x1 convolution has a bias and no batch norm of its own. The legacy one, of the repository's
-    first checkpoints, is BN(depthwise3x3(x)) + BN(depthwise1x1(x)) + x. Deployed, both are one
-    depthwise 3x3 convolution with bias.
+    The 1x1 convolution has a bias and no batch norm of its own. With `legacy`, for the repository's
+    first checkpoints, the block is BN(depthwise3x3(x)) + BN(depthwise1x1(x)) + x. In deploy form
+    both are one depthwise 3x3 convolution with bias.
     """
 
     branch_names = ("dense", "pointwise", "bn")
@@ -86,7 +86,7 @@ class RepVGGDW(Reparameterizable):
 
 
 class ChannelMixer(M.Module):
-    """x + conv1x1(GELU(conv1x1(x))), twice as wide between: [N, C, H, W] -> same."""
+    """x + conv1x1(GELU(conv1x1(x))) with 2 C channels inside: [N, C, H, W] -> same shape."""
 
     def __init__(self, channels: int, deploy: bool = False):
         super().__init__()
@@ -100,7 +100,7 @@ class ChannelMixer(M.Module):
 
 
 class RepViTBlock(M.Module):
-    """Token mixer, squeeze-and-excitation if `se`, channel mixer: [N, C, H, W] -> same."""
+    """Token mixer, squeeze-and-excitation if `se`, channel mixer: [N, C, H, W] -> same shape."""
 
     def __init__(self, channels: int, se: bool = False, legacy: bool = False, deploy: bool = False):
         super().__init__()
@@ -116,7 +116,10 @@ class RepViTBlock(M.Module):
 
 
 class Downsample(M.Module):
-    """Depthwise 3x3 of stride 2, 1x1, channel mixer: [N, I, H, W] -> [N, O, ceil(H/2), ...]."""
+    """Depthwise 3x3 convolution with stride 2, 1x1 convolution, channel mixer.
+
+    [N, I, H, W] -> [N, O, ceil(H/2), ceil(W/2)].
+    """
 
     def __init__(self, in_channels: int, out_channels: int, deploy: bool = False):
         super().__init__()
@@ -143,15 +146,15 @@ class Head(M.Module):
 class RepViT(StagedClassifier):
     """A RepViT classifier: [N, 3, H, W] -> logits [N, num_classes], for any H and W.
 
-    With two heads, the second being for distillation, the output in training mode (train form) is a
-    dict of their logits, "main" and "distilled", whose losses are added; in evaluation mode it is
-    their mean. With one head it is that head's logits. In deploy form there is one linear layer.
+    The second of two heads is for distillation: in training mode (train form) the output is a dict
+    of their logits, "main" and "distilled", whose losses are added; in evaluation mode it is their
+    mean. With one head it is the logits of that head. The deploy form has one linear layer.
 
     Args:
-        channels: of the four stages.
-        rows: number of blocks in the four stages; all but the last stage have one more.
-        heads: 1 or 2.
-        legacy: see RepVGGDW.
+        channels: number of channels in each of the four stages.
+        rows: number of blocks in each stage; all but the last stage have one more.
+        heads: number of heads, 1 or 2.
+        legacy: use the token mixer of the first checkpoints, see RepVGGDW.
         num_classes: length of the logits.
         deploy: build the fused form.
     """
@@ -176,7 +179,7 @@ class RepViT(StagedClassifier):
         self.stem2 = FusibleConvBN(first // 2, first, 3, 2, deploy=deploy)
         for stage, (width, depth) in enumerate(zip(channels, rows, strict=True), 1):
             blocks = []
-            if stage > 1:  # the block without SE that ends the stage before is the first of this
+            if stage > 1:  # the block without SE that ends one stage is the first of the next here
                 before = channels[stage - 2]
                 blocks.append(RepViTBlock(before, False, legacy, deploy))
                 blocks.append(Downsample(before, width, deploy))
@@ -190,11 +193,11 @@ class RepViT(StagedClassifier):
             self.head_dist = Head(channels[-1], num_classes) if heads == 2 else None
 
     def before_stages(self, x: mge.Tensor) -> mge.Tensor:
-        """The stem."""
+        """Compute the stem."""
         return self.stem2(F.gelu(self.stem1(x)))
 
     def classify(self, x: mge.Tensor) -> mge.Tensor | dict[str, mge.Tensor]:
-        """The last map -> logits, of both heads in training."""
+        """Compute the logits from the last map; in training mode those of both heads."""
         x = global_average_pool(x)
         if self.linear is not None:
             return self.linear(x)
@@ -207,7 +210,7 @@ class RepViT(StagedClassifier):
         return (main + distilled) / 2
 
     def fuse_in_place(self, read: reparam.Read = reparam.float64) -> None:
-        """Make the heads one linear layer; the blocks fuse themselves."""
+        """Replace the heads by one linear layer; the blocks fuse themselves."""
         if self.linear is None:
             heads = [head for head in (self.head, self.head_dist) if head is not None]
             maps = [reparam.batch_norm_before(head.bn, head.linear, read) for head in heads]

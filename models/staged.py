@@ -1,4 +1,4 @@
-"""What the families with a stem, four stages and a linear classifier have in common."""
+"""The base of the networks with a stem, four stages and a linear classifier."""
 
 from __future__ import annotations
 
@@ -12,21 +12,24 @@ from .layers import global_average_pool
 
 
 class StagedClassifier(M.Module):
-    """Classifies by the mean of the last map: [N, 3, H, W] -> logits [N, num_classes], any H and W.
+    """A classifier on the mean of the last map: [N, 3, H, W] -> logits [N, num_classes].
 
-    Subclasses make `stage0` to `stage4` and `linear`, set `num_features` and `num_classes`, and
-    override what is different. `models.create` sets `arch` and `options`.
+    H and W are any. A subclass creates `stage0` to `stage4` and `linear`, sets `num_features` and
+    `num_classes`, and overrides the methods in which it differs.
 
     Attributes:
         num_features: channels of the four maps that `features` returns.
-        strides: how many pixels of the input one step in each of these maps is.
+        num_classes: length of the logits.
+        strides: pixels of the input per position of each of these maps.
+        arch: name of the architecture, set by `models.create`.
+        options: further arguments given to `models.create`, set by it.
     """
 
     strides = (4, 8, 16, 32)
-    options: ClassVar[dict[str, Any]] = {}  # what was chosen beside the architecture
+    options: ClassVar[dict[str, Any]] = {}
 
     def features(self, x: mge.Tensor) -> list[mge.Tensor]:
-        """The maps after stages 1 to 4, at strides 4, 8, 16 and 32, for use as a backbone."""
+        """Return the maps after stages 1 to 4, at strides 4, 8, 16 and 32, as a backbone does."""
         x = self.before_stages(x)
         maps = []
         for stage in (self.stage1, self.stage2, self.stage3, self.stage4):
@@ -35,22 +38,22 @@ class StagedClassifier(M.Module):
         return maps
 
     def before_stages(self, x: mge.Tensor) -> mge.Tensor:
-        """What comes before stage 1."""
+        """Compute the input of stage 1 from the images."""
         return self.stage0(x)
 
     def classify(self, x: mge.Tensor) -> mge.Tensor:
-        """What comes after the stages: the last map -> logits."""
+        """Compute the logits from the last map."""
         return self.linear(global_average_pool(x))
 
     def forward(self, x: mge.Tensor) -> mge.Tensor:
         return self.classify(self.features(x)[-1])
 
     def segments(self) -> list[Callable]:
-        """The forward pass, block by block, as functions of one map to be called in turn.
+        """Return the forward pass as one function per block, each of the map before it.
 
-        The first takes the images and the last gives what the network gives. Where a network has
-        an auxiliary head the function returns the map and {the head's name: logits}. Only the last
-        may hold anything random.
+        The first takes the images, and the last returns what the network returns. The function of a
+        block with an auxiliary head returns the map and {name of the head: logits}. Only the last
+        function may draw random numbers.
         """
         blocks = [b for s in (self.stage1, self.stage2, self.stage3, self.stage4) for b in s]
         last = blocks.pop()

@@ -1,7 +1,7 @@
-"""Convolution whose gradients are fast on one CPU core, where stock MegEngine's are naive loops.
+"""Convolution whose gradients are fast on one CPU core, where MegEngine's own are naive loops.
 
-It is built from MegEngine's own operators in a fixed order, so results are the same bits from run
-to run. Figures in comments: MegEngine 1.13.0, an AMD EPYC (Zen 4), MKL_DEBUG_CPU_TYPE=5.
+It is built from MegEngine's operators in a fixed order, so that results are the same bits in every
+run. Times in comments: MegEngine 1.13.0, one core of an AMD EPYC (Zen 4), MKL_DEBUG_CPU_TYPE=5.
 """
 
 from __future__ import annotations
@@ -17,36 +17,39 @@ from megengine.core._imperative_rt.core2 import apply
 from megengine.core.ops.builtin import ConvolutionBackwardData
 
 from . import depthwise
-from .shared import Line, Pair, output_size, throttle
+from .shared import Axis, throttle
 
 # Maps of up to 8x8 positions go through _SmallConv: 3x3 on 8x8, 96 channels: 5.0 ms against 7.2.
-# Above, its transforms (dense in the positions) cost more than they save (16x16 stride 2: 8 ms, 6).
+# Above, its transforms (dense in the positions) cost more than they save (16x16, stride 2: 8 ms
+# against 6).
 SMALL_MAP = 64
 # Columns built at a time for the weight gradient of a large map.
 _COLUMN_FLOATS = 2 << 20
 
 
 @cache
-def _taps(line: Line) -> dict[int, int]:
-    """Tap -> the position it reads for output 0; taps that only ever see padding are left out."""
-    size, kernel, stride, padding = line
-    reach = stride * output_size(line)
-    firsts = {i: i - padding for i in range(kernel)}
+def _taps(axis: Axis) -> dict[int, int]:
+    """Return the position that each tap reads for output 0, without taps that read padding only."""
+    size, kernel, stride, padding = axis
+    reach = stride * axis.output
+    firsts = {tap: tap - padding for tap in range(kernel)}
     return {
-        i: p for i, p in firsts.items() if any(0 <= q < size for q in range(p, p + reach, stride))
+        tap: first
+        for tap, first in firsts.items()
+        if any(0 <= position < size for position in range(first, first + reach, stride))
     }
 
 
 @cache
-def _products(line: Line) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One axis of a convolution as y = sum over f, t of A[f, t] * (B[f, t] . x) * (G[f] . w).
+def _products(axis: Axis) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return B, G and A of y = sum over f, t of A[f, t] * (B[f, t] . x) * (G[f] . w), for one axis.
 
-    f counts the products with different weights, t the tiles of the map that share each of them.
-    B is [f, t, size], G [f, kernel], A [f, t, output].
+    f counts the products with different functions of the weights w, and t the tiles of the map x
+    that are multiplied by the same one. B is [f, t, size], G [f, kernel], A [f, t, output].
     """
-    size, kernel, stride, padding = line
-    out, taps = output_size(line), _taps(line)
-    if line == (2, 3, 1, 1):  # Karatsuba: 3 products for the 4 of two outputs from two inputs
+    size, kernel, stride, padding = axis
+    out, taps = axis.output, _taps(axis)
+    if axis == (2, 3, 1, 1):  # Karatsuba: 3 products for the 4 of two outputs from two inputs
         b = np.array([[1, 1], [0, 1], [1, 0]])[:, None]
         g = np.array([[0, 1, 0], [0, -1, 1], [1, -1, 0]])
         a = np.array([[1, 1], [1, 0], [0, 1]])[:, None]
@@ -59,7 +62,7 @@ def _products(line: Line) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             b[:, t, 2 * t : 2 * t + 4] = [[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]]
             a[:, t, 2 * t : 2 * t + 2] = [[1, 0], [1, 1], [1, -1], [0, -1]]
         b, a = b[:, :, padding : padding + size], a[:, :, :out]
-    else:  # one product a tap, one tile an output
+    else:  # one product per tap, one tile per output
         b = np.zeros((len(taps), out, size))
         g = np.eye(kernel)[list(taps)]
         a = np.stack([np.eye(out)] * len(taps))
@@ -71,8 +74,8 @@ def _products(line: Line) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 @cache
-def _products_2d(rows: Line, cols: Line) -> tuple[Tensor, Tensor, Tensor]:
-    """Both axes at once: B [f * t, H * W], G [f, kh * kw], A [f * t, OH * OW]."""
+def _products_2d(rows: Axis, cols: Axis) -> tuple[Tensor, Tensor, Tensor]:
+    """Return B [f * t, H * W], G [f, kh * kw] and A [f * t, OH * OW] for both axes at once."""
     (b, g, a), (b2, g2, a2) = _products(rows), _products(cols)
     b = np.einsum("ftp,gsq->fgtspq", b, b2).reshape(-1, b.shape[2] * b2.shape[2])
     g = np.einsum("fi,gj->fgij", g, g2).reshape(len(g) * len(g2), -1)
@@ -82,17 +85,17 @@ def _products_2d(rows: Line, cols: Line) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class _Conv(Function):
-    def __init__(self, rows: Line, cols: Line, groups: int):
+    def __init__(self, rows: Axis, cols: Axis, groups: int):
         super().__init__()
         self.rows, self.cols, self.groups = rows, cols, groups
 
 
 class _SmallConv(_Conv):
-    """Small maps: matrix products over the whole batch, straight from and to [N, C, H, W].
+    """Convolution of small maps: matrix products over the whole batch, from and to [N, C, H, W].
 
-    Stock works sample by sample there (192 -> 1280 onto 1x1 maps: 668 ms against 4), and moving
-    shifted copies about costs nearly as much as the products, so shifts are products as well, with
-    small constant matrices that also drop padding and save products (_products).
+    MegEngine computes them image by image (192 -> 1280 channels onto 1x1 maps: 668 ms against 4).
+    Copying shifted maps would cost nearly as much as the products, so shifts are products as well,
+    with small constant matrices that also drop padding and save products (see _products).
     """
 
     def forward(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -100,7 +103,7 @@ class _SmallConv(_Conv):
         self.x_shape, self.weight = x.shape, weight
         self.v = self.spread(self.b, x)
         m = F.matmul(self.v, self.spread_weight(), transpose_b=True)  # [f, t * N, O]
-        size = output_size(self.rows), output_size(self.cols)
+        size = self.rows.output, self.cols.output
         return self.join(self.a, m, (x.shape[0], prod(weight.shape[:-3]), *size))
 
     def backward(self, dy: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,12 +115,12 @@ class _SmallConv(_Conv):
         return dx, dw
 
     def spread_weight(self) -> Tensor:
-        """[f * G, O / G, C / G]; computed again in backward, as it is up to 16/9 of the weight."""
+        """Return [f * G, O / G, C / G], up to 16/9 of the weight; backward computes it again."""
         u = F.matmul(self.g, self.weight.reshape(-1, self.g.shape[1]), transpose_b=True)
         return u.reshape(self.g.shape[0] * self.groups, -1, self.weight.shape[-3])
 
     def spread(self, matrix: Tensor, x: Tensor) -> Tensor:
-        """[f * t, P] and [N, C, H, W] -> [f * G, t * N, C / G]."""
+        """Multiply a matrix [f * t, P] and maps [N, C, H, W] to [f * G, t * N, C / G]."""
         (n, c), f, g = x.shape[:2], self.g.shape[0], self.groups
         if g > 1:
             x = F.transpose(x.reshape(n, g, -1), (1, 0, 2))
@@ -127,7 +130,7 @@ class _SmallConv(_Conv):
         return v.reshape(f * g, -1, c // g)
 
     def join(self, matrix: Tensor, v: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """The adjoint of spread: [f * t, P] and [f * G, t * N, C / G] -> [N, C, H, W]."""
+        """Multiply as the adjoint of spread does, from [f * G, t * N, C / G] to [N, C, H, W]."""
         (n, c), f, g = shape[:2], self.g.shape[0], self.groups
         if g > 1:
             v = F.transpose(v.reshape(f, g, -1, n * c // g), (0, 2, 1, 3))
@@ -137,29 +140,30 @@ class _SmallConv(_Conv):
         return x.reshape(shape)
 
 
-def _cut(x: Tensor, axis: int, start: int, stop: int, step: int = 1) -> Tensor:
-    if (start, stop, step) == (0, x.shape[axis], 1):
+def _cut(x: Tensor, dim: int, start: int, stop: int, step: int = 1) -> Tensor:
+    if (start, stop, step) == (0, x.shape[dim], 1):
         return x
-    return x[(slice(None),) * axis + (slice(start, stop, step),)]
+    return x[(slice(None),) * dim + (slice(start, stop, step),)]
 
 
-def _unfold(x: Tensor, axis: int, line: Line) -> Tensor:
-    """Shifted copies side by side: [C, t, ..., size, ...] -> [C, kernel * t, ..., output, ...]."""
-    size, kernel, stride, padding = line
-    reach = stride * (output_size(line) - 1) + 1
+def _unfold(x: Tensor, dim: int, axis: Axis) -> Tensor:
+    """Put shifted copies side by side: [C, t, .., size, ..] -> [C, kernel * t, .., output, ..]."""
+    size, kernel, stride, padding = axis
+    reach = stride * (axis.output - 1) + 1
     # Zeros by concatenation: F.nn.pad takes 15x as long.
     counts = (padding, kernel - 1 - padding + reach - size)
-    zeros = [F.zeros((*x.shape[:axis], max(n, 0), *x.shape[axis + 1 :])) for n in counts]
-    parts = [part for part in (zeros[0], x, zeros[1]) if part.shape[axis]]
-    x = F.concat(parts, axis) if len(parts) > 1 else x
-    parts = [_cut(x, axis, i, i + reach, stride) for i in range(kernel)]
+    zeros = [F.zeros((*x.shape[:dim], max(n, 0), *x.shape[dim + 1 :])) for n in counts]
+    parts = [part for part in (zeros[0], x, zeros[1]) if part.shape[dim]]
+    x = F.concat(parts, dim) if len(parts) > 1 else x
+    parts = [_cut(x, dim, tap, tap + reach, stride) for tap in range(kernel)]
     return F.concat(parts, 1) if kernel > 1 else parts[0]
 
 
 class _StockConv(_Conv):
-    """Large maps: stock's forward and input gradient (50-90 GFLOP/s), not its weight gradient (1).
+    """Convolution of large maps: MegEngine's but for the weight gradient.
 
-    That becomes a matrix product with the columns (im2col) of a few samples at a time.
+    Its forward pass and input gradient run at 50 to 90 GFLOP/s, its weight gradient at 1. Here this
+    is a matrix product with the columns (im2col) of a few images at a time.
     """
 
     def forward(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -171,7 +175,7 @@ class _StockConv(_Conv):
         n, c, h, w = self.x.shape
         o, g = dy.shape[1], self.groups
         group = (g,) if g > 1 else ()
-        taps = self.rows[1] * self.cols[1]
+        taps = self.rows.kernel * self.cols.kernel
         column = c * taps * dy.shape[2] * dy.shape[3]
         throttle(8 * (self.x.size + dy.size) + 2 * min(n * column, _COLUMN_FLOATS))
         step = max(1, _COLUMN_FLOATS // column)
@@ -192,10 +196,10 @@ class _StockConv(_Conv):
     def input_grad(self, dy: Tensor) -> Tensor:
         # Not F.conv_transpose2d: with groups, or in width alone, its output_padding goes wrong.
         op = ConvolutionBackwardData(
-            stride_h=self.rows[2],
-            stride_w=self.cols[2],
-            pad_h=self.rows[3],
-            pad_w=self.cols[3],
+            stride_h=self.rows.stride,
+            stride_w=self.cols.stride,
+            pad_h=self.rows.padding,
+            pad_w=self.cols.padding,
             sparse="group" if self.groups > 1 else "dense",
         )
         return apply(op, self.weight, dy, Tensor(self.x.shape, dtype="int32"))[0]
@@ -204,23 +208,24 @@ class _StockConv(_Conv):
 def conv2d(
     x: Tensor,
     weight: Tensor,
-    stride: Pair = (1, 1),
-    padding: Pair = (0, 0),
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
     groups: int = 1,
 ) -> Tensor:
-    """F.conv2d (no bias, dilation 1) with fast gradients.
+    """Return F.conv2d(x, weight, None, stride, padding, 1, groups), with fast gradients.
 
-    `x` is [N, C, H, W], `weight` [O, C, kh, kw], or [G, O/G, C/G, kh, kw] with groups.
+    `x` is [N, C, H, W]; `weight` is [O, C, kh, kw], or [G, O/G, C/G, kh, kw] with groups.
     """
-    rows, cols = zip(x.shape[2:], weight.shape[-2:], stride, padding, strict=True)
+    geometry = zip(x.shape[2:], weight.shape[-2:], stride, padding, strict=True)
+    rows, cols = (Axis(*axis) for axis in geometry)
     if not (_taps(rows) and _taps(cols)):  # every window lies in the padding
         return F.conv2d(x, weight, None, stride, padding, 1, groups)
     if groups == x.shape[1] and prod(weight.shape[:-2]) == groups:
         kind = depthwise.choose(rows, cols)
         if kind is not None:
             return kind(rows, cols)(x, weight)
-    area = max(rows[0] * cols[0], output_size(rows) * output_size(cols))
-    # Products with few channels a group are slow: depthwise 3x3 on 4x4 takes 12 ms, stock 6.
+    area = max(rows.size * cols.size, rows.output * cols.output)
+    # Products with few channels per group are slow: depthwise 3x3 on 4x4 takes 12 ms, MegEngine 6.
     limit = SMALL_MAP if groups == 1 or weight.shape[-3] >= 8 else 4
     kind = _SmallConv if area <= limit else _StockConv
     return kind(rows, cols, groups)(x, weight)

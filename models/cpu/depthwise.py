@@ -1,8 +1,8 @@
-"""Depthwise convolution, of one input and one output a channel, with fast gradients on a CPU core.
+"""Depthwise convolution with one output per input channel, and gradients fast on a CPU core.
 
-Stock's gradients are naive loops, and its forward works map by map, which small maps feel. Here
-all is MegEngine's own operators in a fixed order. Figures: as in convolution.py, forward and
-backward together at batch 16, 3x3 where nothing else is said.
+MegEngine's own gradients are naive loops, and its forward pass works map by map, which is slow for
+small maps. Here everything is built from MegEngine's operators in a fixed order. Times: as in
+convolution.py, forward and backward together at batch 16, 3x3 unless said otherwise.
 """
 
 from __future__ import annotations
@@ -16,47 +16,47 @@ from megengine.autodiff import Function
 from megengine.core._imperative_rt.core2 import apply
 from megengine.core.ops.builtin import Reduce
 
-from .shared import Line, output_size, throttle
+from .shared import Axis, throttle
 
-# _Pairs up to so many pairs: 480 channels on 2x2 (16 pairs): 0.5 ms, _Dense 1.9; 336 on 4x4, 5x5
+# The most pairs for _Pairs: 480 channels on 2x2 (16 pairs): 0.5 ms, _Dense 1.9; 336 on 4x4, 5x5
 # (196 pairs): 4.2, _Dense 1.5.
 _PAIRS = 64
-# _Dense up to so many elements a matrix: 192 channels on 8x8, stride 2 (1024 elements): 1.2 ms,
-# _Large 2.6; stride 1 (4096): 2.3, _Large 2.2.
+# The largest matrix for _Dense: 192 channels on 8x8, stride 2 (1024 elements): 1.2 ms, _Large 2.6;
+# stride 1 (4096 elements): 2.3, _Large 2.2.
 _DENSE = 1024
 
 _SUM_0 = Reduce(mode="sum", axis=0)
 _SUM_2 = Reduce(mode="sum", axis=2)
 
 
-def _reads(line: Line) -> np.ndarray:
-    """[tap, size, output]: 1 where the tap reads that position for that output."""
-    size, kernel, stride, padding = line
-    tap, p, q = np.ogrid[:kernel, :size, : output_size(line)]
+def _reads(axis: Axis) -> np.ndarray:
+    """Return [tap, size, output]: 1 where the tap reads that position for that output."""
+    size, kernel, stride, padding = axis
+    tap, p, q = np.ogrid[:kernel, :size, : axis.output]
     return (p == q * stride + tap - padding).astype(np.float32)
 
 
-def _reads_2d(rows: Line, cols: Line) -> np.ndarray:
-    """[kh * kw, H * W, OH * OW]"""
+def _reads_2d(rows: Axis, cols: Axis) -> np.ndarray:
+    """Return the same for both axes at once: [kh * kw, H * W, OH * OW]."""
     both = np.einsum("ipq,jrs->ijprqs", _reads(rows), _reads(cols))
-    return both.reshape(rows[1] * cols[1], rows[0] * cols[0], -1)
+    return both.reshape(rows.kernel * cols.kernel, rows.size * cols.size, -1)
 
 
 @cache
-def _row_reads(line: Line) -> Tensor:
-    return Tensor(_reads(line).reshape(line[1], -1))
+def _row_reads(axis: Axis) -> Tensor:
+    return Tensor(_reads(axis).reshape(axis.kernel, -1))
 
 
 @cache
-def _dense_reads(rows: Line, cols: Line) -> Tensor:
-    return Tensor(_reads_2d(rows, cols).reshape(rows[1] * cols[1], -1))
+def _dense_reads(rows: Axis, cols: Axis) -> Tensor:
+    return Tensor(_reads_2d(rows, cols).reshape(rows.kernel * cols.kernel, -1))
 
 
 @cache
-def _pairs(rows: Line, cols: Line) -> tuple[Tensor, Tensor, Tensor]:
-    """For each pair of a position and an output that reads it, its tap, position and output.
+def _pairs(rows: Axis, cols: Axis) -> tuple[Tensor, Tensor, Tensor]:
+    """Return tap, position and output of each pair of a position and an output that reads it.
 
-    As one-hot columns: [kh * kw, pairs], [H * W, pairs], [OH * OW, pairs].
+    They are one-hot columns: [kh * kw, pairs], [H * W, pairs], [OH * OW, pairs].
     """
     reads = _reads_2d(rows, cols)
     one_hot = (np.eye(n)[:, i] for n, i in zip(reads.shape, np.nonzero(reads), strict=True))
@@ -71,24 +71,27 @@ def _reversal(taps: int) -> Tensor:
 
 @cache
 def _spacing(size: int, stride: int) -> Tensor:
-    """[size, size * stride], to put stride - 1 zeros after each element."""
+    """Return the matrix [size, size * stride] that puts stride - 1 zeros after each element."""
     return Tensor(np.eye(size * stride, dtype=np.float32)[::stride].copy())
 
 
 def _swap(x: Tensor) -> Tensor:
-    """Swaps the first two axes."""
+    """Swap the first two axes."""
     return F.transpose(x, (1, 0, *range(2, x.ndim)))
 
 
 class _Depthwise(Function):
-    def __init__(self, rows: Line, cols: Line):
+    def __init__(self, rows: Axis, cols: Axis):
         super().__init__()
         self.rows, self.cols = rows, cols
-        self.out = output_size(rows), output_size(cols)
+        self.out = rows.output, cols.output
 
 
 class _Scale(_Depthwise):
-    """1x1, stride 1: a factor a channel. 64 channels on 32x32: 3 ms, stock 19."""
+    """A 1x1 kernel with stride 1: one factor per channel.
+
+    64 channels on 32x32: 3 ms, MegEngine 19.
+    """
 
     def forward(self, x: Tensor, weight: Tensor) -> Tensor:
         n, c = x.shape[:2]
@@ -108,7 +111,7 @@ class _Scale(_Depthwise):
 class _Pairs(_Depthwise):
     """Smallest maps: an elementwise product over all pairs of a position and an output.
 
-    1280 channels on 2x2: 0.9 ms, stock 40. Products with one-hot matrices spread and gather.
+    Products with one-hot matrices spread and gather. 1280 channels on 2x2: 0.9 ms, MegEngine 40.
     """
 
     def forward(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -130,9 +133,9 @@ class _Pairs(_Depthwise):
 
 
 class _Dense(_Depthwise):
-    """Small maps: one matrix a channel, from all positions to all outputs.
+    """Small maps: one matrix per channel, from all positions to all outputs.
 
-    512 channels on 4x4: 2.2 ms, stock 17.
+    512 channels on 4x4: 2.2 ms, MegEngine 17.
     """
 
     def forward(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -154,9 +157,10 @@ class _Dense(_Depthwise):
 
 
 class _Large(_Depthwise):
-    """Large maps: stock's forward, for the input gradient too; one matrix product a kernel row.
+    """Large maps: MegEngine's forward pass, which computes the input gradient as well.
 
-    96 channels on 16x16: 2.8 ms, stock 29; on 32x32, 11 and 105.
+    The weight gradient takes one matrix product per row of the kernel. 96 channels on 16x16:
+    2.8 ms, MegEngine 29; on 32x32: 11, MegEngine 105.
     """
 
     def forward(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -165,13 +169,13 @@ class _Large(_Depthwise):
         return F.conv2d(x, weight, None, stride, padding, 1, x.shape[1])
 
     def backward(self, dy: Tensor) -> tuple[Tensor, Tensor]:
-        throttle((4 + self.rows[1]) * self.x.size + 4 * dy.size)
+        throttle((4 + self.rows.kernel) * self.x.size + 4 * dy.size)
         dx, dw = self.input_grad(dy), self.weight_grad(dy)
         del self.x, self.weight
         return dx, dw
 
     def input_grad(self, dy: Tensor) -> Tensor:
-        """dy, with zeros in between for the stride, convolved with the reversed kernel."""
+        """Convolve dy, spread with zeros for the stride, with the reversed kernel."""
         n, c, h, w = self.x.shape
         (_, kh, sh, ph), (_, kw, sw, pw) = self.rows, self.cols
         oh, ow = self.out
@@ -187,9 +191,9 @@ class _Large(_Depthwise):
         return dx if dx.shape[2:] == (h, w) else dx[:, :, :h, :w]
 
     def weight_grad(self, dy: Tensor) -> Tensor:
-        """Each kernel row's products of all columns of x with all of dy, [C, W, OW].
+        """Multiply all columns of x and of dy, [C, W, OW], for each row of the kernel.
 
-        Then the sums along their diagonals.
+        The weight gradients are the sums along the diagonals of these products.
         """
         n, c, h, w = self.x.shape
         _, kernel, stride, padding = self.rows
@@ -207,12 +211,12 @@ class _Large(_Depthwise):
 
 
 @cache
-def choose(rows: Line, cols: Line) -> type[_Depthwise] | None:
-    """What is fastest for this geometry, None where nothing here applies."""
+def choose(rows: Axis, cols: Axis) -> type[_Depthwise] | None:
+    """Return the class that is fastest for this geometry; None if none here applies."""
     if rows[1:] == cols[1:] == (1, 1, 0):
         return _Scale
-    positions = rows[0] * cols[0]
-    outputs = output_size(rows) * output_size(cols)
+    positions = rows.size * cols.size
+    outputs = rows.output * cols.output
     if positions * outputs <= _DENSE:
         return _Pairs if _reads(rows).sum() * _reads(cols).sum() <= _PAIRS else _Dense
-    return _Large if rows[3] < rows[1] and cols[3] < cols[1] else None
+    return _Large if rows.padding < rows.kernel and cols.padding < cols.kernel else None

@@ -1,21 +1,28 @@
-"""What the convolutions share: the geometry of one axis, and a limit on what is queued."""
+"""The geometry of a convolution along one axis, and a limit on the work queued for execution."""
 
 from __future__ import annotations
 
 from contextvars import ContextVar
+from typing import NamedTuple
 
 import megengine as mge
-
-Pair = tuple[int, int]
-Line = tuple[int, int, int, int]  # one spatial axis of a convolution: size, kernel, stride, padding
 
 _BACKLOG_FLOATS = 32 << 20
 _queued_floats = ContextVar("queued_floats", default=0)  # by this thread since the last wait
 
 
-def output_size(line: Line) -> int:
-    size, kernel, stride, padding = line
-    return (size + 2 * padding - kernel) // stride + 1
+class Axis(NamedTuple):
+    """A convolution along one spatial axis: the input's size, and the kernel's geometry."""
+
+    size: int
+    kernel: int
+    stride: int
+    padding: int
+
+    @property
+    def output(self) -> int:
+        """Size of the output."""
+        return (self.size + 2 * self.padding - self.kernel) // self.stride + 1
 
 
 def throttle(floats: int) -> None:
