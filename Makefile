@@ -33,9 +33,10 @@ test: .venv/runtime .venv/development ## run the tests: 12 minutes on 2 cores
 test-slow: .venv/runtime .venv/development ## run the tests that take longest: 5 minutes on 2 cores
 	$(PYTHON) -m pytest --numprocesses 2 --dist worksteal -m slow
 
-lint: .venv/runtime .venv/development ## check style and formatting with ruff
+lint: .venv/runtime .venv/development ## check style and formatting with ruff, types with mypy
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m mypy
 
 format: .venv/development ## let ruff format and mend what it can
 	$(PYTHON) -m ruff check --fix .

@@ -1,10 +1,11 @@
 #!/usr/bin/env python
-"""Convert a checkpoint of another repository into this project's, proven before it is saved.
+"""Convert a checkpoint of another repository into this project's, verified before it is saved.
 
-The layout and the architecture are recognized from the names and shapes of the tensors. Every
-tensor must find its place; the converted network is fused and compared with itself, as verify.py
-does; only then is the file written. --export goes the other way. Files are read as data: PyTorch is
-not needed and nothing in them is executed.
+The layout and the architecture are recognized from the names and shapes of the tensors, all of
+which must belong to the network. The file is written only after the equivalence check of verify.py:
+the converted network must compute the same before and after fusion. With --export a checkpoint is
+converted into another repository's layout instead. Files are read as data: PyTorch is not needed,
+and nothing in them is executed.
 """
 
 from __future__ import annotations
@@ -35,38 +36,39 @@ EXAMPLES = """\
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Return the parsed command line; end the process with a sentence for a wrong one."""
     sources = sorted({source.name for source in convert.SOURCES})
     parser = cli.ArgumentParser(__doc__, EXAMPLES)
     what = parser.add_argument_group("what to convert")
     what.add_argument(
         "--origin-dir",
         metavar="FILE",
-        help="the checkpoint: a file (.pkl, .pth, .pth.tar, .safetensors, .npz), an http(s) URL, "
-        "or basecls:NAME for a published BaseCls pickle",
+        help="checkpoint to convert: a file (.pkl, .pth, .pth.tar, .safetensors, .npz), an http(s) "
+        "URL, or basecls:NAME for a published BaseCls pickle",
     )
     what.add_argument(
         "--model-arch",
         type=cli.arch_name,
         metavar="NAME",
-        help="architecture (default: recognized)",
+        help="architecture of the checkpoint (default: recognized from its tensors)",
     )
     what.add_argument(
         "--source",
         choices=sources,
-        help="layout of the file: %(choices)s (default: recognized)",
+        help="layout of the checkpoint: %(choices)s (default: recognized from its tensors)",
         metavar="LAYOUT",
     )
-    what.add_argument("--list", action="store_true", help="show the weights that are published")
+    what.add_argument("--list", action="store_true", help="list published weights and exit")
     output = parser.add_argument_group("output")
     output.add_argument(
-        "--save-dir", metavar="OUT", help="the file to write, or a folder to put ARCH.pkl in"
+        "--save-dir", metavar="OUT", help="file to write, or folder for a file called ARCH.pkl"
     )
     output.add_argument(
         "--export",
         choices=sources,
         metavar="LAYOUT",
-        help="write this repository's layout instead of ours (.safetensors; basecls, port: .pkl)",
+        help="write the layout of another repository, one of %(choices)s, instead of this "
+        "project's (a .safetensors file; for basecls and port a .pkl file)",
     )
     cli.add_flags(output, "--json")
     args = parser.parse_args(argv)
@@ -225,7 +227,7 @@ def show(report: dict, export: str | None) -> None:
     ):
         print(f"{label + ':':14}{value}")
     if export:
-        print(f"note: feed it {report['colour_order']} images, whatever {export} usually does")
+        print(f"note: the network expects {report['colour_order']} images, also in this layout")
 
 
 if __name__ == "__main__":

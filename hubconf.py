@@ -1,31 +1,40 @@
-"""Entry points for megengine.hub: every architecture, under its name in lower case, "_" for "-".
+"""Entry points for megengine.hub: every architecture, its name in lower case with "_" for "-".
 
 import megengine.hub
 net = megengine.hub.load("OWNER/REPOSITORY", "repvgga0", pretrained="best.pkl")
 """
 
-# All of the project that loading needs: hub takes the repository off sys.path afterwards.
+# Everything that the entry points need is imported here: hub then removes the repository from
+# sys.path. They are modules only, because hub lists whatever is callable as an entry point.
+import collections.abc as _abc
+
 import models as _models
+
+import megengine.module as _M
 
 import weights as _weights
 
 dependencies = ["megengine", "numpy", "cv2", "requests", "tqdm"]
 
 
-def _entry_point(arch, name):
-    def create(pretrained=None, num_classes=1000, deploy=False):
+def _entry_point(arch: str, name: str) -> _abc.Callable[..., _M.Module]:
+    def create(
+        pretrained: str | None = None, num_classes: int = 1000, deploy: bool = False
+    ) -> _M.Module:
         if pretrained is None:
             return _models.create(arch, num_classes, deploy=deploy)
         return _weights.load(pretrained, arch, num_classes, deploy)
 
     create.__name__ = name
-    create.__doc__ = f"""{arch}, in training mode.
+    create.__doc__ = f"""Return {arch}, in training mode.
 
     Args:
         pretrained: a checkpoint: a file or an http(s) URL, in this project's layout or any that
             convert_pretrained_weight.py reads. None for random weights.
-        num_classes: length of the logits; must be the checkpoint's.
-        deploy: the fused form; a train-form checkpoint is fused.
+        num_classes: number of classes; must be the checkpoint's.
+        deploy: True for the deploy form, to which a train-form checkpoint is fused.
+
+    Raises utils.UserError when the file is missing or damaged, or holds another network.
     """
     return create
 
@@ -33,4 +42,4 @@ def _entry_point(arch, name):
 for _arch in _models.list_models():
     _name = _arch.lower().replace("-", "_")
     globals()[_name] = _entry_point(_arch, _name)
-del _entry_point  # hub lists whatever is callable
+del _entry_point

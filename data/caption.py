@@ -1,4 +1,4 @@
-"""Lines of text drawn on a picture."""
+"""Drawing lines of text on an image."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import cv2
 import numpy as np
 
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
-_WIDTH, _LONGEST = 320, 4096  # pixels: width at least, for the text to be legible; side at most
-_LINES = 20  # of text that a picture is high, unless it is too narrow for them
+_WIDTH, _LONGEST = 320, 4096  # pixels: smallest width, so that text is legible; longest side
+_LINES = 20  # lines of text that fit in the height, unless the image is too narrow for them
 
 
 def labelled(image: np.ndarray, lines: Sequence[str]) -> np.ndarray:
-    """uint8 BGR [H, W, 3] -> a copy with the lines in its upper left corner, on a dark ground.
+    """Return a copy of an image with lines of text in its upper left corner, on a dark ground.
 
-    A small picture is enlarged, a huge one reduced. OpenCV writes ASCII alone: other letters
-    become "?".
+    Images are uint8 BGR [H, W, 3]. A small image is enlarged, a huge one reduced. OpenCV writes
+    ASCII only: other letters become "?".
     """
     lines = [line.encode("ascii", "replace").decode() for line in lines]
     height, width = image.shape[:2]
@@ -31,7 +31,7 @@ def labelled(image: np.ndarray, lines: Sequence[str]) -> np.ndarray:
     step = scale * line_height
     margin = round(step / 4)
     bottom, right = round(step * len(lines)) + 2 * margin, round(scale * longest) + 2 * margin
-    image[:bottom, :right] //= 3
+    image[:bottom, :right] = image[:bottom, :right] // 3
     for number, line in enumerate(lines, start=1):
         corner = (margin, round(step * number))
         thick = max(1, round(2 * scale))

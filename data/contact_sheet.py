@@ -1,4 +1,4 @@
-"""A picture of a batch, to see what the network sees."""
+"""Contact sheet of a batch: one picture that shows the images as the network gets them."""
 
 from __future__ import annotations
 
@@ -7,18 +7,20 @@ import numpy as np
 
 from .transforms import Preprocessing
 
-_TILE, _CAPTION, _GAP, _COLUMNS = 160, 34, 8, 8  # pixels; tiles in a row
+_TILE, _CAPTION, _GAP, _COLUMNS = 160, 34, 8, 8  # pixels; tiles per row
 
 
 def contact_sheet(
     images: np.ndarray, labels: np.ndarray, classes: list[str], preprocessing: Preprocessing
 ) -> bytes:
-    """A PNG file of the images, 8 in a row, with their class names below.
+    """Return a PNG file of the images, 8 in a row, with their class names below.
 
     Args:
         images: float32 [N, 3, H, W], normalized as `preprocessing` says.
-        labels: int [N], or what data.mixing.mix made of them, float32 [N, classes]: the two largest
-            parts are then written.
+        labels: int [N], or soft targets of data.mixing.mix, float32 [N, classes], of which the two
+            largest are written.
+        classes: names of the classes.
+        preprocessing: the normalization of the images.
     """
     rows = -(-len(images) // _COLUMNS)
     step = np.array([_TILE + _CAPTION + _GAP, _TILE + _GAP])
@@ -40,7 +42,7 @@ def contact_sheet(
 
 
 def _caption(label: np.ndarray, classes: list[str]) -> list[str]:
-    """One line, or two for a mixed label."""
+    """Return one line of text, or two for a mixed label."""
     if np.ndim(label) == 0:
         return [_short(classes[label], 22)]
     largest = np.argsort(-label, kind="stable")[:2]
@@ -52,5 +54,5 @@ def _caption(label: np.ndarray, classes: list[str]) -> list[str]:
 
 
 def _short(name: str, length: int) -> str:
-    name = name.encode("ascii", "replace").decode()  # all that OpenCV can write
+    name = name.encode("ascii", "replace").decode()  # OpenCV writes ASCII only
     return name if len(name) <= length else name[: length - 2] + ".."

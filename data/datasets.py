@@ -1,4 +1,4 @@
-"""What there is to train on and to test on: the digits, or a folder of images."""
+"""Data sets for training and validation: the handwritten digits, or a folder of images."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Dataset:
     """Images with labels.
 
     Attributes:
-        name: for people and for the output folder.
+        name: shown to people.
         images: paths of image files, or one uint8 array [N, H, W, 3] in BGR.
         labels: int32 [N].
-        classes: names; label i is classes[i].
-        augment: what training does to the images unless told otherwise.
+        classes: names of the classes; classes[i] is that of label i.
+        augment: augmentation of training unless other settings are given.
     """
 
     name: str
@@ -38,13 +38,13 @@ class Dataset:
         return len(self.labels)
 
     def image(self, index: int) -> np.ndarray:
-        """The decoded image, uint8 BGR [H, W, 3]. Raises BadImageError for a broken file."""
+        """Return the decoded image, uint8 BGR [H, W, 3]; raise BadImageError for a broken file."""
         image = self.images[index]
         return image if isinstance(image, np.ndarray) else decode(image)
 
 
 def image_files(folder: str | Path) -> list[Path]:
-    """The image files in a folder and those below, sorted."""
+    """Return the image files in a folder and in all folders below, sorted."""
     return sorted(file for file in Path(folder).rglob("*") if file.suffix.lower() in SUFFIXES)
 
 
@@ -55,9 +55,9 @@ DIGITS = Augmentation(affine=True, flip=0)  # a digit must not be mirrored
 
 
 def digits() -> tuple[Dataset, Dataset]:
-    """The 1,797 handwritten digits that come with scikit-learn, at 32 px; every fifth is held out.
+    """Return scikit-learn's 1,797 handwritten digits at 32 px as training and validation set.
 
-    Returns the training set and the validation set.
+    Every fifth image belongs to the validation set.
     """
     from sklearn.datasets import load_digits
 
@@ -67,17 +67,18 @@ def digits() -> tuple[Dataset, Dataset]:
     images = np.repeat(np.stack(large)[..., None], 3, axis=-1)
     labels = bunch.target.astype(np.int32)
     held_out = np.arange(len(labels)) % 5 == 0
-    return tuple(
+    train, val = (
         Dataset("digits", images[part], labels[part], list("0123456789"), DIGITS)
         for part in (~held_out, held_out)
     )
+    return train, val
 
 
 def image_folder(root: str | Path, split: str) -> Dataset:
-    """The images in `root`/train, or in `root`/val or `root`/test for split "val".
+    """Return the images in `root`/train, or for split "val" those in `root`/val or `root`/test.
 
-    There is one folder a class, named after it; labels follow the sorted names. Raises UserError
-    when a folder is missing or holds no image.
+    Each class has a folder with its name; labels follow the sorted names. Raises UserError when a
+    folder is missing or holds no image.
     """
     root = Path(root)
     names = ("train",) if split == "train" else ("val", "test")
@@ -92,7 +93,8 @@ def image_folder(root: str | Path, split: str) -> Dataset:
     classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
     if not classes:
         raise UserError(f"{folder} has no class folders; it needs one folder of images a class")
-    images, labels = [], []
+    images: list[Path] = []
+    labels: list[int] = []
     for label, name in enumerate(classes):
         files = image_files(folder / name)
         if not files:
@@ -106,31 +108,36 @@ def image_folder(root: str | Path, split: str) -> Dataset:
 
 
 def imagenet_classes() -> dict[str, str]:
-    """WordNet identifier -> English name of the 1,000 classes of ILSVRC 2012, in class order, which
-    is the identifiers' sorted order. Two names, "crane" and "maillot", are those of two classes.
+    """Return WordNet identifier -> English name of the 1,000 classes of ILSVRC 2012.
+
+    They are in class order, which is the sorted order of the identifiers. The names "crane" and
+    "maillot" stand for two classes each.
     """
     lines = (Path(__file__).parent / "imagenet_classes.tsv").read_text().splitlines()
     return dict(line.split("\t") for line in lines)
 
 
 def class_names(classes: list[str] | None, num_classes: int) -> list[str]:
-    """What people call the classes of a network.
+    """Return the names of a network's classes in English.
 
-    `classes` are its own names, where it has some: ImageNet's identifiers become words. Without,
-    1,000 classes are ImageNet's, and others are numbered.
+    `classes` are the names that its checkpoint holds; ImageNet's identifiers among them become
+    words. Without them, 1,000 classes are taken to be ImageNet's, and others are numbered.
     """
     names = imagenet_classes()
     if classes is None:
-        classes = list(names) if num_classes == len(names) else map(str, range(num_classes))
+        imagenet = num_classes == len(names)
+        classes = list(names) if imagenet else [str(label) for label in range(num_classes)]
     return [names.get(name, name) for name in classes]
 
 
 def with_class_order(dataset: Dataset, num_classes: int, classes: list[str] | None) -> Dataset:
-    """`dataset` with the labels that a network of `num_classes` classes uses.
+    """Return `dataset` with the labels that a network of `num_classes` classes uses.
 
-    The network's own class names decide where it has them; else a folder of ImageNet wnids is
-    scored over all 1,000 classes when the network has 1,000; else the sorted order of the folders,
-    whose number must then be `num_classes`. Raises UserError when the classes do not fit.
+    The network's own class names decide where its checkpoint has them. Otherwise, for a network
+    with 1,000 classes, folders with ImageNet's WordNet identifiers get ImageNet's labels; other
+    folders get labels in sorted order, and there must be `num_classes` of them.
+
+    Raises UserError when the classes do not fit.
     """
     order = classes
     if order is None:

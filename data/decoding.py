@@ -1,4 +1,4 @@
-"""Image files to pixels: the whole image, exactly, or the part that a random crop shows."""
+"""Decoding image files: the whole image, or only the part that a random crop shows."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ class BadImageError(UserError):
 
 
 def decode(path: Path | str) -> np.ndarray:
-    """The image in a file, as uint8 BGR [H, W, 3]; raises BadImageError naming the file.
+    """Return the image in a file, uint8 BGR [H, W, 3]; raise BadImageError naming the file.
 
-    A photograph that EXIF says lies on its side is turned upright, here and in decode_crop; of an
-    animation the first picture counts, and transparency is left out.
+    Images are rotated as their EXIF orientation says, here and in decode_crop. Of an animation the
+    first picture is returned, and transparency is ignored.
     """
     return decode_content(_read(path), path)
 
 
 def decode_content(content: bytes, name: Path | str) -> np.ndarray:
-    """As `decode`, for the content of a file; `name` is for the error."""
+    """Return the image in a file's content, as `decode` does; `name` is for the error."""
     image = _decode(_complete(content, name))
     if image is None:
         raise _bad(name)
@@ -46,11 +46,12 @@ def decode_content(content: bytes, name: Path | str) -> np.ndarray:
 
 
 def decode_crop(path: Path | str, choose: Callable[[int, int], Box], side: int) -> np.ndarray:
-    """The part of the image in a file that `choose(height, width)` names, uint8 BGR [h, w, 3].
+    """Return the box of an image that `choose(height, width)` returns, uint8 BGR [h, w, 3].
 
-    Of a JPEG, only that part is decoded, and at a half, a quarter or an eighth of the scale where
-    it then still has at least `side` pixels in height and width. It equals the same part of the
-    whole image, but for a pixel at its left and right edge where colours are subsampled.
+    Of a JPEG only that part is decoded, and at a half, a quarter or an eighth of the scale where it
+    then still has at least `side` pixels in height and width. It equals the same part of the whole
+    image, except for a pixel at its left and right edge where colours are subsampled.
+
     Raises BadImageError naming the file.
     """
     content = _complete(_read(path), path)
@@ -60,7 +61,7 @@ def decode_crop(path: Path | str, choose: Callable[[int, int], Box], side: int) 
         if image is None:
             raise _bad(path)
         return _part(image, choose(*image.shape[:2]))
-    if header.orientation >= 5:  # lies on its side
+    if header.orientation >= 5:  # height and width are exchanged
         box = choose(header.width, header.height)
     else:
         box = choose(header.height, header.width)
@@ -91,7 +92,7 @@ def _decode(content: bytes, reduction: int = 1) -> np.ndarray | None:
 
 
 def _decode_gif(content: bytes) -> np.ndarray | None:
-    """The first picture; by Pillow, for OpenCV is built without GIF."""
+    """Return the first picture of a GIF, decoded by Pillow: this OpenCV is built without GIF."""
     from PIL import Image
 
     with suppress(Exception), Image.open(io.BytesIO(content)) as image:
@@ -101,9 +102,9 @@ def _decode_gif(content: bytes) -> np.ndarray | None:
 
 def _read(path: Path | str) -> bytes:
     try:
-        file = os.open(path, os.O_RDONLY)  # with Python's open an image takes 2 % longer
+        file = os.open(path, os.O_RDONLY)  # Python's open makes decoding an image 2 % slower
         try:
-            size = os.fstat(file).st_size or 1 << 16  # a pipe does not tell
+            size = os.fstat(file).st_size or 1 << 16  # 0 for a pipe
             return b"".join(iter(lambda: os.read(file, size), b""))
         finally:
             os.close(file)
@@ -114,7 +115,7 @@ def _read(path: Path | str) -> bytes:
 
 
 def _complete(content: bytes, name: Path | str) -> bytes:
-    """The content, if it ends as an image of its kind does."""
+    """Return the content; raise BadImageError unless it ends as an image of its kind must."""
     if not content or _is_truncated(content):
         raise _bad(name)
     return content
@@ -127,7 +128,10 @@ def _bad(name: Path | str) -> BadImageError:
 
 
 def _is_truncated(content: bytes) -> bool:
-    """Decoders fill what is missing of a JPEG or PNG with grey, so look for the end marker."""
+    """Return whether the end marker of a JPEG or PNG is missing.
+
+    Decoders do not report it: they fill the missing part of the image with grey.
+    """
     if content.startswith(b"\xff\xd8"):  # no end of image, or a scan that starts after the last
         end = content.rfind(b"\xff\xd9")
         return end < 0 or content.find(b"\xff\xda", end) >= 0

@@ -13,7 +13,7 @@ import numpy as np
 
 
 class Gathers(Protocol):
-    """Several processes; see training.distributed.Workers."""
+    """Workers that exchange values, such as training.distributed.Workers."""
 
     def gather(self, values: Sequence[float]) -> np.ndarray:
         """Return the values of every process: float64 [processes, len(values)]."""
@@ -21,7 +21,7 @@ class Gathers(Protocol):
 
 @dataclass
 class Score:
-    """Counts over `total` images; `loss` is the summed cross entropy."""
+    """Numbers of right answers among `total` images, and the sum of their cross entropies."""
 
     total: int = 0
     correct1: int = 0
@@ -29,9 +29,9 @@ class Score:
     loss: float = 0.0
 
     def add(self, logits: np.ndarray, labels: np.ndarray, loss: float) -> None:
-        """Count a batch: logits [N, classes], labels [N], its mean loss.
+        """Add a batch: logits [N, classes], labels [N], and the mean loss.
 
-        Of soft targets [N, classes] the largest counts as the label.
+        Labels may also be soft targets [N, classes], the largest of which counts.
         """
         if labels.ndim == 2:
             labels = labels.argmax(axis=1)
@@ -46,7 +46,7 @@ class Score:
         return Score(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
     def over_all(self, workers: Gathers) -> Score:
-        """The sum of the scores of all workers."""
+        """Return the sum of the scores of all workers."""
         total, correct1, correct5, loss = workers.gather(astuple(self)).sum(axis=0).tolist()
         return Score(int(total), int(correct1), int(correct5), loss)
 
@@ -71,12 +71,12 @@ def evaluate(
     batches: Iterable[tuple[np.ndarray, np.ndarray]],
     after_batch: Callable[[Score], None] = lambda score: None,
 ) -> Score:
-    """The score of `model` in evaluation mode; its own mode is restored.
+    """Return the score of `model` in evaluation mode; its own mode is restored afterwards.
 
     Args:
-        model: gives logits [N, classes].
+        model: a network that returns logits [N, classes].
         batches: (images float32 [N, 3, H, W], labels int32 [N]) pairs, as from Loader.evaluation.
-        after_batch: called with the score so far.
+        after_batch: called after each batch with the score so far.
     """
     training = model.training
     model.eval()

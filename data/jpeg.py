@@ -1,7 +1,7 @@
-"""A part of a JPEG file, at a reduced scale: nothing is decoded that a random crop does not show.
+"""Decoding a part of a JPEG file, at a reduced scale: only what a random crop shows.
 
 OpenCV and Pillow decode whole images only, so this calls libjpeg-turbo's TurboJPEG 3 interface by
-ctypes, in the library that the package `turbojpeg` brings (that package itself cannot crop).
+ctypes, in the library that the package `turbojpeg` contains (the package itself cannot crop).
 Reference: https://rawcdn.githack.com/libjpeg-turbo/libjpeg-turbo/main/doc/html/
 """
 
@@ -12,13 +12,14 @@ import functools
 import importlib.util
 import threading
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 # TurboJPEG's constants
 _DECOMPRESS, _SUBSAMPLING, _BGR, _FATAL = 1, 4, 1, 1
-# by its code of the chroma subsampling: 4:4:4, 4:2:2, 4:2:0, grey, 4:4:0, 4:1:1, 4:4:1
+# pixels in the width of a block of coefficients, by TurboJPEG's code of the chroma subsampling:
+# 4:4:4, 4:2:2, 4:2:0, grey, 4:4:0, 4:1:1, 4:4:1
 _MCU_WIDTH = (8, 16, 16, 8, 8, 32, 8)
 
 
@@ -32,7 +33,7 @@ class Box(NamedTuple):
 
 
 class Header(NamedTuple):
-    """Of a JPEG: its size as stored, in pixels, and EXIF's orientation (1: as stored; 2 to 8)."""
+    """What a JPEG says: size as stored, in pixels; EXIF's orientation, 1 (as stored) to 8."""
 
     height: int
     width: int
@@ -40,7 +41,7 @@ class Header(NamedTuple):
 
 
 def read_header(content: bytes) -> Header | None:
-    """The header of a JPEG file's bytes; None when they are something else or broken."""
+    """Return the header of a JPEG file's bytes; None when they are something else or broken."""
     if not content.startswith(b"\xff\xd8"):
         return None
     position, orientation = 2, 1
@@ -61,8 +62,8 @@ def read_header(content: bytes) -> Header | None:
 
 
 def _orientation(tiff: bytes) -> int:
-    """Tag 0x0112 in the first directory of an EXIF block; 1 without it."""
-    order = "little" if tiff.startswith(b"II") else "big"
+    """Return tag 0x0112 of the first directory of an EXIF block; 1 without it."""
+    order: Literal["little", "big"] = "little" if tiff.startswith(b"II") else "big"
 
     def number(start: int, size: int) -> int:
         return int.from_bytes(tiff[start : start + size], order)
@@ -77,15 +78,16 @@ def _orientation(tiff: bytes) -> int:
 
 
 def decode_box(content: bytes, box: Box, reduction: int) -> np.ndarray | None:
-    """`box` of a JPEG whose sides are divided by `reduction` (1, 2, 4 or 8), uint8 BGR.
+    """Return `box` of a JPEG whose sides are divided by `reduction` (1, 2, 4 or 8).
 
-    The box is given in pixels of the reduced image. None when libjpeg-turbo is missing or cannot:
-    for four colours (CMYK), for unusual subsampling and for a broken file.
+    The box is in pixels of the reduced image; the result is uint8 BGR [box.height, box.width, 3].
+    Returns None when libjpeg-turbo is missing, and when it cannot decode the file: one with four
+    colours (CMYK), with unusual subsampling, or broken.
     """
     turbo = _library()
     if turbo is None:
         return None
-    handle = _decompressor(threading.get_ident())
+    handle = _decompressor(turbo, threading.get_ident())
     if turbo.tj3DecompressHeader(handle, content, len(content)):
         return None
     subsampling = turbo.tj3Get(handle, _SUBSAMPLING)
@@ -115,21 +117,21 @@ class _Fraction(ctypes.Structure):
 
 
 @functools.cache
-def _decompressor(_thread: int) -> int:
-    """A thread's own, for every image that it decodes."""
-    return _library().tj3Init(_DECOMPRESS)
+def _decompressor(turbo: ctypes.CDLL, _thread: int) -> int:
+    """Return the decompressor of a thread, the same for every image that it decodes."""
+    return turbo.tj3Init(_DECOMPRESS)
 
 
 @functools.cache
 def _library() -> ctypes.CDLL | None:
     package = importlib.util.find_spec("turbojpeg")
-    if package is None:
+    if package is None or package.origin is None:
         return None
     folder = Path(package.origin).parent / "turbojpeg.libs"
-    found = next(folder.glob("libturbojpeg*"), None)
-    if found is None:
+    file = next(folder.glob("libturbojpeg*"), None)
+    if file is None:
         return None
-    library = ctypes.CDLL(str(found))
+    library = ctypes.CDLL(str(file))
     handle, data, size, integer = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_int
     library.tj3Init.restype = handle
     for name, *arguments in (

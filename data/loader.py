@@ -13,25 +13,27 @@ from .decoding import BadImageError
 from .transforms import Preprocessing
 from .workers import Job, Prepare, Workers
 
-AHEAD = 3  # batches under way while the network works on another
+AHEAD = 3  # batches in preparation while the network computes another
 
 Batch = tuple[np.ndarray, np.ndarray]
 
 
 class Loader:
-    """Yields (images float32 [B, 3, size, size], labels int32 [B]) of a Dataset.
+    """Loads batches (images float32 [B, 3, size, size], labels int32 [B]) of a Dataset.
 
-    Order and pixels depend on the seed, the epoch and the image alone: neither on the number of
+    Order and pixels depend only on the seed, the epoch and the image: neither on the number of
     workers nor, over all ranks together, on the number of ranks.
 
     Args:
-        dataset, preprocessing: what to load and how; training augments as dataset.augment says.
-        batch_size: images a batch: in training of all ranks together, in evaluation of each.
-        workers: processes that decode and augment; 0 does it in the calling thread, as images that
-            lie in memory always do.
-        skip_bad: leave broken images out, counting them in `skipped`, instead of raising
-            BadImageError. A batch is then smaller by as many, and may be empty.
-        rank, world: of distributed training: this process's number and how many there are.
+        dataset: images, labels, and the augmentation of training.
+        preprocessing: size, interpolation and normalization of the images.
+        batch_size: images per batch: of all ranks together in training, of each in evaluation.
+        workers: processes that decode and augment; with 0, and for images in memory, the calling
+            thread does it.
+        skip_bad: leave broken images out and add them to `skipped`, instead of raising
+            BadImageError. Batches are then smaller, and may be empty.
+        rank: number of this process in distributed training.
+        world: number of processes in distributed training.
     """
 
     def __init__(
@@ -50,11 +52,11 @@ class Loader:
         self.workers = 0 if isinstance(dataset.images, np.ndarray) else workers
         self.skip_bad = skip_bad
         self.rank, self.world = rank, world
-        self.skipped: set[int] = set()  # by this rank
+        self.skipped: set[int] = set()  # indices of this rank's broken images
         self._arrays: list[np.ndarray] = []  # see _array
 
     def evaluation(self) -> Iterator[Batch]:
-        """Every image exactly once, in order; the last batch may be shorter.
+        """Yield every image exactly once, in order; the last batch may be shorter.
 
         Of several ranks, rank r yields the images r, r + world, r + 2 world ...
         """
@@ -63,12 +65,12 @@ class Loader:
         return self._load([samples[start : start + self.batch_size] for start in starts])
 
     def training(self, seed: int, epoch: int, skip: int = 0) -> Iterator[Batch]:
-        """One epoch in random order and augmented, from batch number `skip` on; whole batches only.
+        """Yield an epoch in random order, augmented, from batch `skip` on; whole batches only.
 
-        Order and augmentation depend on seed, epoch and image alone, so that an epoch entered in
-        the middle goes on as it would have. With dataset.augment.repeats above 1, an epoch has as
-        many batches as ever, of fewer images, each augmented so many times. Of several ranks,
-        rank r yields the r-th of `world` parts of each batch, equal but for one image.
+        Order and augmentation depend only on seed, epoch and image, so that an epoch can be resumed
+        in the middle. With dataset.augment.repeats above 1, an epoch has the same number of batches
+        of fewer images, each augmented that many times. Of several ranks, rank r yields the r-th of
+        `world` parts of each batch; their sizes differ by one image at most.
         """
         repeats = self.dataset.augment.repeats
         count = len(self.dataset) // self.batch_size
@@ -76,15 +78,18 @@ class Loader:
         order = order[: -(-count * self.batch_size // repeats)]
         samples = np.stack([order.repeat(repeats), np.tile(np.arange(repeats), len(order))], axis=1)
         batches = samples[: count * self.batch_size].reshape(count, self.batch_size, 2)
-        # the repetitions of an image apart: on several ranks, and never mixed with each other
+        # repetitions of an image go to different ranks, and are never mixed with each other
         apart = np.argsort(np.arange(self.batch_size) % repeats, kind="stable")
         shares = np.array_split(batches[skip:, apart], self.world, axis=1)
         return self._load(shares[self.rank], (seed, epoch))
 
-    def _load(self, batches, key: tuple[int, ...] | None = None) -> Iterator[Batch]:
-        """A batch for each array of samples, int [B, 2]: an image and which repetition it is.
+    def _load(
+        self, batches: np.ndarray | list[np.ndarray], key: tuple[int, ...] | None = None
+    ) -> Iterator[Batch]:
+        """Yield a batch for each array of samples, int [B, 2]: image and number of its repetition.
 
-        Without a key of the random numbers, they are prepared for evaluation.
+        `key` is the seed and the epoch of the augmentation; without it, images are prepared for
+        evaluation.
         """
         if not len(batches):
             return
@@ -114,8 +119,11 @@ class Loader:
         ]
 
     def _finish(self, samples: np.ndarray, pixels: np.ndarray, bad: dict[int, str]) -> Batch:
-        """Normalized here, and not by the workers: a quarter of the bytes goes through memory that
-        is shared, and this is the copy out of it."""
+        """Return a batch of the rows whose files are not broken, normalized.
+
+        The workers leave normalization to this process: a quarter of the bytes goes through shared
+        memory, and normalizing is the copy out of it.
+        """
         if bad and not self.skip_bad:
             raise BadImageError(f"{bad[min(bad)]}, or leave such files out with --skip-bad-images")
         self.skipped.update(int(samples[row, 0]) for row in bad)
@@ -125,9 +133,9 @@ class Loader:
         return images, self.dataset.labels[samples[kept, 0]]
 
     def _array(self, count: int) -> np.ndarray:
-        """float32 [count, 3, size, size], in memory of an earlier batch that nobody holds any more.
+        """Return an array, float32 [count, 3, size, size], of an earlier batch no longer in use.
 
-        The system takes as long to provide fresh memory for a batch as we to fill it.
+        Fresh memory for a batch takes the system as long as filling it takes this process.
         """
         for array in self._arrays:
             if sys.getrefcount(array) == 3 and len(array) >= count:  # the list, the loop, the call

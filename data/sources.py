@@ -1,4 +1,4 @@
-"""Images that people name: files, folders and URLs."""
+"""Images given by the user: files, folders and URLs."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from urllib3.exceptions import HTTPError, ReadTimeoutError
 from .datasets import SUFFIXES, image_files
 from .decoding import BadImageError, decode, decode_content
 
-LIMIT = 64 << 20  # bytes of a download
+LIMIT = 64 << 20  # largest download in bytes
 TIMEOUT = (10, 10)  # seconds to connect, and to wait for more bytes
-DEADLINE = 60  # seconds of a download
+DEADLINE = 60  # longest download in seconds
 
 
 def expand(names: Iterable[str]) -> Iterator[str]:
-    """The names, those of folders replaced by the images in them; an empty folder stays."""
+    """Yield the names, with folders replaced by the images in them; an empty folder stays."""
     for name in names:
         if not is_url(name) and Path(name).is_dir():
-            yield from map(str, image_files(name) or [name])
+            yield from [str(file) for file in image_files(name)] or [name]
         else:
             yield name
 
 
 def is_url(name: str) -> bool:
-    """Whether `name` begins as one."""
+    """Return whether `name` is an http(s) URL."""
     return re.match(r"https?://", name, re.IGNORECASE) is not None
 
 
 def read(name: str) -> np.ndarray:
-    """The image in a file or at a URL, uint8 BGR [H, W, 3]; raises BadImageError naming it."""
+    """Return the image in a file or at a URL, uint8 BGR [H, W, 3]; BadImageError names it."""
     if is_url(name):
         return decode_content(_download(name), name)
     if Path(name).is_dir():
@@ -43,17 +43,19 @@ def read(name: str) -> np.ndarray:
 
 
 def stems(names: Sequence[Path | str]) -> list[str]:
-    """A name of its own for what is made of each image: the file's up to its first dot, with "_"
-    for blanks. Where two would get the same name, all get a number in front.
+    """Return a different name for each image, for the files that are made from them.
+
+    It is the name of the file up to its first dot, with "_" for blanks. When two would be equal or
+    one empty, all begin with a number.
     """
-    found = ["_".join(Path(name).name.split(".")[0].split()) for name in names]
-    if len(set(found)) < len(found) or "" in found:
-        found = [f"{number:08d}_{name}" for number, name in enumerate(found)]
-    return found
+    stems = ["_".join(Path(name).name.split(".")[0].split()) for name in names]
+    if len(set(stems)) < len(stems) or "" in stems:
+        stems = [f"{number:08d}_{stem}" for number, stem in enumerate(stems)]
+    return stems
 
 
 def _download(url: str) -> bytes:
-    """What is at a URL, at most `LIMIT` bytes; into memory only."""
+    """Return the content at a URL, at most `LIMIT` bytes."""
     content, end = bytearray(), time.monotonic() + DEADLINE
     try:
         with requests.get(url, stream=True, timeout=TIMEOUT) as response:

@@ -1,8 +1,8 @@
-"""From a decoded image to what the network sees.
+"""From a decoded image to the input of the network.
 
-Images are uint8 [H, W, 3] in OpenCV's own order, BGR; what comes out is float32 [3, size, size] in
-the colour order and with the normalization that a `Preprocessing` names. What training does before
-is in augment.py.
+Images are uint8 [H, W, 3] in OpenCV's own order, BGR; inputs are float32 [3, size, size] in the
+colour order and with the normalization that a `Preprocessing` names. The augmentation of training
+comes before, in augment.py.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ class Preprocessing:
 
     Attributes:
         color: order of the channels, "RGB" or "BGR".
-        mean, std: of each channel, in that order, on the scale of 0 to 255.
+        mean, std: mean and standard deviation of each channel, in that order, for values from 0 to
+            255.
         size: side of the input in pixels.
         interpolation: "bilinear" or "bicubic".
         crop_ratio: side of the centre crop over the short side that the image is resized to.
@@ -36,8 +37,8 @@ class Preprocessing:
     interpolation: str = "bilinear"
     crop_ratio: float = 0.875
 
-    def __post_init__(self):
-        """Raises ValueError for what is no preprocessing."""
+    def __post_init__(self) -> None:
+        """Raise ValueError for values that are not possible."""
         valid = (
             self.color in ("RGB", "BGR")
             and len(self.mean) == len(self.std) == 3
@@ -50,26 +51,27 @@ class Preprocessing:
             raise ValueError(f"{self} makes no sense")
 
     def bgr(self, values: tuple[float, float, float]) -> tuple[float, float, float]:
-        """`mean` or `std` in the order of images, which is BGR."""
-        return tuple(values[::-1]) if self.color == "RGB" else tuple(values)
+        """Return `mean` or `std` in the channel order of images, which is BGR."""
+        first, second, third = values
+        return (third, second, first) if self.color == "RGB" else (first, second, third)
 
     @cached_property
     def _table(self) -> np.ndarray:
-        """float32 [3, 256]: what each value becomes in each channel of the output."""
+        """What each of the 256 values becomes in each channel of the output: float32 [3, 256]."""
         scale = (1 / np.array(self.std)).astype(np.float32)
         shift = (-np.array(self.mean) / np.array(self.std)).astype(np.float32)
         return np.arange(256, dtype=np.float32) * scale[:, None] + shift[:, None]
 
     def normalize(self, image: np.ndarray) -> np.ndarray:
-        """uint8 BGR [H, W, 3] -> float32 [3, H, W]."""
+        """Return an image, uint8 BGR [H, W, 3], as input of the network, float32 [3, H, W]."""
         out = np.empty((1, 3, *image.shape[:2]), np.float32)
         self.normalize_all([image], out)
         return out[0]
 
     def normalize_all(self, images: Iterable[np.ndarray], out: np.ndarray) -> None:
-        """N images, uint8 BGR [H, W, 3], into `out`, float32 [N, 3, H, W].
+        """Normalize N images, uint8 BGR [H, W, 3], into `out`, float32 [N, 3, H, W].
 
-        By a table of the 256 values: twice as fast as to multiply and add.
+        A table of the 256 values is twice as fast as multiplying and adding.
         """
         planes = list(np.empty(out.shape[1:], np.uint8))  # of one image after the other
         channels = planes[::-1] if self.color == "RGB" else planes
@@ -79,26 +81,27 @@ class Preprocessing:
                 cv2.LUT(plane, table, channel)
 
     def pixels(self, normalized: np.ndarray) -> np.ndarray:
-        """The inverse of `normalize`: float32 [3, H, W] -> uint8 BGR [H, W, 3]."""
+        """Invert `normalize`: return float32 [3, H, W] as an image, uint8 BGR [H, W, 3]."""
         chw = normalized * np.array(self.std)[:, None, None] + np.array(self.mean)[:, None, None]
         hwc = np.clip(np.rint(chw), 0, 255).astype(np.uint8).transpose(1, 2, 0)
         return np.ascontiguousarray(hwc[:, :, ::-1] if self.color == "RGB" else hwc)
 
     @property
     def short_side(self) -> int:
-        """What an image's short side is resized to: size / crop_ratio, rounded to even as BaseCls
-        does; 256 for 224 px.
+        """Pixels that an image's short side is resized to: 256 for a size of 224.
+
+        It is size / crop_ratio, rounded to an even number as BaseCls does.
         """
         if self.crop_ratio == 1:
             return self.size
         return int(self.size / self.crop_ratio / 2 + 0.5) * 2
 
     def evaluation(self, image: np.ndarray) -> np.ndarray:
-        """uint8 BGR [H, W, 3] -> float32 [3, size, size]: `evaluation_crop`, normalized."""
+        """Return the normalized `evaluation_crop` of an image, float32 [3, size, size]."""
         return self.normalize(self.evaluation_crop(image))
 
     def evaluation_crop(self, image: np.ndarray) -> np.ndarray:
-        """Short side to `short_side`, centre crop: uint8 [size, size, 3]."""
+        """Return the centre crop of an image resized to `short_side`, uint8 BGR [size, size, 3]."""
         short = self.short_side
         height, width = image.shape[:2]
         scale = short / min(height, width)
@@ -111,11 +114,11 @@ class Preprocessing:
     def resize(
         self, image: np.ndarray, width: int, height: int, out: np.ndarray | None = None
     ) -> np.ndarray:
-        """The image at `width` x `height`, by this preprocessing's interpolation."""
+        """Return the image, uint8 [H, W, 3], at `width` x `height` by this interpolation."""
         return cv2.resize(
             image, (width, height), dst=out, interpolation=_INTERPOLATION[self.interpolation]
         )
 
 
-# What BaseCls's and the older MegEngine checkpoints, which do not say, were trained with.
+# Preprocessing of the checkpoints of BaseCls and of the older MegEngine port, which do not say it.
 BASECLS = Preprocessing("BGR", (103.53, 116.28, 123.675), (57.375, 57.12, 58.395))

@@ -23,7 +23,7 @@ from mmap import mmap
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple, cast
 
 import cv2
 import numpy as np
@@ -35,8 +35,8 @@ from .decoding import BadImageError, decode
 from .keyed_random import KeyedRandom
 from .transforms import Preprocessing
 
-# What glibc's allocator reads: one heap, which keeps what is freed, in huge pages where it knows of
-# them. The pixels of an image are taken and freed for each image anew, and fresh pages are slow.
+# Settings of glibc's allocator: one heap that keeps freed memory, in huge pages where glibc can.
+# Memory for pixels is allocated and freed for each image anew, and fresh pages are slow.
 _KEEP_FREED_MEMORY = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_MAX_": "0",
@@ -44,13 +44,13 @@ _KEEP_FREED_MEMORY = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
 
-cv2.setNumThreads(0)  # as many processes as there are cores use them all
+cv2.setNumThreads(0)  # the processes already use all cores
 
 
 class Job(NamedTuple):
-    """One image to prepare: a file or pixels, and the key of its random numbers (KeyedRandom.at).
+    """One image to prepare: a file or pixels, and the arguments of KeyedRandom.at.
 
-    Without a key it is prepared for evaluation.
+    Without a key the image is prepared for evaluation.
     """
 
     image: Path | str | np.ndarray
@@ -59,7 +59,7 @@ class Job(NamedTuple):
 
 @dataclass(frozen=True)
 class Prepare:
-    """Makes the pixels that a job asks for."""
+    """Prepares images: for training by the augmentation, for evaluation by the centre crop."""
 
     preprocessing: Preprocessing
     augmentation: Augmentation
@@ -70,13 +70,13 @@ class Prepare:
 
     def __call__(
         self, jobs: list[Job], out: np.ndarray, note: Callable[[int], None] | None = None
-    ) -> dict:
+    ) -> dict[int, str]:
         """Write each job's pixels to its row of `out`, uint8 [N, size, size, 3].
 
-        `note` is told the row before its job is begun. Returns a sentence for each row
-        whose file is broken.
+        `note` is called with each row before its job begins. Returns row -> sentence for the
+        broken files.
         """
-        bad = {}
+        bad: dict[int, str] = {}
         for row, (job, target) in enumerate(zip(jobs, out, strict=True)):
             if note is not None:
                 note(row)
@@ -94,11 +94,11 @@ class Prepare:
 
 
 class _Memory:
-    """Shared by the parent and its workers.
+    """Memory shared by the parent and its workers.
 
     Attributes:
-        progress: int64 [workers, 2]: the message and the row in it that each worker is at.
-        pixels: uint8 [slots, batch, size, size, 3].
+        progress: int64 [workers, 2]: number of the message and row in it that each worker is at.
+        pixels: uint8 [slots, batch, size, size, 3]: the batches under way.
     """
 
     def __init__(self, file: int, workers: int, slots: int, batch: int, size: int):
@@ -113,15 +113,15 @@ class _Memory:
 
 
 class Workers:
-    """Prepares batches in `count` processes, `slots` batches at once; a context manager.
+    """Context manager that prepares batches of up to `batch` images in `count` processes.
 
-    Row i of a batch is made by worker i modulo `count`.
+    At most `slots` batches are under way. Worker i modulo `count` prepares row i of a batch.
     """
 
     def __init__(self, prepare: Prepare, count: int, slots: int, batch: int):
         self.count = count
         self._slots = slots
-        self._batches = deque()  # of the batches under way: their jobs
+        self._batches: deque[list[Job]] = deque()  # the jobs of each batch under way
         self._submitted = self._collected = 0
         size = prepare.preprocessing.size
         with _anonymous_file() as file:
@@ -149,29 +149,30 @@ class Workers:
         self._submitted += 1
 
     def collect(self) -> tuple[np.ndarray, dict[int, str]]:
-        """The oldest batch's pixels, uint8 [N, size, size, 3], valid until the next `submit`, and a
-        sentence for each row whose file is broken.
+        """Return the oldest batch: its pixels, and a sentence for each row whose file is broken.
+
+        The pixels are uint8 [N, size, size, 3] and valid until the next `submit`.
 
         Raises UserError naming the image when a worker has died.
         """
-        bad = {}
+        bad: dict[int, str] = {}
         for number, worker in enumerate(self._workers):
             try:
-                found = worker.connection.recv()
+                answer = worker.connection.recv()
             except (EOFError, OSError):
                 raise self._death(number) from None
-            if isinstance(found, str):
-                raise RuntimeError(f"preparing {self._at(number)} failed:\n{found}")
-            bad |= {number + self.count * row: sentence for row, sentence in found.items()}
+            if isinstance(answer, str):
+                raise RuntimeError(f"preparing {self._at(number)} failed:\n{answer}")
+            bad |= {number + self.count * row: sentence for row, sentence in answer.items()}
         slot = self._collected % self._slots
         self._collected += 1
         jobs = self._batches.popleft()
         return self._memory.pixels[slot, : len(jobs)], bad
 
     def _at(self, number: int) -> Path | str:
-        """The image that a worker is at, or the first of what it has not done."""
+        """Return the image that a worker is preparing, or the first that it has not begun."""
         message, row = self._memory.progress[number]
-        if message < self._collected:  # it had not begun what it was to do next
+        if message < self._collected:  # it has not begun the next batch
             message, row = self._collected, 0
         jobs = self._batches[message - self._collected][number :: self.count]
         return jobs[row].image if jobs else "nothing"
@@ -219,15 +220,15 @@ class _Worker:
         self.process.wait()
 
 
-def _anonymous_file():
+def _anonymous_file() -> BinaryIO:
     if hasattr(os, "memfd_create"):
         return os.fdopen(os.memfd_create("batches"), "r+b")
-    return tempfile.TemporaryFile()
+    return cast(BinaryIO, tempfile.TemporaryFile())
 
 
 def serve(connection: Connection, file: int) -> None:
-    """What a worker does until its parent closes the connection or is gone."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # the parent decides, and may first finish
+    """Prepare batches until the parent closes the connection or has ended."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # the parent decides when to stop
         signal.signal(number, signal.SIG_IGN)
     with suppress(EOFError, OSError):
         prepare, worker, layout = connection.recv()

@@ -1,4 +1,4 @@
-"""Weights that are published, where, and what accuracy who has reported for them on ImageNet."""
+"""Published weights: where they are, and which accuracy on ImageNet is reported for them."""
 
 from __future__ import annotations
 
@@ -13,15 +13,24 @@ from . import basecls
 
 
 class Published(NamedTuple):
-    """Trained weights somewhere; top-1 and top-5 in percent are theirs, not measured here."""
+    """Published weights of one architecture.
 
-    source: str  # for --source
-    name: str  # their name for it
+    Attributes:
+        source: value of --source.
+        name: the publisher's name for it.
+        arch: architecture here.
+        top1, top5: accuracy in percent as the publisher reports it, not measured here.
+        reported_by: who reports it.
+        where: URL of the file, or of the page that links to it.
+    """
+
+    source: str
+    name: str
     arch: str
     top1: float | None
     top5: float | None
     reported_by: str
-    where: str  # a URL of the file, or of the page that has it
+    where: str
 
 
 _ORIGINAL = {  # from the repository's table; sizes and epochs as there
@@ -53,7 +62,7 @@ _TIMM = {
     "repvgg_d2se": (83.550, 96.666),
 }
 _APPLE = {"s0": 71.4, "s1": 75.9, "s2": 77.4, "s3": 78.1, "s4": 79.4}
-# best epoch of the raw network: 450 epochs of distillation where there were as many, else 300
+# best epoch of the network without averaging: trained with distillation for 450 epochs, else 300
 _REPVIT = {"m0_6": 74.1, "m0_9": 79.1, "m1_0": 80.3, "m1_1": 81.2, "m1_5": 82.5, "m2_3": 83.7}
 _TIMM_REPVIT = {"m0_9": 79.058, "m1_0": 80.430, "m1_1": 81.314, "m1_5": 82.520, "m2_3": 83.746}
 _REPGHOST = {  # the repository's own evaluation, top-1 and top-5, and top-1 as timm evaluates it
@@ -66,7 +75,9 @@ _REPGHOST = {  # the repository's own evaluation, top-1 and top-5, and top-1 as 
     "150": (77.454, 93.500, 77.474),
     "200": (78.806, 94.326, 78.802),
 }
-_BASECLS = {"repvgg_a0": (72.254, 90.494)}  # the only one reported anywhere
+_BASECLS: dict[str, tuple[float | None, float | None]] = {
+    "repvgg_a0": (72.254, 90.494),  # the only one with reported figures
+}
 
 PUBLISHED = (
     *(

@@ -126,15 +126,12 @@ def _is_ours(contents: Any) -> bool:
 def _of_contents(contents: dict[str, Any], path: str | PathLike) -> Checkpoint:
     """Return the checkpoint that `save` wrote; raise CheckpointError where it cannot have."""
     try:
-        preprocessing = Preprocessing(
-            **{
-                key: tuple(value) if isinstance(value, list | tuple) else value
-                for key, value in contents["preprocessing"].items()
-            }
-        )
-        checkpoint = Checkpoint(
-            **{**contents, "preprocessing": preprocessing}, path=path, source=OURS, dropped=[]
-        )
+        settings: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list | tuple) else value
+            for key, value in contents["preprocessing"].items()
+        }
+        saved: dict[str, Any] = {**contents, "preprocessing": Preprocessing(**settings)}
+        checkpoint = Checkpoint(**saved, path=path, source=OURS, dropped=[])
         _check_values(checkpoint)
         return checkpoint
     except (TypeError, KeyError, AttributeError, ValueError) as error:
@@ -177,8 +174,8 @@ def of_foreign(foreign: convert.Foreign, path: str | PathLike) -> Checkpoint:
 
 def newest(folder: str | PathLike, name: str) -> Path | None:
     """Return the file called `name` in `folder` or below that was written last, or None."""
-    files = Path(folder).rglob(name)
-    return max(files, key=lambda file: file.stat().st_mtime, default=None)
+    matches = Path(folder).rglob(name)
+    return max(matches, key=lambda file: file.stat().st_mtime, default=None)
 
 
 def newest_best() -> Path:

@@ -16,7 +16,7 @@ from utils import UserError
 
 from . import apple, basecls, dingxiaoh, port, repghost, repvit, timm
 from .keymap import Source, Tensors
-from .state import Shapes, class_count, form_of, misfits, reshaped, shapes_of
+from .state import Shapes, class_count, form_of, misfits, shapes_of
 
 SOURCES = (
     basecls.REPVGG,
@@ -90,7 +90,7 @@ def recognize(
     renaming, shapes = network.renaming, network.shapes
     with np.errstate(over="ignore"):  # the equivalence check refuses infinite weights
         state_dict = {
-            key: reshaped(tensor, shapes[key]).astype(np.float32, copy=False)
+            key: tensor.reshape(shapes[key]).astype(np.float32, copy=False)
             for key, tensor in renaming.tensors.items()
         }
     return Foreign(

@@ -1,4 +1,4 @@
-"""Reading and writing files of tensors, whatever their format; nothing in them is executed."""
+"""Reading files of tensors, whatever their format; nothing in them is executed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from . import torch_file, unpickle
 
 
 def read(path: str | PathLike) -> Any:
-    """What a .pkl, .pth, .pth.tar, .safetensors or .npz file holds, told by its content.
+    """Return what a .pkl, .pth, .pth.tar, .safetensors or .npz file holds.
+
+    The suffix tells the last two, the content the others.
 
     Raises UserError when the file is missing, broken, of no such format or asks for code.
     """
@@ -32,7 +34,7 @@ def read(path: str | PathLike) -> Any:
 
 
 def sha256(path: str | PathLike) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file, in hexadecimal; raise OSError when it cannot be read."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(1 << 20):

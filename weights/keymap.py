@@ -1,4 +1,4 @@
-"""Renaming the tensors of one repository's checkpoints to ours and back, by rules that are data."""
+"""Renaming the tensors of another repository's checkpoints to ours and back, by rules as data."""
 
 from __future__ import annotations
 
@@ -22,24 +22,25 @@ _PLACEHOLDER = re.compile(r"\{(\w+)(?:([+-]\d+)|<(\d+))?\}")
 
 @dataclass(frozen=True)
 class Source:
-    """How another repository lays out the checkpoints of networks that exist here too.
+    """Layout of another repository's checkpoints, for networks that exist here too.
 
     Attributes:
-        name: for --source and --export; a repository with several families has a Source for each.
-        title: whose it is, for people.
-        archs: pattern of the architectures it is for.
+        name: value of --source and --export; a repository with several families has a Source for
+            each, all of one name.
+        title: name of the repository, for people.
+        archs: shell pattern of the architectures that have this layout.
         rules: pairs of templates (their key, our key); the first that matches decides.
-        preprocessing: what its networks were trained with.
-        sizes: architectures tested at another size: name -> (pixels, crop ratio).
-        dropped: templates of their keys that a network here has no place for.
+        preprocessing: what its networks were trained with, but for size and crop ratio.
+        sizes: architecture -> (pixels, crop ratio), where they are not 224 and 0.875.
+        dropped: templates of those of their keys that a network here has no place for.
         copies: pairs of templates (their key, another of theirs): the first is dropped too where
             the second stands beside it.
-        pytorch: kernels of grouped convolutions are [O, I/G, kh, kw] and biases [O], as PyTorch
-            has them, instead of [G, O/G, I/G, kh, kw] and [1, O, 1, 1].
-        prepare, finish: change what renaming alone cannot, in their names before it and in ours
-            after it.
-        restore: the reverse of `prepare`.
-        options: of models.create, as renamed tensors in train form tell them.
+        pytorch: whether kernels of grouped convolutions are [O, I/G, kh, kw] and biases [O], as
+            PyTorch has them, instead of [G, O/G, I/G, kh, kw] and [1, O, 1, 1].
+        prepare: changes tensors in their names, before they are renamed to ours.
+        finish: changes tensors in our names, after they were renamed.
+        restore: changes tensors in their names, after they were renamed from ours.
+        options: keyword arguments of models.create, from the renamed tensors of a train form.
     """
 
     name: str
@@ -57,8 +58,10 @@ class Source:
     options: Callable[[Tensors], dict[str, Any]] = lambda ours: {}
 
     def to_ours(self, tensors: Tensors) -> tuple[Tensors, list[str], list[str]]:
-        """Renamed tensors, the keys dropped on purpose, and the keys that no rule knows."""
-        ours, dropped, unknown = {}, [], []
+        """Return the renamed tensors, the keys dropped on purpose, and the keys without a rule."""
+        ours: Tensors = {}
+        dropped: list[str] = []
+        unknown: list[str] = []
         tensors = self.prepare(tensors)
         for key, tensor in tensors.items():
             unwanted = any(_match(template, key) is not None for template in self.dropped)
@@ -71,7 +74,7 @@ class Source:
         return self.finish(ours), dropped, unknown
 
     def from_ours(self, state_dict: Tensors) -> Tensors:
-        """Our state dict under their names and in their shapes; KeyError for an unknown one."""
+        """Return our state dict in their names and shapes; raise KeyError for an unknown name."""
         backwards = tuple((ours, theirs) for theirs, ours in self.rules)
         theirs = {}
         for key, tensor in state_dict.items():
@@ -86,15 +89,15 @@ class Source:
 
 
 def product(*tables: Rules) -> Rules:
-    """Rules for every combination of a part of the key, a part of what follows it, and so on."""
-    rules = (("", ""),)
+    """Return a rule for every combination of one pair of each table, joined to one pair."""
+    rules: Rules = (("", ""),)
     for table in tables:
         rules = tuple((a + c, b + d) for a, b in rules for c, d in table)
     return rules
 
 
 def translate(key: str, rules: Iterable[tuple[str, str]]) -> str | None:
-    """`key` renamed by the first rule whose left side matches, or None."""
+    """Return `key` renamed by the first rule whose left side matches, or None."""
     for left, right in rules:
         values = _match(left, key)
         if values is not None:
@@ -114,7 +117,7 @@ def _pytorch_shape(tensor: np.ndarray) -> np.ndarray:
 
 @cache
 def _compile(template: str) -> tuple[re.Pattern, tuple[tuple[str, int, int, bool], ...]]:
-    """What a key must match; of each placeholder name, offset, limit, whether it is a number."""
+    """Return what a key must match, and (name, offset, limit, is a number) of each placeholder."""
     placeholders, pattern, end = [], "", 0
     for placeholder in _PLACEHOLDER.finditer(template):
         name, offset, limit = placeholder.groups()
@@ -126,13 +129,13 @@ def _compile(template: str) -> tuple[re.Pattern, tuple[tuple[str, int, int, bool
     return re.compile(pattern + re.escape(template[end:])), tuple(placeholders)
 
 
-def _match(template: str, key: str) -> dict[str, int | str] | None:
-    """The placeholders' values when `key` has the form of `template`."""
+def _match(template: str, key: str) -> dict[str, Any] | None:
+    """Return the placeholders' values, int or str, when `key` has the form of `template`."""
     pattern, placeholders = _compile(template)
     match = pattern.fullmatch(key)
     if match is None:
         return None
-    values = {}
+    values: dict[str, Any] = {}
     for (name, offset, limit, number), text in zip(placeholders, match.groups(), strict=True):
         values[name] = int(text) - offset if number else text
         if number and (values[name] < 0 or (limit and values[name] >= limit)):
@@ -140,8 +143,8 @@ def _match(template: str, key: str) -> dict[str, int | str] | None:
     return values
 
 
-def _render(template: str, values: dict[str, int | str]) -> str | None:
-    """`template` filled in, or None when a number is outside what it allows."""
+def _render(template: str, values: dict[str, Any]) -> str | None:
+    """Return `template` filled in, or None when a number is outside its limits."""
     allowed = True
 
     def fill(placeholder: re.Match) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from . import catalog
 from .checkpoint import Checkpoint, CheckpointError, read
 from .keymap import Tensors
-from .state import misfits, reshaped
+from .state import misfits
 
 
 def load(
@@ -80,7 +80,7 @@ def load_state(model: M.Module, state_dict: Tensors, path: str | PathLike) -> No
 
     def next_tensor(key: str, _: mge.Tensor) -> np.ndarray:
         mge._full_sync()  # otherwise all of them wait in MegEngine's queue as copies
-        return reshaped(state_dict[key], shapes[key])
+        return state_dict[key].reshape(shapes[key])
 
     model.load_state_dict(next_tensor)
 

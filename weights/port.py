@@ -27,7 +27,7 @@ REPVGG = Source(
 
 
 def _fold_auxiliary_bias(tensors: Tensors) -> Tensors:
-    """Its auxiliary convolutions have a bias before the batch norm: the same as a shifted mean."""
+    """Subtract the biases of the auxiliary convolutions from the means of their batch norms."""
     tensors = dict(tensors)
     for key in [key for key in tensors if key.endswith("_aux.downsample.conv.bias")]:
         mean = key.replace("conv.bias", "bn.running_mean")

@@ -1,6 +1,6 @@
 """The original RepGhost (ChengpengChen/RepGhost) and timm's, whose keys are the same.
 
-Their deploy form leaves the batch norms behind all convolutions but the fused ones.
+In their deploy form only the branches are fused; all other batch norms are left.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .keymap import Rules, Source, Tensors, product
 
 
 def _conv_bn(conv: str, bn: str, ours: str) -> Rules:
-    """A convolution with its batch norm; ours is fused in deploy form, see `_fold_the_rest`."""
+    """Return the rules of a convolution and its batch norm; `_fold_the_rest` fuses the two."""
     return (
         (f"{conv}.{{p}}", f"{ours}.conv.{{p}}"),
         (f"{bn}.{{p}}", f"{ours}.bn.{{p}}"),
@@ -63,7 +63,7 @@ _RULES = (
 
 
 def _fold_the_rest(ours: Tensors) -> Tensors:
-    """The batch norms that their deploy form has left are folded, as ours are."""
+    """Fold the batch norms that their deploy form has left, as the deploy form here has none."""
     ours = dict(ours)
     if any(key.endswith(".reparam.weight") for key in ours):
         for key in [key for key in ours if key.endswith(".conv.weight")]:
@@ -75,12 +75,12 @@ def _fold_the_rest(ours: Tensors) -> Tensors:
 
 
 def _with_batch_norms(theirs: Tensors) -> Tensors:
-    """The reverse: where ours has a bias alone, theirs has a batch norm that adds it."""
+    """Replace each bias without a kernel by a batch norm that adds it: the reverse of folding."""
     theirs = dict(theirs)
     for key in [key for key in theirs if key.endswith(".bias")]:
         layer = key.removesuffix(".bias")
         if f"{layer}.weight" not in theirs:
-            theirs |= batch_norm.that_adds(theirs[key], layer)
+            theirs |= batch_norm.adding(theirs[key], layer)
             theirs[f"{layer}.num_batches_tracked"] = np.zeros((), np.int64)
     return theirs
 

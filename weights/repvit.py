@@ -1,4 +1,4 @@
-"""RepViT, the original (THU-MIG/RepViT) and timm's: RGB images, bicubic."""
+"""The original RepViT (THU-MIG/RepViT) and timm's: RGB images, bicubic interpolation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PREPROCESSING = Preprocessing(interpolation="bicubic")
 
 
 def _conv_bn(theirs: str, ours: str) -> Rules:
-    """A convolution with its batch norm, and what it is once fused."""
+    """Return the rules of a convolution with its batch norm, and of the two fused."""
     return (
         (f"{theirs}.c.{{p}}", f"{ours}.conv.{{p}}"),
         (f"{theirs}.bn.{{p}}", f"{ours}.bn.{{p}}"),
@@ -23,6 +23,7 @@ def _conv_bn(theirs: str, ours: str) -> Rules:
 
 
 def _token_mixer(theirs: str) -> Rules:
+    """Return the rules of a token mixer's branches, and of the convolution they are fused to."""
     return (
         (f"{theirs}.conv.c.{{p}}", "token.dense.conv.{p}"),
         (f"{theirs}.conv.bn.{{p}}", "token.dense.bn.{p}"),
@@ -37,6 +38,7 @@ def _token_mixer(theirs: str) -> Rules:
 
 
 def _heads(main: str, distilled: str, fused: str) -> Rules:
+    """Return the rules of the two classifiers, and of the one they are fused to."""
     return (
         (f"{main}.bn.{{p}}", "head.bn.{p}"),
         (f"{main}.l.{{p}}", "head.linear.{p}"),
@@ -48,8 +50,8 @@ def _heads(main: str, distilled: str, fused: str) -> Rules:
 
 
 def _options(ours: Tensors) -> dict[str, Any]:
-    """Undistilled checkpoints have one head, the oldest another token mixer."""
-    options = {}
+    """Return options of models.create: one head without distillation; the oldest token mixer."""
+    options: dict[str, Any] = {}
     if not any(key.startswith("head_dist.") for key in ours):
         options["heads"] = 1
     if any(".token.pointwise.conv." in key for key in ours):
@@ -104,10 +106,10 @@ _ROW = re.compile(r"features\.(\d+)\.(.+)")
 
 
 def _into_stages(tensors: Tensors) -> Tensors:
-    """features.7.token_mixer... -> stages.2.1.token_mixer...: theirs counts through the stages.
+    """Rename features.7.token_mixer... to stages.2.1.token_mixer...
 
-    A stage begins with the block before the one of stride 2, which has a second convolution in its
-    token mixer and becomes "down".
+    Theirs numbers the blocks of all stages in one row. A stage begins with the block before the one
+    of stride 2; that one has a second convolution in its token mixer, which becomes "down".
     """
     rows = {key: match for key in tensors if (match := _ROW.fullmatch(key)) is not None}
     numbers = {int(row[1]) for row in rows.values()} - {0}
@@ -130,7 +132,7 @@ def _into_stages(tensors: Tensors) -> Tensors:
 
 
 def _out_of_stages(tensors: Tensors) -> Tensors:
-    """The reverse of _into_stages."""
+    """Rename back what `_into_stages` renamed."""
     places = sorted(
         {tuple(map(int, k.split(".")[1:3])) for k in tensors if k.startswith("stages.")}
     )

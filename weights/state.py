@@ -10,8 +10,6 @@ from typing import Any
 import models
 from models import init
 
-import numpy as np
-
 from .keymap import Tensors
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -39,15 +37,14 @@ def shapes_of(arch: str, num_classes: int, form: str, **options: Any) -> Shapes:
     return shapes
 
 
-def reshaped(tensor: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Return the tensor in a network's shape, or None where it does not fit.
+def fits(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Return whether a tensor of one shape can be reshaped to that of a network's tensor.
 
-    It fits where the two shapes differ only in dimensions of length 1, or where the network has
-    [groups, out/groups, ...] and the tensor [out, ...] as PyTorch has it.
+    It can where the two differ only in dimensions of length 1, and where the network has
+    [groups, out / groups, ...] and the tensor [out, ...], as PyTorch has it.
     """
-    grouped = len(shape) == 5 and tensor.shape == (shape[0] * shape[1], *shape[2:])
-    same = [n for n in tensor.shape if n != 1] == [n for n in shape if n != 1]
-    return tensor.reshape(shape) if grouped or same else None
+    grouped = len(wanted) == 5 and shape == (wanted[0] * wanted[1], *wanted[2:])
+    return grouped or [n for n in shape if n != 1] == [n for n in wanted if n != 1]
 
 
 def misfits(state_dict: Tensors, shapes: Shapes) -> list[str]:
@@ -60,6 +57,6 @@ def misfits(state_dict: Tensors, shapes: Shapes) -> list[str]:
     problems += [
         f"{key} has shape {state_dict[key].shape} instead of {shape}"
         for key, shape in shapes.items()
-        if key in state_dict and reshaped(state_dict[key], shape) is None
+        if key in state_dict and not fits(state_dict[key].shape, shape)
     ]
     return problems

@@ -6,7 +6,7 @@ from .keymap import Rules, Source, product
 
 
 def _rules(pointwise: str) -> Rules:
-    """Both families are built from the same blocks; only the name of the 1x1 branch differs."""
+    """Return the rules of both families, which differ only in the name of the 1x1 branch."""
     return (
         *product(
             (("stem.", "stage0."), ("stages.{n-1}.{i}.", "stage{n}.{i}.")),

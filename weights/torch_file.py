@@ -1,8 +1,8 @@
 """Reading PyTorch's checkpoints without PyTorch, as data: nothing in them is ever executed.
 
-Since 1.6 a checkpoint is a zip archive of a pickle, `data.pkl`, and of the tensors' storages, one
-file each under `data/`. Before, it was a row of pickles followed by the storages. In both the
-pickle names a storage, an offset, a size and strides for each tensor.
+Since PyTorch 1.6 a checkpoint is a zip archive of a pickle, `data.pkl`, and of the tensors'
+storages, one file each under `data/`. Before, it was a row of pickles followed by the storages. In
+both formats the pickle names a storage, an offset, a size and strides for each tensor.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import mmap
 import struct
 import zipfile
 from collections.abc import Callable
+from io import BufferedReader
 from os import PathLike
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any, BinaryIO, ClassVar
@@ -25,7 +26,7 @@ from .unpickle import DamagedError
 
 _ZIP = b"PK\3\4"
 _LEGACY = 0x1950A86A20F9469CFC6C.to_bytes(10, "little")  # the magic number, as pickles write it
-_HEAD = 512  # bytes that tell the formats apart
+_HEAD = 512  # bytes at the beginning, which tell the formats apart
 
 # The types of the elements as they are stored; `_decode` turns two of them into NumPy's.
 _STORAGES = {
@@ -43,12 +44,14 @@ _STORAGES = {
     "torch.ComplexDoubleStorage": "c16",
     "torch.storage.UntypedStorage": "u1",
 }
-_DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8")
-_DTYPES += ("bool", "complex64", "complex128")
+_DTYPES = (
+    *("float64", "float32", "float16", "bfloat16", "complex64", "complex128"),
+    *("int64", "int32", "int16", "int8", "uint8", "bool"),
+)
 
 
 def load(path: str | PathLike) -> Any:
-    """The object in a PyTorch checkpoint of either format, or in a pickle of arrays.
+    """Return the object in a PyTorch checkpoint of either format, or in a pickle of arrays.
 
     Tensors and parameters become read-only arrays of their shape and type, views of one storage
     sharing its memory; bfloat16 becomes float32. They read the file when they are used, so replace
@@ -81,7 +84,7 @@ def _pickles(archive: zipfile.ZipFile) -> list[str]:
 
 
 class _Archive:
-    """A checkpoint in the zip format. Storages are mapped, and read when they are used."""
+    """Checkpoint in the zip format. Storages are mapped, and read when they are used."""
 
     def __init__(self, file: BinaryIO):
         self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -98,7 +101,7 @@ class _Archive:
             self.byteorder = {b"little": "<", b"big": ">"}[bytes(self._read("byteorder"))]
 
     def load(self) -> Any:
-        """The object in `data.pkl`."""
+        """Return the object in `data.pkl`."""
         return _Unpickler(io.BytesIO(self._read("data.pkl")), self._storage).load()
 
     def _storage(self, kind: str, key: str, numel: int) -> np.ndarray:
@@ -129,11 +132,15 @@ class _Archive:
 # ---------------------------------------------------------------- the format before 1.6
 
 
-def _load_legacy(file: BinaryIO) -> Any:
-    """The magic number, version, system and object, then the storages' keys and the storages."""
+def _load_legacy(file: BufferedReader) -> Any:
+    """Return the object in a file of the format before 1.6.
+
+    Such a file holds the magic number, version, system, object and the storages' keys, a pickle
+    each, and then the storages.
+    """
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
-    storages = {}
+    storages: dict[str, tuple[str, np.ndarray]] = {}
 
     def storage(kind: str, key: str, numel: int) -> np.ndarray:
         # The bytes come behind the pickle, so the tensors are views of what will be filled then.
@@ -155,7 +162,7 @@ def _load_legacy(file: BinaryIO) -> Any:
         decoded = values.dtype != _STORAGES[kind]
         stored = np.empty(values.size, _STORAGES[kind]) if decoded else values
         (numel,) = struct.unpack("<q", file.read(8))
-        if numel != stored.size or file.readinto(stored) != stored.nbytes:
+        if numel != stored.size or file.readinto(stored.data) != stored.nbytes:
             raise DamagedError(f"storage {key} has not the {stored.size} elements it should have")
         if decoded:
             values[:] = _decode(kind, stored)
@@ -166,7 +173,7 @@ def _load_legacy(file: BinaryIO) -> Any:
 
 
 def _decode(kind: str, stored: np.ndarray) -> np.ndarray:
-    """The values of a storage, [numel]: bfloat16 as float32, and booleans that are 0 or 1."""
+    """Return the values of a storage, [numel]: bfloat16 as float32, bytes of booleans as bool."""
     if kind == "torch.BFloat16Storage":
         bits = stored.astype(np.uint32)
         bits <<= 16  # bfloat16 is the upper half of a float32
@@ -177,7 +184,7 @@ def _decode(kind: str, stored: np.ndarray) -> np.ndarray:
 def _rebuild_tensor(
     storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *notes: Any
 ) -> np.ndarray:
-    """A view of a storage; offset and strides count elements."""
+    """Return a tensor as a view of a storage; offset and strides count elements."""
     _requires_grad, _hooks, metadata = (*notes, None, None, None)[:3]
     if metadata:
         raise unpickle.ForbiddenError("a tensor that is conjugated or negated when it is used")
@@ -197,7 +204,7 @@ def _rebuild_tensor(
 
 
 class _Unpickler(unpickle.Unpickler):
-    """Beside arrays and plain values this admits tensors, and a few objects as plain values."""
+    """Unpickler that also admits tensors, and a few of PyTorch's objects as plain values."""
 
     stand_ins: ClassVar[dict[str, Any]] = {
         **unpickle.Unpickler.stand_ins,
@@ -223,7 +230,7 @@ class _Unpickler(unpickle.Unpickler):
         self.storages: dict[str, tuple[str, int, np.ndarray]] = {}
 
     def persistent_load(self, mention: tuple) -> np.ndarray:
-        """The storage that a tensor is a view of, [numel]; the same one for the same key."""
+        """Return the storage of a tensor, [numel]; the same one for the same key."""
         what, kind, key, _location, numel, *view = mention
         valid = what == "storage" and kind in _STORAGES and type(numel) is int and numel >= 0
         if not valid or any(view):  # a part of a storage, from the time before 0.4

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -15,15 +15,15 @@ from utils import UserError
 
 
 class ForbiddenError(Exception):
-    """A pickle asks for something that is no data; the message is its name."""
+    """A pickle that asks for something that is no data; the message is its name."""
 
 
 class DamagedError(Exception):
-    """A file contradicts itself; the message says in what."""
+    """A file that contradicts itself; the message says in what."""
 
 
 def load(path: str | PathLike) -> Any:
-    """The object in a pickle of arrays and plain values.
+    """Return the object in a pickle of arrays and plain values.
 
     Raises UserError when the file is missing, empty, truncated or no pickle, and, naming it, when
     it asks for anything else than arrays and plain values.
@@ -34,7 +34,7 @@ def load(path: str | PathLike) -> Any:
 
 @contextmanager
 def reading(path: str | PathLike) -> Iterator[None]:
-    """Whatever goes wrong while `path` is read becomes a UserError, one sentence."""
+    """Turn whatever goes wrong while `path` is read into a UserError of one sentence."""
     try:
         yield
     except UserError:
@@ -55,7 +55,7 @@ def reading(path: str | PathLike) -> Iterator[None]:
         ) from None
 
 
-# ---------------------------------------------------------------- what stands for NumPy's globals
+# ---------------------------------------------------------------- stand-ins for NumPy's globals
 #
 # Naming nothing but NumPy is not enough to be safe: NumPy believes the state of a type, and one
 # that says that raw bytes are pointers crashes the process or worse.
@@ -68,7 +68,9 @@ def _dtype(name: str, _align: bool = False, _copy: bool = False) -> np.dtype:
     return dtype
 
 
-def _frombuffer(data: bytes, dtype: np.dtype, shape: tuple, order: str) -> np.ndarray:
+def _frombuffer(
+    data: bytes, dtype: np.dtype, shape: tuple[int, ...], order: Literal["C", "F"]
+) -> np.ndarray:
     return np.frombuffer(data, dtype).reshape(shape, order=order)
 
 
@@ -90,9 +92,9 @@ def _no_bytes() -> bytes:
     return b""
 
 
-# What pickles of arrays, dicts, lists, numbers and strings name, and what they get for it. What is
+# What pickles of arrays, dicts, lists, numbers and strings name -> what stands in for it. What is
 # only mentioned and never called becomes a string. The modules moved with NumPy 2.
-_STAND_INS = {
+_STAND_INS: dict[str, Any] = {
     "collections.OrderedDict": OrderedDict,
     "numpy.ndarray": "numpy.ndarray",
     "numpy.dtype": _dtype,
@@ -112,31 +114,32 @@ _STAND_INS = {
 
 
 class Unpickler(pickle._Unpickler):
-    """Finds stand-ins only, imports nothing, and gives a state to nothing but these data.
+    """Unpickler that imports nothing: names become stand-ins, and only arrays get a state.
 
-    Python's own unpickler instead of the faster one in C, because only it lets BUILD be overridden:
-    the opcode that sets any attribute of any object.
+    It is Python's own unpickler instead of the faster one in C, because only there BUILD can be
+    overridden: the opcode that sets any attribute of any object.
     """
 
     stand_ins: ClassVar[dict[str, Any]] = _STAND_INS
+    stack: list[Any]  # pickle._Unpickler's
 
     def find_class(self, module: str, name: str) -> Any:
-        """The stand-in for a global; raises ForbiddenError when there is none."""
+        """Return the stand-in for a global; raise ForbiddenError when there is none."""
         try:
             return self.stand_ins[f"{module}.{name}"]
         except KeyError:
             raise ForbiddenError(f"{module}.{name}") from None
 
     def load_build(self) -> None:
-        """BUILD: set the state of the object below it on the stack."""
+        """Handle BUILD: set the state on top of the stack in the object below it."""
         state = self.stack.pop()
-        target = self.stack[-1]
+        target: Any = self.stack[-1]
         if isinstance(target, np.dtype):
             # The byte order is all that may differ from what the name of the type says.
             if target.newbyteorder(state[1]).__reduce__()[2] != state:
                 raise ForbiddenError(f"numpy.dtype {target} with a state of its own")
-            target.__setstate__(state)
-        elif isinstance(target, np.ndarray) and target.size == 0:  # one that was not filled before
+            target.__setstate__(state)  # type: ignore[attr-defined]
+        elif isinstance(target, np.ndarray) and target.size == 0:  # not filled before
             target.__setstate__(state)  # raises where the shape does not fit the data
         elif type(target) is dict:
             target.update(state)  # the attributes of a namespace

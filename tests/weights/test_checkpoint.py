@@ -109,6 +109,7 @@ COMPLETE = {**OURS, "num_classes": 7, "classes": None, "state_dict": WEIGHTS}
         ({**COMPLETE, "arch": [1]}, r"its architecture is \[1\]"),
         ({**COMPLETE, "form": "x"}, "its form is 'x'"),
         ({**COMPLETE, "num_classes": 10**12}, "1000000000000 classes, its classifier 7"),
+        ({**COMPLETE, "source": "another repository"}, "is not a checkpoint of this version"),
         ({**COMPLETE, "state_dict": 5}, "is not a checkpoint of this version"),
         ({**COMPLETE, "state_dict": {"a": "b"}}, "is not a checkpoint of this version"),
         ({**COMPLETE, "state_dict": {"a": np.array(["b"])}}, "a holds no floating-point numbers"),

@@ -25,7 +25,7 @@ import weights
 from tests.golden import weights as golden_weights
 from tests.support import ROOT
 from tests.weights.torch_writer import whole, write_legacy, write_zip
-from weights import catalog, checkpoint, convert, dingxiaoh, port, timm
+from weights import catalog, checkpoint, convert, dingxiaoh, files, port, timm
 from weights.keymap import translate
 from weights.state import form_of, shapes_of
 
@@ -436,6 +436,23 @@ def server(tmp_path):
         threading.Thread(target=http.serve_forever, daemon=True).start()
         yield folder, f"http://127.0.0.1:{http.server_port}"
         http.shutdown()
+
+
+@pytest.mark.parametrize("layout", ["ours", "timm"])
+def test_loading_reads_the_file_once_and_converting_twice(
+    command, network, ours, tmp_path, monkeypatch, layout
+):
+    path = ours
+    if layout == "timm":
+        path = tmp_path / "timm.pkl"
+        as_pickle(path, convert.export(state_of(network), "RepVGGA0", "timm"))
+    reads, read = [], files.read
+    monkeypatch.setattr(files, "read", lambda path: reads.append(path) or read(path))
+    weights.load(path)
+    assert reads == [path]
+    arguments = ["--origin-dir", path, "--save-dir", tmp_path / "out.pkl"]
+    assert command("convert_pretrained_weight", *arguments)[0] == 0
+    assert reads == [path] * 3  # once to verify, and once more to write
 
 
 def test_a_url_is_downloaded_into_the_cache(command, network, server, tmp_path, monkeypatch):
