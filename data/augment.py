@@ -1,7 +1,7 @@
-"""What training does to an image, drawn anew in every epoch.
+"""The augmentation of training images, drawn at random anew in every epoch.
 
-Images are uint8 BGR [H, W, 3]. Everything random comes from the generator that is given, so that
-the same seed, epoch and image give the same pixels in whichever process they are made.
+Images are uint8 BGR [H, W, 3]. Everything random comes from the generator that is passed, so
+that the same seed, epoch and image give the same pixels in every process.
 """
 
 from __future__ import annotations
@@ -182,7 +182,10 @@ _cached_policy = functools.cache(policy)
 
 
 def crop_box(height: int, width: int, scale: tuple[float, float], rng: np.random.Generator) -> Box:
-    """A random box of `scale` of the area and of aspect 3/4 to 4/3; Szegedy et al., CVPR 2015."""
+    """Return a random box of `scale` of the area and an aspect ratio of 3/4 to 4/3.
+
+    Source: Szegedy et al., Going Deeper with Convolutions, CVPR 2015.
+    """
     smallest, largest = scale
     for _ in range(10):
         area = height * width * (smallest + (largest - smallest) * rng.random())
@@ -235,7 +238,7 @@ def _padding_crop(
     preprocessing: Preprocessing,
     out: np.ndarray,
 ) -> None:
-    """As for CIFAR-10 in He et al., CVPR 2016, where it is 4 pixels around an image of 32."""
+    """Pad and crop, as He et al., CVPR 2016, do for CIFAR-10 with 4 pixels around 32."""
     if not isinstance(image, np.ndarray):
         image = decode(image)
     size = preprocessing.size
@@ -247,8 +250,11 @@ def _padding_crop(
 
 
 def color_jitter(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
-    """Brightness, contrast and saturation, in random order, each by a random factor of
-    1 - strength (not below 0) to 1 + strength. As torchvision's ColorJitter without the hue."""
+    """Return an image with changed brightness, contrast and saturation, in random order.
+
+    Each changes by a random factor of 1 - strength (not below 0) to 1 + strength, as in
+    torchvision's ColorJitter without the hue.
+    """
     operations = (image_ops.brightness, image_ops.contrast, image_ops.saturation)
     for chosen in rng.permutation(len(operations)):
         factor = rng.uniform(max(0, 1 - strength), 1 + strength)
@@ -259,8 +265,11 @@ def color_jitter(image: np.ndarray, strength: float, rng: np.random.Generator) -
 def erase(
     image: np.ndarray, mode: str, count: int, rng: np.random.Generator, preprocessing: Preprocessing
 ) -> None:
-    """Fill 1 to `count` rectangles of `image`, each of 2 to 33 % of the area over their number and
-    of aspect 0.3 to 1 / 0.3; where none fits in ten tries, none."""
+    """Fill 1 to `count` random rectangles of `image`.
+
+    Together they take 2 to 33 % of the area; their aspect ratios are 0.3 to 1 / 0.3. One that does
+    not fit in ten tries is left out.
+    """
     height, width = image.shape[:2]
     mean, std = (preprocessing.bgr(values) for values in (preprocessing.mean, preprocessing.std))
     number = int(rng.integers(1, count + 1))

@@ -1,1 +1,1 @@
-"""What train.py and test.py are made of."""
+"""Training: settings, the loop, its objective and optimizer, and distributed workers."""

@@ -1,4 +1,4 @@
-"""A batch in parts, whose gradients add up to those of the whole with less memory."""
+"""Splitting a batch into parts whose gradients add up to those of the whole, for less memory."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ import numpy as np
 
 
 def parts(arrays: Sequence[np.ndarray], count: int) -> Iterator[tuple]:
-    """(part of each array ..., share of the batch) of `count` parts in order, fewer for a small
-    batch; the arrays, images [B, ...] and labels say, have the batch as their first axis.
+    """Yield `count` parts of a batch in order: (part of each array ..., share of the batch).
 
-    The parts differ by one image at most; mean losses weighted by the shares add up to the mean
-    loss of the batch.
+    The parts differ by one image at most, and are fewer where the batch has fewer images. Mean
+    losses weighted by the shares add up to the mean loss of the batch.
+
+    Args:
+        arrays: images [B, ...], labels [B] and so on, all with the batch as their first axis.
+        count: number of parts.
     """
     images = len(arrays[0])
     count = min(count, images)

@@ -1,7 +1,7 @@
-"""Several processes that train one network: who they are and what they exchange.
+"""The processes that train one network together, and what they exchange.
 
-On CPUs they are MPI's, because MegEngine has no collectives there; on GPUs MegEngine's own, over
-NCCL. launch.py starts them. One process alone is the same thing of size 1.
+On CPUs MPI joins them, because MegEngine has no collectives for CPUs; on GPUs MegEngine does, over
+NCCL. launch.py starts them. One process alone is a group of size 1.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _BUCKET = 4 << 20  # numbers in one all-reduce: a few large messages instead of 
 
 
 class Workers:
-    """A process alone, and what the others have in common.
+    """A process that trains alone, and the interface of those that train together.
 
     Attributes:
-        rank: of this process, 0 to size - 1. Rank 0 writes files and speaks.
+        rank: number of this process, 0 to size - 1. Rank 0 writes files and prints.
         size: number of processes.
     """
 
@@ -39,15 +39,15 @@ class Workers:
     size = 1
 
     def sum(self, x: mge.Tensor) -> mge.Tensor:
-        """The sum of `x` over all processes; every one gets the same bits."""
+        """Return the sum of `x` over all processes; every one gets the same bits."""
         return x
 
     def mean(self, x: mge.Tensor) -> mge.Tensor:
-        """The mean of `x` over all processes; every one gets the same bits."""
+        """Return the mean of `x` over all processes; every one gets the same bits."""
         return self.sum(x) * (1 / self.size)
 
     def gather(self, values: Sequence[float]) -> np.ndarray:
-        """A few numbers of every process: float64 [size, len(values)], the same everywhere."""
+        """Return a few numbers of every process, float64 [size, len(values)], the same in all."""
         return np.array([values], np.float64)
 
     def broadcast(self, tensors: Sequence[mge.Tensor]) -> None:
@@ -78,12 +78,12 @@ class MPI(Workers):
 
     def sum(self, x: mge.Tensor) -> mge.Tensor:
         """See Workers."""
-        values = np.array(x.numpy())  # a copy of our own: MPI writes into it
+        values = np.array(x.numpy())  # a copy, as MPI writes into it
         _wait(self._comm.Iallreduce(self._in_place, values))
         return mge.Tensor(values)
 
     def mean(self, x: mge.Tensor) -> mge.Tensor:
-        """See Workers; of float32 [N]."""
+        """See Workers; `x` is float32 [N]."""
         received = self._received.setdefault(x.size, np.empty(x.size, np.float32))
         _wait(self._comm.Iallreduce(x.numpy(), received))
         received *= 1 / self.size
@@ -108,15 +108,18 @@ class MPI(Workers):
 
 
 def _wait(request: mpi4py.MPI.Request) -> None:
-    """MPI's own waiting spins, and so takes the processor from the worker that is waited for
-    whenever there are more workers than cores."""
+    """Wait for an MPI operation, asleep.
+
+    MPI's own waiting spins, and so takes the processor from the worker that is waited for whenever
+    there are more workers than cores.
+    """
     environment.set_timer_slack(5e-5)
     while not request.Test():
         time.sleep(5e-5)
 
 
 class NCCL(Workers):
-    """The processes that megengine.distributed.launcher has started, one a GPU."""
+    """The processes that megengine.distributed.launcher has started, one per GPU. Not tested."""
 
     def __init__(self):
         import megengine.distributed as dist
@@ -129,7 +132,7 @@ class NCCL(Workers):
         return self._ops.all_reduce_sum(x)
 
     def gather(self, values: Sequence[float]) -> np.ndarray:
-        """See Workers; on the way as float32, exact for whole numbers below 2^24."""
+        """See Workers; sent as float32, which is exact for whole numbers below 2^24."""
         row = mge.Tensor(np.array([values], np.float32))
         return self._ops.all_gather(row).numpy().astype(np.float64)
 
@@ -170,18 +173,18 @@ def check_equal(model: M.Module, workers: Workers) -> None:
     checksum = 0
     for value in model.state_dict().values():
         checksum = zlib.crc32(np.ascontiguousarray(value), checksum)
-    # in halves: exact as float32 too
-    found = workers.gather((checksum >> 16, checksum & 0xFFFF))
-    strangers = np.flatnonzero((found != found[0]).any(axis=1))
-    if len(strangers):
+    # in halves, which are exact as float32 too
+    checksums = workers.gather((checksum >> 16, checksum & 0xFFFF))
+    different = np.flatnonzero((checksums != checksums[0]).any(axis=1))
+    if len(different):
         raise UserError(
-            f"worker {strangers[0]} no longer holds the same weights as worker 0; the hosts must "
+            f"worker {different[0]} no longer holds the same weights as worker 0; the hosts must "
             "have the same kind of processor and the same packages"
         )
 
 
 def rank_in_environment() -> int | None:
-    """The rank that an mpiexec (MPICH's and Intel's, Open MPI's, or Slurm's srun) gave, or None."""
+    """Return the rank that mpiexec (MPICH, Intel MPI, Open MPI) or Slurm's srun gave, or None."""
     for name in ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK"):
         if name in os.environ:
             return int(os.environ[name])

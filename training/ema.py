@@ -16,11 +16,11 @@ _BLEND = Elemwise(mode=Elemwise.Mode.FUSE_MUL_ADD4)  # a * b + c * d in one pass
 
 
 class WeightAverage:
-    """Average of all weights and batch norm statistics, moved a little after every step.
+    """Exponential moving average of all weights and batch-norm statistics.
 
     average <- d average + (1 - d) weights, with d = min(decay, (1 + n) / (10 + n)) after step
-    n = 0, 1, ...: a short run forgets its random start too, and a long one is as without that
-    (source: TensorFlow's ExponentialMovingAverage with num_updates).
+    n = 0, 1, ... The second term lets a short run forget its random start, and has no effect late
+    in a long one. Source: TensorFlow's ExponentialMovingAverage with num_updates.
     """
 
     def __init__(self, model: M.Module, decay: float):
@@ -30,18 +30,18 @@ class WeightAverage:
         }
 
     def update(self, step: int) -> None:
-        """Move towards the weights that step 0, 1, ... left."""
+        """Move the average towards the weights after step 0, 1, ..."""
         decay = min(self.decay, (1 + step) / (10 + step))
         kept, rest = (mge.Tensor(value, dtype="float32") for value in (decay, 1 - decay))
         for name, tensor in tensors(self.model).items():
             self._average[name] = apply(_BLEND, self._average[name], kept, tensor, rest)[0]
 
     def applied(self) -> AbstractContextManager[None]:
-        """Within this context the network has the average's weights."""
+        """Return a context within which the network has the average's weights."""
         return swapped(self.model, self._average)
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """The average as arrays."""
+        """Return the average as arrays by name."""
         return {name: tensor.numpy() for name, tensor in self._average.items()}
 
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:

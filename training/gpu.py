@@ -1,4 +1,4 @@
-"""What MegEngine offers on GPUs alone: mixed precision, and dropping activations dynamically.
+"""What MegEngine offers on GPUs only: mixed precision, and dropping activations dynamically.
 
 Written to its documented interface; nothing here has been run on a GPU.
 """
@@ -19,8 +19,8 @@ _NOT_ON_A_CPU = {
 
 
 def check(amp: bool, dtr: str | None) -> None:
-    """Raises UserError when one is asked for and there is no GPU, or when `dtr` is not a size."""
-    # utils.py names the CPU as the device where there is no GPU
+    """Raise UserError when one of them is wanted without a GPU, or when `dtr` is not a size."""
+    # models/environment.py names the CPU as the device where there is no GPU
     on_a_cpu = mge.get_default_device().startswith(("cpu", "multithread"))
     for flag, wanted in (("--amp", amp), ("--dtr", dtr is not None)):
         if wanted and on_a_cpu:
@@ -30,7 +30,10 @@ def check(amp: bool, dtr: str | None) -> None:
 
 
 def enable_dtr(threshold: str) -> None:
-    """Dynamic tensor rematerialization (Kirisame et al., ICLR 2021): above so much memory ("5GB")
-    activations are dropped, and computed again when they are needed."""
+    """Switch dynamic tensor rematerialization on (Kirisame et al., ICLR 2021).
+
+    Above `threshold` of memory, such as "5GB", activations are dropped and computed again when they
+    are needed.
+    """
     mge.dtr.eviction_threshold = threshold
     mge.dtr.enable()

@@ -1,4 +1,4 @@
-"""Gradient clipping, on `parameter.grad`, between the backward pass and the optimizer's step.
+"""Gradient clipping: changes `parameter.grad` between the backward pass and the optimizer's step.
 
 Nothing here waits for the device. Gradients that are not finite make weights that are not, which
 the training loop notices.
@@ -49,7 +49,7 @@ def clip_adaptively(
 
 
 def _unit_norms(x: mge.Tensor, kind: str) -> mge.Tensor:
-    """L2 norms of the units of x, in a shape that broadcasts against it."""
+    """Return the L2 norms of the units of x, in a shape that broadcasts against it."""
     if kind in VECTORS:
         return F.sqrt(_sum_of_squares(x))
     inner = 1 if x.ndim == 2 else 3  # [O, I], [O, I, k, k] or [G, O/G, I/G, k, k]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Network:
-    """What is trained.
+    """The network to be trained, and those that help.
 
     Attributes:
         model: the network in train form, made by `models.create`.
@@ -41,7 +41,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Data:
-    """What it is trained on, and what it is evaluated on after each epoch."""
+    """The data for training, and the data for the evaluation after each epoch."""
 
     train: Loader
     val: Loader
@@ -49,7 +49,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Run:
-    """How a training is carried out; none of it changes the result.
+    """The folder, processes and memory of a training; none of them changes its result.
 
     Attributes:
         folder: where results and checkpoints go.

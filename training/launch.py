@@ -23,17 +23,17 @@ from utils import UserError
 
 from .distributed import MPI, NCCL, Workers, rank_in_environment
 
-Work = Callable[[Workers], int]  # what a process does; gives its exit status
+Work = Callable[[Workers], int]  # what a process does; returns its exit status
 
 _FOLDER = "WORKERS_FOLDER"  # where each CPU worker notes its process, and how it ended
 _DONE = "done"
-# runs its arguments, to which Linux sends SIGTERM should the parent be killed (PR_SET_PDEATHSIG)
+# runs its arguments as a command that gets SIGTERM when the parent is killed (PR_SET_PDEATHSIG)
 _EXECUTE = """
 import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 os.execv(sys.argv[1], sys.argv[1:])
 """
-_GRACE = 2.0  # seconds that mpiexec has to end the others
+_GRACE = 2.0  # seconds that mpiexec has to end the other workers
 
 
 def run(
@@ -44,14 +44,14 @@ def run(
     address: str = "localhost",
     port: int = 23456,
 ) -> int:
-    """The exit status of `work`, done by `count` processes on each of `nodes` hosts.
+    """Do `work` in `count` processes on each of `nodes` hosts; returns the exit status.
 
     - Within an mpiexec of the user's own, this process joins the others there.
-    - On GPUs there is one process a GPU, started by MegEngine's launcher; this host is number
-      `node`, and number 0 listens at `address` and `port`. (Never run by us: we had no GPU.)
+    - On GPUs there is one process per GPU, started by MegEngine's launcher; this host is number
+      `node`, and number 0 listens at `address` and `port`. This has never been run on a GPU.
     - On CPUs this very command is started `count` times more, by mpiexec.
 
-    Raises UserError when that cannot be.
+    Raises UserError where the machine does not allow it.
     """
     if rank_in_environment() is not None:
         return _as_worker(work)
@@ -112,12 +112,12 @@ def _on_cpus(count: int) -> int:
             | {
                 _FOLDER: folder,
                 "MPIR_CVAR_SUPPRESS_ABORT_MESSAGE": "1",
-                "PYTHONUNBUFFERED": "1",  # a line shall be seen when it is printed
+                "PYTHONUNBUFFERED": "1",  # lines appear when they are printed
             },
             stdout=subprocess.PIPE,
-            start_new_session=True,  # Ctrl-C on the terminal shall reach this process alone
+            start_new_session=True,  # so that Ctrl-C on the terminal reaches this process alone
         )
-        workers = _Family(Path(folder), count)
+        workers = _WorkerMonitor(Path(folder), count)
         watch = threading.Thread(target=workers.watch, args=(process,), daemon=True)
         watch.start()
         received: list[int] = []
@@ -145,20 +145,20 @@ def _on_cpus(count: int) -> int:
 
 
 def mpiexec(count: int) -> list[str]:
-    """The start of a command line that runs `count` workers, each on cores of its own.
+    """Return the start of a command line that runs `count` workers, each on cores of its own.
 
     Where threads of several workers share cores, two workers took 1.2 times as long.
     """
     beside_python = Path(sys.executable).with_name("mpiexec")
-    found = str(beside_python) if beside_python.exists() else shutil.which("mpiexec")
-    if found is None:
+    program = str(beside_python) if beside_python.exists() else shutil.which("mpiexec")
+    if program is None:
         raise UserError("there is no mpiexec; install the pinned requirements (make demo does)")
     cores = len(os.sched_getaffinity(0)) // count
-    return [found, "-n", str(count), *(["-bind-to", f"core:{cores}"] if cores else [])]
+    return [program, "-n", str(count), *(["-bind-to", f"core:{cores}"] if cores else [])]
 
 
 def _relay(stdout: subprocess.PIPE) -> str:
-    """Pass lines on, but not mpiexec's banner, from which the cause of an end is returned."""
+    """Print all lines but mpiexec's banner; returns the cause of the end that the banner names."""
     explanation, banner = "", False
     for line in stdout:
         text = line.decode(errors="replace")
@@ -172,8 +172,8 @@ def _relay(stdout: subprocess.PIPE) -> str:
     return explanation
 
 
-class _Family:
-    """What the parent knows of the workers from their notes, and from watching them end."""
+class _WorkerMonitor:
+    """What the parent process learns about the workers from their notes and from their end."""
 
     def __init__(self, folder: Path, count: int):
         self._folder, self._count = folder, count
@@ -188,14 +188,14 @@ class _Family:
         return all(self.notes(rank)[1:] == [_DONE] for rank in range(self._count))
 
     def tell(self, rank: int, signal_number: int) -> bool:
-        """Send a signal; False when the worker is not there (yet)."""
+        """Send a signal; returns False when the worker has not started or has ended."""
         with suppress(IndexError, ProcessLookupError):
             os.kill(int(self.notes(rank)[0]), signal_number)
             return True
         return False
 
     def watch(self, mpiexec: subprocess.Popen) -> None:
-        """Until mpiexec ends: see which worker ends first, and see that the others follow."""
+        """Note which worker ends first, and make the others end too, until mpiexec ends."""
         watched: set[int] = set()
         with selectors.DefaultSelector() as selector:
             ended_at = None
@@ -218,7 +218,7 @@ class _Family:
                     ended_at = None
 
     def verdict(self, explanation: str) -> str:
-        """One sentence on the worker that ended first."""
+        """Return one sentence about the worker that ended first."""
         for rank in range(self._count):
             reason = self.notes(rank)[1:]
             if reason not in ([], [_DONE]):
@@ -235,7 +235,7 @@ class _Family:
 
 
 def _as_worker(work: Work) -> int:
-    """Do a worker's part; if that fails, note the reason and end all workers."""
+    """Do the work as a worker; when it fails, note the reason and end all workers."""
     workers = MPI()
     note = None
     if _FOLDER in os.environ:

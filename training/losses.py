@@ -1,4 +1,4 @@
-"""What training minimizes."""
+"""The losses that training minimizes; objective.py adds them up."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import megengine.module as M
 def cross_entropy(
     logits: mge.Tensor, labels: mge.Tensor, label_smoothing: float = 0.0
 ) -> mge.Tensor:
-    """Mean cross entropy of logits [N, C] with labels [N] or soft targets [N, C].
+    """Return the mean cross entropy of logits [N, C] with labels [N] or soft targets [N, C].
 
     Soft targets, as mixup makes them, are smoothed in the same way: (1 - s) target + s / C.
     """
@@ -29,10 +29,11 @@ def classification(
     label_smoothing: float = 0.0,
     auxiliary_weight: float = 0.0,
 ) -> tuple[mge.Tensor, mge.Tensor]:
-    """Cross entropy of the logits [N, C], and the logits themselves; labels as there.
+    """Return the cross entropy of the logits [N, C], and the logits themselves.
 
-    A network with several heads gives a dict; the loss is then that of "main" plus
-    `auxiliary_weight` times the sum of the others (the attribute of RepVGGPlus and RepViT).
+    `labels` are as in cross_entropy. A network with several heads gives a dict; the loss is then
+    that of "main" plus `auxiliary_weight`, an attribute of RepVGGPlus and RepViT, times the sum of
+    the others.
     """
     if not isinstance(outputs, dict):
         return cross_entropy(outputs, labels, label_smoothing), outputs
@@ -44,7 +45,7 @@ def classification(
 def distillation(
     student: mge.Tensor, teacher: mge.Tensor, kind: str, temperature: float = 1.0
 ) -> mge.Tensor:
-    """How far the student's logits [N, C] are from the teacher's, a mean over the images.
+    """Return the mean distance of the student's logits [N, C] from the teacher's.
 
     - "hard": cross entropy with the teacher's best class, not smoothed. Source: Touvron et al.,
       DeiT, ICML 2021.
@@ -60,7 +61,7 @@ def distillation(
 def split_heads(
     outputs: mge.Tensor | dict[str, mge.Tensor],
 ) -> tuple[mge.Tensor | dict[str, mge.Tensor], mge.Tensor]:
-    """The outputs that learn from the labels, and the logits that learn from a teacher.
+    """Return the outputs that learn from the labels, and the logits that learn from a teacher.
 
     RepViT has a head for the teacher, "distilled"; elsewhere the main logits learn from both.
     """
@@ -71,5 +72,5 @@ def split_heads(
 
 
 def custom_l2(model: M.Module) -> mge.Tensor:
-    """The sum over all blocks of RepVGG's custom L2 term; see RepVGGBlock.custom_l2."""
+    """Return the sum over all blocks of RepVGG's custom L2 term; see RepVGGBlock.custom_l2."""
     return sum(block.custom_l2() for block in model.modules() if hasattr(block, "custom_l2"))

@@ -1,4 +1,4 @@
-"""Training in less memory, with the same bits as result: activations are computed again.
+"""Training in less memory with bit-identical results: activations are computed again.
 
 Gradient checkpointing (Chen et al., Training Deep Nets with Sublinear Memory Cost,
 arXiv 1604.06174) with every block a segment, and MegEngine's queue emptied after each, as it
@@ -19,7 +19,7 @@ from megengine.autodiff import GradManager
 def backward_at_once(
     model: M.Module, grad_manager: GradManager, images: mge.Tensor, objective: Callable
 ) -> tuple[mge.Tensor, ...]:
-    """What `backward` does, as usual: everything that gradients need is kept."""
+    """Do the same as `backward` in the usual way: keep everything that gradients need."""
     with grad_manager:
         result = objective(model(images))
         grad_manager.backward(result[0])
@@ -32,16 +32,17 @@ def backward(
     images: mge.Tensor,
     objective: Callable,
 ) -> tuple[mge.Tensor, ...]:
-    """Gradients of a network in training mode, one block at a time; returns what `objective` does.
+    """Compute the gradients of a network in training mode, one block at a time.
 
     Only the maps between blocks are kept. What is within a block is computed again when its
-    gradients are wanted, for the price of one more forward pass.
+    gradients are needed, at the cost of one more forward pass. Returns what `objective` returns,
+    detached.
 
     Args:
         model: has `segments`, see models.staged.StagedClassifier.
-        grad_manager: with the parameters attached whose `grad` is wanted.
+        grad_manager: has the parameters attached whose `grad` is to be computed.
         images: [N, 3, H, W].
-        objective: takes the network's outputs; the first thing it returns is to be minimized.
+        objective: function of the network's outputs; the first tensor it returns is minimized.
     """
     # A gradient may be added up here from a part of the loss and a block, and as elsewhere that sum
     # is added to what earlier parts of a batch have left.
@@ -84,12 +85,12 @@ def backward(
 
 
 def _split(outcome: mge.Tensor | tuple) -> tuple[mge.Tensor, dict[str, mge.Tensor]]:
-    """The map that a segment gives, and the logits of its auxiliary heads."""
+    """Return the map that a segment gives, and the logits of its auxiliary heads."""
     return outcome if isinstance(outcome, tuple) else (outcome, {})
 
 
 def usual_need(model: M.Module, size: int, images: int) -> int:
-    """About how many bytes a process takes that trains as usual, with `images` of `size` pixels.
+    """Estimate the bytes that a process needs for usual training on `images` of `size` pixels.
 
     Measured with RepVGGA0: 1.6 GB for 16 images of 224 px and 5.7 GB for 64; 1.9 GB for 32 of 128.
     """

@@ -1,4 +1,4 @@
-"""Memory that this process has taken, and memory that there is."""
+"""The memory that a process has taken, and the memory that is free."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ Outputs = mge.Tensor | dict[str, mge.Tensor]  # logits [N, C], or those of each 
 
 
 class Objective:
-    """What the training of `model` minimizes, as the settings say."""
+    """The loss that the training of `model` minimizes, as the settings say."""
 
     def __init__(self, model: M.Module, settings: Settings, teacher: Teacher | None = None):
         self.model, self.settings, self.teacher = model, settings, teacher

@@ -26,9 +26,9 @@ def parameter_groups(
     names: Collection[str] | None = None,
     rule: str = "repvgg",
 ) -> list[dict]:
-    """Two groups of parameters, decayed and not: all of them, or those with the given names.
+    """Return two groups of parameters, with and without decay: all, or those of the given `names`.
 
-    With `custom_l2` the kernels that the loss has a term for are not decayed, whatever the rule.
+    With `custom_l2` the kernels for which the loss has a term do not decay, whatever the rule.
     """
     decayed_kinds = set(DECAY_RULES[rule]) - ({"branch"} if custom_l2 else set())
     kind = kinds(model)
@@ -43,10 +43,10 @@ def parameter_groups(
 
 
 class SGD(megengine.optimizer.SGD):
-    """MegEngine's SGD, arguments and state alike, with half the operators.
+    """MegEngine's SGD, with the same arguments and state, in half as many operators.
 
-    v <- m v + (g + d p), then p <- p - lr v, or p - lr (g + d p + m v) with nesterov. On RepVGGA0
-    and one core 13 ms a step instead of 22.
+    v <- m v + (g + d p), then p <- p - lr v, or p - lr (g + d p + m v) with nesterov. A step
+    of RepVGGA0 takes 13 ms instead of 22 on one core.
     """
 
     def _updates(self, param_group: dict) -> None:
@@ -70,11 +70,11 @@ class SGD(megengine.optimizer.SGD):
 
 
 class AdamW(megengine.optimizer.Optimizer):
-    """Adam with decoupled weight decay d, in eight elementwise passes a parameter.
+    """Adam with decoupled weight decay d, in eight elementwise passes per parameter.
 
     m <- b1 m + (1 - b1) g, v <- b2 v + (1 - b2) g^2, and in step t = 1, 2, ...
     p <- (1 - lr d) p - lr / (1 - b1^t) m / (sqrt(v / (1 - b2^t)) + eps). Source: Loshchilov and
-    Hutter, Decoupled Weight Decay Regularization, ICLR 2019; defaults as everywhere.
+    Hutter, Decoupled Weight Decay Regularization, ICLR 2019, whose defaults these are too.
     """
 
     def __init__(
@@ -120,13 +120,16 @@ def make(
     momentum: float = 0.9,
     nesterov: bool = False,
 ) -> SGD | AdamW:
-    """The optimizer "sgd" or "adamw" over `parameter_groups`; momentum is SGD's."""
+    """Return the optimizer "sgd" or "adamw" over `parameter_groups`.
+
+    `momentum` and `nesterov` are for SGD alone.
+    """
     if name == "adamw":
         return AdamW(groups, lr)
     return SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov)
 
 
 def set_learning_rate(optimizer: SGD | AdamW, lr: float) -> None:
-    """From the next step on."""
+    """Set the learning rate of the next step and those after it."""
     for group in optimizer.param_groups:
         group["lr"] = lr

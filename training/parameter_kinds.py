@@ -1,4 +1,4 @@
-"""The kinds of parameters, and which of them each rule of weight decay names."""
+"""The kinds of parameters, and the kinds that each rule of weight decay names."""
 
 from __future__ import annotations
 

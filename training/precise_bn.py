@@ -1,4 +1,4 @@
-"""Batch norm statistics for evaluation as plain averages over many training images."""
+"""Batch-norm statistics for evaluation, as plain averages over many training images."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from .distributed import Workers
 def statistics(
     model: M.Module, batches: Iterable[np.ndarray], workers: Workers | None = None
 ) -> dict[str, mge.Tensor]:
-    """The running mean and variance of every batch norm, for `swap.swapped`.
+    """Return the running mean and variance of every batch norm by name, for `swap.swapped`.
 
-    The mean over all the batches' positions, and their variance: that within the batches plus that
-    of the batches' means. The network, its running statistics and its mode are as before
-    afterwards. Source: Wu and Johnson, Rethinking "Batch" in BatchNorm, 2021 (arXiv 2105.07576),
+    The mean is that over all positions of all batches, and the variance is that within the batches
+    plus that of the batches' means. Afterwards the network, its running statistics and its mode are
+    as before. Source: Wu and Johnson, Rethinking "Batch" in BatchNorm, 2021 (arXiv 2105.07576),
     section 3.
 
     Args:
@@ -40,7 +40,7 @@ def statistics(
         name: (norm.momentum, norm.running_mean.detach(), norm.running_var.detach())
         for name, norm in norms.items()
     }
-    counts = {}  # positions a batch, of each channel
+    counts = {}  # positions per batch and channel
 
     def note_count(module: M.Module, inputs: tuple[mge.Tensor], _: mge.Tensor) -> None:
         together = workers.size if getattr(module, "all_reduce", None) else 1

@@ -1,4 +1,4 @@
-"""How fast a run is, what it waits for and how long it still takes. Nothing depends on it."""
+"""The speed of a run, its waiting for data, and the time that is left; only shown to people."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from training import memory
 
 
 class Progress:
-    """Watches a run by the clock, in windows: from one `look` to the next.
+    """Measures a run in windows of time, each from one `look` to the next.
 
     Args:
-        batch_size: images a step, over all workers.
-        clock: gives seconds.
+        batch_size: images per step, over all workers.
+        clock: function that returns seconds.
     """
 
     def __init__(self, batch_size: int, clock: Callable[[], float] = time.perf_counter):
         self.batch_size, self.clock = batch_size, clock
-        self.evaluation: float | None = None  # seconds of the last one
+        self.evaluation: float | None = None  # seconds that the last evaluation took
         self.open(0)
 
     def open(self, step: int) -> None:
-        """Begin a window after so many steps."""
+        """Begin a window after `step` steps."""
         self.start, self.step, self.waited = self.clock(), step, 0.0
 
     def watch(self, batches: Iterable) -> Iterator:
-        """The same batches; the time until each is there counts as waiting."""
+        """Yield the same batches; the time until each one is ready counts as waiting."""
         batches = iter(batches)
         while True:
             start = self.clock()
@@ -40,15 +40,19 @@ class Progress:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """What is done within counts as an evaluation, and not for the speed of training."""
+        """Count the time within this context as an evaluation, and not as training."""
         start = self.clock()
         yield
         self.evaluation = self.clock() - start
         self.start += self.evaluation
 
     def look(self, step: int, steps_left: int, evaluations_left: int) -> dict[str, Any]:
-        """images/s, share of the time spent waiting for data, seconds left of the run; a new window
-        begins. Until an evaluation has been timed, none is counted in the time left."""
+        """Return the figures of the window that ends, and begin a new one.
+
+        They are "speed" (images per second), "waiting" (the part of the time spent waiting for
+        data) and "left" (seconds until the run ends). Evaluations count in the time left once one
+        has been timed.
+        """
         seconds, steps = max(self.clock() - self.start, 1e-9), step - self.step
         left = steps_left * seconds / max(steps, 1) + evaluations_left * (self.evaluation or 0.0)
         waiting = self.waited / seconds
@@ -57,7 +61,7 @@ class Progress:
 
 
 def describe(speed: float, waiting: float, **_: float) -> dict[str, str]:
-    """For people: speed, waiting for data, and this process's peak of resident memory."""
+    """Return the texts for a log line: speed, waiting for data, and peak resident memory."""
     return {
         "images/s": f"{speed:.0f}",
         "data wait": f"{100 * waiting:.0f} %",

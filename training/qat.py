@@ -1,4 +1,4 @@
-"""Quantization-aware training: a network learns with the rounding that its int8 form will do.
+"""Quantization-aware training: a network learns with the rounding of its int8 form.
 
 What is trained is the deploy form, operator by operator as deployment/int8/qdq.py writes it, its
 weights being functions of the branches, so that the branches learn (RepQ, BMVC 2023,
@@ -32,7 +32,7 @@ from .distributed import Workers
 
 Ranges = dict[str, tuple[float, float]]  # tensor of the ONNX graph -> lowest and highest value
 
-MOMENTUM = 0.99  # of the old ranges, a step
+MOMENTUM = 0.99  # weight of the old ranges at each step
 
 
 class FakeQuantized(M.Module):
@@ -42,12 +42,12 @@ class FakeQuantized(M.Module):
     activations, for `observe`.
 
     Attributes:
-        ranges: of the activations; those that are not there are not rounded. As plain data they
-            go into checkpoints and quantize.py.
+        ranges: ranges of the activations; activations without one are not rounded. As plain data
+            they go into checkpoints and quantize.py.
 
     Args:
         model: made by `models.create`, in either form.
-        ranges: to go on from.
+        ranges: ranges to start from.
     """
 
     def __init__(self, model: M.Module, ranges: Mapping[str, tuple[float, float]] | None = None):
@@ -79,18 +79,20 @@ class FakeQuantized(M.Module):
         return tensors["logits"]
 
     def observe(self, workers: Workers) -> None:
-        """Move the ranges towards what all workers have had in training mode since the last call;
-        to just there where there is no range yet."""
+        """Move the ranges towards what all workers have seen in training mode since the last call.
+
+        An activation without a range gets just the one that was seen.
+        """
         names = sorted(self._activations)
         bounds = [[float(b.numpy()) for n in names for b in seen[n]] for seen in self._seen]
         self._seen = []
-        found = workers.gather(np.mean(bounds, axis=0)).mean(axis=0).reshape(-1, 2)
-        for name, new in zip(names, found, strict=True):
+        observed = workers.gather(np.mean(bounds, axis=0)).mean(axis=0).reshape(-1, 2)
+        for name, new in zip(names, observed, strict=True):
             old = np.array(self.ranges.get(name, new))
             self.ranges[name] = tuple((MOMENTUM * old + (1 - MOMENTUM) * new).tolist())
 
     def calibrate(self, batches: Iterable[np.ndarray], workers: Workers) -> None:
-        """Take the ranges from batches of images [N, 3, H, W]: the mean of theirs, in float."""
+        """Set the ranges to the mean of those that batches of images [N, 3, H, W] give."""
         self.ranges = {}
         training = self.training
         self.train()
@@ -100,8 +102,8 @@ class FakeQuantized(M.Module):
         self.observe(workers)
 
     def _fake_quantized_weights(self) -> dict[str, mge.Tensor]:
-        """Every parameter of the deploy form, kernels and matrices rounded to int8, and for these
-        NAME.scale [O]."""
+        """Return every parameter of the deploy form by name, kernels and matrices rounded to int8,
+        and the scales of these as NAME.scale [O]."""
         if self._weights is None:
             fused = reparam.fused_weights(self.model)
             layers = {name for node in self._nodes for name in node.rounded}
@@ -126,7 +128,7 @@ class FakeQuantized(M.Module):
 
 
 class _Round(Function):
-    """To whole numbers below 2^22, half to even, with the gradient of the identity."""
+    """Rounding to whole numbers below 2^22, half to even, with the gradient of the identity."""
 
     def forward(self, x: mge.Tensor) -> mge.Tensor:
         # float32 has no room for fractions beside 1.5 * 2^23; F.round takes halves away from zero
@@ -138,7 +140,7 @@ class _Round(Function):
 
 
 def fake_quantize(x: mge.Tensor, low: float, high: float) -> mge.Tensor:
-    """Activations as uint8 would hold them: (clip(rint(x / scale) + zero, 0, 255) - zero) * scale.
+    """Round activations as in uint8: (clip(rint(x / scale) + zero, 0, 255) - zero) * scale.
 
     Scale and zero are those of the int8 network, see qdq.scale_and_zero. The gradient is that of
     clipping alone.
@@ -149,8 +151,10 @@ def fake_quantize(x: mge.Tensor, low: float, high: float) -> mge.Tensor:
 
 
 def fake_quantize_weights(weight: mge.Tensor) -> tuple[mge.Tensor, mge.Tensor]:
-    """A kernel or matrix as int8 would hold it, and the scales [O] of the int8 network for each
-    output channel. The gradient is that of the identity."""
+    """Return a kernel or matrix rounded as in int8, and the scales [O] of its output channels.
+
+    The gradient is that of the identity.
+    """
     channels = weight.shape[: 2 if weight.ndim == 5 else 1]  # grouped: [G, O/G, I/G, kh, kw]
     flat = weight.numpy().reshape(int(np.prod(channels)), -1)
     shape = (*channels, *(1,) * (weight.ndim - len(channels)))
@@ -160,13 +164,13 @@ def fake_quantize_weights(weight: mge.Tensor) -> tuple[mge.Tensor, mge.Tensor]:
 
 
 def fake_quantize_bias(bias: mge.Tensor, scale: mge.Tensor) -> mge.Tensor:
-    """As int32 would hold it in steps of `scale` [O], with the gradient of the identity."""
+    """Round a bias as in int32, to steps of `scale` [O], with the gradient of the identity."""
     scale = scale.reshape(bias.shape)
     return bias + (F.round(bias.detach() / scale) * scale - bias.detach())
 
 
 def _reduce(x: mge.Tensor, mode: str) -> mge.Tensor:
-    """The "min" or "max" of all numbers, innermost axis first, which is fast on a CPU."""
+    """Return the "min" or "max" of all numbers, innermost axis first, which is fast on a CPU."""
     for axis in reversed(range(x.ndim)):
         x = apply(Reduce(mode=mode, axis=axis), x)[0]
     return x.reshape(-1)[0]
@@ -176,7 +180,7 @@ def _reduce(x: mge.Tensor, mode: str) -> mge.Tensor:
 
 
 class _Node:
-    """One operator as MegEngine computes it: called with all tensors so far, by name."""
+    """An operator of the graph as MegEngine computes it: a function of all tensors so far."""
 
     def __init__(self, node: NodeProto):
         self.inputs, (self.output,) = list(node.input), node.output

@@ -18,14 +18,15 @@ from utils import UserError, write_atomically
 
 
 class RunFolder:
-    """`save`/`arch`/`tag`, made when missing; raises UserError when it cannot be written.
+    """The output folder of a run, SAVE/ARCH/TAG, made when it is missing.
 
-    With `silent`, as in all workers but the first, nothing is written or printed.
+    With `silent`, as in all workers but the first, nothing is written or printed. Raises UserError
+    when the folder cannot be written.
     """
 
     def __init__(self, path: Path, silent: bool = False):
         self.path, self.silent = path, silent
-        self._drawn = -math.inf  # when curves.png was
+        self._drawn = -math.inf  # when curves.png was drawn
         if silent:
             return
         try:
@@ -38,12 +39,12 @@ class RunFolder:
 
     @property
     def latest(self) -> Path:
-        """The checkpoint to resume from."""
+        """Path of the checkpoint to resume from."""
         return self.path / "latest.pkl"
 
     @property
     def best(self) -> Path:
-        """The weights with the best validation accuracy so far."""
+        """Path of the weights with the best validation accuracy so far."""
         return self.path / "best.pkl"
 
     def log(self, line: str) -> None:
@@ -58,12 +59,12 @@ class RunFolder:
             raise UserError(f"cannot write {self.path / 'log.txt'}: {error.strerror}") from None
 
     def write_run(self, arguments: dict[str, Any]) -> None:
-        """run.json: the arguments and the versions used."""
+        """Write run.json: the arguments, and the versions that were used."""
         content = {"arguments": arguments, "versions": versions()}
         self.write("run.json", json.dumps(content, indent=2).encode() + b"\n")
 
     def write_metrics(self, history: list[dict[str, float]], last: bool) -> None:
-        """metrics.csv, a row an epoch, and curves.png, every 10 seconds at most until the last."""
+        """Write metrics.csv and curves.png; the latter every 10 seconds at most until `last`."""
         if self.silent:
             return
         text = io.StringIO()
@@ -76,14 +77,14 @@ class RunFolder:
             self._drawn = time.monotonic()
 
     def write(self, name: str, content: bytes) -> None:
-        """A file of this name, replaced at once or not at all."""
+        """Write a file of this name, replaced as a whole or not at all."""
         if self.silent:
             return
         write_atomically(self.path / name, lambda file: file.write(content))
 
 
 def versions() -> dict[str, str]:
-    """Of everything that decides the bits of a result."""
+    """Return the version of everything that decides the bits of a result."""
     import cv2
     import megengine
     import numpy
@@ -99,7 +100,7 @@ def versions() -> dict[str, str]:
 
 
 def _curves(history: list[dict[str, float]]) -> bytes:
-    """Loss, accuracy and learning rate over the epochs, as a PNG."""
+    """Return charts of loss, accuracy and learning rate over the epochs, as a PNG file."""
     from matplotlib.figure import Figure  # the object interface draws without a display
 
     epochs = [row["epoch"] for row in history]

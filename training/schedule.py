@@ -19,7 +19,7 @@ def learning_rate(
     milestones: Collection[int] = (),
     factor: float = 0.1,
 ) -> float:
-    """The learning rate of step 0, 1, ... total - 1.
+    """Return the learning rate of step 0, 1, ... total - 1.
 
     It rises linearly over `warmup` steps, from `warmup_lr` at step 0 (None: as if it had come from
     zero one step before) to exactly `lr` at step `warmup`. From there it follows the schedule:
@@ -27,7 +27,7 @@ def learning_rate(
     - "cosine": half a cosine, down to `min_lr` at step `total`, the end. Source: Loshchilov and
       Hutter, SGDR, ICLR 2017, without restarts.
     - "step": multiplied by `factor` at each of the steps in `milestones`.
-    - "constant": as it is.
+    - "constant": stays at `lr`.
     """
     if step < warmup:
         start = lr / (warmup + 1) if warmup_lr is None else warmup_lr

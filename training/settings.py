@@ -19,7 +19,7 @@ DEFAULT_ARCH = "RepVGGA0"
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides the result of a run, beside the network, its weights and the data.
+    """The settings that, with network, weights and data, decide the result of a run.
 
     A checkpoint keeps all of it under these names. `lr` is the learning rate for `batch_size`,
     whereas the flag is the one for 256 images, and `teacher` is the teacher's name (architecture
@@ -208,7 +208,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What a run starts from, where its results go, and what it takes of the machine."""
+    """The settings of where a run starts, where its results go, and what it uses of the machine."""
 
     GROUP = "running"
 

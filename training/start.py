@@ -189,8 +189,10 @@ def describe(args: argparse.Namespace, trainer: Trainer) -> str:
 
 
 def summarize(trainer: Trainer) -> list[str]:
-    """Return the last lines of a finished run: bad images, and the best accuracy. All workers must
-    call it."""
+    """Return the last lines of a finished run: bad images, and the best accuracy.
+
+    All workers must call it.
+    """
     lines = []
     skipped = sum(len(loader.skipped) for loader in (trainer.data.train, trainer.data.val))
     skipped = int(trainer.workers.gather([skipped]).sum())

@@ -1,4 +1,4 @@
-"""Lending a network other weights: to evaluate averages without disturbing the training."""
+"""Replacing the weights of a network for a while, to evaluate averages between training steps."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import megengine.module as M
 
 
 def tensors(model: M.Module) -> dict[str, mge.Tensor]:
-    """Every parameter and buffer by name."""
+    """Return every parameter and buffer by name."""
     return dict((*model.named_parameters(), *model.named_buffers()))
 
 
 @contextmanager
 def swapped(model: M.Module, values: dict[str, mge.Tensor]) -> Iterator[None]:
-    """Within, the named parameters and buffers have these values; afterwards their own again.
+    """Give the named parameters and buffers these values, and afterwards their own again.
 
-    Nothing is copied: within, only evaluate and save, do not train.
+    Nothing is copied: evaluate and save within this context, but do not train.
     """
     own = {name: tensor for name, tensor in tensors(model).items() if name in values}
     kept = {name: tensor.detach() for name, tensor in own.items()}

@@ -1,4 +1,4 @@
-"""A trained network that the one in training learns from."""
+"""A trained network from which the network in training learns."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from weights import catalog, checkpoint, files
 
 
 class Teacher:
-    """Gives logits [N, C] for the batches of the network in training.
+    """A function from the batches of the network in training to the teacher's logits [N, C].
 
     Args:
-        model: in either form; used in evaluation mode.
-        own: what its weights expect.
-        given: how the batches are normalized.
+        model: the teacher, in either form; used in evaluation mode.
+        own: the preprocessing that its weights expect.
+        given: the preprocessing of the batches.
         name: architecture and digest of the file, which tell teachers apart.
     """
 
@@ -35,7 +35,7 @@ class Teacher:
         self.shift = ((mean - own.mean) / own.std).astype(np.float32).reshape(3, 1, 1)
 
     def convert(self, images: np.ndarray) -> np.ndarray:
-        """Images [N, 3, H, W] in the colour order and normalization that the teacher expects."""
+        """Return images [N, 3, H, W] in the colour order and normalization of the teacher."""
         if self.flip:
             images = images[:, ::-1]
         return images * self.scale + self.shift
@@ -45,9 +45,9 @@ class Teacher:
 
 
 def open_teacher(text: str, classes: list[str], given: Preprocessing) -> Teacher:
-    """The teacher that "ARCH:FILE" names, fused; FILE is anything that weights.catalog locates.
+    """Return the teacher that "ARCH:FILE" names, fused; FILE is anything weights.catalog locates.
 
-    Raises UserError when it is not to be had, or does not know just these classes.
+    Raises UserError when it cannot be read or knows other classes than `classes`.
     """
     arch, separator, file = text.partition(":")
     if not (arch and separator and file):
@@ -57,11 +57,11 @@ def open_teacher(text: str, classes: list[str], given: Preprocessing) -> Teacher
     except ValueError as error:
         raise UserError(f"--teacher {text}: {error}") from None
     path = catalog.locate(file)
-    found = checkpoint.read(path, arch)
-    model = weights.load(found, arch, len(classes), deploy=True)
-    if found.classes is not None and found.classes != classes:
+    saved = checkpoint.read(path, arch)
+    model = weights.load(saved, arch, len(classes), deploy=True)
+    if saved.classes is not None and saved.classes != classes:
         raise UserError(
-            f"the teacher {path} knows other classes than the data, such as {found.classes[0]!r}; "
+            f"the teacher {path} knows other classes than the data, such as {saved.classes[0]!r}; "
             "give one that was trained on this data"
         )
-    return Teacher(model, found.preprocessing, given, f"{arch}, sha256 {files.sha256(path)[:16]}")
+    return Teacher(model, saved.preprocessing, given, f"{arch}, sha256 {files.sha256(path)[:16]}")

@@ -1,4 +1,4 @@
-"""TensorBoard event files: a run's loss, rate and speed by step, and metrics.csv's rows."""
+"""TensorBoard event files: loss, learning rate and speed by step, and the rows of metrics.csv."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 
 
 class EventFile:
-    """Points by step in a new event file in `folder`.
+    """A new event file in `folder`, with points by step.
 
-    `step` is where the run stands: what an earlier file holds of later steps, from before a crash,
-    is marked as void, and the points that come again are no duplicates.
+    `step` is the number of steps that the run has done. What an earlier file holds of later steps,
+    from before a crash, is marked as void, so that TensorBoard shows no point twice.
     """
 
     def __init__(self, folder: Path, step: int):
@@ -29,12 +29,12 @@ class EventFile:
         self._writer.write_event(Event(wall_time=time.time(), step=step, **content))
 
     def add(self, group: str, values: dict[str, float], step: int) -> None:
-        """Points named group/name."""
+        """Add a point for each value, named group/name."""
         from tensorboardX.summary import scalar
 
         for name, value in values.items():
             self._write(step, summary=scalar(f"{group}/{name}", value))
 
     def flush(self) -> None:
-        """Write what has been added; before a checkpoint that a run may go on from."""
+        """Write all points out; to be called before a checkpoint from which a run may go on."""
         self._writer.flush()

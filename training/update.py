@@ -20,7 +20,7 @@ from .settings import Settings
 
 
 class Update:
-    """The parameters that learn, and all that has a state beside them.
+    """The parameters that learn, with the optimizer and whatever else has a state.
 
     Attributes:
         learnt: parameters by name: all, or with Settings.freeze those of the classifier.
@@ -73,8 +73,10 @@ class Update:
             self.average.update(step)
 
     def _exchange(self) -> None:
-        """Average over the workers: the gradients and, so that the networks stay the same, the
-        running statistics of the batch norms."""
+        """Average the gradients over the workers.
+
+        So that the networks stay the same, so are the running statistics of the batch norms.
+        """
         shared = [p.grad for p in self.learnt.values() if p.grad is not None]
         if self.network.quantized is not None:
             self.network.quantized.observe(self.workers)

@@ -109,11 +109,11 @@ def another(action):
 @pytest.mark.parametrize("owner, of", [(Settings, "settings"), (Augmentation, "augmentation")])
 def test_each_flag_sets_its_own_field_alone(owner, of, monkeypatch):
     """Whatever flags contradict each other, as parsing ends before that is checked."""
-    monkeypatch.setattr(options, "check", lambda args, parser: found.append(parser))
-    found = []
+    monkeypatch.setattr(options, "check", lambda args, parser: parsers.append(parser))
+    parsers = []
     other = None if owner is Settings else Augmentation()
     usual = asdict(getattr(options, of)(options.parse("", ["--data", "x"]), other))
-    (parser,) = found
+    (parser,) = parsers
     actions = {action.dest: action for action in parser._actions}
     for field in flags.described(owner):
         action = actions[flags.destination(field)]
