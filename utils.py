@@ -19,6 +19,8 @@ class UserError(Exception):
 
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Run a command's main: a UserError is printed as one sentence and gives exit status 2."""
+    # matplotlib keeps its list of fonts in the virtual environment, not in the home directory
+    os.environ.setdefault("MPLCONFIGDIR", str(Path(sys.prefix) / "matplotlib"))
     try:
         sys.exit(main())
     except UserError as error:

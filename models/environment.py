@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -53,7 +52,7 @@ def set_environment() -> None:
       up to 5 ms, which on one core is taken from the thread they wait for: a training step takes
       1.15 times the processor time. The log level, errors only, silences a warning about this.
     - MegEngine keeps its cache of kernel timings, which nothing here uses, in memory instead of in
-      the home directory. matplotlib keeps its list of fonts in the virtual environment.
+      the home directory.
     """
     if processor_has("AuthenticAMD"):
         os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
@@ -63,7 +62,6 @@ def set_environment() -> None:
         os.environ.setdefault("MGB_WORKER_MAX_SPIN", "1")
         os.environ.setdefault("RUNTIME_OVERRIDE_LOG_LEVEL", "3")
     os.environ.setdefault("MGE_FASTRUN_CACHE_TYPE", "MEMORY")
-    os.environ.setdefault("MPLCONFIGDIR", str(Path(sys.prefix) / "matplotlib"))
     # Importing MegEngine makes the processor flush subnormal numbers to zero. NumPy would warn of
     # that when first asked for the limits of a type, so it is asked before.
     np.finfo(np.float32), np.finfo(np.float64)

@@ -75,7 +75,7 @@ def import_models(folder, **variables):
 
 def test_importing_models_sets_variables_and_leaves_the_process_alone(tmp_path):
     changed, before, after, tuned = import_models(tmp_path)
-    expected = {"MGE_FASTRUN_CACHE_TYPE": "MEMORY", "MPLCONFIGDIR": f"{sys.prefix}/matplotlib"}
+    expected = {"MGE_FASTRUN_CACHE_TYPE": "MEMORY"}
     if "AuthenticAMD" in Path("/proc/cpuinfo").read_text():
         expected["MKL_DEBUG_CPU_TYPE"] = "5"
     if environment.gpu_count() == 0:
@@ -95,7 +95,6 @@ def test_variables_of_the_user_are_kept(tmp_path):
         "MKL_DEBUG_CPU_TYPE": "4",
         "MGB_WORKER_MAX_SPIN": "7",
         "RUNTIME_OVERRIDE_LOG_LEVEL": "2",
-        "MPLCONFIGDIR": str(tmp_path),
     }
     changed, *_ = import_models(tmp_path, **own)
     assert changed == {}
