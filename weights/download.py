@@ -34,7 +34,7 @@ _CAUSE = re.compile(r"(?<=\] )[\w :-]+\w|timed out")  # the readable part of req
 
 
 class _TryAgain(Exception):
-    """A failure that another try may mend; the message says what happened."""
+    """A failure after which another try may succeed; the message says what happened."""
 
 
 def fetch(url: str) -> Path:
