@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Tell what the results of an Ascend board mean: accuracy, and images per second."""
+"""Compute accuracy and images per second from the result files of an Ascend board."""
 
 from __future__ import annotations
 
@@ -19,17 +19,27 @@ EXAMPLES = """\
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = cli.ArgumentParser(__doc__, EXAMPLES)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    about = "accuracy from the outputs that the benchmark tool dumped"
-    command = commands.add_parser("score", description=about, examples=EXAMPLES, help=about)
-    command.add_argument("dump", metavar="DUMP_DIR", help="folder with NAME_1.txt files")
-    command.add_argument("labels", metavar="LABELS", help="val_label.txt of the kit")
-    command.add_argument("out", metavar="OUT.json", help="file to write")
-    about = "images/s from the benchmark tool's performance file"
-    command = commands.add_parser("parse", description=about, examples=EXAMPLES, help=about)
-    command.add_argument(
-        "file", metavar="PERF_FILE", help="result/perf_vision_batchsize_N_device_D.txt"
+    about = "compute the accuracy from the outputs that the benchmark tool dumped"
+    command = commands.add_parser(
+        "score", description=about.capitalize() + ".", examples=EXAMPLES, help=about
     )
-    command.add_argument("chip", metavar="CHIP", choices=("310", "310P"), help="310 or 310P")
+    command.add_argument(
+        "dump", metavar="DUMP_DIR", help="folder of the dumped outputs, NAME_1.txt"
+    )
+    command.add_argument("labels", metavar="LABELS", help="label file of the kit, val_label.txt")
+    command.add_argument("out", metavar="OUT.json", help="JSON file to write the accuracies to")
+    about = "compute images per second from the benchmark tool's performance file"
+    command = commands.add_parser(
+        "parse", description=about.capitalize() + ".", examples=EXAMPLES, help=about
+    )
+    command.add_argument(
+        "file",
+        metavar="PERF_FILE",
+        help="performance file, result/perf_vision_batchsize_N_device_D.txt",
+    )
+    command.add_argument(
+        "chip", metavar="CHIP", choices=("310", "310P"), help="chip of the board: %(choices)s"
+    )
     return parser.parse_args(argv)
 
 

@@ -1,13 +1,14 @@
 #!/usr/bin/env python
-"""Export a network as an ONNX or .mge file, which is run before it gets its name.
+"""Export a network as an ONNX or .mge file, and check the file by running it.
 
-The network is fused first. The file is run by onnxruntime, or by MegEngine's own runtime, and must
-give the logits of the live network (relative error at most 1e-5) and its best classes; otherwise
-nothing is left behind.
+The network is fused first. onnxruntime or MegEngine's own runtime runs the file, whose logits must
+equal the live network's (relative error at most 1e-5) with the same best classes; otherwise no file
+is written.
 
---fold-normalization makes a file that takes raw pixels, float32 of 0 to 255. 1/std goes into the
-first convolution. The mean cannot, because the zeros that pad a normalized image are the mean in
-pixels: it is subtracted by one addition before, so that the borders are exact too.
+With --fold-normalization, the file takes raw pixels, float32 from 0 to 255. 1/std is folded into
+the first convolution. The mean is subtracted by one addition before it, not folded into its bias,
+because a normalized image is padded with zeros, which correspond to the mean in raw pixels: this
+way the borders are exact too.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ EXAMPLES = """\
   python export.py --model a0.pkl --kit ascend --data imagenet --out kit
 """
 SUFFIX = {"onnx": ".onnx", "mge": ".mge"}
-# board -> its own options, of which it must have the first
+# board -> its own options; the first one is required
 KITS = {"rdk-x5": ("calibration", "images"), "ascend": ("data", "labels")}
 
 
@@ -154,7 +155,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _check_kit(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Raises SystemExit for options that a kit lacks, or that are for something else."""
+    """Exit with an error for options that a kit lacks, or that do not belong to it."""
     for board, options in KITS.items():
         for option in options:
             if getattr(args, option) and args.kit != board:
@@ -191,7 +192,7 @@ def _batch(text: str) -> int | str:
 
 
 def target_path(args: argparse.Namespace, arch: str) -> Path:
-    """The file to write."""
+    """Return the file to write."""
     suffix = SUFFIX[args.format]
     if args.out is None:
         beside = Path(args.model) if args.model and os.path.isfile(args.model) else Path(arch)
@@ -217,17 +218,17 @@ def main(argv: list[str] | None = None) -> int:
 
     environment.return_freed_memory()
     model, preprocessing, metadata = source.load(args.model, args.arch, args.keep_branches)
-    takes = preprocessing
+    file_input = preprocessing
     if args.color:
-        takes = input_format.in_color_order(takes, args.color)
+        file_input = input_format.in_color_order(file_input, args.color)
     if args.fold_normalization:
-        takes = input_format.raw_pixels(takes)
+        file_input = input_format.raw_pixels(file_input)
     size = args.size or (preprocessing.size, preprocessing.size)
     if args.kit:
         return write_kit(args, model, replace(preprocessing, size=size[0]), metadata)
     target = target_path(args, model.arch)
     common = {
-        "takes": takes,
+        "file_input": file_input,
         "size": size,
         "input_name": args.input_name,
         "output_name": args.output_name,
@@ -246,7 +247,7 @@ def main(argv: list[str] | None = None) -> int:
     report = {
         **metadata,
         "format": args.format,
-        "takes": input_format.note(takes, size),
+        "takes": input_format.describe(file_input, size),
         "input": [args.input_name, [details.get("batch", "batch"), 3, *size]],
         "output": [args.output_name, [details.get("batch", "batch"), model.num_classes]],
         **details,
@@ -263,7 +264,7 @@ def main(argv: list[str] | None = None) -> int:
 def write_kit(
     args: argparse.Namespace, model: M.Module, preprocessing: Preprocessing, metadata: dict
 ) -> int:
-    """Write the folder and say what is in it."""
+    """Write a kit and print the names of its files; returns the exit status."""
     if args.kit == "rdk-x5":
         from deployment.boards import rdk
 
@@ -281,13 +282,13 @@ def write_kit(
         )
     else:
         print(f"{args.kit} kit of {model.arch} in {args.out}: {', '.join(listed)}")
-        print(f"what to do with it stands in {Path(args.out, 'README.txt')}")
+        print(f"instructions: {Path(args.out, 'README.txt')}")
     return 0
 
 
 def _text(report: dict) -> str:
-    takes = report["takes"]
-    raw = set(takes["std"]) == {1.0} and not any(takes["mean"])
+    images = report["takes"]
+    raw = set(images["std"]) == {1.0} and not any(images["mean"])
     options = "".join(f", {name}={value}" for name, value in report["options"].items())
     (input_name, input_shape), (output_name, output_shape) = report["input"], report["output"]
     numbers = f"{report['network_parameters']:,}"
@@ -308,7 +309,7 @@ def _text(report: dict) -> str:
             "architecture",
             f"{report['arch']}{options}, {report['form']} form, {report['num_classes']} classes",
         ),
-        ("input", f"{input_name} {_shape(input_shape)}, {takes['color']}, "
+        ("input", f"{input_name} {_shape(input_shape)}, {images['color']}, "
                   f"{'pixels of 0 to 255' if raw else 'normalized'}"),
         ("output", f"{output_name} {_shape(output_shape)}"),
         ("parameters", numbers),
@@ -318,7 +319,7 @@ def _text(report: dict) -> str:
         ("sha256", report["sha256"]),
     ]  # fmt: skip
     if "source_sha256" not in report:
-        lines.append(("note", "these weights are random and know nothing; give --model for others"))
+        lines.append(("note", "these weights are random; give --model for trained ones"))
     return "\n".join(f"{label + ':':14}{value}" for label, value in lines)
 
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
-"""Predict what is in images: files, folders of them and URLs.
+"""Classify images: files, folders of images and URLs.
 
 The network is a checkpoint in any layout that convert_pretrained_weight.py reads, or an .onnx or
-.mge file of export.py. Without --model it is the newest best.pkl under checkpoints/.
+.mge file of export.py; without --model, the newest best.pkl under checkpoints/.
 """
 
 from __future__ import annotations

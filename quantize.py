@@ -1,12 +1,13 @@
 #!/usr/bin/env python
-"""Quantize a network to int8 after training, as an ONNX file with its report.
+"""Quantize a trained network to int8, and write it as an ONNX file with a report.
 
-The network is fused; its layers are equalized, which changes no bit of the float network;
-activations are clipped, weights rounded, and the biases put the means right again. A few images
-suffice, without labels. With --data the accuracy is measured too, on other images. A network that
-has been through train.py --qat needs none of this: its own ranges and weights are written.
+The network is fused and its layers are equalized, which changes no bit of the float network. Then
+activations are clipped, weights are rounded and biases are corrected, so that each layer keeps its
+mean output. A few images without labels suffice for calibration. With --data, the accuracy is
+measured on other images. A network trained by train.py --qat is not calibrated: the file gets the
+ranges and weights of its training.
 
-Beside the file, a chart (.png) shows the signal-to-quantization-noise ratio (SQNR) of every layer.
+A chart beside the file (.png) shows the signal-to-quantization-noise ratio (SQNR) of every layer.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ EXAMPLES = """\
   python quantize.py --model checkpoints/RepVGGA0-qa/int8/best.pkl      after train.py --qat
   python quantize.py --model RepVGGA0.onnx --calibration photos --images 32 --weights per-tensor
 """
-BATCH = 25  # images at once in the evaluation
-BASELINE = "W8A8 per-tensor, plain"  # what the chart compares with
+BATCH = 25  # batch size of the evaluation
+BASELINE = "W8A8 per-tensor, plain"  # the scheme that the chart compares with
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -113,20 +114,20 @@ def main(argv: list[str] | None = None) -> int:
         calibration.assert_disjoint(files, test.images)
     images = calibration.read(files, preprocessing)
 
-    networks, found = ptq.schemes(model, images, args.clip)
+    networks, quantized = ptq.schemes(model, images, args.clip)
     if test is None:
         rows = report.compare(networks, [(images, None)])
     else:
         rows = report.compare(networks, _batches(test, preprocessing))
 
     name = f"W8A8 {args.weights}{', full range' if args.full_range else ''}"
-    chosen, int8 = found[name], networks[name]
+    chosen, int8 = quantized[name], networks[name]
     tensors = qdq.activations(model)
     curves = {
         BASELINE: report.layers(model, networks[BASELINE], tensors, images),
         name: report.layers(chosen.equalized, int8, tensors, images),
     }
-    said = {
+    settings = {
         "weights": args.weights,
         "full_range": args.full_range,
         "clip": chosen.clip,
@@ -134,14 +135,14 @@ def main(argv: list[str] | None = None) -> int:
         "calibration_folder": args.calibration,
         "crop_ratio": preprocessing.crop_ratio,
     }
-    int8.metadata_props.add(key="quantization", value=json.dumps(said))
+    int8.metadata_props.add(key="quantization", value=json.dumps(settings))
     _write(int8, target, images)
     chart = target.with_suffix(".png")
     picture = report.chart(curves)
     write_atomically(chart, lambda file: file.write(picture))
     result = {
         "arch": metadata["arch"],
-        **said,
+        **settings,
         "clips_sqnr_db": chosen.tried,
         "measured_on": f"{len(test)} images of {args.data}" if test else "the calibration images",
         "networks": [row._asdict() for row in rows],
@@ -158,17 +159,17 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def write_trained(args: argparse.Namespace, target: Path) -> int:
-    """Write the int8 network of a checkpoint of train.py --qat, with the ranges it has learnt."""
+    """Write the int8 network of a checkpoint of train.py --qat, with the ranges of its training."""
     bounds = source.trained_ranges(args.model, args.arch)
     model, preprocessing, metadata = source.read(args.model, args.arch, args.crop_ratio)
     if missing := [name for name in qdq.activations(model) if name not in bounds]:
         raise utils.UserError(
             f"{args.model} has no range of {missing[0]}: it was trained by another version of "
-            "this project; calibrate it anew, with --calibration"
+            "this project; calibrate it again with --calibration"
         )
     proto = qdq.to_qdq(model, bounds)
-    said = {"weights": "per-channel", "clip": "trained"}
-    proto.metadata_props.add(key="quantization", value=json.dumps(said))
+    settings = {"weights": "per-channel", "clip": "trained"}
+    proto.metadata_props.add(key="quantization", value=json.dumps(settings))
     _write(proto, target, np.zeros((1, 3, preprocessing.size, preprocessing.size), np.float32))
     test, rows = _test_set(args, metadata), []
     if test is not None:
@@ -176,7 +177,7 @@ def write_trained(args: argparse.Namespace, target: Path) -> int:
         rows = report.compare(networks, _batches(test, preprocessing))
     result = {
         "arch": metadata["arch"],
-        **said,
+        **settings,
         "networks": [row._asdict() for row in rows],
         "file": str(target),
         "bytes": target.stat().st_size,
@@ -201,7 +202,7 @@ def _test_set(args: argparse.Namespace, metadata: dict) -> datasets.Dataset | No
 
 
 def _target(args: argparse.Namespace) -> Path:
-    """The file to write."""
+    """Return the file to write."""
     if args.out is None:
         model = Path(args.model)
         beside = model if model.is_file() else Path(model.name)
@@ -213,7 +214,7 @@ def _target(args: argparse.Namespace) -> Path:
 
 
 def _batches(dataset: datasets.Dataset, preprocessing: Preprocessing) -> Iterator:
-    """The batches of an evaluation, with a progress bar."""
+    """Yield the batches of an evaluation, with a progress bar."""
     loader = Loader(dataset, preprocessing, BATCH)
     with tqdm(total=len(dataset), desc="test", unit="image", leave=False, disable=None) as bar:
         for images, labels in loader.evaluation():
@@ -222,7 +223,7 @@ def _batches(dataset: datasets.Dataset, preprocessing: Preprocessing) -> Iterato
 
 
 def _write(model: onnx.ModelProto, target: Path, images: np.ndarray) -> None:
-    """Write the file; it runs before it gets its name."""
+    """Write the file, after running it under a temporary name."""
     content = model.SerializeToString()
     onnx.checker.check_model(content, full_check=True)
 
@@ -239,7 +240,7 @@ def _write(model: onnx.ModelProto, target: Path, images: np.ndarray) -> None:
 
 def _text(result: dict, rows: list[report.Row]) -> str:
     written = f"weights {result['weights']}{', full range' if result['full_range'] else ''}"
-    tried = ", ".join(f"{way} {noise:.1f} dB" for way, noise in result["clips_sqnr_db"].items())
+    tried = ", ".join(f"{clip} {noise:.1f} dB" for clip, noise in result["clips_sqnr_db"].items())
     worst = sorted(result["layers_sqnr_db"].items(), key=lambda item: item[1])[:3]
     lines = [
         ("architecture", result["arch"]),

@@ -1,4 +1,4 @@
-"""Errors for people, and files that are written whole or not at all."""
+"""Errors that are shown to the user, and files that are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ ROOT = Path(__file__).resolve().parent
 
 
 class UserError(Exception):
-    """Something the user can put right; the message is one sentence that says how."""
+    """An error that the user can correct; the message is one sentence that says how."""
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
-    """Run a command's main: a UserError is printed as one sentence and gives exit status 2."""
+    """Exit with the status of a command's `main`; a UserError is printed and gives status 2."""
     # matplotlib keeps its list of fonts in the virtual environment, not in the home directory
     os.environ.setdefault("MPLCONFIGDIR", str(Path(sys.prefix) / "matplotlib"))
     try:
         sys.exit(main())
     except UserError as error:
         sys.exit(fail(str(error)))
-    except BrokenPipeError:  # the reader of a pipe has left, as in `verify.py | head`
+    except BrokenPipeError:  # the reader of a pipe has ended, as in `verify.py | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except KeyboardInterrupt:
@@ -33,15 +33,15 @@ def run(main: Callable[[], int | None]) -> NoReturn:
 
 
 def fail(message: str) -> int:
-    """Print an error sentence to stderr; returns exit status 2."""
+    """Print an error sentence to stderr and return exit status 2."""
     print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
     return 2
 
 
 def write_atomically(path: str | PathLike, write: Callable[[BinaryIO], object]) -> None:
-    """Replace the file at `path` by what `write` writes, or leave it as it was.
+    """Replace the file at `path` by what `write` writes, or leave it unchanged after an error.
 
-    Raises UserError when it cannot be written.
+    Raises UserError when the file cannot be written.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -58,7 +58,7 @@ def write_atomically(path: str | PathLike, write: Callable[[BinaryIO], object]) 
         if not isinstance(error, OSError):
             raise
         reason = error.strerror
-        if isinstance(error, FileExistsError):  # mkdir's, where a file stands in the folder's place
+        if isinstance(error, FileExistsError):  # raised by mkdir where a file has the folder's name
             reason = f"{path.parent} is no folder"
         kept = "; the file that was there is untouched" if os.path.exists(path) else ""
         raise UserError(

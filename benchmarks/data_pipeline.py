@@ -1,9 +1,9 @@
-"""Timing the data pipeline of training against MegEngine's own and against the usual one of Pillow.
+"""Measure the training data pipeline against MegEngine's own and a usual one of Pillow.
 
-All three read the same files, decode, crop at random, resize, mirror, normalize and stack batches
-of float32 [B, 3, size, size], in turns in one run. A core's images/s are images per second of
-processor time, so that other programs on the machine matter little. The two others run in processes
-without this project's settings for memory (models.environment), from which they gain too.
+All three read the same files, decode, crop at random, resize, flip, normalize and stack batches of
+float32 [B, 3, size, size], in turns in one run. Images/s per core are images per second of
+processor time, which other programs on the machine hardly change. The two others run in processes
+without this project's memory settings (models.environment), which would speed them up too.
 """
 
 from __future__ import annotations
@@ -36,20 +36,21 @@ from utils import UserError
 
 @dataclass(frozen=True)
 class Measurement:
-    """Of one pass of a variant over the images: seconds, and those of processor time."""
+    """Times of one pass of a variant over the images: elapsed and processor time in seconds."""
 
     images: int
     seconds: float
     processor_seconds: float
 
 
-# (dataset, preprocessing, images a batch, epoch) -> batches
+# (dataset, preprocessing, batch size, epoch) -> batches
 Pipeline = Callable[[Dataset, Preprocessing, int, int], Iterator]
 
 
 def find_images(folder: str | Path, count: int) -> Dataset:
-    """`count` of the image files under `folder`, in whatever folders, evenly chosen; where there
-    are fewer, some more than once. Raises UserError when there are none.
+    """Return a data set of `count` image files under `folder`, taken evenly from all of them.
+
+    If there are fewer, files are repeated. Raises UserError when there are none.
     """
     folder = Path(folder)
     files = image_files(folder)
@@ -61,12 +62,12 @@ def find_images(folder: str | Path, count: int) -> Dataset:
 
 
 def variants(workers: int) -> dict[str, Pipeline]:
-    """Name -> pipeline. Those without a number of workers are one process."""
-    found = {"Pillow": _pillow, "MegEngine": _megengine}
+    """Return name -> pipeline; those without a number of workers run in one process."""
+    pipelines: dict[str, Pipeline] = {"Pillow": _pillow, "MegEngine": _megengine}
     for count in sorted({0, workers}):
         name = f"ours, {count} worker{'s' * (count > 1)}" if count else "ours"
-        found[name] = functools.partial(_ours, workers=count)
-    return found
+        pipelines[name] = functools.partial(_ours, workers=count)
+    return pipelines
 
 
 def _ours(
@@ -78,7 +79,7 @@ def _ours(
 def _pillow(
     dataset: Dataset, preprocessing: Preprocessing, batch_size: int, epoch: int
 ) -> Iterator:
-    """The usual pipeline: decode, random resized crop, flip, to array, normalize; then stack."""
+    """Yield batches of a usual pipeline: decode, random resized crop, flip, normalize, stack."""
     from PIL import Image
 
     size = preprocessing.size
@@ -105,8 +106,10 @@ def _pillow(
 def _megengine(
     dataset: Dataset, preprocessing: Preprocessing, batch_size: int, _epoch: int
 ) -> Iterator:
-    """MegEngine's DataLoader and transforms in this process, files read by OpenCV as its
-    ImageFolder does."""
+    """Yield batches of MegEngine's DataLoader and transforms, run in this process.
+
+    OpenCV reads the files, as in MegEngine's ImageFolder.
+    """
     import cv2
     from megengine.data import DataLoader, RandomSampler
     from megengine.data.dataset import Dataset as MapDataset
@@ -140,7 +143,7 @@ def _megengine(
 
 
 def measure(
-    found: dict[str, Pipeline],
+    pipelines: dict[str, Pipeline],
     dataset: Dataset,
     size: int,
     batch_size: int,
@@ -148,14 +151,19 @@ def measure(
     rounds: int,
     after_pass: Callable[[], object] = lambda: None,
 ) -> dict[str, list[Measurement]]:
-    """`rounds` passes of each over so many batches, in turns, each in a process of its own."""
-    results = {name: [] for name in found}
+    """Measure `rounds` passes of each pipeline over `batches` batches.
+
+    The pipelines take turns, each in its own process; `after_pass` is called after every pass.
+    """
+    results = {name: [] for name in pipelines}
     with ExitStack() as stack:
-        processes = {name: stack.enter_context(_process(name)) for name in found}
+        processes = {name: stack.enter_context(_process(name)) for name in pipelines}
         for epoch in range(rounds):
-            for name, pipeline in found.items():
-                what = (pipeline, dataset, Preprocessing(size=size), batch_size, epoch, batches)
-                results[name].append(processes[name].apply(_pass, what))
+            for name, pipeline in pipelines.items():
+                arguments = (
+                    pipeline, dataset, Preprocessing(size=size), batch_size, epoch, batches
+                )  # fmt: skip
+                results[name].append(processes[name].apply(_pass, arguments))
                 after_pass()
     return results
 
@@ -169,7 +177,7 @@ def _process(name: str) -> Pool:
     device = {} if name.startswith("ours") else {"MGE_DEFAULT_DEVICE": "xpux"}
     with mock.patch.dict(os.environ, device):
         pool = get_context("spawn").Pool(1, environment.tune_for_training)
-        pool.apply(os.getpid)  # it has started
+        pool.apply(os.getpid)  # wait until it has started
     return pool
 
 
@@ -181,35 +189,39 @@ def _pass(
     epoch: int,
     count: int,
 ) -> Measurement:
-    """Over `count` batches; the first, with which workers start, is left out."""
+    """Measure a pass over `count` batches without the first, during which workers start."""
     batches = pipeline(dataset, preprocessing, batch_size, epoch)
     images = 0
     with warnings.catch_warnings(), closing(batches):
-        warnings.simplefilter("ignore", DeprecationWarning)  # MegEngine's, of plasma
+        warnings.simplefilter("ignore", DeprecationWarning)  # MegEngine's, about plasma
         next(batches)
-        begun, processor = time.perf_counter(), _processor_seconds()
-        for some, _ in islice(batches, count - 1):  # not to the end, where workers leave
-            images += len(some)
+        start, processor = time.perf_counter(), _processor_seconds()
+        for batch, _ in islice(batches, count - 1):  # not to the end, where workers exit
+            images += len(batch)
         used = _processor_seconds() - processor
-        return Measurement(images, time.perf_counter() - begun, used)
+        return Measurement(images, time.perf_counter() - start, used)
 
 
 def _processor_seconds() -> float:
-    """Of this process and those that it has started."""
+    """Return the processor time of this process and its children in seconds."""
     times = [child.cpu_times() for child in psutil.Process().children()]
-    return time.process_time() + sum(one.user + one.system for one in times)
+    return time.process_time() + sum(child.user + child.system for child in times)
 
 
 def summary(results: dict[str, list[Measurement]]) -> list[dict]:
-    """A row a variant: images/s, images/s of a core (median, slowest, fastest), and how many times
-    that is of the first variant's."""
+    """Return a row per variant: images/s, images/s per core and its ratio to the first variant's.
+
+    Images/s and images/s per core are medians over the passes.
+    """
     rows = []
     for name, passes in results.items():
-        per_core = [one.images / one.processor_seconds for one in passes]
+        per_core = [measured.images / measured.processor_seconds for measured in passes]
         rows.append(
             {
                 "variant": name,
-                "images_per_second": statistics.median(one.images / one.seconds for one in passes),
+                "images_per_second": statistics.median(
+                    measured.images / measured.seconds for measured in passes
+                ),
                 "per_core": statistics.median(per_core),
                 "slowest": min(per_core),
                 "fastest": max(per_core),

@@ -47,7 +47,7 @@ def scatter(rows: Rows) -> bytes:
     axes.set_ylabel("ImageNet top-1 in %, as reported by the authors of the weights")
     axes.set_title("Accuracy (reported, not measured here) and latency of deployed networks")
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(loc="upper left")
     return as_png(figure)
 
 
@@ -66,28 +66,27 @@ def forms(rows: Rows) -> bytes:
         raise UserError(
             f"--forms needs a network in both variants, {' and '.join(map(repr, FORMS))}"
         )
-    figure = _figure(8, 1.5 + 0.4 * len(latencies))
+    figure = _figure(8, 1.2 + 0.3 * len(latencies))
     axes = figure.subplots()
     for i, form in enumerate(FORMS):
         places = [place + 0.4 * (i - 0.5) for place in range(len(latencies))]
         values = [both[form] for both in latencies.values()]
         bars = axes.barh(places, values, 0.4, label=form)
-        axes.bar_label(bars, [f" {value:.3g}" for value in values], fontsize="x-small")
+        axes.bar_label(bars, [f" {value:.4g}" for value in values], fontsize="x-small")
     axes.set_yticks(range(len(latencies)), list(latencies))
     axes.invert_yaxis()
-    axes.margins(x=0.1)
+    axes.margins(x=0.1, y=0.01)
     axes.set_xlabel(f"latency in ms, {_point(_smallest(rows)[0])}")
     axes.set_title("Latency before and after re-parameterization")
-    axes.legend()
+    axes.legend(loc="lower right")
     return as_png(figure)
 
 
 def reported_accuracy(arch: str) -> tuple[float, str] | None:
     """Return the top-1 accuracy in percent that is reported for published weights of `arch`.
 
-    Beside it stands the image size where that is another one than usual, such as "320 px", else "".
-    The first source in the catalog whose figure is its own training's counts: the original
-    repository where there is one.
+    The second value is the image size, such as "320 px", where it is not the usual 224 px, else "".
+    The original repository's figure comes before those of BaseCls and timm.
     """
     entries = [
         entry for entry in catalog.PUBLISHED if entry.arch == arch and entry.top1 is not None

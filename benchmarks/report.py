@@ -1,4 +1,4 @@
-"""Rows of measurements as benchmark.py gives them out: a table, JSON, CSV and a chart."""
+"""Report rows of measurements as a table, JSON, CSV, a chart and a record."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ from utils import write_atomically
 
 from . import record
 
-tabulate.MIN_PADDING = 0  # of headings
+tabulate.MIN_PADDING = 0  # around headings
 
-Rows = list[dict[str, Any]]  # one a variant and point: plain values by the same names
+Rows = list[dict[str, Any]]  # a dictionary per variant and point, all with the same keys
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How the rows of one kind of measurement look.
+    """How the rows of one kind of measurement are shown.
 
     Attributes:
-        columns: of the table; name in the row -> heading and format.
-        value: what the chart's bars show, with the range from "slowest" to "fastest" where rows
-            have these.
-        unit: of `value`, for people.
-        bar: what the bars are of; `color`: what tells bars of one place apart; `panel`: what stands
-            in a chart of its own. Names in the row.
+        columns: columns of the table, key in the row -> heading and format.
+        value: key of the value that the chart's bars show; the range from "slowest" to "fastest" is
+            drawn where rows have these keys.
+        unit: readable unit of `value`.
+        bar: key whose values label the bars.
+        color: key whose values have bars of different colours beside each other.
+        panel: keys for whose values there are separate charts.
     """
 
     columns: dict[str, tuple[str, str]]
@@ -53,7 +54,7 @@ _SECONDS = {
 _VARIANT = {"variant": ("", "{}")}
 _PARAMETERS = {"parameters": ("parameters", "{:,}")}
 _MEMORY = {"peak_mb": ("MB", "{:.0f}")}
-LAYOUTS = {  # of each sub-command
+LAYOUTS = {  # sub-command -> layout
     "infer": Layout(
         {
             **_POINT,
@@ -156,7 +157,7 @@ def write_report(args: argparse.Namespace, title: str, rows: Rows, layout: Layou
 
 
 def table(rows: Rows, layout: Layout) -> str:
-    """Plain text; a value that a row has not is "-"."""
+    """Return the rows as a plain-text table, with "-" for None."""
     headings, formats = zip(*layout.columns.values(), strict=True)
     cells = [
         ["-" if row[name] is None else form.format(row[name])
@@ -168,7 +169,7 @@ def table(rows: Rows, layout: Layout) -> str:
 
 
 def as_csv(rows: Rows) -> bytes:
-    """Every value of every row, with a line of their names."""
+    """Return all values of all rows as CSV with a header line."""
     text = io.StringIO()
     writer = csv.DictWriter(text, rows[0], lineterminator="\n")
     writer.writeheader()
@@ -177,7 +178,7 @@ def as_csv(rows: Rows) -> bytes:
 
 
 def chart(title: str, rows: Rows, layout: Layout) -> bytes:
-    """Bars with their spread, as a PNG."""
+    """Draw the rows as bars with their range, as a PNG."""
     from matplotlib.figure import Figure  # the object interface draws without a display
 
     panels: dict[tuple, Rows] = {}
@@ -202,19 +203,19 @@ def as_png(figure: Any) -> bytes:
 
 
 def _draw(axes: Any, rows: Rows, layout: Layout, colors: list) -> None:
-    """One chart: a place for each bar, in which those of all colours stand together."""
+    """Draw one panel; bars with the same label and different colours stand side by side."""
     names = list(dict.fromkeys(str(row[layout.bar]) for row in rows))
     thickness = 0.8 / len(colors)
     for i, color in enumerate(colors):
-        some = [row for row in rows if layout.color is None or row[layout.color] == color]
-        values = [row[layout.value] for row in some]
+        group = [row for row in rows if layout.color is None or row[layout.color] == color]
+        values = [row[layout.value] for row in group]
         places = [
             names.index(str(row[layout.bar])) + (i - (len(colors) - 1) / 2) * thickness
-            for row in some
+            for row in group
         ]
         spread = None
-        if some and "slowest" in some[0]:
-            ends = [sorted((row["slowest"], row["fastest"])) for row in some]
+        if group and "slowest" in group[0]:
+            ends = [sorted((row["slowest"], row["fastest"])) for row in group]
             low = [max(0, v - end[0]) for v, end in zip(values, ends, strict=True)]
             high = [max(0, end[1] - v) for v, end in zip(values, ends, strict=True)]
             spread = [low, high]

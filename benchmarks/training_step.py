@@ -1,4 +1,4 @@
-"""Timing a training step, with variants interleaved so that they share the machine's moods."""
+"""Measure a training step; variants take turns, so that the machine's load affects all alike."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from training import losses, low_memory, memory, optimizer
 
 @dataclass(frozen=True)
 class Point:
-    """What is timed: architecture, side of the input in pixels, images a step."""
+    """A point to measure: architecture, side of the images in pixels, and batch size."""
 
     arch: str
     size: int
@@ -35,12 +35,12 @@ class Point:
 
 @contextmanager
 def _stock() -> Iterator[None]:
-    """MegEngine's own operators and optimizer."""
+    """Use MegEngine's own operators and optimizer in the body of the `with` statement."""
     with cpu.disabled(), mock.patch.object(optimizer, "SGD", megengine.optimizer.SGD):
         yield
 
 
-# name -> the context that a step is made and run in
+# name -> context in which a step is made and run
 VARIANTS: dict[str, Callable[[], AbstractContextManager]] = {
     "stock": _stock,
     "ours": nullcontext,
@@ -50,7 +50,7 @@ VARIANTS: dict[str, Callable[[], AbstractContextManager]] = {
 def training_step(
     point: Point, backward: Callable = low_memory.backward_at_once
 ) -> Callable[[], None]:
-    """A function that does one training step and waits for it."""
+    """Return a function that runs one training step and waits for its end."""
     model = models.create(point.arch)
     model.train()
     sgd = optimizer.make("sgd", optimizer.parameter_groups(model, 1e-4), lr=1e-3)
@@ -79,7 +79,10 @@ def seconds_per_step(
     variants: dict[str, Callable[[], AbstractContextManager]] = VARIANTS,
     after_step: Callable[[], None] = lambda: None,
 ) -> dict[str, list[float]]:
-    """Seconds of `rounds` steps of each variant, taken in turns after one warm-up step each."""
+    """Return the seconds of `rounds` steps of each variant, in turns after one warm-up step each.
+
+    `after_step` is called after every step that is measured.
+    """
     steps = {}
     for name, context in variants.items():
         with context():
@@ -97,7 +100,7 @@ def seconds_per_step(
 
 
 def summary(point: Point, seconds: dict[str, list[float]]) -> list[dict]:
-    """A row a variant: median and spread in seconds, images/s, and the speed-up over the first."""
+    """Return a row per variant: median and range in seconds, images/s, speed-up over the first."""
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     first = next(iter(medians.values()))
     return [
@@ -120,19 +123,19 @@ MEMORY = ("usual", "low memory")
 
 
 def memory_of_steps(point: Point, rounds: int) -> list[dict]:
-    """Peak memory and seconds of a training step as usual and with --low-memory: a row each.
+    """Return rows of peak memory and seconds of a training step, as usual and with --low-memory.
 
-    Each is measured in `rounds` fresh processes, in turns, of 5 steps each; the first is a warm-up.
+    The two take turns in `rounds` new processes each, of 5 steps, the first of which is a warm-up.
     """
     context = multiprocessing.get_context("spawn")
-    found = {variant: [] for variant in MEMORY}
+    measured = {variant: [] for variant in MEMORY}
     for _ in range(rounds):
         for variant in MEMORY:
             with context.Pool(1, environment.tune_for_training) as pool:
-                found[variant].append(pool.apply(_peak_and_seconds, (point, variant)))
+                measured[variant].append(pool.apply(_peak_and_seconds, (point, variant)))
     medians = {
         variant: [statistics.median(values) for values in zip(*pairs, strict=True)]
-        for variant, pairs in found.items()
+        for variant, pairs in measured.items()
     }
     usual_peak, usual_seconds = medians[MEMORY[0]]
     return [

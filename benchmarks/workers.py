@@ -1,6 +1,6 @@
-"""Timing the training loop with one worker and with several, in turns of fresh processes.
+"""Measure the training loop with one worker and with several, in turns and in new processes.
 
-As a program, `python -m benchmarks.workers ARCH SIZE BATCH STEPS` is one of the workers.
+`python -m benchmarks.workers ARCH SIZE BATCH STEPS` runs one of the workers.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from .training_step import Point
 
 
 def seconds_per_step(point: Point, count: int, steps: int) -> list[float]:
-    """Of `steps` steps of the loop, each batch shared by `count` workers, after two to warm up."""
+    """Return the seconds of `steps` steps, after two warm-up steps, with `count` workers."""
     worker = [sys.executable, "-m", __name__, point.arch, str(point.size), str(point.batch)]
     command = [*worker, str(steps + 2)]
     if count > 1:
@@ -44,7 +44,7 @@ def seconds_per_step(point: Point, count: int, steps: int) -> list[float]:
 
 
 def measure(point: Point, counts: list[int], rounds: int, steps: int = 4) -> list[dict]:
-    """A row for each number of workers, `rounds` times in turns: medians over all steps."""
+    """Return a row per number of workers, with medians over the steps of all rounds."""
     seconds = {count: [] for count in counts}
     for _ in range(rounds):
         for count in counts:
@@ -65,7 +65,7 @@ def measure(point: Point, counts: list[int], rounds: int, steps: int = 4) -> lis
 
 
 def work(point: Point, steps: int, workers: Workers) -> list[float]:
-    """Seconds of each of `steps` steps, as one of `workers`."""
+    """Return the seconds of each of `steps` steps, as one of `workers`."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (point.batch, point.size, point.size, 3), np.uint8)
     labels = rng.integers(0, 10, point.batch).astype(np.int32)
@@ -89,6 +89,6 @@ if __name__ == "__main__":
     environment.tune_for_training()
     arch, size, batch, steps = sys.argv[1:]
     workers = Workers() if rank_in_environment() is None else MPI()
-    found = work(Point(arch, int(size), int(batch)), int(steps), workers)
+    seconds = work(Point(arch, int(size), int(batch)), int(steps), workers)
     if workers.rank == 0:
-        print(json.dumps(found))
+        print(json.dumps(seconds))

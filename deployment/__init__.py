@@ -1,1 +1,1 @@
-"""What comes after training: the network as a file for other runtimes."""
+"""Deployment: networks as ONNX and .mge files, int8 quantization and kits for boards."""

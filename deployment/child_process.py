@@ -12,9 +12,9 @@ _NOISE = ("info: ", "debug: ")  # MegEngine's lines about a missing GPU
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Let the system end this process by SIGALRM when the block within takes longer.
+    """End this process by SIGALRM if the body of the `with` statement takes longer than `seconds`.
 
-    That holds in native code too, whatever it waits for and whichever lock it keeps.
+    The limit also holds while native code waits or keeps Python's lock.
     """
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, seconds)
@@ -25,10 +25,10 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 
 def end_at_once_on_exit() -> None:
-    """Make exit(), wherever native code calls it, end this process without exit handlers (glibc).
+    """Make exit() in native code end this process without running the other exit handlers (glibc).
 
-    MegEngine's handlers wait for its threads, for ever if it was one of these that called exit().
-    The handler that is registered last runs first: call this when the libraries are loaded.
+    MegEngine's handlers wait for its threads, and never return if one of those called exit(). The
+    handler that is registered last runs first, so call this after the libraries are loaded.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "on_exit"):
@@ -36,12 +36,12 @@ def end_at_once_on_exit() -> None:
 
 
 def how_it_ended(status: int, stderr: bytes, seconds: float) -> str:
-    """Describe in a few words how a process with such a `time_limit` ended, for messages.
+    """Describe in a few words, for an error message, how a process with a `time_limit` ended.
 
     Args:
-        status: as subprocess.Popen.returncode has it, negative for a signal.
-        stderr: what it has printed there; the last line is quoted.
-        seconds: its time limit.
+        status: return code as in subprocess.Popen.returncode, negative for a signal.
+        stderr: standard error of the process; its last line is quoted.
+        seconds: time limit of the process.
     """
     if status == -signal.SIGALRM:
         return f"gave no answer within {seconds:g} s"

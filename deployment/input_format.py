@@ -1,9 +1,9 @@
-"""Networks that take other images than those they were trained on: raw pixels, BGR for RGB.
+"""Fold image preprocessing into a network: raw pixels as input, or BGR in place of RGB.
 
-The scale of the pixels and the order of the colours go into the kernel of the first convolution. A
-mean cannot go into its bias: the network pads with zeros after the normalization, which is with the
-mean in raw pixels, so that a bias would be wrong along the borders. The mean is instead subtracted
-before the convolution, by one addition to the image, and the result is exact everywhere.
+The scale of the pixels and the order of the colours are folded into the first convolution's kernel.
+The mean cannot be folded into its bias: the network pads the normalized image with zeros, which
+correspond to the mean in raw pixels, so that a bias would be wrong along the borders. The mean is
+instead subtracted before the convolution, by one addition to the image, which is exact everywhere.
 """
 
 from __future__ import annotations
@@ -25,25 +25,25 @@ from .tracing import ExportError
 
 
 def raw_pixels(preprocessing: Preprocessing) -> Preprocessing:
-    """The same without normalization: pixels of 0 to 255."""
+    """Return `preprocessing` without normalization: pixels from 0 to 255."""
     return replace(preprocessing, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 
 def in_color_order(preprocessing: Preprocessing, color: str) -> Preprocessing:
-    """The same with its channels in the order `color`, "RGB" or "BGR"."""
+    """Return `preprocessing` with channels in the order `color`, "RGB" or "BGR"."""
     if color == preprocessing.color:
         return preprocessing
     mean, std = preprocessing.mean[::-1], preprocessing.std[::-1]
     return replace(preprocessing, color=color, mean=mean, std=std)
 
 
-def note(takes: Preprocessing, size: tuple[int, int]) -> dict[str, Any]:
-    """What a file says of the images it takes: a Preprocessing's fields, `size` the short side."""
-    return asdict(replace(takes, size=min(size)))
+def describe(file_input: Preprocessing, size: tuple[int, int]) -> dict[str, Any]:
+    """Return the fields of a Preprocessing for a file's metadata; `size` is the shorter side."""
+    return asdict(replace(file_input, size=min(size)))
 
 
 class ShiftedConv2d(Conv2d):
-    """Adds `shift` [1, I, 1, 1] to its input before it pads and convolves."""
+    """A convolution that adds `shift` [1, I, 1, 1] to its input before padding."""
 
     shift: mge.Tensor
 
@@ -51,13 +51,13 @@ class ShiftedConv2d(Conv2d):
         return super().forward(x + self.shift)
 
 
-def adapt(model: M.Module, expects: Preprocessing, takes: Preprocessing) -> M.Module:
-    """A network that computes from images as `takes` says what `model` does from `expects`.
+def adapt(model: M.Module, model_input: Preprocessing, file_input: Preprocessing) -> M.Module:
+    """Return a network that takes images preprocessed by `file_input` in place of `model_input`.
 
-    `model` is left as it was; all weights but the first kernel are shared. Raises ExportError when
-    there is not just one convolution on the image, as in train form.
+    Its logits are those of `model`, which is not changed; all weights but the first kernel are
+    shared. Raises ExportError unless exactly one convolution reads the image, as in deploy form.
     """
-    if takes == expects:
+    if file_input == model_input:
         return model
     model = copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
     on_image = [
@@ -68,16 +68,17 @@ def adapt(model: M.Module, expects: Preprocessing, takes: Preprocessing) -> M.Mo
     ]
     if len(on_image) != 1:
         raise ExportError(
-            f"the input can be changed where one convolution is on the image, not {len(on_image)}; "
-            "fuse the network"
+            f"the input format can be changed where one convolution reads the image, not "
+            f"{len(on_image)}; fuse the network"
         )
     parent, name, conv = on_image[0]
 
-    own = in_color_order(expects, takes.color)
-    own_mean, own_std, mean, std = map(np.array, (own.mean, own.std, takes.mean, takes.std))
-    # x * std + mean are the pixels, and (pixels - own_mean) / own_std what the weights expect
+    own = in_color_order(model_input, file_input.color)
+    own_mean, own_std = np.array(own.mean), np.array(own.std)
+    mean, std = np.array(file_input.mean), np.array(file_input.std)
+    # pixels = x * std + mean, and the weights expect (pixels - own_mean) / own_std
     kernel = conv.weight.numpy().astype(np.float64)
-    if takes.color != expects.color:
+    if file_input.color != model_input.color:
         kernel = kernel[:, ::-1]
     kernel = kernel * (std / own_std)[:, None, None]
     shift = (mean - own_mean) / std

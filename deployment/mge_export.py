@@ -1,11 +1,11 @@
-"""Writing a network as an .mge file for MegEngine's own runtime.
+"""Export a network as an .mge file for MegEngine's own runtime.
 
-A file lies in memory as it was exported. The plain layout, "nchw", runs wherever MegEngine runs.
-Channels in blocks of 8, "nchw88", are faster for one thread on some processors: RepVGGA0 at 224 px
-took 0.83 of the time with AVX2, but 1.1 times as long on an Intel processor with AVX-512, and on an
-AMD processor with AVX-512 such a file does not run at all. They do not gain from more threads, are
-slower in depthwise convolutions, fail where channels are no multiple of 8, and are a hundred times
-slower in int8.
+The file fixes the memory layout of the feature maps. The plain layout, "nchw", runs on every
+processor. Channels in blocks of 8, "nchw88", are faster with one thread on some processors: with
+AVX2, RepVGGA0 at 224 px took 0.83 of the time; on an Intel processor with AVX-512 it took 1.1 times
+as long, and on an AMD processor with AVX-512 such a file does not run. The blocked layout does not
+gain from more threads, is slower in depthwise convolutions, fails where the number of channels is
+not a multiple of 8, and is a hundred times slower in int8.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from megengine.jit import trace
 
 from data.transforms import Preprocessing
 
-from .input_format import adapt, note
+from .input_format import adapt, describe
 from .mge_runtime import MgeFile
 from .tracing import ExportError, Unsupported, replay
 from .verification import write_verified
@@ -38,7 +38,7 @@ LAYOUTS = {"nchw": _FUSED, "nchw88": {**_FUSED, "enable_nchw88": True}}
 
 
 class Exported(NamedTuple):
-    """What was written; relative_error: of the file against the live network."""
+    """Result of an export; `relative_error` is the file's error against the live network."""
 
     relative_error: float
     layout: str
@@ -49,55 +49,55 @@ def export_mge(
     path: str | PathLike,
     preprocessing: Preprocessing,
     *,
-    takes: Preprocessing | None = None,
+    file_input: Preprocessing | None = None,
     size: int | tuple[int, int] = 224,
     layout: str = "nchw",
     input_name: str = "input",
     output_name: str = "logits",
     metadata: dict[str, Any] | None = None,
 ) -> Exported:
-    """Write `model`, in the form it is in and in evaluation mode, for MegEngine's own runtime.
+    """Write `model` in its current form and in evaluation mode as an .mge file for any batch size.
 
-    The file takes any number of images at once. MegEngine loads it and runs it at two batch sizes;
-    only when it does as the live network it gets its name.
+    Before the file gets its name, MegEngine's runtime runs it at two batch sizes, and its logits
+    are compared with the live network's.
 
     Args:
-        model, path, preprocessing, takes, size, input_name, output_name, metadata: see
+        model, path, preprocessing, file_input, size, input_name, output_name, metadata: see
             `onnx_export.export_onnx`.
-        layout: "nchw", which runs wherever MegEngine runs, or "nchw88".
+        layout: "nchw", which runs on every processor, or "nchw88".
 
-    Raises ExportError when the file does not compute what the network does and UserError when it
-    cannot be written or does not run here; nothing is left behind then.
+    Raises ExportError when the logits differ, and UserError when the file cannot be written or does
+    not run on this machine; no file is left behind in either case.
     """
     size = (size, size) if isinstance(size, int) else size
-    takes = takes or preprocessing
+    file_input = file_input or preprocessing
     training = model.training
     model.eval()
     try:
         replay(model, size, None, _refuse_clip)
-        adapted = adapt(model, preprocessing, takes)
-        properties = {**(metadata or {}), "preprocessing": note(takes, size)}
+        adapted = adapt(model, preprocessing, file_input)
+        properties = {**(metadata or {}), "preprocessing": describe(file_input, size)}
         options = _options(adapted, layout)
         content = _dump(adapted, size, options, input_name, output_name, properties)
-        proof = write_verified(
+        check = write_verified(
             path,
             content,
             lambda temporary: MgeFile(temporary, path),
             model,
             preprocessing,
-            takes,
+            file_input,
             size,
             batches=(1, 3),
         )
     finally:
         model.train(training)
-    return Exported(proof.relative_error, layout)
+    return Exported(check.relative_error, layout)
 
 
 def _options(model: M.Module, layout: str) -> dict[str, bool]:
-    """Return what MegEngine is told when it writes the file.
+    """Return the options of MegEngine's `dump` for a layout.
 
-    Raises ExportError for blocks of channels in an int8 network.
+    Raises ExportError for an int8 network in another layout than "nchw".
     """
     tensors = (*model.parameters(), *model.buffers())
     if all(tensor.dtype == np.float32 for tensor in tensors):
@@ -125,7 +125,7 @@ def _dump(
     output_name: str,
     properties: dict[str, Any],
 ) -> bytes:
-    """The content of the file."""
+    """Return the content of the file."""
     file = io.BytesIO()
     with _any_device():
         tensors = (*model.parameters(), *model.buffers())
@@ -144,7 +144,7 @@ def _dump(
 
 @contextmanager
 def _any_device() -> Iterator[None]:
-    """Within, tensors are on "xpux", any device, the only one that MegEngine writes files for."""
+    """Put tensors on "xpux", any device, the only one that MegEngine writes files for."""
     device = mge.get_default_device()
     with _silence():
         mge.set_default_device("xpux")
@@ -156,7 +156,7 @@ def _any_device() -> Iterator[None]:
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """Nothing reaches stdout and stderr within: MegEngine looks for a GPU and says much of it."""
+    """Discard stdout and stderr: MegEngine looks for a GPU and prints lines about it."""
     sys.stdout.flush()
     sys.stderr.flush()
     kept = [(fd, os.dup(fd)) for fd in (1, 2)]

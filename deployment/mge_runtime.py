@@ -1,9 +1,9 @@
-"""Running an .mge file under MegEngine's own runtime, in a process that may crash or stall.
+"""Run an .mge file under MegEngine's own runtime, in a child process that may crash or stall.
 
-The runtime is native code that can end the process it is in: given channels in blocks of 8 on an
-AMD processor with AVX-512, its oneDNN calls exit() in a thread that MegEngine's exit handlers then
-wait for, so that the caller never hears of it. In a child process with a time limit that is an
-error like any other.
+The runtime is native code that can end its process: with channels in blocks of 8 on an AMD
+processor with AVX-512, its oneDNN calls exit() in a thread that MegEngine's exit handlers then wait
+for, so that the caller would never return. In a child process with a time limit this becomes an
+ordinary error.
 """
 
 from __future__ import annotations
@@ -25,27 +25,28 @@ import utils
 from utils import UserError
 
 from .child_process import how_it_ended
-from .mge_child import Answers
+from .mge_child import Channel
 
 TIME_LIMIT = 120  # seconds that loading a file, or running it once, may take
 CHILD = "deployment.mge_child"  # the module that is run
 
 
 class MgeFile:
-    """An .mge file of one input and one output, which MegEngine's runtime has loaded.
+    """An .mge file with one input and one output, loaded by MegEngine's runtime.
 
-    Call it with float32 images [N, 3, H, W] for the logits [N, classes]. Its process ends with it.
+    Call it with float32 images [N, 3, H, W] to get logits [N, classes]. The child process ends with
+    the object.
 
     Args:
         path: the file.
-        name: what messages call it, where that is not its path.
+        name: name of the file in error messages (default: its path).
 
     Attributes:
-        metadata: what `mge_export.export_mge` has noted in the file; empty for one from elsewhere.
-        layout: how its maps lie in memory, "nchw" or "nchw88".
+        metadata: metadata that `mge_export.export_mge` wrote; empty for a file from elsewhere.
+        layout: memory layout of the feature maps, "nchw" or "nchw88".
 
-    Raises UserError, one sentence, for what is no such file, and whenever the runtime fails,
-    crashes or gives no answer within TIME_LIMIT seconds. Nothing in the file is executed.
+    Raises UserError when the file is not an .mge file, and when the runtime fails, crashes or gives
+    no answer within TIME_LIMIT seconds. No code in the file is executed.
     """
 
     def __init__(self, path: str | PathLike, name: str | PathLike | None = None):
@@ -59,32 +60,32 @@ class MgeFile:
                 cwd=utils.ROOT,
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,  # MegEngine tells on it that there is no GPU
+                stdout=subprocess.DEVNULL,  # MegEngine prints there that it has no GPU
                 stderr=errors,
             )
-        self._answers, self._errors = Answers(ours), errors
+        self._channel, self._errors = Channel(ours), errors
         weakref.finalize(self, _end, self._process, ours, errors)
-        said, _ = self._answer()
-        if "unreadable" in said:
+        description, _ = self._receive()
+        if "unreadable" in description:
             raise UserError(
-                f"cannot read {self.name}: {said['unreadable']}; "
+                f"cannot read {self.name}: {description['unreadable']}; "
                 "give an .mge file that was written completely"
             )
-        self.metadata, self.layout = said["metadata"], said["layout"]
-        if "error" in said:
-            raise UserError(self._failure(f"failed ({said['error']})"))
+        self.metadata, self.layout = description["metadata"], description["layout"]
+        if "error" in description:
+            raise UserError(self._failure(f"failed ({description['error']})"))
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        with suppress(OSError):  # the process has ended before; _answer says how
-            self._answers.send(images)
-        said, logits = self._answer()
-        if "error" in said:
-            raise UserError(self._failure(f"failed ({said['error']})"))
+        with suppress(OSError):  # the process has ended; _receive reports how
+            self._channel.send(images)
+        answer, logits = self._receive()
+        if "error" in answer:
+            raise UserError(self._failure(f"failed ({answer['error']})"))
         return logits
 
-    def _answer(self) -> tuple[dict, np.ndarray | None]:
+    def _receive(self) -> tuple[dict, np.ndarray | None]:
         try:
-            return self._answers.receive()
+            return self._channel.receive()
         except (EOFError, OSError):
             self._errors.seek(0)
             ended = how_it_ended(self._process.wait(), self._errors.read(), TIME_LIMIT)

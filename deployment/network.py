@@ -1,4 +1,4 @@
-"""A network in a file of any kind, ready to run."""
+"""Load a network from a checkpoint, an ONNX file or an .mge file, ready to classify images."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from .verification import Runner
 
 @dataclass(frozen=True)
 class Network:
-    """What a file holds, and the means to run it.
+    """A network of a file and a function that runs it.
 
     Attributes:
         arch: name of the architecture.
-        classes: names for people, one a class.
-        preprocessing: what an image goes through before.
-        run: float32 [1, 3, size, size] -> logits [1, classes].
+        classes: readable name of each class.
+        preprocessing: preprocessing of the images that `run` takes.
+        run: function from images float32 [1, 3, size, size] to logits [1, classes].
     """
 
     arch: str
@@ -37,33 +37,38 @@ class Network:
     run: Runner
 
     def probabilities(self, image: np.ndarray) -> np.ndarray:
-        """uint8 BGR [H, W, 3] -> float64 [classes]. Raises UserError where the logits are not
-        numbers.
+        """Return the probabilities, float64 [classes], of an image, uint8 BGR [H, W, 3].
+
+        Raises UserError when a logit is not finite.
         """
         logits = self.run(self.preprocessing.evaluation(image)[None])[0].astype(np.float64)
         if not np.isfinite(logits).all():
-            raise UserError(f"this {self.arch} gives no numbers but NaN; use other weights")
+            raise UserError(f"this {self.arch} computes no numbers but NaN; use other weights")
         powers = np.exp(logits - logits.max())
         return powers / powers.sum()
 
 
 def load(path: str | PathLike, arch: str | None = None) -> Network:
-    """The network in a checkpoint, which is fused, or in an .onnx or .mge file of export.py.
+    """Load the network of a checkpoint, which is fused, or of an .onnx or .mge file of export.py.
 
-    `arch` is the architecture it must be of, where that is known. Raises UserError for a file that
-    is missing, broken or of another architecture.
+    If `arch` is given, the file must hold that architecture. Raises UserError for a file that is
+    missing, broken or of another architecture.
     """
     kind = Path(path).suffix.lower()
     if kind in (".onnx", ".mge"):
         if not Path(path).is_file():
             raise UserError(f"there is no file {path}; give one that export.py wrote")
-        return _described(path, arch, *(_load_onnx(path) if kind == ".onnx" else _load_mge(path)))
-    found = checkpoint.read(path, arch)
-    model = weights.load(found, arch, deploy=True)
+        return _from_metadata(
+            path, arch, *(_load_onnx(path) if kind == ".onnx" else _load_mge(path))
+        )
+    contents = checkpoint.read(path, arch)
+    model = weights.load(contents, arch, deploy=True)
     model.eval()
-    classes = datasets.class_names(found.classes, found.num_classes)
     return Network(
-        found.arch, classes, found.preprocessing, lambda images: model(mge.Tensor(images)).numpy()
+        contents.arch,
+        datasets.class_names(contents.classes, contents.num_classes),
+        contents.preprocessing,
+        lambda images: model(mge.Tensor(images)).numpy(),
     )
 
 
@@ -72,7 +77,7 @@ def _load_onnx(path: str | PathLike) -> tuple[dict, Runner]:
 
     try:
         session = runtime.session(path)
-    except Exception as error:  # onnxruntime's have no class of their own in common
+    except Exception as error:  # onnxruntime's errors have no common class of their own
         reason = str(error).rpartition(":")[2].strip(" .")
         raise UserError(f"onnxruntime cannot run {path} ({reason}); export it anew") from None
     entry = session.get_inputs()[0]
@@ -87,7 +92,7 @@ def _load_onnx(path: str | PathLike) -> tuple[dict, Runner]:
 
 
 def properties(metadata: dict[str, str]) -> dict[str, Any]:
-    """What an ONNX file says of itself, as `onnx_export.export_onnx` was given it."""
+    """Return an ONNX file's metadata as the values that `onnx_export.export_onnx` was given."""
     return {key: _value(text) for key, text in metadata.items()}
 
 
@@ -95,7 +100,7 @@ def _value(text: str) -> Any:
     try:
         return json.loads(text)
     except ValueError:
-        return text  # which had no need of JSON
+        return text  # a string is stored as it is
 
 
 def _load_mge(path: str | PathLike) -> tuple[dict, Runner]:
@@ -105,19 +110,20 @@ def _load_mge(path: str | PathLike) -> tuple[dict, Runner]:
     return file.metadata, file
 
 
-def _described(path: str | PathLike, arch: str | None, said: dict, run: Runner) -> Network:
-    """A network with what its file says of it."""
+def _from_metadata(path: str | PathLike, arch: str | None, metadata: dict, run: Runner) -> Network:
+    """Return the network that a file's metadata describe."""
     try:
-        classes = datasets.class_names(said["classes"], said["num_classes"])
-        found = Network(said["arch"], classes, Preprocessing(**said["preprocessing"]), run)
+        classes = datasets.class_names(metadata["classes"], metadata["num_classes"])
+        preprocessing = Preprocessing(**metadata["preprocessing"])
+        network = Network(metadata["arch"], classes, preprocessing, run)
     except (KeyError, TypeError, ValueError):
         raise UserError(
             f"{path} does not say which classes and which preprocessing its network has; "
             "give a file that export.py wrote"
         ) from None
-    if arch not in (None, found.arch):
+    if arch not in (None, network.arch):
         raise UserError(
-            f"{path} is of {found.arch}, but {arch} was expected; "
-            f"use --arch {found.arch} or another file"
+            f"{path} is of {network.arch}, but {arch} was expected; "
+            f"use --arch {network.arch} or another file"
         )
-    return found
+    return network

@@ -1,4 +1,4 @@
-"""Writing a network as an ONNX file, and running one."""
+"""Export a network as an ONNX file, and load one under onnxruntime."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import onnxruntime
 
 from data.transforms import Preprocessing
 
-from .input_format import adapt, note
+from .input_format import adapt, describe
 from .onnx_graph import to_onnx
 from .tracing import ExportError
 from .verification import Runner, write_verified
 
 
 class Exported(NamedTuple):
-    """What was written; relative_error: of the file against the live network."""
+    """Result of an export; `relative_error` is the file's error against the live network."""
 
     relative_error: float
     parameters: int  # numbers in the initializers
@@ -34,7 +34,7 @@ def export_onnx(
     path: str | PathLike,
     preprocessing: Preprocessing,
     *,
-    takes: Preprocessing | None = None,
+    file_input: Preprocessing | None = None,
     size: int | tuple[int, int] = 224,
     opset: int = 17,
     batch: int | str = "batch",
@@ -42,47 +42,49 @@ def export_onnx(
     output_name: str = "logits",
     metadata: dict[str, Any] | None = None,
 ) -> Exported:
-    """Write `model`, in the form it is in and in evaluation mode, as ONNX.
+    """Write `model` in its current form and in evaluation mode as an ONNX file.
 
-    The file is run by onnxruntime and compared with the live network, at two batch sizes where it
-    takes any; only then does it get its name.
+    Before the file gets its name, onnxruntime runs it, at two batch sizes if the batch size is
+    free, and its logits are compared with the live network's.
 
     Args:
-        model: [N, 3, H, W] -> logits [N, classes]; `models.to_deploy` fuses. Its mode is kept.
-        path: the file to write; a file that is there is replaced.
-        preprocessing: how images go into `model`.
-        takes: how they go into the file, if otherwise; see `input_format`. The model must be fused.
+        model: network from images [N, 3, H, W] to logits [N, classes]; its mode is kept. Fuse it
+            with `models.to_deploy` first to export the deploy form.
+        path: file to write; an existing file is replaced.
+        preprocessing: preprocessing of the images that `model` takes.
+        file_input: preprocessing of the images that the file takes (default: `preprocessing`);
+            another one needs a fused model, see `input_format`.
         size: side of the input in pixels, or (height, width).
-        opset: of ONNX, from 11 on.
-        batch: number of images that go in at once, or a name for any number.
-        input_name, output_name: of the input float32 [N, 3, H, W] and of the logits.
-        metadata: goes into the file, beside the preprocessing; what is no string as JSON.
+        opset: version of ONNX's operator set, at least 11.
+        batch: batch size, or a name of the dimension for any batch size.
+        input_name, output_name: names of the input float32 [N, 3, H, W] and of the logits.
+        metadata: values to write into the file beside the preprocessing, as JSON unless strings.
 
-    Raises ExportError when the network has an operator without a handler or the file does not
-    compute what it does, and UserError when it cannot be written; nothing is left behind then.
+    Raises ExportError when an operator has no handler or the logits differ, and UserError when the
+    file cannot be written; no file is left behind in either case.
     """
     size = (size, size) if isinstance(size, int) else size
-    takes = takes or preprocessing
+    file_input = file_input or preprocessing
     training = model.training
     model.eval()
     try:
-        adapted = adapt(model, preprocessing, takes)
+        adapted = adapt(model, preprocessing, file_input)
         proto = to_onnx(adapted, size, opset, batch, input_name, output_name)
         proto.producer_name = "reparam-megengine"
-        properties = {**(metadata or {}), "preprocessing": note(takes, size)}
+        properties = {**(metadata or {}), "preprocessing": describe(file_input, size)}
         onnx.helper.set_model_props(proto, {key: _text(value) for key, value in properties.items()})
         graph = proto.graph
         operators = Counter(node.op_type for node in graph.node if node.op_type != "Constant")
         numbers = sum(int(np.prod(tensor.dims)) for tensor in graph.initializer)
         initializers = len(graph.initializer)
         content = proto.SerializeToString()
-        del proto, graph  # large networks have many copies here
+        del proto, graph  # of a large network there are many copies at this point
         _check(content)
         batches = (batch,) if isinstance(batch, int) else (1, 3)
-        proof = write_verified(path, content, load, model, preprocessing, takes, size, batches)
+        check = write_verified(path, content, load, model, preprocessing, file_input, size, batches)
     finally:
         model.train(training)
-    return Exported(proof.relative_error, numbers, initializers, dict(operators))
+    return Exported(check.relative_error, numbers, initializers, dict(operators))
 
 
 def _check(content: bytes) -> None:
@@ -93,7 +95,7 @@ def _check(content: bytes) -> None:
 
 
 def load(path: str | PathLike) -> Runner:
-    """A function that runs an ONNX file of one input and one output under onnxruntime."""
+    """Return a function that runs an ONNX file with one input and one output in onnxruntime."""
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
     return lambda images: session.run(None, {name: images})[0]

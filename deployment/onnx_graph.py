@@ -1,4 +1,4 @@
-"""A network as an ONNX model, made operator by operator of what MegEngine records."""
+"""Translate a network into an ONNX model, operator by operator."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def to_onnx(
     input_name: str,
     output_name: str,
 ) -> onnx.ModelProto:
-    """The model, in evaluation mode, as an ONNX model: [N, 3, *size] -> [N, classes].
+    """Return the ONNX model of a network in evaluation mode, from [N, 3, *size] to [N, classes].
 
-    `batch` is N, or a name for any N. Raises ExportError for an operator that has no handler,
-    naming the module it is in, and where a name is taken.
+    `batch` is N, or the dimension's name for any N. Raises ExportError when an operator has no
+    handler, naming its module, and when the input's or output's name is already in use.
     """
     graph = Graph()
 
@@ -32,7 +32,7 @@ def to_onnx(
         if operator not in HANDLERS:
             name = getattr(operator, "__name__", operator)
             raise Unsupported(
-                f"uses what has no handler for ONNX: {name}; "
+                f"uses an operator that has no handler for ONNX: {name}; "
                 "add one to deployment/onnx_operators.py or use another operator"
             )
         return HANDLERS[operator](graph, *arguments, **named)
@@ -55,7 +55,9 @@ def to_onnx(
             list(graph.initializers.values()),
         ),
         opset_imports=opsets,
-        ir_version=helper.find_min_ir_version_for(opsets),  # the default is newer than runtimes
+        ir_version=helper.find_min_ir_version_for(
+            opsets
+        ),  # the default is newer than many runtimes support
     )
 
 

@@ -1,7 +1,7 @@
-"""MegEngine's operators as ONNX's, one handler each; `onnx_graph` calls them.
+"""Handlers that translate MegEngine's operators into ONNX's; `onnx_graph` calls them.
 
-A handler gets the graph that is being built and the operator's arguments: names of tensors in the
-graph, `Weight`s and plain values. It returns the name of the output.
+A handler takes the graph that is being built and the operator's arguments, which are names of
+tensors in the graph, `Weight`s and plain values. It returns the name of the output.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from .tracing import Unsupported, Weight
 
 
 class Graph:
-    """Nodes and initializers in the making.
+    """Nodes and initializers of an ONNX graph that is being built.
 
-    Initializers are the network's parameters; all other numbers are Constant nodes.
+    The network's parameters become initializers; all other numbers become Constant nodes.
     """
 
     def __init__(self):
         self.nodes: list[NodeProto] = []
         self.initializers: dict[str, TensorProto] = {}
-        self.module = ""  # path of the Module whose operators come next, for their names
+        self.module = ""  # path of the Module whose operators are added, for their names
         self._used = Counter()
 
     def op(self, kind: str, *inputs: str, **attributes) -> str:
-        """Add a node; returns its name, which is also that of its output."""
+        """Add a node and return its name, which is also its output's name."""
         name = f"{self.module}.{kind}" if self.module else kind
         self._used[name] += 1
         if self._used[name] > 1:
@@ -39,12 +39,12 @@ class Graph:
         return name
 
     def parameter(self, name: str, value: np.ndarray) -> str:
-        """Add an initializer."""
+        """Add an initializer and return its name."""
         self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
         return name
 
     def operand(self, value: str | float | Weight) -> str:
-        """An operand of an elementwise operator; a number becomes a Constant."""
+        """Return the tensor of an elementwise operator's operand; a number becomes a Constant."""
         if isinstance(value, str):
             return value
         array = value.value if isinstance(value, Weight) else np.array(value, np.float32)
@@ -86,7 +86,7 @@ def _batch_norm(graph, inp, running_mean, running_var, weight, bias, training, e
     return graph.op("BatchNormalization", inp, *parameters, epsilon=float(eps))
 
 
-def _gelu(graph, x):  # x (1 + erf(x / sqrt 2)) / 2, which runtimes recognize in this order
+def _gelu(graph, x):  # x (1 + erf(x / sqrt 2)) / 2: runtimes recognize this order
     erf = graph.op("Erf", graph.op("Div", x, graph.operand(math.sqrt(2))))
     product = graph.op("Mul", x, graph.op("Add", erf, graph.operand(1)))
     return graph.op("Mul", product, graph.operand(0.5))
@@ -94,14 +94,16 @@ def _gelu(graph, x):  # x (1 + erf(x / sqrt 2)) / 2, which runtimes recognize in
 
 def _mean(graph, inp, axis, keepdims):
     if axis is None or tuple(axis) != (2, 3):
-        raise Unsupported(f"takes the mean over {axis}; over (2, 3) it can be exported")
+        raise Unsupported(
+            f"computes a mean over axes {axis}; only a mean over (2, 3) can be exported"
+        )
     pooled = graph.op("GlobalAveragePool", inp)
     return pooled if keepdims else graph.op("Flatten", pooled, axis=1)
 
 
 def _flatten(graph, inp, start_axis, end_axis):
     if (start_axis, end_axis) != (1, -1):
-        raise Unsupported(f"flattens axes {start_axis} to {end_axis}; 1 to -1 can be exported")
+        raise Unsupported(f"flattens axes {start_axis} to {end_axis}; only 1 to -1 can be exported")
     return graph.op("Flatten", inp, axis=1)
 
 
@@ -130,5 +132,5 @@ HANDLERS = {
     "__add__": _binary("Add"),
     "__mul__": _binary("Mul"),
     "__truediv__": _binary("Div"),
-    M.Dropout: lambda graph, x: x,  # in evaluation mode
+    M.Dropout: lambda graph, x: x,  # the identity in evaluation mode
 }

@@ -1,4 +1,4 @@
-"""The network to deploy, from a checkpoint or with random weights."""
+"""Load the network to deploy, from a checkpoint or with random weights."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ from weights import catalog, checkpoint, files
 def load(
     path: str | None, arch: str | None = None, keep_branches: bool = False
 ) -> tuple[M.Module, Preprocessing, dict[str, Any]]:
-    """The network, what its images go through, and what a file should say of both.
+    """Return a network, its preprocessing, and the metadata to write into a file of it.
 
     Args:
-        path: a checkpoint in any layout, or what `catalog.locate` finds; None for random weights.
-        arch: the architecture, where there is no checkpoint or it does not say.
-        keep_branches: leave the train form as it is, instead of fusing it.
+        path: checkpoint in any layout, or a URL or name that `catalog.locate` accepts; None for
+            random weights.
+        arch: architecture; needed when there is no checkpoint or the checkpoint does not name it.
+        keep_branches: return the train form instead of fusing it.
+
+    Raises UserError for a checkpoint that cannot be used.
     """
     if path is None:
         model = equivalence.random_network(arch)
@@ -31,14 +34,14 @@ def load(
         preprocessing, classes, source = Preprocessing(), None, {"source": "random weights"}
     else:
         path = catalog.locate(path)
-        found = checkpoint.read(path, arch)
-        if keep_branches and found.form == "deploy":
+        contents = checkpoint.read(path, arch)
+        if keep_branches and contents.form == "deploy":
             raise UserError(
                 f"{path} is in deploy form, where no branches are left to keep; "
                 "leave out --keep-branches, or give the train-form file it was fused from"
             )
-        model = weights.load(found, arch, deploy=not keep_branches)
-        preprocessing, classes = found.preprocessing, found.classes
+        model = weights.load(contents, arch, deploy=not keep_branches)
+        preprocessing, classes = contents.preprocessing, contents.classes
         source = {"source": path.name, "source_sha256": files.sha256(path)}
     return model, preprocessing, {
         "arch": model.arch,

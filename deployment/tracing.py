@@ -1,4 +1,4 @@
-"""Going through the operators of a network, as MegEngine's trace_module records them."""
+"""Visit the operators of a network in order, as MegEngine's trace_module records them."""
 
 from __future__ import annotations
 
@@ -18,34 +18,37 @@ from utils import UserError
 
 
 class ExportError(UserError):
-    """A network that cannot be exported, or a file that does not compute what it does."""
+    """A network cannot be exported, or the exported file computes something else."""
 
 
 class Unsupported(Exception):
-    """An operator that cannot be exported; the message is what comes after its module's name."""
+    """An operator cannot be exported; the message continues a sentence about its module."""
 
 
 class Weight(NamedTuple):
-    """A tensor of the network, by its name in the state dict."""
+    """A tensor of the network with its name in the state dict."""
 
     name: str
     value: np.ndarray
 
 
-# visit(path, operator, arguments, named arguments): the path of the Module that the operator is in,
-# such as "stage1.0.se"; a function, the name of a method of tensors, or the class of a Module of
-# MegEngine's own; and what it is called with: earlier results of visit, Weights and plain values.
+# visit(path, operator, arguments, named arguments), where
+# - path is that of the Module that calls the operator, such as "stage1.0.se";
+# - operator is a function, the name of a tensor's method, or the class of a MegEngine Module;
+# - the arguments are earlier results of visit, Weights and plain values.
 Visit = Callable[[str, Callable | str | type, Sequence, dict[str, Any]], Any]
 
 
 def replay(model: M.Module, size: tuple[int, int], image: Any, visit: Visit) -> Any:
-    """Call `visit` for each operator of `model`, in evaluation mode, on images [N, 3, *size].
+    """Call `visit` for each operator of `model`, in evaluation mode, for images [N, 3, *size].
 
-    `image` stands for the input in the arguments. Returns what was returned for the output. Raises
-    ExportError, with the Module's path, where `visit` raises Unsupported.
+    `image` stands for the input in the arguments. Returns the result of `visit` for the output.
+    Raises ExportError, with the Module's path, when `visit` raises Unsupported.
     """
     images = mge.Tensor(np.zeros((1, 3, *size), np.float32))
-    traced = trace_module(model, images)  # must live on: its graphs know their modules weakly
+    traced = trace_module(
+        model, images
+    )  # kept alive: its graphs hold weak references to their modules
     return _replay(traced.graph, model, "", (image,), visit)
 
 
@@ -61,9 +64,9 @@ def _replay(
         try:
             return visit(path, operator, [value(a) for a in arguments],
                          {name: value(a) for name, a in named.items()})  # fmt: skip
-        except Unsupported as why:
-            where = f"module {path}" if path else "the network itself"
-            raise ExportError(f"{where} {why}") from None
+        except Unsupported as error:
+            place = f"module {path}" if path else "the network itself"
+            raise ExportError(f"{place} {error}") from None
 
     for expr in graph.exprs(recursive=False):
         if isinstance(expr, Input):
@@ -76,7 +79,9 @@ def _replay(
             result = call(path, expr.func, (), expr.named_args)
         elif isinstance(expr, CallMethod) and isinstance(expr.inputs[0], ModuleNode):
             called = values[expr.inputs[0]]
-            inner = expr.inputs[0].qualname.partition(".")[2]  # without the network's class
+            inner = expr.inputs[0].qualname.partition(".")[
+                2
+            ]  # without the name of the network's class
             arguments = expr.args[1:]
             if expr.graph is None:
                 result = call(inner, type(called), arguments, expr.kwargs)

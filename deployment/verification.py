@@ -1,4 +1,4 @@
-"""Writing a file only if it computes what the live network does, on random images."""
+"""Write a file only if its logits equal the live network's on random images."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from .tracing import ExportError
 Runner = Callable[[np.ndarray], np.ndarray]  # float32 [N, 3, H, W] -> logits [N, classes]
 
 
-class Proof(NamedTuple):
-    """The worst over all batches."""
+class EquivalenceCheck(NamedTuple):
+    """Comparison of a file with the live network; the worst values over all batches."""
 
-    relative_error: float  # the largest error over the largest logit
-    argmax_agreement: float  # share of the images with the same best class
+    relative_error: float  # largest absolute error divided by the largest absolute logit
+    argmax_agreement: float  # fraction of the images with the same best class
 
     @property
     def holds(self) -> bool:
-        """Whether the two are the same function; a NaN anywhere is a no."""
+        """Whether both compute the same function; False if any logit is NaN."""
         return self.relative_error <= TOLERANCE and self.argmax_agreement == 1
 
 
@@ -37,64 +37,64 @@ def write_verified(
     content: bytes,
     load: Callable[[str], Runner],
     model: M.Module,
-    expects: Preprocessing,
-    takes: Preprocessing,
+    model_input: Preprocessing,
+    file_input: Preprocessing,
     size: tuple[int, int],
     batches: Sequence[int],
-) -> Proof:
-    """Write `content` to a temporary file, run that, and give it its name if it does as `model`.
+) -> EquivalenceCheck:
+    """Write `content` to a temporary file, compare it with `model`, and rename it if they agree.
 
     Args:
-        path: the name; a file that is there is replaced.
-        content: the file's.
-        load: makes a function of a file.
-        model: the network, in evaluation mode.
-        expects, takes: how images go into `model`, and into the file.
+        path: final name of the file; an existing file is replaced.
+        content: content of the file.
+        load: returns a function that runs the file of a given name.
+        model: live network, in evaluation mode.
+        model_input, file_input: preprocessing of the images that `model` and the file take.
         size: height and width of the images in pixels.
-        batches: numbers of images to compare at.
+        batches: batch sizes to compare.
 
-    Raises ExportError when they differ, UserError when the file cannot be written; whatever was at
-    `path` is then untouched.
+    Raises ExportError when the logits differ and UserError when the file cannot be written; an
+    existing file at `path` is then untouched.
     """
-    proof = None
+    check = None
 
     def write(file: BinaryIO) -> None:
-        nonlocal proof
+        nonlocal check
         file.write(content)
         file.flush()
-        proof = compare(model, load(file.name), expects, takes, size, batches)
-        if not proof.holds:
+        check = compare(model, load(file.name), model_input, file_input, size, batches)
+        if not check.holds:
             raise ExportError(
-                f"{path} was not written: its logits differ by {proof.relative_error:.1e} of the "
-                f"largest from the network's, and {1 - proof.argmax_agreement:.0%} of the best "
+                f"{path} was not written: its logits differ by {check.relative_error:.1e} of the "
+                f"largest from the network's, and {1 - check.argmax_agreement:.0%} of the best "
                 "classes; a network that has not been trained can be so sensitive to rounding"
             )
 
     write_atomically(path, write)
-    return proof
+    return check
 
 
 def compare(
     model: M.Module,
     run: Runner,
-    expects: Preprocessing,
-    takes: Preprocessing,
+    model_input: Preprocessing,
+    file_input: Preprocessing,
     size: tuple[int, int],
     batches: Sequence[int],
-) -> Proof:
-    """Compare on the same random pictures, each side with its preprocessing.
+) -> EquivalenceCheck:
+    """Compare `model` and `run` on the same random images, each with its own preprocessing.
 
-    The pictures are normally distributed once normalized for the network, as verify.py's are, but
-    rounded to uint8.
+    The images are uint8; normalized for the network, they are normally distributed up to rounding,
+    like those of verify.py.
     """
     rng = np.random.default_rng(0)
     errors, agreement = [], []
     for n in batches:
         noise = rng.standard_normal((n, 3, *size), np.float32)
-        pictures = [expects.pixels(image) for image in noise]
-        expected = model(mge.Tensor(np.stack([expects.normalize(p) for p in pictures]))).numpy()
-        found = run(np.stack([takes.normalize(p) for p in pictures]))
+        pictures = [model_input.pixels(image) for image in noise]
+        expected = model(mge.Tensor(np.stack([model_input.normalize(p) for p in pictures]))).numpy()
+        actual = run(np.stack([file_input.normalize(p) for p in pictures]))
         with np.errstate(invalid="ignore", divide="ignore"):  # the error is then NaN
-            errors.append(np.abs(expected - found).max() / np.abs(expected).max())
-        agreement.append((expected.argmax(1) == found.argmax(1)).mean())
-    return Proof(float(np.max(errors)), float(min(agreement)))
+            errors.append(np.abs(expected - actual).max() / np.abs(expected).max())
+        agreement.append((expected.argmax(1) == actual.argmax(1)).mean())
+    return EquivalenceCheck(float(np.max(errors)), float(min(agreement)))

@@ -3,6 +3,7 @@
 import importlib
 import signal
 
+import models
 from models import environment
 from models.repvgg import RepVGG
 from models.repvgg_plus import RepVGGPlus
@@ -52,6 +53,13 @@ def tiny():
         return model
 
     return make
+
+
+@pytest.fixture
+def small_repvgg_a0(monkeypatch):
+    """Makes RepVGGA0 a network with few blocks and channels."""
+    config = {"depths": (1, 2, 4, 1), "width": (0.25, 0.125, 0.125, 0.125)}
+    monkeypatch.setitem(models.registry._REGISTRY, "RepVGGA0", (RepVGG, config))
 
 
 @pytest.fixture

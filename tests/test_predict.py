@@ -7,7 +7,6 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import models
-from models.repvgg import RepVGG
 
 import cv2
 import megengine as mge
@@ -28,10 +27,7 @@ EXPECTS = replace(BASECLS, size=32)  # BGR
 
 
 @pytest.fixture(autouse=True)
-def small(monkeypatch):
-    """RepVGGA0 with few blocks and channels."""
-    config = {"depths": (1, 2, 4, 1), "width": (0.25, 0.125, 0.125, 0.125)}
-    monkeypatch.setitem(models.registry._REGISTRY, "RepVGGA0", (RepVGG, config))
+def small(small_repvgg_a0):
     mge.random.seed(0)
 
 
@@ -103,8 +99,8 @@ def test_files_of_export_say_what_they_expect(command, network, photos, tmp_path
     if kind == "a.mge":
         export_mge(model, path, EXPECTS, **common)
     elif kind == "raw.onnx":
-        takes = input_format.raw_pixels(input_format.in_color_order(EXPECTS, "RGB"))
-        export_onnx(model, path, EXPECTS, takes=takes, **common)
+        file_input = input_format.raw_pixels(input_format.in_color_order(EXPECTS, "RGB"))
+        export_onnx(model, path, EXPECTS, file_input=file_input, **common)
     else:
         export_onnx(model, path, EXPECTS, batch=3 if kind == "three.onnx" else "batch", **common)
     expected = network(photos / "a.jpg")

@@ -4,7 +4,6 @@ import json
 
 import models
 from models import equivalence
-from models.repvgg import RepVGG
 
 import cv2
 import megengine as mge
@@ -23,10 +22,8 @@ from weights import checkpoint, loading
 
 
 @pytest.fixture
-def trained(monkeypatch, tmp_path):
+def trained(small_repvgg_a0, tmp_path):
     """A checkpoint in train form, of a RepVGGA0 with few blocks and channels."""
-    config = {"depths": (1, 2, 4, 1), "width": (0.25, 0.125, 0.125, 0.125)}
-    monkeypatch.setitem(models.registry._REGISTRY, "RepVGGA0", (RepVGG, config))
     model = models.create("RepVGGA0", 2)
     noise = np.random.default_rng(0).standard_normal((8, 3, 32, 32), np.float32)
     equivalence.randomize(model, noise)

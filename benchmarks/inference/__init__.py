@@ -1,6 +1,6 @@
-"""Timing a network in the forms and runtimes that it can be deployed in.
+"""Measure a network in the forms and runtimes that it can be deployed in.
 
-Each runtime has a process of its own for each number of threads, so that it starts from a clean
-environment, its peak memory is its own and its threads disturb no other. These processes take
-turns, in rounds, so that they share the machine's moods.
+Each runtime has its own process for each number of threads, so that it starts from a clean
+environment, its peak memory can be measured and its threads disturb no other runtime. The processes
+take turns, so that changes in the machine's load affect all of them alike.
 """

@@ -1,4 +1,4 @@
-"""Latency, images/s, memory and GFLOP/s of a network's forms and runtimes."""
+"""Measure latency, images/s, memory and GFLOP/s of a network's forms and runtimes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from .candidates import Candidate, Network, candidates
 from .turns import Measured, Settings, measure
 
-_SIDE = 1024  # of the matrices of the product that speed is compared with
+_SIDE = 1024  # of the square matrices whose product is the reference for GFLOP/s
 
 
 def inference(
@@ -23,10 +23,10 @@ def inference(
     int8: str | None = None,
     after_turn: Callable[[], object] = lambda: None,
 ) -> list[dict]:
-    """A row for each variant, batch and number of threads; times in milliseconds.
+    """Return a row per variant, batch size and number of threads, with times in milliseconds.
 
-    The peak that "peak_share" is of is that of onnxruntime's product of float32 matrices with as
-    many threads, the fastest of those that took turns with the networks.
+    "peak_share" is relative to onnxruntime's product of float32 matrices with as many threads, in
+    its fastest pass among the turns of the networks.
     """
     rows = []
     with candidates(network, size, int8) as available:
@@ -45,22 +45,22 @@ def inference(
 def _inference_rows(measured: list[Measured], batch: int, peak_gflops: float) -> list[dict]:
     first = np.median(measured[0].latencies)
     rows = []
-    for one in measured:
-        latencies, profile = one.latencies, one.candidate.profile
+    for variant in measured:
+        latencies, profile = variant.latencies, variant.candidate.profile
         median, p90, p99 = (float(np.percentile(latencies, p)) for p in (50, 90, 99))
-        speeds = [batch / statistics.median(turn["latencies"]) for turn in one.turns]
+        speeds = [batch / statistics.median(turn["latencies"]) for turn in variant.turns]
         gflops = 2 * profile.macs * batch / median / 1e9
         rows.append(
             {
-                "variant": one.candidate.variant,
+                "variant": variant.candidate.variant,
                 "latency_ms": median * 1e3,
                 "p90_ms": p90 * 1e3,
                 "p99_ms": p99 * 1e3,
                 "images_per_second": batch / median,
-                "slowest": min(speeds),  # of the turns' medians
+                "slowest": min(speeds),  # median of the slowest turn
                 "fastest": max(speeds),
                 "times_first": float(first / median),
-                "peak_mb": one.peak_memory,
+                "peak_mb": variant.peak_memory,
                 "parameters": profile.parameters,
                 "multiply_adds": profile.macs,
                 "gflops": gflops,

@@ -1,6 +1,6 @@
-"""The runtimes that benchmark.py compares: each loads a network for so many threads.
+"""Runtimes that benchmark.py compares, as functions that load a network.
 
-Nothing is imported before it is used: a process has one of these runtimes in it, and no other.
+A runtime is imported only when it is used, so that no other runtime is in its process.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from collections.abc import Callable
 import numpy as np
 
 Runner = Callable[[np.ndarray], np.ndarray]  # float32 [N, 3, H, W] -> logits [N, classes]
-# load(file or name, threads, streams): for each stream a function that can run beside the others
+# load(file or name, threads, streams) -> a function for each stream; they can run in parallel
 Load = Callable[[str, int, int], list[Runner]]
 
 
 def process_environment(threads: int) -> dict[str, str]:
-    """What must stand in a process's environment before a runtime is imported there."""
+    """Return the environment variables that a process needs before it imports a runtime."""
     count = str(threads)
     return {
         # a pool of threads is a device to MegEngine
@@ -25,7 +25,7 @@ def process_environment(threads: int) -> dict[str, str]:
 
 
 def megengine(path: str, threads: int, streams: int) -> list[Runner]:
-    """A checkpoint in the form that it has; one stream only. The threads are the environment's."""
+    """Load a checkpoint in its form, for one stream; the environment sets the number of threads."""
     from models import environment
 
     import megengine as mge
@@ -39,9 +39,9 @@ def megengine(path: str, threads: int, streams: int) -> list[Runner]:
 
 
 def mge_file(path: str, threads: int, streams: int) -> list[Runner]:
-    """An .mge file under MegEngine Lite, the runtime without Python's MegEngine.
+    """Load an .mge file under MegEngine Lite, the runtime that does not need Python's MegEngine.
 
-    Keeping freed memory in huge pages gives 1.04 times the speed, 1.18 with two threads.
+    Keeping freed memory in huge pages makes it 1.04 times as fast, 1.18 times with two threads.
     """
     from models import environment
 
@@ -52,7 +52,7 @@ def mge_file(path: str, threads: int, streams: int) -> list[Runner]:
     def stream() -> Runner:
         network = lite.LiteNetwork()
         if threads == 1:
-            network.enable_cpu_inplace_mode()  # else one thread computes for all streams
+            network.enable_cpu_inplace_mode()  # otherwise one thread computes for all streams
         network.threads_number = threads
         network.load(path)
         entry = network.get_io_tensor(network.get_input_name(0))
@@ -70,12 +70,14 @@ def mge_file(path: str, threads: int, streams: int) -> list[Runner]:
 
 
 def onnxruntime(path: str | bytes, threads: int, streams: int, **settings: str) -> list[Runner]:
-    """An ONNX file, or what is in one; `settings` are of the session."""
+    """Load an ONNX file, or the content of one, with additional `settings` of the session."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.force_spinning_stop", "1")  # when others have a turn
+    options.add_session_config_entry(
+        "session.force_spinning_stop", "1"
+    )  # so that waiting threads do not disturb the next turn
     for key, value in settings.items():
         options.add_session_config_entry(key, value)
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
@@ -84,12 +86,12 @@ def onnxruntime(path: str | bytes, threads: int, streams: int, **settings: str) 
 
 
 def onnxruntime_precise(path: str, threads: int, streams: int) -> list[Runner]:
-    """An int8 ONNX file, without the saturation of 16 bits on processors that have no VNNI."""
+    """Load an int8 ONNX file with kernels that do not saturate on processors without VNNI."""
     return onnxruntime(path, threads, streams, **{"session.x64quantprecision": "1"})
 
 
 def openvino(path: str, threads: int, streams: int) -> list[Runner]:
-    """An ONNX file under OpenVINO; float32, where it would choose bfloat16 itself."""
+    """Load an ONNX file under OpenVINO in float32, where OpenVINO might choose bfloat16."""
     import openvino
 
     settings = {
@@ -108,7 +110,7 @@ def openvino(path: str, threads: int, streams: int) -> list[Runner]:
 
 
 def pytorch(name: str, threads: int, streams: int) -> list[Runner]:
-    """timm's network of this name with random weights, fused, in PyTorch's eager mode."""
+    """Create timm's network of this name, random and fused, in PyTorch's eager mode."""
     import timm
     import torch
     from timm.utils.model import reparameterize_model
@@ -124,8 +126,10 @@ def pytorch(name: str, threads: int, streams: int) -> list[Runner]:
 
 
 def matrix_product(side: str, threads: int, streams: int) -> list[Runner]:
-    """No network but float32 [side, side] @ [side, side], as onnxruntime computes it: the most that
-    a processor does of multiply-adds in practice. NumPy's product reached 93 % of it on a Xeon.
+    """Create a product of float32 matrices [side, side], computed by onnxruntime.
+
+    Its speed stands for the highest rate of multiply-adds that the processor reaches in practice;
+    NumPy's product reached 93 % of it on a Xeon.
     """
     from onnx import TensorProto, helper, numpy_helper
 

@@ -1,4 +1,4 @@
-"""Frames per second of several streams at once."""
+"""Measure the frames per second of several parallel streams."""
 
 from __future__ import annotations
 
@@ -20,11 +20,10 @@ def throughput(
     int8: str | None = None,
     after_turn: Callable[[], object] = lambda: None,
 ) -> list[dict]:
-    """A row for each variant and number of streams that feed it single frames at once, each
-    computed by one thread.
+    """Return a row per variant and number of parallel streams of single frames, a thread each.
 
-    These are the figures in the tables of boards: the mean time that a frame takes, and frames a
-    second. MegEngine itself has one stream a process and takes no part.
+    The figures are those of boards' benchmarks: the mean time of a frame, and frames per second.
+    MegEngine itself supports one stream per process and is left out.
     """
     rows = []
     with candidates(network, size, int8) as available:

@@ -1,4 +1,4 @@
-"""Processes that take turns, each with one runtime in it."""
+"""Processes that take turns, each with one runtime."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from utils import UserError
 from .candidates import Candidate
 from .runtimes import process_environment
 
-TIME_LIMIT = 300.0  # seconds for loading and warming up, and for a turn beyond its own
+TIME_LIMIT = 300.0  # seconds for loading and warm-up, and for a turn beyond its own length
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,13 @@ class Settings:
 
 
 class _Worker:
-    """A process of benchmarks.inference.worker."""
+    """A process that runs benchmarks.inference.worker."""
 
     def __init__(self, candidate: Candidate, threads: int, batch: int, size: int):
         self._candidate = candidate
         numbers = map(str, (threads, candidate.streams, batch, size, TIME_LIMIT))
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed in __exit__)
-        environment.set_timer_slack(50e-6)  # Linux's own, which the process inherits
+        environment.set_timer_slack(50e-6)  # Linux's default, which the process inherits
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.inference.worker", candidate.runtime,
              candidate.source, *numbers],
@@ -77,7 +77,7 @@ class _Worker:
         )  # fmt: skip
 
     def answer(self) -> dict:
-        """Wait for what the process says. Raises UserError when it has ended instead."""
+        """Wait for the process's answer. Raises UserError when it has ended instead."""
         line = self._process.stdout.readline()
         if line:
             return json.loads(line)
@@ -85,16 +85,16 @@ class _Worker:
         ended = how_it_ended(self._process.wait(), self._errors.read(), TIME_LIMIT)
         raise UserError(
             f"{self._candidate.variant} ({self._candidate.source}) {ended}; "
-            "leave it out or mend its runtime"
+            "leave it out by --variants or repair its runtime"
         )
 
     def turn(self, seconds: float) -> dict:
-        """Let it run."""
+        """Run the network for `seconds`, and return the times of its passes."""
         print(seconds, file=self._process.stdin, flush=True)
         return self.answer()
 
     def peak_memory(self) -> float:
-        """In MB."""
+        """Return the peak memory of the process in MB."""
         return memory.peak_memory(self._process.pid)
 
     def __enter__(self) -> _Worker:
@@ -108,7 +108,7 @@ class _Worker:
 
 @dataclass
 class Measured:
-    """Of a candidate: its answers, one a turn, and the peak of its process's memory in MB."""
+    """Measurements of a candidate: an answer per turn, and its process's peak memory in MB."""
 
     candidate: Candidate
     turns: list[dict]
@@ -116,7 +116,7 @@ class Measured:
 
     @property
     def latencies(self) -> np.ndarray:
-        """Seconds of every pass."""
+        """Seconds of each pass, float64 [passes]."""
         return np.concatenate([turn["latencies"] for turn in self.turns])
 
 
@@ -128,19 +128,22 @@ def measure(
     settings: Settings,
     after_turn: Callable[[], object] = lambda: None,
 ) -> list[Measured]:
-    """All of them side by side, each with so many threads a stream, in turns."""
-    found = [Measured(candidate, []) for candidate in candidates]
+    """Measure all candidates in turns, each with `threads` threads per stream.
+
+    `after_turn` is called after every turn. Raises UserError when a process fails.
+    """
+    measured = [Measured(candidate, []) for candidate in candidates]
     with ExitStack() as stack:
         workers = [
             stack.enter_context(_Worker(candidate, threads, batch, size))
             for candidate in candidates
         ]
         for worker in workers:
-            worker.answer()  # that it has warmed up
+            worker.answer()  # it has warmed up
         for _ in range(settings.rounds):
-            for worker, one in zip(workers, found, strict=True):
-                one.turns.append(worker.turn(settings.seconds))
+            for worker, candidate in zip(workers, measured, strict=True):
+                candidate.turns.append(worker.turn(settings.seconds))
                 after_turn()
-        for worker, one in zip(workers, found, strict=True):
-            one.peak_memory = worker.peak_memory()
-    return found
+        for worker, candidate in zip(workers, measured, strict=True):
+            candidate.peak_memory = worker.peak_memory()
+    return measured

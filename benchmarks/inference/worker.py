@@ -1,9 +1,9 @@
-"""A process with one runtime in it that is asked to run for so long, and answers with its times.
+"""A process with one runtime, which runs a network for given times and answers with latencies.
 
-`python -m benchmarks.inference.worker RUNTIME SOURCE THREADS STREAMS BATCH SIZE LIMIT` says {} when
-it has warmed up. Each line that it then reads, a number of seconds, is answered by a line of JSON:
-"latencies" of the passes of all streams, and how long it all took ("elapsed"), in seconds. It ends
-with its input.
+`python -m benchmarks.inference.worker RUNTIME SOURCE THREADS STREAMS BATCH SIZE LIMIT` prints {}
+after its warm-up. It answers each line of input, a number of seconds, by a line of JSON with the
+"latencies" of the passes of all streams and the "elapsed" time of the turn, in seconds. The process
+ends when its input ends.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ import numpy as np
 from benchmarks.inference.runtimes import LOAD, Runner
 from deployment.child_process import end_at_once_on_exit, time_limit
 
-WARM_UP = 3  # passes of each stream
-_LEAST = 3  # passes of a turn, however long they take
+WARM_UP = 3  # passes of each stream before the first turn
+_LEAST = 3  # passes of each stream in a turn, however long they take
 
 
 def turn(
     runners: list[Runner], images: np.ndarray, seconds: float, pool: ThreadPoolExecutor
 ) -> dict:
-    """Run pass after pass until `seconds` are over; each stream has a thread of its own.
+    """Run passes for `seconds`, each stream in its own thread, and return their times.
 
-    A pass before is not counted: others have had the processor and its caches.
+    The first pass is not counted, as another process has used the processor's caches before.
     """
     begin = Barrier(len(runners))
 
@@ -42,7 +42,7 @@ def turn(
             times.append(time.perf_counter())
         return times
 
-    # MegEngine itself runs only in the thread that has loaded the network
+    # MegEngine itself runs only in the thread that loaded the network
     times = list(pool.map(stream, runners) if len(runners) > 1 else map(stream, runners))
     return {
         "latencies": np.concatenate([np.diff(one) for one in times]).tolist(),
@@ -51,7 +51,7 @@ def turn(
 
 
 def main() -> None:
-    """Answer on what is standard output now; what libraries print goes to standard error."""
+    """Answer on the standard output of the start; what libraries print goes to standard error."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     runtime, source, *numbers, limit = sys.argv[1:]

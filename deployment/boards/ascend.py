@@ -1,7 +1,7 @@
-"""The kit for Huawei's Ascend 310 and 310P.
+"""Write a kit for Huawei's Ascend 310 and 310P.
 
-Formats are those of RepVGG in Ascend's ModelZoo-PyTorch (commit a018f14af, the last one of
-its benchmark tool); pixels equal those of its preprocessing.
+File formats and pixels are those of RepVGG in Ascend's ModelZoo-PyTorch (commit a018f14af, the last
+one with its benchmark tool).
 """
 
 from __future__ import annotations
@@ -32,13 +32,14 @@ In this folder:
       input "actual_input_1" float32 [-1, 3, {size}, {size}]
       output "output1" [-1, {classes}]: logits
   prep_dataset/
-      {count} images as the network takes them: float32 [3, {size}, {size}], {color}
+      {count} preprocessed images, float32 [3, {size}, {size}], {color}
   {arch}_prep_bin.info
-      the list of them, which the benchmark tool reads
+      list of these images for the benchmark tool
   val_label.txt
-      a file name and a label a line
+      file name and label of an image in each line
 
-With the vendor's tools (CANN), from this folder, here for batches of 1 on a 310P3:
+Compile and run the network with the vendor's tools (CANN) from this folder, here with batch size 1
+on a 310P3:
 
   atc --framework=5 --model={arch}.onnx --output={arch}_bs1 --input_format=NCHW \\
       --input_shape="actual_input_1:1,3,{size},{size}" --log=error --soc_version=Ascend310P3
@@ -46,7 +47,7 @@ With the vendor's tools (CANN), from this folder, here for batches of 1 on a 310
       -input_text_path={arch}_prep_bin.info -input_width={size} -input_height={size} \\
       -output_binary=False -useDvpp=False
 
-Then, from the folder of this project:
+Then compute accuracy and images per second from the folder of this project:
 
   python ascend.py score KIT/result/dumpOutput_device0 KIT/val_label.txt result.json
   python ascend.py parse KIT/result/perf_vision_batchsize_1_device_0.txt 310P
@@ -64,16 +65,17 @@ def write_kit(
     out: str | PathLike,
     metadata: dict | None = None,
 ) -> list[str]:
-    """Write the kit into the new folder `out`.
+    """Write the kit into the new folder `out` and return the names of its files and folders.
 
     Args:
-        model: fused, made by `models.create`.
-        preprocessing: what it was trained with.
-        images, labels: files and classes, as from `labelled_images`.
-        metadata: as for `onnx_export.export_onnx`.
+        model: fused network made by `models.create`.
+        preprocessing: preprocessing of the images that `model` takes.
+        images, labels: image files and their classes, as returned by `labelled_images`.
+        out: folder to create.
+        metadata: see `onnx_export.export_onnx`.
 
-    Returns the names of what is in the kit. Raises UserError, leaving nothing behind, when an image
-    is broken or the folder cannot be written.
+    Raises UserError when an image is broken or the folder cannot be written; nothing is left behind
+    then.
     """
     from deployment.onnx_export import export_onnx
 
@@ -123,19 +125,20 @@ def labelled_images(
     num_classes: int,
     classes: list[str] | None,
 ) -> tuple[list[Path], list[int]]:
-    """Image files and their labels.
+    """Return image files and their labels.
 
     Args:
-        data: a folder of images, labelled by the lines of the file `labels`; without that, a folder
-            with val/CLASS/IMAGE or test/CLASS/IMAGE.
-        num_classes, classes: of the network; see datasets.with_class_order.
+        data: folder of images that the file `labels` labels; without `labels`, a folder with
+            val/CLASS/IMAGE or test/CLASS/IMAGE.
+        labels: file to read by `read_labels`.
+        num_classes, classes: classes of the network; see datasets.with_class_order.
 
-    Raises UserError when there are no images, one has no label, or the classes do not fit.
+    Raises UserError when there are no images, an image has no label, or the classes do not match.
     """
     if labels is None:
-        found = datasets.image_folder(data, "val")
-        found = datasets.with_class_order(found, num_classes, classes)
-        return found.images, found.labels.tolist()
+        dataset = datasets.image_folder(data, "val")
+        dataset = datasets.with_class_order(dataset, num_classes, classes)
+        return dataset.images, dataset.labels.tolist()
     if not Path(data).is_dir():
         raise UserError(f"there is no folder {data}; give one with images in it")
     files = datasets.image_files(data)
@@ -153,11 +156,11 @@ def labelled_images(
 
 
 def prepare(path: str | PathLike, preprocessing: Preprocessing) -> np.ndarray:
-    """An image file as the network's input, float32 [3, size, size].
+    """Return an image file as the network's input, float32 [3, size, size].
 
-    By Pillow: short side to `preprocessing.short_side`, bilinear, the other side truncated; centre
-    crop at rounded offsets; divided by 255, minus mean, over std, all in float32. EXIF's
-    orientation is not heeded. Raises BadImageError naming the file.
+    Pillow resizes the short side to `preprocessing.short_side`, bilinearly, with the other side
+    truncated; the centre crop has rounded offsets; pixels are divided by 255, and mean and std are
+    applied in float32. EXIF's orientation is ignored. Raises BadImageError naming the file.
     """
     size, short = preprocessing.size, preprocessing.short_side
     try:
@@ -187,13 +190,16 @@ def prepare(path: str | PathLike, preprocessing: Preprocessing) -> np.ndarray:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):  # which convert() would clip at 255: nearly all white
+    if image.mode.startswith("I;16"):  # convert() would clip it at 255, to nearly all white
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return image.convert("RGB")
 
 
 def read_labels(path: str | PathLike) -> dict[str, int]:
-    """File name up to its first dot -> label, from lines of both with a blank between."""
+    """Return file name up to its first dot -> label, from lines `FILE_NAME LABEL`.
+
+    Raises UserError when the file cannot be read or has other lines.
+    """
     try:
         lines = Path(path).read_text().splitlines()
         pairs = [line.rsplit(maxsplit=1) for line in lines if line.strip()]

@@ -1,7 +1,7 @@
-"""What the results of an Ascend board mean: accuracy and images per second.
+"""Compute accuracy and images per second from the result files of an Ascend board.
 
-Formats are those of the benchmark tool that RepVGG in Ascend's ModelZoo-PyTorch (commit a018f14af)
-is run with.
+File formats are those of the benchmark tool that RepVGG in Ascend's ModelZoo-PyTorch (commit
+a018f14af) is run with.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from .ascend import read_labels
 
 
 def score(dump: str | PathLike, labels: str | PathLike) -> dict:
-    """The accuracies that the outputs in a dump folder mean, as result.json has them.
+    """Return the accuracies of the outputs in a dump folder, in the format of result.json.
 
-    A file NAME_INDEX.txt holds the outputs for the image NAME in its first line, single blanks
-    between them. Of 1001 classes, the first is not counted among the labels.
+    The first line of a file NAME_INDEX.txt holds the outputs for the image NAME, separated by
+    blanks. Of 1001 classes, the first is the background, which the labels do not count.
 
     Raises UserError when an output is malformed or its image has no label.
     """
@@ -67,10 +67,11 @@ def _read_outputs(file: Path) -> np.ndarray:
 
 
 def frames_per_second(perf_file: str | PathLike, chip: str) -> tuple[str, float]:
-    """(batch size, images/s) that a perf_vision_batchsize_N_device_D.txt means for a chip.
+    """Return (batch size, images/s) of a chip from a perf_vision_batchsize_N_device_D.txt.
 
-    It is the eighth value in the file, the interface's throughput, and four times that of a 310,
-    which has four cores that are benchmarked one at a time.
+    The rate is the eighth value in the file, the interface's throughput; for a 310, whose four
+    cores are benchmarked one at a time, four times that value. Raises UserError when the file is
+    not such a file.
     """
     try:
         text = Path(perf_file).read_text()

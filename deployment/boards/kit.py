@@ -1,4 +1,4 @@
-"""What the kits for boards share: a folder that is written whole or not at all."""
+"""A new folder for a board's kit, which is written completely or not at all."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from utils import UserError
 
 @contextmanager
 def new_folder(path: str | os.PathLike) -> Iterator[Path]:
-    """A folder to write into, which becomes `path` at the end; after an error nothing is left.
+    """Yield a temporary folder that is renamed to `path` at the end and removed after an error.
 
-    Raises UserError when something is at `path` already, but for an empty folder, and when it
-    cannot be written.
+    Raises UserError when `path` exists and is not an empty folder, and when it cannot be written.
     """
     path = Path(path).resolve()
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")

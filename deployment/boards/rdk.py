@@ -1,6 +1,6 @@
-"""A kit for D-Robotics' RDK X5: all that its mapper needs to quantize and compile a network.
+"""Write a kit for D-Robotics' RDK X5, from which its mapper quantizes and compiles a network.
 
-Names, fields and values are those of D-Robotics' model zoo (rdk_model_zoo, commit be4f89b).
+File names, fields and values are those of D-Robotics' model zoo (rdk_model_zoo, commit be4f89b).
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from . import kit
 
 CALIBRATION = "calibration_data_{color}_f32"
 RANGES = "activation_ranges.json"
-_IMAGES_FOR_RANGES = 64  # enough, and their maps are held in memory
+_IMAGES_FOR_RANGES = 64  # sufficient; their feature maps are held in memory
 
 _REMOVE = "remove_node_type: 'Quantize;Dequantize;Transpose;Cast;Reshape'"
 _DEBUG = "debug_mode: dump_calibration_data"
 
 
-class _Family(NamedTuple):
-    """What the zoo calls a family's files, and what it adds to the mapper's settings."""
+class _ZooNames(NamedTuple):
+    """Names of a family's files in the zoo, and lines of the mapper's settings for the family."""
 
     onnx: str
     config: str
@@ -40,15 +40,15 @@ class _Family(NamedTuple):
     settings: tuple[str, ...] = ()
 
 
-# architecture -> names, where {} is the variant
-_FAMILIES = {
-    r"RepVGGplus(.+)": _Family(
+# pattern of architectures -> names, in which {} is the variant
+_ZOO_NAMES = {
+    r"RepVGGplus(.+)": _ZooNames(
         "RepVGGplus-{}", "RepVGGplus_{}", "RepVGGplus-{}", (_DEBUG, _REMOVE)
     ),
-    r"RepVGG(.+)": _Family("RepVGG-{}", "RepVGG_{}", "RepVGG-{}", (_DEBUG, _REMOVE)),
-    r"RepViT(.+)": _Family("repvit_{}", "RepViT_{}", "RepViT", (_REMOVE,)),
-    r"RepGhost(.+)": _Family("repghostnet_{}", "RepGhost_{}", "RepGhost", (_DEBUG,)),
-    r"MobileOne(.+)": _Family("mobileone_{}", "MobileOne_{}", "MobileOne"),  # not in the zoo
+    r"RepVGG(.+)": _ZooNames("RepVGG-{}", "RepVGG_{}", "RepVGG-{}", (_DEBUG, _REMOVE)),
+    r"RepViT(.+)": _ZooNames("repvit_{}", "RepViT_{}", "RepViT", (_REMOVE,)),
+    r"RepGhost(.+)": _ZooNames("repghostnet_{}", "RepGhost_{}", "RepGhost", (_DEBUG,)),
+    r"MobileOne(.+)": _ZooNames("mobileone_{}", "MobileOne_{}", "MobileOne"),  # not in the zoo
 }
 
 _CONFIG = """\
@@ -92,29 +92,29 @@ In this folder:
       {count} images: short side {short}, centre crop {size}, {color}, planes, float32, 0 to 255;
       the toolchain's data_preprocess.py is not needed
   {config}
-      the mapper's settings; it normalizes as the network was trained: (pixel - mean) * scale
+      settings of the mapper, which normalizes images as in training: (pixel - mean) * scale
   {ranges}
-      a hint: where to clip the activations, tensor -> [lowest, highest], in the network's own
-      numbers; found on {for_ranges} of the images by "{clip}", the way with the least noise in the
-      logits of an int8 network. The mapper does not read it; its settings, such as
-      calibration_type and max_percentile, can be compared with it.
+      clipping ranges of the activations, tensor -> [lowest, highest],
+      found on {for_ranges} of the images by the method "{clip}", which left the least noise in the
+      logits of an int8 network; the mapper does not read this file, but its settings, such as
+      calibration_type and max_percentile, can be compared with it
 
-The network is float and equalized for int8: its channels are rescaled between the layers, by powers
-of two, so that it computes the same bits as before and loses less when activations get one scale a
-tensor. No board and no toolchain of the vendor was at hand when this kit was made: what the mapper
-makes of it, its accuracy and its speed have not been measured.
+The network is float and equalized for int8: its channels are rescaled between the layers by powers
+of two, so that it computes the same bits as before and loses less accuracy when the activations of
+a tensor share one scale. No board and no toolchain of the vendor was at hand when this kit was
+made: the mapper's result, its accuracy and its speed have not been measured.
 
-In the vendor's toolchain container, from this folder:
+Run in the vendor's toolchain container, from this folder:
 
   hb_mapper checker --model-type onnx --march bayes-e --model ./{onnx}
   hb_mapper makertbin --model-type onnx --config {config}
 
-The compiled network is then {compiled}/{compiled}.bin. On the board:
+The compiled network is {compiled}/{compiled}.bin. Run on the board:
 
   hrt_model_exec perf --model_file {compiled}.bin --core_id 0 \\
       --frame_count 200 --thread_num 4 --perf_time 0
 
-Its input is NV12, {size} x {size}; the network itself has no softmax.
+The input is an NV12 image of {size} x {size}; the network has no softmax.
 """
 
 
@@ -126,17 +126,18 @@ def write_kit(
     count: int = 100,
     metadata: dict | None = None,
 ) -> list[str]:
-    """Write the kit into the new folder `out`.
+    """Write the kit into the new folder `out` and return the names of its files and folders.
 
     Args:
-        model: fused, made by `models.create`.
-        preprocessing: what it was trained with; of its size are the pictures.
-        images: folder to take `count` pictures for calibration from, evenly over the sorted files
-            of it and those below; all of them where there are fewer.
-        metadata: as for `onnx_export.export_onnx`.
+        model: fused network made by `models.create`.
+        preprocessing: preprocessing of the images that `model` takes.
+        images: folder of images to calibrate on; its subfolders are searched too.
+        out: folder to create.
+        count: number of images, taken evenly from the sorted files; all if there are fewer.
+        metadata: see `onnx_export.export_onnx`.
 
-    Returns the names of what is in the kit. Raises UserError, leaving nothing behind, when there
-    are no images, one is broken, or the folder cannot be written.
+    Raises UserError when there are no images, an image is broken, or the folder cannot be written;
+    nothing is left behind then.
     """
     from deployment.onnx_export import export_onnx
 
@@ -171,36 +172,36 @@ def write_kit(
         pixels.mkdir()
         for name, file in zip(sources.stems(files), files, strict=True):
             calibration_pixels(decode(file), preprocessing).tofile(pixels / f"{name}.rgb")
-        some = calibration.files(images, min(count, _IMAGES_FOR_RANGES))
-        found = _equalize(folder / names["onnx"], some, preprocessing)
-        (folder / RANGES).write_text(json.dumps(found.bounds, indent=2) + "\n")
-        values |= {"ranges": RANGES, "for_ranges": len(some), "clip": found.clip}
+        sample = calibration.files(images, min(count, _IMAGES_FOR_RANGES))
+        quantized = _equalize(folder / names["onnx"], sample, preprocessing)
+        (folder / RANGES).write_text(json.dumps(quantized.bounds, indent=2) + "\n")
+        values |= {"ranges": RANGES, "for_ranges": len(sample), "clip": quantized.clip}
         (folder / names["config"]).write_text(_CONFIG.format_map(values))
         (folder / "README.txt").write_text(_README.format_map(values))
     return [names["onnx"], values["calibration"], names["config"], RANGES, "README.txt"]
 
 
 def _equalize(path: Path, files: list[Path], preprocessing: Preprocessing) -> ptq.Quantized:
-    """Equalize the network in a file of one image, in place; returns how to quantize it."""
+    """Equalize the network of an ONNX file in place, and return how to quantize it."""
     mean = np.array(preprocessing.mean, np.float32)[:, None, None]
     std = np.array(preprocessing.std, np.float32)[:, None, None]
     images = [(calibration_pixels(decode(file), preprocessing) - mean) / std for file in files]
     model = onnx.load(path)
-    found = ptq.quantize(graph.for_any_batch(model), np.stack(images))
-    onnx.save(graph.with_weights(model, graph.weights(found.equalized)), path)
-    return found
+    quantized = ptq.quantize(graph.for_any_batch(model), np.stack(images))
+    onnx.save(graph.with_weights(model, graph.weights(quantized.equalized)), path)
+    return quantized
 
 
 def names_of(arch: str, size: int) -> dict[str, str]:
-    """Names of the ONNX file, the mapper's settings and the compiled network, as the zoo has them.
+    """Return the zoo's names of the ONNX file, the mapper's settings and the compiled network.
 
-    {"onnx": "RepVGG-A0.onnx", "config": "RepVGG_A0_config.yaml",
-     "compiled": "RepVGG-A0_224x224_nv12", "settings": lines that the family adds}
+    For RepVGGA0 at 224 px: {"onnx": "RepVGG-A0.onnx", "config": "RepVGG_A0_config.yaml",
+    "compiled": "RepVGG-A0_224x224_nv12", "settings": the family's lines for the mapper}.
     """
     family, variant = next(
-        (family, found[1])
-        for pattern, family in _FAMILIES.items()
-        if (found := re.fullmatch(pattern, arch))
+        (family, match[1])
+        for pattern, family in _ZOO_NAMES.items()
+        if (match := re.fullmatch(pattern, arch))
     )
     if not arch.startswith("RepVGG"):
         variant = variant.lower()
@@ -213,9 +214,9 @@ def names_of(arch: str, size: int) -> dict[str, str]:
 
 
 def calibration_pixels(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
-    """uint8 BGR [H, W, 3] -> float32 [3, size, size] from 0 to 255: the mapper itself normalizes.
+    """Return an image, uint8 BGR [H, W, 3], as float32 [3, size, size] from 0 to 255.
 
-    Short side and centre crop by OpenCV, bilinear.
+    OpenCV resizes it bilinearly and crops its centre; the mapper normalizes it.
     """
     crop = replace(preprocessing, interpolation="bilinear").evaluation_crop(image)
     if preprocessing.color == "RGB":

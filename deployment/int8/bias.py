@@ -1,8 +1,9 @@
-"""Bias correction: the means that rounding shifts are put back, layer by layer.
+"""Bias correction: restore the channel means that quantization shifts, layer by layer.
 
-Rounded weights and clipped activations shift the mean of each channel, and layers add their shifts
-up. Going through the network in order, each layer's bias is changed so that the mean of its output
-over the calibration images is the float network's, with the quantized network's own input.
+Rounded weights and clipped activations shift the mean of each channel, and the shifts accumulate
+from layer to layer. In the network's order, each layer's bias is changed so that the mean of its
+output over the calibration images, computed from the quantized network's own input, equals the
+float network's.
 
 Source: Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction, ICCV
 2019 (arXiv 1906.04721), section 4.2, in its empirical form.
@@ -23,14 +24,14 @@ from . import graph, qdq, runtime
 
 
 class Corrected(NamedTuple):
-    """model: float, with other biases; logits: of the quantized network [N, classes]."""
+    """The float network with corrected biases, and the quantized network's logits [N, classes]."""
 
     model: onnx.ModelProto
     logits: np.ndarray
 
 
 def means(model: onnx.ModelProto, images: np.ndarray) -> dict[str, np.ndarray]:
-    """Output of each layer -> its mean over images and places, float64 [C]."""
+    """Return each layer's output tensor -> its mean over images and positions, float64 [C]."""
     names = [node.output[0] for node in graph.layers(model)]
     sums = dict.fromkeys(names, 0)
     for batch in graph.run(model, images, names, "means"):
@@ -47,12 +48,14 @@ def correct(
     per_channel: bool = True,
     pairs: bool = True,
 ) -> Corrected:
-    """Correct the biases of a float network for `qdq.to_qdq` with the same arguments.
+    """Correct the biases of a float network for quantization by `qdq.to_qdq`.
+
+    The feature maps of all images between two layers are held in memory.
 
     Args:
-        target: the `means` of the float network.
-
-    Holds the maps between two layers of all images in memory.
+        model, ranges, per_channel, pairs: arguments of `qdq.to_qdq`.
+        images: calibration images, float32 [N, 3, H, W], normalized.
+        target: `means` of the float network.
     """
     weights = graph.weights(model)
     changed = {}
@@ -88,7 +91,7 @@ def _mean(x: np.ndarray) -> np.ndarray:
 
 
 def _fake_quantize(tensors: dict[str, np.ndarray], name: str, ranges: Mapping) -> None:
-    """x -> (clip(rint(x / scale) + zero, 0, 255) - zero) * scale, if it is quantized."""
+    """Replace a quantized tensor x by (clip(rint(x / scale) + zero, 0, 255) - zero) * scale."""
     if name in ranges:
         scale, zero = qdq.scale_and_zero(*ranges[name])
         x = tensors[name] / scale
@@ -104,7 +107,7 @@ def _run(
     tensors: dict[str, np.ndarray],
     constants: dict[str, np.ndarray],
 ) -> np.ndarray:
-    """The output of one operator."""
+    """Return the output of one operator."""
     inputs = [name for name in dict.fromkeys(node.input) if name not in constants]
     value = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in inputs]
     result = helper.make_tensor_value_info(node.output[0], onnx.TensorProto.FLOAT, None)

@@ -1,4 +1,4 @@
-"""The images to calibrate on."""
+"""Images for calibration."""
 
 from __future__ import annotations
 
@@ -17,20 +17,23 @@ from weights.files import sha256
 
 
 def files(folder: str | PathLike, count: int) -> list[Path]:
-    """`count` of the images in a folder and those below, evenly over the sorted ones."""
+    """Return `count` image files of a folder and its subfolders, evenly from the sorted files.
+
+    Raises UserError when there is no folder or no image in it.
+    """
     if not Path(folder).is_dir():
         raise UserError(f"there is no folder {folder}; give one with images for calibration")
-    found = image_files(folder)
-    if not found:
+    available = image_files(folder)
+    if not available:
         raise UserError(f"there are no images in {folder}; give a folder with some; 64 suffice")
-    count = min(count, len(found))
-    return [found[i * len(found) // count] for i in range(count)]
+    count = min(count, len(available))
+    return [available[i * len(available) // count] for i in range(count)]
 
 
 def read(files: Sequence[Path], preprocessing: Preprocessing) -> np.ndarray:
-    """float32 [N, 3, size, size], as for an evaluation.
+    """Return the images, float32 [N, 3, size, size], preprocessed as for an evaluation.
 
-    Raises UserError when a file is broken, or each image is of one colour and says nothing.
+    Raises UserError when a file is broken, or every image is of a single colour.
     """
     crops = [
         preprocessing.evaluation_crop(decode(file))
@@ -45,7 +48,7 @@ def read(files: Sequence[Path], preprocessing: Preprocessing) -> np.ndarray:
 
 
 def assert_disjoint(calibration: Sequence[Path], test: Sequence[Path]) -> None:
-    """Raises UserError when a file of one has the content of a file of the other."""
+    """Raise UserError when a test image has the same content as a calibration image."""
     seen = {sha256(file): file for file in calibration}
     for file in tqdm(test, desc="comparing files", leave=False, disable=None):
         if (same := seen.get(sha256(file))) is not None:

@@ -1,8 +1,9 @@
-"""Cross-layer equalization: channels rescaled between two layers, the network's function kept.
+"""Cross-layer equalization: rescale channels between two layers without changing the network.
 
-relu(x / s) = relu(x) / s for s > 0, and a mean over the map does the same, so that a layer's output
-channel can be divided by s if the next layer's weights for it are multiplied by s. Every s is a
-power of two, which changes exponents alone: the equalized network computes the same bits.
+For s > 0, relu(x / s) = relu(x) / s, and the mean over a feature map commutes with s too, so that a
+layer's output channel can be divided by s if the next layer's weights for it are multiplied by s.
+Every s is a power of two, which changes exponents only: the equalized network computes the same
+bits.
 
 Source: Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction, ICCV
 2019 (arXiv 1906.04721), for `by_weights`.
@@ -20,38 +21,46 @@ from utils import UserError
 
 from . import graph
 
-_HOMOGENEOUS = ("Relu", "GlobalAveragePool", "Flatten")  # let a factor of a channel through
+_HOMOGENEOUS = (
+    "Relu",
+    "GlobalAveragePool",
+    "Flatten",
+)  # operators that commute with a positive factor per channel
 _ROUNDS = 20
-_DEAD = 1e-3  # of the largest range: below, a channel may only look dead on a few images
+_DEAD = 1e-3  # fraction of the largest range; a smaller one may be due to few images
 
 
 class Chain(NamedTuple):
-    """Two layers with nothing but homogeneous operators, and no other reader, between them."""
+    """Two layers with only homogeneous operators, and no other consumer, between them."""
 
     first: NodeProto
     second: NodeProto
 
 
 def chains(model: onnx.ModelProto) -> list[Chain]:
-    """All such pairs.
+    """Return all chains of a network.
 
-    Between the convolutions of RepVGG, MobileOne and in the heads of both; in the ghost modules of
-    RepGhost and in squeeze-and-excitation. Not across GELU (RepViT's blocks) or a shortcut.
+    They lie between the convolutions of RepVGG and MobileOne and in their heads, in RepGhost's
+    ghost modules and in squeeze-and-excitation, but not across GELU (RepViT's blocks) or a
+    shortcut.
     """
     users = graph.consumers(model)
-    found = []
+    pairs = []
     for first in graph.layers(model):
         following = users.get(first.output[0], [])
         while len(following) == 1 and following[0].op_type in _HOMOGENEOUS:
             following = users.get(following[0].output[0], [])
         if len(following) == 1 and following[0].op_type in graph.LAYERS:
-            found.append(Chain(first, following[0]))
-    return found
+            pairs.append(Chain(first, following[0]))
+    return pairs
 
 
 def by_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Equalize for weights with one scale a layer: a channel's range is sqrt(first * second) in
-    both layers, with their largest weights for it. In rounds, as layers are in two chains."""
+    """Equalize for weights with one scale per layer.
+
+    A channel's range becomes sqrt(first * second) in both layers of a chain, where first and second
+    are their largest weights for it. Most layers are in two chains, so this is repeated in rounds.
+    """
     weights = {k: v.astype(np.float64) for k, v in graph.weights(model).items()}
     for _ in range(_ROUNDS):
         for chain in chains(model):
@@ -62,16 +71,16 @@ def by_weights(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def by_activations(model: onnx.ModelProto, images: np.ndarray) -> onnx.ModelProto:
-    """Equalize for weights with a scale for each channel, activations having one for all.
+    """Equalize for weights with one scale per channel and activations with one scale per tensor.
 
-    Between a channel's largest activation on `images` and the next layer's largest weight for it,
-    s = sqrt(activation / weight) shares the ranges. A depthwise layer's weights have a scale for
-    each channel anyway, and there s = activation makes all channels alike.
+    s = sqrt(activation / weight) balances a channel's largest activation on `images` and the next
+    layer's largest weight for it. The weights of a depthwise layer have a scale for each of these
+    channels anyway, so that s = activation equalizes the activations completely.
     """
-    found = chains(model)
+    pairs = chains(model)
     weights = {k: v.astype(np.float64) for k, v in graph.weights(model).items()}
-    largest = _largest_activations(model, [chain.second.input[0] for chain in found], images)
-    for chain in found:
+    largest = _largest_activations(model, [chain.second.input[0] for chain in pairs], images)
+    for chain in pairs:
         activation = largest[chain.second.input[0]]
         depthwise = graph.group(chain.second) == len(activation) > 1
         weight = np.ones(len(activation)) if depthwise else _by_input(chain, weights)
@@ -81,7 +90,7 @@ def by_activations(model: onnx.ModelProto, images: np.ndarray) -> onnx.ModelProt
 
 
 def assert_exact(model: onnx.ModelProto, equalized: onnx.ModelProto, images: np.ndarray) -> None:
-    """Raises UserError unless both give the same bits."""
+    """Raise UserError unless both networks compute the same bits."""
     before, after = (graph.logits(m, images[: graph.BATCH]) for m in (model, equalized))
     if not np.array_equal(before, after):
         worst = np.abs(before - after).max() / np.abs(before).max()
@@ -92,23 +101,23 @@ def assert_exact(model: onnx.ModelProto, equalized: onnx.ModelProto, images: np.
 
 
 def _largest_activations(model, names, images) -> dict[str, np.ndarray]:
-    """Tensor -> float64 [C], over images and places."""
+    """Return tensor -> largest absolute values over images and positions, float64 [C]."""
     largest: dict[str, np.ndarray] = {}
     for batch in graph.run(model, images, names, "equalization"):
         for name, value in zip(names, batch, strict=True):
-            found = np.abs(value).max((0, *range(2, value.ndim))).astype(np.float64)
-            largest[name] = np.maximum(found, largest.get(name, 0))
+            current = np.abs(value).max((0, *range(2, value.ndim))).astype(np.float64)
+            largest[name] = np.maximum(current, largest.get(name, 0))
     return largest
 
 
 def _by_input(chain: Chain, weights: dict[str, np.ndarray]) -> np.ndarray:
-    """The second layer's largest weight for each of its input channels."""
+    """Return the second layer's largest weight for each of its input channels."""
     kernel = np.abs(_grouped(chain, weights[chain.second.input[1]]))
     return kernel.max((1, *range(3, kernel.ndim))).reshape(-1)
 
 
 def _grouped(chain: Chain, kernel: np.ndarray) -> np.ndarray:
-    """[O, I/G, ...] -> [G, O/G, I/G, ...]."""
+    """Reshape a kernel [O, I/G, ...] to [G, O/G, I/G, ...]."""
     return kernel.reshape(graph.group(chain.second), -1, *kernel.shape[1:])
 
 
@@ -121,7 +130,7 @@ def _sqrt_of_ratio(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def _divide(chain: Chain, weights: dict[str, np.ndarray], s: np.ndarray) -> None:
-    """Divide the channels between the two layers by `s`, up to a factor of all, as powers of 2."""
+    """Divide the channels of a chain by `s`, rounded to powers of two up to a common factor."""
     logarithm = np.log2(s)
     s = np.exp2(np.rint(logarithm - logarithm.mean()))
     kernel, *bias = chain.first.input[1:]

@@ -1,4 +1,4 @@
-"""Reading and changing a float ONNX network, as `onnx_graph.to_onnx` makes them."""
+"""Read, change and run a float ONNX network made by `onnx_graph.to_onnx`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from tqdm import tqdm
 from . import runtime
 
 LAYERS = ("Conv", "Gemm")  # the operators with weights
-BATCH = 8  # images at once where all maps of a network are looked at
+BATCH = 8  # batch size where all feature maps of a network are kept
 
 
 def consumers(model: onnx.ModelProto) -> dict[str, list[NodeProto]]:
-    """Tensor -> the nodes that read it."""
+    """Return tensor -> the nodes that read it."""
     users: dict[str, list[NodeProto]] = {}
     for node in model.graph.node:
         for name in node.input:
@@ -25,22 +25,22 @@ def consumers(model: onnx.ModelProto) -> dict[str, list[NodeProto]]:
 
 
 def layers(model: onnx.ModelProto) -> list[NodeProto]:
-    """The convolutions and linear layers, in order."""
+    """Return the convolutions and linear layers in order."""
     return [node for node in model.graph.node if node.op_type in LAYERS]
 
 
 def group(node: NodeProto) -> int:
-    """Of a convolution; 1 for a linear layer."""
+    """Return the number of groups of a convolution; 1 for a linear layer."""
     return next((a.i for a in node.attribute if a.name == "group"), 1)
 
 
 def weights(model: onnx.ModelProto) -> dict[str, np.ndarray]:
-    """All initializers, as float32 arrays."""
+    """Return all initializers as float32 arrays."""
     return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
 
 
 def with_weights(model: onnx.ModelProto, changed: dict[str, np.ndarray]) -> onnx.ModelProto:
-    """A copy with other values in some initializers, rounded to float32."""
+    """Return a copy of the network with changed initializers, rounded to float32."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     for tensor in copy.graph.initializer:
@@ -51,7 +51,7 @@ def with_weights(model: onnx.ModelProto, changed: dict[str, np.ndarray]) -> onnx
 
 
 def for_any_batch(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy that takes any number of images at once."""
+    """Return a copy of the network that takes any batch size."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     for value in (*copy.graph.input, *copy.graph.output):
@@ -65,9 +65,9 @@ def run(
     names: Sequence[str] | None = None,
     description: str | None = None,
 ) -> Iterator[list[np.ndarray]]:
-    """The float tensors `names` (default: the logits), for `BATCH` images at a time.
+    """Yield the float tensors `names` (default: the logits) of each batch of `BATCH` images.
 
-    `description` is for a progress bar.
+    With a `description`, a progress bar is shown on a terminal.
     """
     if names is not None:
         copy = onnx.ModelProto()
@@ -80,28 +80,28 @@ def run(
     session = runtime.session(model.SerializeToString(), spin=False)
     entry = session.get_inputs()[0].name
     starts = range(0, len(images), BATCH)
-    disable = None if description else True  # None: where there is no terminal
+    disable = None if description else True  # None disables the bar where there is no terminal
     for start in tqdm(starts, desc=description, leave=False, disable=disable):
         yield session.run(None, {entry: images[start : start + BATCH]})
 
 
 def logits(model: onnx.ModelProto, images: np.ndarray) -> np.ndarray:
-    """[N, 3, H, W] -> [N, classes]."""
+    """Return the logits [N, classes] of images [N, 3, H, W]."""
     return np.concatenate([batch for (batch,) in run(model, images)])
 
 
 def sqnr(signal: np.ndarray, quantized: np.ndarray) -> float:
-    """Signal to quantization noise, 10 log10(sum x^2 / sum (q - x)^2), in dB."""
+    """Return the signal-to-quantization-noise ratio, 10 log10(sum x^2 / sum (q - x)^2), in dB."""
     return decibels(*powers(signal, quantized))
 
 
 def powers(signal: np.ndarray, quantized: np.ndarray) -> np.ndarray:
-    """The sums of squares of the signal and of the noise, float64 [2]."""
+    """Return the sums of squares of the signal and of the noise, float64 [2]."""
     signal, quantized = signal.astype(np.float64), quantized.astype(np.float64)
     return np.array([np.square(signal).sum(), np.square(quantized - signal).sum()])
 
 
 def decibels(signal: float, noise: float) -> float:
-    """10 log10(signal / noise); infinite without noise."""
+    """Return 10 log10(signal / noise), which is infinite without noise."""
     with np.errstate(divide="ignore"):
         return float(10 * np.log10(np.float64(signal) / noise))

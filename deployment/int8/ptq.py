@@ -1,4 +1,4 @@
-"""Post-training quantization, put together: equalization, clipping, bias correction."""
+"""Post-training quantization: equalization, clipping and bias correction in one function."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from . import bias, equalize, graph, qdq, ranges
 
 
 class Quantized(NamedTuple):
-    """What `qdq.to_qdq` needs, and how it was found.
+    """Arguments of `qdq.to_qdq` for a network, and how they were chosen.
 
     Attributes:
-        model: float, equalized; biases corrected for int8 weights and activations.
-        equalized: the same before the correction.
-        bounds: of the activations.
-        clip: how they were chosen.
-        tried: way to clip -> SQNR of the logits on the calibration images in dB.
-        per_channel, pairs: of the weights, see `weights.quantize`.
+        model: equalized float network, its biases corrected for int8 weights and activations.
+        equalized: equalized float network before the bias correction.
+        bounds: ranges of the activations.
+        clip: method that chose the ranges.
+        tried: clipping method -> SQNR of the logits on the calibration images in dB.
+        per_channel, pairs: how weights are rounded, see `weights.quantize`.
     """
 
     model: onnx.ModelProto
@@ -31,7 +31,7 @@ class Quantized(NamedTuple):
     pairs: bool
 
     def to_qdq(self) -> onnx.ModelProto:
-        """The int8 network."""
+        """Return the int8 network."""
         return qdq.to_qdq(self.model, self.bounds, self.per_channel, self.pairs)
 
 
@@ -42,15 +42,16 @@ def quantize(
     clip: str = "auto",
     pairs: bool = True,
 ) -> Quantized:
-    """Find how to quantize a float network in deploy form.
+    """Choose how to quantize a float network in deploy form.
 
     Args:
-        model: as `onnx_graph.to_onnx` makes them.
-        images: float32 [N, 3, H, W], normalized, to calibrate on.
-        per_channel: for weights with a scale for each output channel; else one a layer.
-        clip: one of `ranges.CLIPS`, or "auto": that with the highest SQNR of the logits on
-            `images`, after bias correction.
-        pairs: for weights that no CPU's kernels saturate with, see `weights`.
+        model: network made by `onnx_graph.to_onnx`.
+        images: calibration images, float32 [N, 3, H, W], normalized.
+        per_channel: whether each output channel's weights have a scale of their own; otherwise
+            there is one scale per layer.
+        clip: one of `ranges.CLIPS`, or "auto" for the one with the highest SQNR of the logits on
+            `images` after bias correction.
+        pairs: whether to limit the weights so that no CPU's kernels saturate, see `weights`.
     """
     if per_channel:
         equalized = equalize.by_activations(model, images)
@@ -59,29 +60,31 @@ def quantize(
     equalize.assert_exact(model, equalized, images)
     expected = graph.logits(equalized, images)
     means = bias.means(equalized, images)
-    held = ranges.histograms(equalized, qdq.activations(equalized), images)
+    histograms = ranges.histograms(equalized, qdq.activations(equalized), images)
     results, tried = {}, {}
-    for way in ranges.CLIPS if clip == "auto" else (clip,):
-        bounds = {name: ranges.CLIPS[way](histogram) for name, histogram in held.items()}
+    for method in ranges.CLIPS if clip == "auto" else (clip,):
+        bounds = {name: ranges.CLIPS[method](counts) for name, counts in histograms.items()}
         corrected = bias.correct(equalized, bounds, images, means, per_channel, pairs)
-        results[way] = Quantized(corrected.model, equalized, bounds, way, tried, per_channel, pairs)
-        tried[way] = graph.sqnr(expected, corrected.logits)
+        results[method] = Quantized(
+            corrected.model, equalized, bounds, method, tried, per_channel, pairs
+        )
+        tried[method] = graph.sqnr(expected, corrected.logits)
     return results[max(tried, key=tried.get)]
 
 
 def schemes(
     model: onnx.ModelProto, images: np.ndarray, clip: str = "auto"
 ) -> tuple[dict[str, onnx.ModelProto], dict[str, Quantized]]:
-    """A network in every scheme that is reported, and how those named "W8A8 ..." were found.
+    """Return the network in every scheme of the report, and the `Quantized` of each W8A8 scheme.
 
-    {"float": ..., "W8A8 per-tensor, plain": ..., "W8 per-tensor": ..., "W8A8 per-tensor": ...} and
-    so on: W8 has int8 weights alone, and the plain ones the whole range of each tensor and weight
-    without any of what is done here, as a converter makes them unless told otherwise. "W8A8
-    per-channel, full range" is not limited to what every CPU's kernels are exact with.
+    The names are "float", "W8A8 per-tensor, plain", "W8 per-tensor", "W8A8 per-tensor" and so on.
+    W8 schemes quantize the weights only. Plain schemes use the whole range of each tensor and
+    weight without equalization, clipping and bias correction, as converters do by default. In "W8A8
+    per-channel, full range" the weights are not limited to what no CPU's kernels saturate with.
     """
-    held = ranges.histograms(model, qdq.activations(model), images)
-    whole = {name: ranges.minmax(histogram) for name, histogram in held.items()}
-    networks, found = {"float": model}, {}
+    histograms = ranges.histograms(model, qdq.activations(model), images)
+    whole = {name: ranges.minmax(histogram) for name, histogram in histograms.items()}
+    networks, quantized = {"float": model}, {}
     for per_channel in (False, True):
         name = "per-channel" if per_channel else "per-tensor"
         networks[f"W8A8 {name}, plain"] = qdq.to_qdq(model, whole, per_channel, pairs=False)
@@ -90,8 +93,8 @@ def schemes(
         alone = bias.correct(best.equalized, {}, images, means, per_channel)
         networks[f"W8 {name}"] = qdq.to_qdq(alone.model, {}, per_channel)
         networks[f"W8A8 {name}"] = best.to_qdq()
-        found[f"W8A8 {name}"] = best
+        quantized[f"W8A8 {name}"] = best
     full = quantize(model, images, True, best.clip, pairs=False)
     networks["W8A8 per-channel, full range"] = full.to_qdq()
-    found["W8A8 per-channel, full range"] = full
-    return networks, found
+    quantized["W8A8 per-channel, full range"] = full
+    return networks, quantized

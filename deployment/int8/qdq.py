@@ -1,6 +1,7 @@
-"""A float ONNX network as an int8 one: QuantizeLinear and DequantizeLinear around its operators.
+"""Turn a float ONNX network into an int8 network in QDQ format.
 
-Runtimes replace an operator between the two by one that computes in int8.
+QuantizeLinear and DequantizeLinear nodes surround its operators; runtimes replace an operator
+between them by one that computes in int8.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from onnx import NodeProto, helper, numpy_helper
 from . import weights
 from .graph import LAYERS, consumers
 
-LEVELS = 255  # of uint8, beside 0
+LEVELS = 255  # steps of uint8 above 0
 
 
 def activations(model: onnx.ModelProto) -> list[str]:
-    """The tensors of a network to quantize, in order.
+    """Return the tensors of a network to quantize, in order.
 
-    What goes into a convolution or a linear layer, what comes out of a convolution, and the
-    operands and result of an addition of two maps; behind the ReLU where one follows directly.
+    These are inputs of convolutions and linear layers, outputs of convolutions, and operands and
+    results of additions of two feature maps; where a ReLU follows directly, its output instead.
     """
     graph = model.graph
     users = consumers(model)
@@ -48,11 +49,11 @@ def activations(model: onnx.ModelProto) -> list[str]:
 
 
 def scale_and_zero(low: float, high: float) -> tuple[np.float32, np.uint8]:
-    """Scale and zero point of activations from `low` to `high`, which are stretched to hold 0.
+    """Return scale and zero point of activations from `low` to `high`, extended to include 0.
 
-    scale = (high - low) / 255, in float64 and rounded to float32 (1 for an empty range);
-    zero = rint(-low / scale), in float64. ONNX then makes q = clip(rint(x / scale) + zero, 0, 255)
-    of x, rounding half to even, and (q - zero) * scale of q.
+    scale = (high - low) / 255 in float64, rounded to float32 (1 for an empty range), and
+    zero = rint(-low / scale) in float64. ONNX quantizes x to q = clip(rint(x / scale) + zero, 0,
+    255), rounding half to even, and dequantizes q to (q - zero) * scale.
     """
     low, high = min(float(low), 0.0), max(float(high), 0.0)
     scale = np.float32((high - low) / LEVELS)
@@ -67,7 +68,7 @@ def to_qdq(
     per_channel: bool = True,
     pairs: bool = True,
 ) -> onnx.ModelProto:
-    """A copy of a float network in deploy form that computes in int8.
+    """Return a copy of a float network in deploy form that computes in int8.
 
     Its logits are those of the float network with every tensor x of `ranges` replaced by
     (clip(rint(x / scale) + zero, 0, 255) - zero) * scale, see `scale_and_zero`, and the weights of
@@ -77,10 +78,10 @@ def to_qdq(
     scale), which matters to channels whose weights are all next to 0.
 
     Args:
-        model: as `onnx_graph.to_onnx` makes them, of opset 13 at least.
-        ranges: tensor -> its lowest and highest value; other tensors stay float, so that {} gives
-            a network with int8 weights alone. `activations` lists those that should be there.
-        per_channel, pairs: see `weights.quantize`.
+        model: network made by `onnx_graph.to_onnx` with opset 13 or higher.
+        ranges: tensor -> its lowest and highest value; `activations` lists the tensors to quantize.
+            Other tensors stay float, so that {} quantizes the weights only.
+        per_channel, pairs: how weights are rounded, see `weights.quantize`.
     """
     quantized = onnx.ModelProto()
     quantized.CopyFrom(model)
@@ -99,7 +100,7 @@ def to_qdq(
         return name
 
     def replace(name: str, values: np.ndarray, scale: np.ndarray) -> str:
-        """An initializer by integers and their scale."""
+        """Replace an initializer by integers and their scale; return the dequantized tensor."""
         graph.initializer.remove(initializers.pop(name))
         inputs = [
             constant(f"{name}.{values.dtype}", values),
@@ -116,7 +117,7 @@ def to_qdq(
         dequantize(f"{name}.dequantized", [q, *own])
 
     def layer(node: NodeProto) -> list[str]:
-        """The weights of a convolution or linear layer; returns its inputs."""
+        """Quantize the weights of a convolution or linear layer and return its inputs."""
         x, weight, *bias = node.input
         int8 = int8_weights(node, values, ranges, per_channel, pairs)
         inputs = [x, replace(weight, *int8)]
@@ -147,7 +148,7 @@ def int8_weights(
     per_channel: bool,
     pairs: bool,
 ) -> weights.Int8:
-    """The weights of a convolution or linear layer, as `to_qdq` rounds them.
+    """Return the weights of a convolution or linear layer as `to_qdq` rounds them.
 
     `values` are the network's initializers.
     """

@@ -1,4 +1,4 @@
-"""Ranges of activations: what a network's tensors hold on images, and where to clip them."""
+"""Ranges of activations: histograms of a network's tensors, and methods to choose clip ranges."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from . import graph, qdq
 
 _BINS = 4096
 _QUANTILE = 0.9999
-_FRACTIONS = np.linspace(0.2, 1, 81)  # of the whole range, to choose from
+_FRACTIONS = np.linspace(0.2, 1, 81)  # of the whole range; candidates for the clip range
 
 Range = tuple[float, float]
 
 
 class Histogram(NamedTuple):
-    """What a tensor holds: counts in equal bins from low to high."""
+    """Counts of a tensor's values in bins of equal width from low to high."""
 
     low: float
     high: float
@@ -26,6 +26,7 @@ class Histogram(NamedTuple):
 
     @property
     def centers(self) -> np.ndarray:
+        """Centres of the bins."""
         width = (self.high - self.low) / len(self.counts)
         return self.low + (np.arange(len(self.counts)) + 0.5) * width
 
@@ -33,7 +34,7 @@ class Histogram(NamedTuple):
 def histograms(
     model: onnx.ModelProto, names: Sequence[str], images: np.ndarray
 ) -> dict[str, Histogram]:
-    """Of the tensors `names` of a float network, in two passes over the images."""
+    """Return the histograms of tensors of a float network, in two passes over the images."""
     bounds = dict.fromkeys(names, (np.inf, -np.inf))
     for batch in graph.run(model, images, names, "ranges"):
         for name, value in zip(names, batch, strict=True):
@@ -47,12 +48,12 @@ def histograms(
 
 
 def minmax(histogram: Histogram) -> Range:
-    """All of it."""
+    """Return the whole range from the lowest to the highest value."""
     return histogram.low, histogram.high
 
 
 def percentile(histogram: Histogram) -> Range:
-    """Without the 0.01 % of the values that are highest, and of those below 0 that are lowest."""
+    """Return the range without the highest 0.01 % and, if they are negative, the lowest 0.01 %."""
     share = np.cumsum(histogram.counts) / histogram.counts.sum()
     edges = np.linspace(histogram.low, histogram.high, len(share) + 1)
     low = edges[np.searchsorted(share, 1 - _QUANTILE, side="right")]
@@ -60,7 +61,7 @@ def percentile(histogram: Histogram) -> Range:
 
 
 def mse(histogram: Histogram) -> Range:
-    """The least squared error: of rounding within the range, and of clipping outside."""
+    """Return the range with the least squared error of rounding and clipping together."""
 
     def error(low: float, high: float) -> float:
         step = float(qdq.scale_and_zero(low, high)[0])
@@ -72,10 +73,11 @@ def mse(histogram: Histogram) -> Range:
 
 
 def kl(histogram: Histogram) -> Range:
-    """The least Kullback-Leibler divergence of the quantized distribution from the clipped one.
+    """Return the range with the least Kullback-Leibler divergence of quantized from clipped values.
 
-    Source: S. Migacz, 8-bit Inference with TensorRT, GTC 2017. The zeros of a ReLU are a value of
-    their own in any range, and count as their neighbours do: they would else decide alone.
+    The zeros of a ReLU are represented exactly in every range; their bin counts as its neighbour
+    does, as it would otherwise dominate the divergence.
+    Source: S. Migacz, 8-bit Inference with TensorRT, GTC 2017.
     """
     x, counts = histogram.centers, histogram.counts.astype(np.float64)
     zero_bin = int(np.abs(x).argmin())
@@ -86,7 +88,7 @@ def kl(histogram: Histogram) -> Range:
         inside = (x >= low) & (x <= high)
         if not (inside & (counts > 0)).any():
             return np.inf
-        clipped = np.where(inside, counts, 0)  # what is outside goes to the first and last bin
+        clipped = np.where(inside, counts, 0)  # values outside are added to the first and last bin
         kept = np.flatnonzero(inside)
         clipped[kept[0]] += counts[: kept[0]].sum()
         clipped[kept[-1]] += counts[kept[-1] + 1 :].sum()

@@ -1,4 +1,4 @@
-"""How much of a network is left in int8: noise by layer, agreement, accuracy."""
+"""Quality of an int8 network: noise of each layer, agreement with the float network, accuracy."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from . import graph, runtime
 
 
 class Row(NamedTuple):
-    """A network over a set of images, against the float one."""
+    """Results of a network on a set of images, compared with the float network."""
 
     name: str
-    sqnr: float | None  # of the logits, dB; None for the float network itself
+    sqnr: float | None  # SQNR of the logits in dB; None for the float network itself
     agreement: float  # percentage of the images with the float network's best class
     top1: float | None  # percentages, where the labels are known
     top5: float | None
@@ -28,10 +28,11 @@ def compare(
     networks: Mapping[str, onnx.ModelProto],
     batches: Iterable[tuple[np.ndarray, np.ndarray | None]],
 ) -> list[Row]:
-    """Run all `networks`, the first of which is the float one, on all batches.
+    """Run all networks on all batches and return a row for each.
 
     Args:
-        batches: (images float32 [N, 3, H, W], labels [N] or None).
+        networks: name -> network; the first one is the float network.
+        batches: pairs of images, float32 [N, 3, H, W], and labels [N] or None.
     """
     sessions = {
         name: runtime.session(m.SerializeToString(), spin=False) for name, m in networks.items()
@@ -66,9 +67,9 @@ def compare(
 def layers(
     model: onnx.ModelProto, int8: onnx.ModelProto, names: Sequence[str], images: np.ndarray
 ) -> dict[str, float]:
-    """Quantized tensor of a network -> its SQNR in dB, against the same one of the float network.
+    """Return quantized tensor -> its SQNR in dB against the same tensor of the float network.
 
-    `int8` is made of `model`, or of one with the same scales of its channels.
+    `int8` must be made of `model`, or of a network with the same scales of its channels.
     """
     total = {name: np.zeros(2) for name in names}
     pairs = zip(
@@ -76,14 +77,14 @@ def layers(
         graph.run(int8, images, [f"{name}.dequantized" for name in names]),
         strict=True,
     )
-    for expected, found in pairs:
-        for name, x, y in zip(names, expected, found, strict=True):
+    for expected, actual in pairs:
+        for name, x, y in zip(names, expected, actual, strict=True):
             total[name] += graph.powers(x, y)
     return {name: graph.decibels(*both) for name, both in total.items()}
 
 
 def table(rows: Sequence[Row]) -> str:
-    """For people."""
+    """Return the rows as a plain-text table."""
     accuracy = rows[0].top1 is not None
     lines = [f"{'':28}{'SQNR':>9}{'agreement':>11}" + f"{'top-1':>9}{'top-5':>9}" * accuracy]
     for row in rows:
@@ -94,7 +95,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def chart(curves: Mapping[str, Mapping[str, float]]) -> bytes:
-    """A PNG: the SQNR of each quantized tensor in order, a line for each network."""
+    """Draw the SQNR of each quantized tensor in order, with a line per network, as a PNG."""
     from matplotlib.figure import Figure  # the object interface draws without a display
 
     names = list(next(iter(curves.values())))

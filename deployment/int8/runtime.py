@@ -1,4 +1,4 @@
-"""onnxruntime sessions, with the switch that keeps int8 networks accurate on older CPUs."""
+"""onnxruntime sessions that keep int8 networks accurate on CPUs without VNNI instructions."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ import onnxruntime
 def session(
     model: str | PathLike | bytes, threads: int = 0, precise: bool = True, spin: bool = True
 ) -> onnxruntime.InferenceSession:
-    """A session on the CPU for a file, or its content, float or int8.
+    """Return a session on the CPU for a float or int8 ONNX file, or for the content of one.
 
     Args:
-        threads: that compute; 0 for as many as there are cores.
-        precise: on x86 CPUs without VNNI instructions, take kernels that multiply uint8 by uint8
-            and cannot saturate; see `weights`. They are slower, and needed only for int8 files of
-            others: the weights of ours fit. Other CPUs ignore it.
-        spin: threads that wait keep their cores busy, which makes single images faster; without,
-            many short-lived sessions are, and whatever else runs on the machine.
+        model: path or content of the file.
+        threads: number of threads; 0 for one per core.
+        precise: whether to use kernels that multiply uint8 by uint8 and cannot saturate on x86 CPUs
+            without VNNI instructions, see `weights`. They are slower, and needed only for int8
+            files from elsewhere. Other CPUs ignore this setting.
+        spin: whether waiting threads keep their cores busy. That makes single images faster; many
+            short-lived sessions, and other programs, are faster without it.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors

@@ -1,4 +1,4 @@
-"""The float network to quantize."""
+"""Read the float network to quantize."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from . import graph
 
 
 class Source(NamedTuple):
-    """model: float ONNX in deploy form, for any number of images, with its metadata."""
+    """A float ONNX network in deploy form for any batch size, with preprocessing and metadata."""
 
     model: onnx.ModelProto
     preprocessing: Preprocessing
@@ -31,10 +31,10 @@ class Source(NamedTuple):
 
 
 def read(path: str, arch: str | None, crop_ratio: float | None) -> Source:
-    """Of a checkpoint, which is fused and exported, or of an .onnx file of export.py.
+    """Read the network of a checkpoint, which is fused and exported, or of export.py's .onnx file.
 
-    `crop_ratio` replaces that of the preprocessing. Raises UserError when the network cannot be
-    quantized: it is quantized already, in train form, or its weights are not finite.
+    If given, `crop_ratio` replaces the one of the preprocessing. Raises UserError when the network
+    cannot be quantized: it is quantized already, in train form, or has weights that are not finite.
     """
     if path.lower().endswith(".onnx"):
         return _read_onnx(Path(path), arch, crop_ratio)
@@ -48,9 +48,9 @@ def read(path: str, arch: str | None, crop_ratio: float | None) -> Source:
 
 
 def trained_ranges(path: str, arch: str | None) -> dict[str, tuple[float, float]]:
-    """Of the activations, tensor -> lowest and highest value, from a checkpoint of train.py --qat.
+    """Return the ranges, tensor -> (lowest, highest), of a checkpoint of train.py --qat.
 
-    Raises UserError where there are none.
+    Raises UserError when the checkpoint has none.
     """
     bounds = None
     if not path.lower().endswith(".onnx"):
@@ -89,16 +89,16 @@ def _read_onnx(path: Path, arch: str | None, crop_ratio: float | None) -> Source
         )
     try:
         preprocessing = Preprocessing(**metadata["preprocessing"])
-        found = metadata["arch"]
+        actual = metadata["arch"]
         metadata["num_classes"], metadata["classes"]
     except (KeyError, TypeError, ValueError):
         raise UserError(
             f"{path} does not say which network and which preprocessing it has; "
             "give a checkpoint, or a file that export.py wrote"
         ) from None
-    if arch not in (None, found):
+    if arch not in (None, actual):
         raise UserError(
-            f"{path} is of {found}, but {arch} was expected; use --arch {found} or another file"
+            f"{path} is of {actual}, but {arch} was expected; use --arch {actual} or another file"
         )
     _assert_finite(str(path), graph.weights(model))
     preprocessing = replace(preprocessing, crop_ratio=crop_ratio or preprocessing.crop_ratio)

@@ -1,11 +1,11 @@
-"""Weights as int8: a scale for each output channel or for all, small enough for every CPU.
+"""Round weights to int8, with limits under which no CPU's kernels saturate.
 
 On x86 CPUs without VNNI instructions, AVX2's vpmaddubsw multiplies two neighbouring pairs of an
 unsigned activation (0 to 255) and a signed weight and adds them in 16 bits, saturating. No sum can
-exceed 16 bits if the two largest weights of an output channel sum to 128 at most, and the two most
-negative ones to -128 at least: 255 * 128 = 32,640 <= 32,767, whichever two are neighbours. That is
-half of the range in the worst case, the 7 bits that other tools take for all, but channels with one
-outstanding weight keep nearly all of it.
+exceed 16 bits if the two largest weights of an output channel sum to at most 128, and the two most
+negative ones to at least -128: 255 * 128 = 32,640 <= 32,767, whichever two are neighbours. In the
+worst case that is half of the range, the 7 bits that other tools use for all weights, but channels
+with one outstanding weight keep nearly the whole range.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ LARGEST_PAIR = 128
 
 
 class Int8(NamedTuple):
-    """values * scale are the weights, with the scale of each output channel along axis 0."""
+    """Integers and scales; values * scale are the weights, with output channels along axis 0."""
 
-    values: np.ndarray  # int8, as the weights are
-    scale: np.ndarray  # float32 [O], or [] for all channels
+    values: np.ndarray  # int8, in the shape of the weights
+    scale: np.ndarray  # float32 [O], or [] for one scale of all channels
 
     @property
     def weights(self) -> np.ndarray:
-        """float32: what the int8 network computes with."""
+        """Weights as the int8 network uses them, float32."""
         return self.values * _along_channels(self.scale, self.values.ndim)
 
 
@@ -42,8 +42,9 @@ def quantize(
 
     Args:
         weights: float32 [O, I, kh, kw] or [O, I], finite.
-        per_channel: a scale for each output channel; else one for all.
-        pairs: keep to the pairs' limit, see above; else only to 127.
+        per_channel: whether each output channel has a scale of its own; otherwise all share one.
+        pairs: whether to limit the sums of pairs, see the module's documentation, and not only each
+            weight to 127.
         at_least: lower bound of the scales, [O] or [].
     """
     scale = scales(weights, per_channel, pairs, at_least)
@@ -59,12 +60,13 @@ def scales(
     pairs: bool = True,
     at_least: np.ndarray | float = 0.0,
 ) -> np.ndarray:
-    """The smallest scales that fit and are `at_least` so large, float32 [O] or []; 1 if that is 0.
+    """Return the smallest scales within the limits and not below `at_least`, float32 [O] or [].
 
     scale = max(max |w| / 127, (p1 + p2) / 128, -(n1 + n2) / 128) of a channel's weights w, with p1
-    and p2 its two largest and n1 and n2 its two smallest ones, those of the wrong sign being 0; the
-    first term alone without `pairs`. The largest of all channels if not `per_channel`. Computed in
-    float64 and rounded up to float32, so that the limits hold after the rounding of weights.
+    and p2 its two largest and n1 and n2 its two smallest ones, where those of the wrong sign are 0;
+    without `pairs`, the first term alone. A scale of 0 becomes 1. If not `per_channel`, the scale
+    is the largest of all channels. Scales are computed in float64 and rounded up to float32, so
+    that the limits hold after the weights are rounded.
     """
     flat = weights.reshape(len(weights), -1).astype(np.float64)
     needed = np.abs(flat).max(1) / LARGEST
@@ -78,12 +80,12 @@ def scales(
 
 
 def largest_pair(values: np.ndarray) -> int:
-    """The largest sum of two weights of one sign in one output channel, of int8 [O, ...]."""
+    """Return the largest sum of two weights of one sign in an output channel of int8 [O, ...]."""
     return int(_pair_sums(values.reshape(len(values), -1).astype(np.int64)).max())
 
 
 def _pair_sums(flat: np.ndarray) -> np.ndarray:
-    """[O, K] -> [O]: the larger of the sums of the two largest and the two most negative."""
+    """Return the larger of the sums of the two largest and the two most negative values, [O]."""
     ordered = np.sort(flat, axis=1)
     highest, lowest = ordered[:, -2:].clip(min=0), ordered[:, :2].clip(max=0)
     return np.maximum(highest.sum(1), -lowest.sum(1))

@@ -1,4 +1,4 @@
-"""data_pipeline.py data: that it compares the same work, not how fast it is."""
+"""benchmark.py data: that it compares the same work, not how fast it is."""
 
 import json
 import shutil

@@ -6,7 +6,6 @@ from datetime import date
 from importlib import metadata
 
 import models
-from models.repvgg import RepVGG
 
 import pytest
 
@@ -52,9 +51,7 @@ def photos(image_folder):
 
 
 @pytest.fixture
-def small_checkpoint(tmp_path, monkeypatch):
-    config = {"depths": (1, 1, 1, 1), "width": (0.25, 0.125, 0.125, 0.125)}
-    monkeypatch.setitem(models.registry._REGISTRY, "RepVGGA0", (RepVGG, config))
+def small_checkpoint(tmp_path, small_repvgg_a0):
     model = models.create("RepVGGA0", 3)
     contents = checkpoint.of_model(model, Preprocessing(size=32), ["apple", "pear", "plum"])
     checkpoint.save(contents, tmp_path / "small.pkl")

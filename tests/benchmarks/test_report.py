@@ -1,4 +1,4 @@
-"""What benchmark.py's sub-commands give out; their figures are tested with what they measure."""
+"""Reports of benchmark.py's sub-commands; their figures are tested with what they measure."""
 
 import csv
 import io

@@ -75,8 +75,8 @@ def test_with_its_branches(network, preprocessing, tmp_path):
 
 def test_raw_pixels(network, preprocessing, tmp_path):
     model, path = network("RepVGG"), tmp_path / "a.mge"
-    takes = raw_pixels(preprocessing)
-    export_mge(model, path, preprocessing, takes=takes, size=32)
+    file_input = raw_pixels(preprocessing)
+    export_mge(model, path, preprocessing, file_input=file_input, size=32)
     pictures = np.random.default_rng(2).integers(200, 256, (2, 32, 32, 3), np.uint8)
     model.eval()
     normalized = np.stack([preprocessing.normalize(picture) for picture in pictures])

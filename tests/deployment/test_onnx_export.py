@@ -103,8 +103,8 @@ def test_raw_pixels_in_the_other_order_are_exact_at_the_borders(
 ):
     """A mean in the bias instead would make the logits of these white pictures differ by much."""
     model, path = network(kind), tmp_path / "a.onnx"
-    takes = raw_pixels(in_color_order(preprocessing, "BGR"))
-    done = export_onnx(model, path, preprocessing, takes=takes, size=32)
+    file_input = raw_pixels(in_color_order(preprocessing, "BGR"))
+    done = export_onnx(model, path, preprocessing, file_input=file_input, size=32)
     assert done.parameters == models.profile(model, 32).parameters
     pictures = np.random.default_rng(2).integers(200, 256, (3, 32, 32, 3), np.uint8)
     expected = live(model, np.stack([preprocessing.normalize(image) for image in pictures]))
@@ -117,18 +117,21 @@ def test_raw_pixels_in_the_other_order_are_exact_at_the_borders(
 
 def test_only_the_order_of_the_colours(network, preprocessing, tmp_path):
     model, path = network("RepVGG"), tmp_path / "a.onnx"
-    takes = in_color_order(preprocessing, "BGR")
-    done = export_onnx(model, path, preprocessing, takes=takes, size=32)
+    file_input = in_color_order(preprocessing, "BGR")
+    done = export_onnx(model, path, preprocessing, file_input=file_input, size=32)
     assert "Add" not in done.operators
     images = np.random.default_rng(1).standard_normal((2, 3, 32, 32), np.float32)
     assert_close(logits_of(path, np.ascontiguousarray(images[:, ::-1])), live(model, images))
 
 
 def test_a_train_form_cannot_take_other_images(network, preprocessing, tmp_path):
-    takes = raw_pixels(preprocessing)
+    file_input = raw_pixels(preprocessing)
     with pytest.raises(ExportError, match="fuse the network"):
         export_onnx(
-            network("RepVGG", deploy=False), tmp_path / "a.onnx", preprocessing, takes=takes
+            network("RepVGG", deploy=False),
+            tmp_path / "a.onnx",
+            preprocessing,
+            file_input=file_input,
         )
     assert list(tmp_path.iterdir()) == []
 

@@ -3,7 +3,6 @@
 import json
 
 import models
-from models.repvgg import RepVGG
 
 import megengine as mge
 import onnx
@@ -15,10 +14,8 @@ from weights import checkpoint
 
 
 @pytest.fixture
-def trained(monkeypatch, tmp_path):
+def trained(small_repvgg_a0, tmp_path):
     """A checkpoint in train form, of a RepVGGA0 with few blocks and channels."""
-    config = {"depths": (1, 2, 4, 1), "width": (0.25, 0.125, 0.125, 0.125)}
-    monkeypatch.setitem(models.registry._REGISTRY, "RepVGGA0", (RepVGG, config))
     mge.random.seed(0)
     model = models.create("RepVGGA0", 2)
     path = tmp_path / "best.pkl"
