@@ -154,7 +154,8 @@ def main(argv: list[str] | None = None) -> int:
     }
     print(json.dumps(result, indent=2) if args.json else _text(result, rows))
     if args.record:
-        record.write(args.record, result)
+        about = {key: value for key, value in result.items() if key != "networks"}
+        record.write(args.record, result["networks"], about)
     return 0
 
 
@@ -184,7 +185,8 @@ def write_trained(args: argparse.Namespace, target: Path) -> int:
         "sha256": sha256(target),
     }
     if args.record:
-        record.write(args.record, result)
+        about = {key: value for key, value in result.items() if key != "networks"}
+        record.write(args.record, result["networks"], about)
     if args.json:
         print(json.dumps(result, indent=2))
         return 0

@@ -81,7 +81,7 @@ def run(args: argparse.Namespace, workers: Workers) -> int:
         if args.json:
             print(json.dumps(result, indent=2))
         if args.record:
-            record.write(args.record, result)
+            record.write(args.record, result.pop("results"), result)
     return 0
 
 

@@ -45,37 +45,43 @@ def add_argument(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def write(record: str, figures: Any) -> None:
-    """Write `figures`, plain values as --json prints them, to docs/results/`record`.json.
+def write(record: str, rows: list[dict[str, Any]], about: dict[str, Any] | None = None) -> None:
+    """Write rows of figures, as --json prints them, to docs/results/`record`.json.
 
-    Absolute paths are shortened to the name of the file, as the records are published. Raises
-    UserError when the file cannot be written; an earlier record is then untouched.
+    `about` is what else a reader wants to know, such as the checkpoint. As the records are
+    published, absolute paths are shortened to the name of the file.
+
+    Raises UserError when the file cannot be written; an earlier record is then untouched.
     """
     contents = {
         "command": shlex.join(["python", Path(sys.argv[0]).name, *sys.argv[1:]]),
         "date": date.today().isoformat(),
         "machine": machine(),
         "versions": versions(),
-        "figures": figures,
+        "figures": rows,
+        **({"about": about} if about else {}),
     }
     text = _PARENT_FOLDERS.sub("", json.dumps(contents, indent=2, ensure_ascii=False)) + "\n"
     utils.write_atomically(FOLDER / f"{record}.json", lambda file: file.write(text.encode()))
 
 
-def machine() -> dict[str, Any]:
-    """Return the processor's model, the cores that this process may use, and SIMD features."""
+def machine() -> str:
+    """Describe the processor: its model, the cores this process may use, and SIMD features."""
     text = ""
     with suppress(OSError):  # Linux has this file, others have not
         text = Path("/proc/cpuinfo").read_text()
     fields = dict(re.findall(r"^(model name|flags)\s*: (.*)$", text, re.MULTILINE))
     flags = fields.get("flags", "").split()
     own = hasattr(os, "sched_getaffinity")  # Linux
-    return {
-        "processor": fields.get("model name") or platform.processor() or platform.machine(),
-        "cores": len(os.sched_getaffinity(0)) if own else os.cpu_count(),
-        "features": [feature for feature in _FEATURES if feature in flags],
-        "system": f"{platform.system()} {platform.machine()}",
-    }
+    cores = len(os.sched_getaffinity(0)) if own else os.cpu_count()
+    return ", ".join(
+        [
+            fields.get("model name") or platform.processor() or platform.machine(),
+            f"{cores} cores",
+            *(feature for feature in _FEATURES if feature in flags),
+            f"{platform.system()} {platform.machine()}",
+        ]
+    )
 
 
 def versions() -> dict[str, str]:
