@@ -137,7 +137,7 @@ class Augmentation:
         "keeps its length, and so has fewer different images",
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         policy(self.auto_augment)  # a wrong name is an error here, and not in a worker
         if self.erasing_mode not in ERASING_MODES:
             raise UserError(
@@ -208,7 +208,8 @@ def _random_resized_crop(
 ) -> None:
     size = preprocessing.size
     if isinstance(image, np.ndarray):
-        box = crop_box(*image.shape[:2], scale, rng)
+        height, width = image.shape[:2]
+        box = crop_box(height, width, scale, rng)
         part = image[box.top : box.top + box.height, box.left : box.left + box.width]
     else:
         part = decode_crop(image, lambda h, w: crop_box(h, w, scale, rng), size)
@@ -226,7 +227,7 @@ def _random_affine(
     size = preprocessing.size
     image = preprocessing.resize(image, size, size)
     angle, scale = rng.uniform(-10, 10), rng.uniform(0.9, 1.1)
-    matrix = cv2.getRotationMatrix2D(((size - 1) / 2, (size - 1) / 2), angle, scale)
+    matrix: np.ndarray = cv2.getRotationMatrix2D(((size - 1) / 2, (size - 1) / 2), angle, scale)
     matrix[:, 2] += rng.uniform(-0.06 * size, 0.06 * size, 2)
     cv2.warpAffine(image, matrix, (size, size), dst=out)
 
@@ -244,7 +245,8 @@ def _padding_crop(
     size = preprocessing.size
     if image.shape[:2] != (size, size):
         image = preprocessing.resize(image, size, size)
-    image = cv2.copyMakeBorder(image, *[padding] * 4, cv2.BORDER_CONSTANT, value=0)
+    # the colour around it is black, as no other is given
+    image = cv2.copyMakeBorder(image, padding, padding, padding, padding, cv2.BORDER_CONSTANT)
     top, left = rng.integers(2 * padding + 1, size=2)
     out[:] = image[top : top + size, left : left + size]
 
@@ -285,5 +287,5 @@ def erase(
         top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
         shape = {"const": None, "rand": 3, "pixel": (h, w, 3)}[mode]
         noise = 0 if shape is None else rng.standard_normal(shape, np.float32)
-        values = np.rint(np.float32(mean) + np.float32(std) * noise)
+        values = np.rint(np.array(mean, np.float32) + np.array(std, np.float32) * noise)
         image[top : top + h, left : left + w] = np.clip(values, 0, 255)

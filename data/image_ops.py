@@ -14,7 +14,7 @@ import numpy as np
 
 _values = np.arange(256)
 _INTERPOLATION = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
-Color = tuple[int, int, int]
+Color = tuple[int, ...]  # of three channels
 
 # ---------------------------------------------------------------- tables of the 256 values
 

@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -41,7 +42,9 @@ class Background:
 def _geometric(function: Callable, largest: float) -> Callable:
     """Return an operation by an amount of up to `largest`, at level 10, to either side."""
 
-    def apply(image, level, rng, background):
+    def apply(
+        image: np.ndarray, level: float, rng: np.random.Generator, background: Background
+    ) -> np.ndarray:
         amount = level / 10 * largest * _sign(rng)
         return function(image, amount, background.fill, background.interpolation)
 
@@ -60,7 +63,9 @@ def _enhance(function: Callable) -> Callable:
 def _enhance_increasing(function: Callable) -> Callable:
     """Return an operation by a factor of 1 at level 0, and of 0.1 or 1.9 at level 10."""
 
-    def apply(image, level, rng, background):
+    def apply(
+        image: np.ndarray, level: float, rng: np.random.Generator, background: Background
+    ) -> np.ndarray:
         return function(image, max(0.1, 1 + level / 10 * 0.9 * _sign(rng)))
 
     return apply
@@ -114,9 +119,11 @@ RANDAUGMENT = list(OPERATIONS)  # 15 of them
 class AutoAugment:
     """Do one of the pairs of operations, chosen at random, each with its probability."""
 
-    pairs: tuple[tuple[Operation, Operation], ...]
+    pairs: tuple[tuple[Operation, ...], ...]
 
-    def __call__(self, image: np.ndarray, rng: np.random.Generator, background: Background):
+    def __call__(
+        self, image: np.ndarray, rng: np.random.Generator, background: Background
+    ) -> np.ndarray:
         """Return the changed image; both are uint8 BGR [H, W, 3]."""
         for name, probability, level in self.pairs[rng.integers(len(self.pairs))]:
             if rng.random() < probability:
@@ -141,7 +148,9 @@ class RandAugment:
     largest: float = 10
     increasing: bool = False
 
-    def __call__(self, image: np.ndarray, rng: np.random.Generator, background: Background):
+    def __call__(
+        self, image: np.ndarray, rng: np.random.Generator, background: Background
+    ) -> np.ndarray:
         """Return the changed image; both are uint8 BGR [H, W, 3]."""
         operations = INCREASING if self.increasing else OPERATIONS
         for name in rng.choice(RANDAUGMENT, self.count):
@@ -161,7 +170,7 @@ class RandAugment:
 # name -> why it is no longer there, and what to use
 REMOVED = {"original": "no recipe uses it; use v0, the AutoAugment policy of TensorFlow's models"}
 
-_KEYS = {
+_KEYS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "m": ("magnitude", float),
     "n": ("count", int),
     "p": ("probability", float),
@@ -185,9 +194,10 @@ def policy(name: str) -> AutoAugment | RandAugment | None:
     if name in REMOVED:
         raise UserError(f"the augmentation policy {name!r} was removed: {REMOVED[name]}")
     head, *parts = name.split("-")
-    settings = {}
+    settings: dict[str, Any] = {}
     for part in parts if head == "rand" else [name]:
-        key, text = re.fullmatch(r"([a-z]*)(.*)", part).groups()
+        match: Any = re.fullmatch(r"([a-z]*)(.*)", part)  # never None: it fits any line
+        key, text = match.groups()
         if key.endswith("inf"):
             key, text = key.removesuffix("inf"), "inf"
         try:
@@ -201,7 +211,7 @@ def policy(name: str) -> AutoAugment | RandAugment | None:
     return RandAugment(**settings)
 
 
-def _pairs(text: str) -> tuple[tuple[Operation, Operation], ...]:
+def _pairs(text: str) -> tuple[tuple[Operation, ...], ...]:
     """Parse one pair per line: "name probability level + name probability level"."""
 
     def operation(part: str) -> Operation:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import megengine as mge
 import megengine.functional as F
@@ -11,6 +12,11 @@ import megengine.module as M
 
 from . import cpu, init, reparam
 from .reparameterizable import Reparameterizable
+
+if TYPE_CHECKING:  # what the mixin _BatchNorm is mixed into
+    from megengine.module import BatchNorm2d as _MixedInto
+else:
+    _MixedInto = object
 
 
 class Conv2d(M.Conv2d):
@@ -34,7 +40,7 @@ class Conv2d(M.Conv2d):
             M.init.zeros_(self.bias)
 
 
-class _BatchNorm:
+class _BatchNorm(_MixedInto):
     """Training with the operators of cpu/ where there is no GPU, added to MegEngine's batch norms.
 
     Their eps is 1e-5, and their momentum 0.9 is the weight of the old statistics (0.1 in PyTorch).

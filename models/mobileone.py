@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import megengine as mge
 import megengine.module as M
@@ -18,7 +19,7 @@ from .reparameterizable import Reparameterizable
 from .staged import StagedClassifier
 
 # width: multipliers of 64, 128, 256 and 512 channels; branches: k x k convolutions per unit
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "MobileOneS0": {"width": (0.75, 1, 1, 2), "branches": 4},
     "MobileOneS1": {"width": (1.5, 1.5, 2, 2.5)},
     "MobileOneS2": {"width": (1.5, 2, 2.5, 4)},
@@ -171,7 +172,7 @@ class MobileOne(StagedClassifier):
         ):
             units = []
             for i in range(depth):
-                common = {
+                common: dict[str, Any] = {
                     "branches": branches,
                     "se": se and (stage == 4 or (stage == 3 and i >= depth - 5)),
                     "deploy": deploy,

@@ -11,7 +11,7 @@ import megengine.module as M
 from . import mobileone, repghost, repvgg, repvgg_plus, repvit
 
 # name -> (class, its keyword arguments)
-_REGISTRY = {
+_REGISTRY: dict[str, tuple[type[M.Module], dict[str, Any]]] = {
     **{name: (repvgg.RepVGG, config) for name, config in repvgg.VARIANTS.items()},
     **{name: (repvgg_plus.RepVGGPlus, config) for name, config in repvgg_plus.VARIANTS.items()},
     **{name: (mobileone.MobileOne, config) for name, config in mobileone.VARIANTS.items()},
@@ -20,7 +20,7 @@ _REGISTRY = {
 }
 
 # name -> (class, its keyword arguments), of every kind of block, for verification
-BLOCKS = {
+BLOCKS: dict[str, tuple[type[M.Module], dict[str, Any]]] = {
     **{f"RepVGG block: {kind}": (repvgg.RepVGGBlock, c) for kind, c in repvgg.BLOCKS.items()},
     **{f"QARepVGG block: {k}": (repvgg.QARepVGGBlock, c) for k, c in repvgg.BLOCKS.items()},
     **{f"MobileOne unit: {k}": (mobileone.MobileOneUnit, c) for k, c in mobileone.BLOCKS.items()},

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import megengine as mge
 import megengine.functional as F
@@ -29,7 +29,7 @@ import numpy as np
 
 from . import init
 
-Numbers = np.ndarray | mge.Tensor
+Numbers: TypeAlias = np.ndarray | mge.Tensor
 Read = Callable[[mge.Tensor], Numbers]
 
 
@@ -211,7 +211,8 @@ def gain_and_shift(
 
 def _gain_and_shift(bn: M.Module, read: Read) -> tuple[Numbers, Numbers]:
     tensors = (bn.weight, bn.bias, bn.running_mean, bn.running_var)
-    return gain_and_shift(*map(read, tensors), bn.eps)
+    scale, shift, average, variance = map(read, tensors)
+    return gain_and_shift(scale, shift, average, variance, bn.eps)
 
 
 def _parameter(numbers: Numbers, shape: tuple[int, ...], dtype: np.dtype) -> mge.Tensor:

@@ -9,6 +9,7 @@ import megengine as mge
 import megengine.module as M
 
 from . import reparam
+from .reparam import LinearMap, Read, float64  # in the class, `reparam` is the attribute
 
 
 class Reparameterizable(M.Module):
@@ -39,14 +40,14 @@ class Reparameterizable(M.Module):
         """Return what the branches compute together: the output of `reparam` in deploy form."""
 
     @abstractmethod
-    def linear_map(self, read: reparam.Read) -> reparam.LinearMap:
+    def linear_map(self, read: Read) -> LinearMap:
         """Return the branches as one convolution, with its numbers as `read` gives them."""
 
     @abstractmethod
     def main_convolution(self) -> M.Conv2d:
         """Return the branch whose stride, groups, dtype and mode the fused convolution takes."""
 
-    def fuse_in_place(self, read: reparam.Read = reparam.float64) -> None:
+    def fuse_in_place(self, read: Read = float64) -> None:
         """Replace the branches by their convolution; a block in deploy form stays as it is."""
         if self.reparam is None:
             self.reparam = reparam.to_conv2d(self.linear_map(read), like=self.main_convolution())

@@ -182,7 +182,7 @@ class RepGhost(StagedClassifier):
         self.num_classes = num_classes
         channels = round_channels(16 * width, 4)
         self.stem = FusibleConvBN(3, channels, 3, 2, deploy=deploy)
-        stages = [[]]
+        stages: list[list[Bottleneck]] = [[]]
         for row in (row for rows in _ROWS for row in rows):
             kernel_size, middle, out_channels, se, stride = row
             if stride > 1:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import megengine as mge
 import megengine.functional as F
@@ -22,7 +23,7 @@ from .staged import StagedClassifier
 _A, _B, _D = (2, 4, 14, 1), (4, 6, 16, 1), (8, 14, 24, 1)  # blocks in stages 1 to 4
 
 # width: multipliers of 64, 128, 256 and 512 channels
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "RepVGGA0": {"depths": _A, "width": (0.75, 0.75, 0.75, 2.5)},
     "RepVGGA1": {"depths": _A, "width": (1, 1, 1, 2.5)},
     "RepVGGA2": {"depths": _A, "width": (1.5, 1.5, 1.5, 2.75)},
@@ -41,7 +42,7 @@ VARIANTS = {
 VARIANTS |= {f"{name}-qa": {**config, "block": "qa"} for name, config in VARIANTS.items()}
 
 # Arguments of every kind of block, to be verified alone.
-BLOCKS = {
+BLOCKS: dict[str, dict[str, Any]] = {
     "identity": {"in_channels": 16, "out_channels": 16},
     "no identity": {"in_channels": 16, "out_channels": 32},
     "stride 2": {"in_channels": 16, "out_channels": 16, "stride": 2},

@@ -160,6 +160,7 @@ class RepViT(StagedClassifier):
     """
 
     auxiliary_weight = 1.0
+    head: M.Module  # None in deploy form, where `linear` takes its place
 
     def __init__(
         self,

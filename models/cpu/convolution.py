@@ -179,7 +179,7 @@ class _StockConv(_Conv):
         column = c * taps * dy.shape[2] * dy.shape[3]
         throttle(8 * (self.x.size + dy.size) + 2 * min(n * column, _COLUMN_FLOATS))
         step = max(1, _COLUMN_FLOATS // column)
-        dw = None
+        dw: Tensor = None
         for i in range(0, n, step):
             x, d = (
                 F.transpose(_cut(t, 0, i, min(i + step, n)), (1, 0, 2, 3)) for t in (self.x, dy)
