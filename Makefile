@@ -30,7 +30,7 @@ demo: .venv/runtime ## train ARCH (RepVGGA0) on the digits, fuse it, compare bot
 test: .venv/runtime .venv/development ## run the tests: 12 minutes on 2 cores
 	$(PYTHON) -m pytest --numprocesses 2 --dist worksteal -m 'not slow'
 
-test-slow: .venv/runtime .venv/development ## run the tests that take longest: 5 minutes on 2 cores
+test-slow: .venv/runtime .venv/development ## run the tests that take longest: 8 minutes on 2 cores
 	$(PYTHON) -m pytest --numprocesses 2 --dist worksteal -m slow
 
 lint: .venv/runtime .venv/development ## check style and formatting with ruff, types with mypy

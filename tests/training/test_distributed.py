@@ -98,7 +98,8 @@ def straight(tmp_path_factory):
     return data, root / "RepVGGA0" / "a"
 
 
-@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_worker_ends_the_run_which_resumes_to_the_same_bits(straight, tmp_path, victim):
     data, folder = straight
     command = ["train.py", "--data", data, "--save", tmp_path, "--tag", "b", "--save-freq", "2"]

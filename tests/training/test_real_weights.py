@@ -12,6 +12,7 @@ DATA = ROOT.parent / "shared" / "data"
 WEIGHTS, IMAGES = DATA / "mobileone_s0_deploy.npz", DATA / "imagenette.tar"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not (WEIGHTS.exists() and IMAGES.exists()), reason="needs ../shared/data, which is not here"
 )

@@ -106,7 +106,9 @@ def test_a_run_leaves_everything(straight):
     assert "CUDA" not in out and "Warning" not in out
 
 
-@pytest.mark.parametrize("step", [pytest.param(3, marks=pytest.mark.slow), 9, 13])
+@pytest.mark.parametrize(
+    "step", [pytest.param(3, marks=pytest.mark.slow), 9, pytest.param(13, marks=pytest.mark.slow)]
+)
 def test_killed_at_any_step_and_resumed_it_ends_with_the_same_bits(straight, tmp_path, step):
     data, folder, _ = straight
     command = ["train.py", "--data", data, "--save", tmp_path, "--tag", "b", "--save-freq", "2"]
@@ -163,6 +165,7 @@ def test_with_everything_switched_on_too(everything, tmp_path):
     assert (folder / "metrics.csv").read_bytes() == (resumed / "metrics.csv").read_bytes()
 
 
+@pytest.mark.slow
 def test_the_average_is_evaluated_and_is_what_best_holds(everything, command):
     flags, folder, out = everything
     header, *rows = (folder / "metrics.csv").read_text().splitlines()
@@ -188,6 +191,7 @@ def test_the_average_is_evaluated_and_is_what_best_holds(everything, command):
     assert 100 * result["correct1"] / result["total"] == pytest.approx(best)
 
 
+@pytest.mark.slow
 def test_resuming_with_another_teacher_is_a_sentence(everything, command, tmp_path):
     flags, folder, _ = everything
     resume = ["--save", tmp_path, "--tag", "c", "--resume", folder / "latest.pkl"]

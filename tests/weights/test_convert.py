@@ -95,7 +95,12 @@ def golden(case):
     return golden_weights.fill(shapes, float(archive["gamma"])), archive
 
 
-@pytest.mark.parametrize("case", CASES)
+LARGE = {"basecls-repvgg_d2", "dingxiaoh-RepVGGplus-L2pse"}
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=pytest.mark.slow) if c in LARGE else c for c in CASES]
+)
 def test_logits_agree_with_the_original_before_and_after_fusion(command, tmp_path, case):
     arch, source, colour, write = CASES[case]
     tensors, archive = golden(case)
