@@ -21,7 +21,8 @@ from utils import UserError
 @pytest.fixture
 def file(network, preprocessing, tmp_path):
     path = tmp_path / "a.mge"
-    export_mge(network("RepVGG"), path, preprocessing, size=32)
+    metadata = {"arch": "RepVGGA0", "classes": None, "num_classes": 10}
+    export_mge(network("RepVGG"), path, preprocessing, size=32, metadata=metadata)
     return path
 
 
@@ -88,7 +89,7 @@ def test_predict_says_it(command, file, plant, tmp_path, image_folder):
     plant("exit in a thread")
     status, _, err = command("predict", image, "--model", file)
     assert status == 2 and len(err.splitlines()) == 1
-    assert f"on {file}, whose layout is nchw; " in err or "which classes" in err
+    assert "ended with exit status 7" in err and f"on {file}, whose layout is nchw; " in err
 
 
 def test_a_process_lasts_as_long_as_its_file(file):
