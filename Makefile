@@ -10,7 +10,7 @@ PIP := env -u PYTHONPATH -u PYTHONHOME $(PYTHON) -m pip --disable-pip-version-ch
 
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: help demo test test-slow lint format verify bench show-samples docs clean
+.PHONY: help demo test test-slow lint format verify bench show-samples docs docs-update clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -51,10 +51,11 @@ bench: .venv/runtime ## time a training step: MegEngine as it comes against this
 show-samples: .venv/runtime ## write samples.png, what the network sees of DATA, with FLAGS of train.py
 	$(PYTHON) train.py $(if $(DATA),--data $(DATA)) $(FLAGS) --show-samples
 
-docs: .venv/runtime ## write the documentation's picture, and its tables from docs/results
-	PYTHONPATH=. $(PYTHON) scripts/record_networks.py
-	$(PYTHON) scripts/draw_reparameterization.py
-	$(PYTHON) scripts/make_docs.py
+docs: .venv/runtime ## check that the documentation's tables and picture are those of docs/results
+	PYTHONPATH=. $(PYTHON) scripts/make_docs.py
+
+docs-update: .venv/runtime ## write the documentation's tables and picture anew from docs/results
+	PYTHONPATH=. $(PYTHON) scripts/make_docs.py --update
 
 clean: ## remove the virtual environment and what pip has built (checkpoints stay)
 	rm -rf .venv .python build *.egg-info

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 import cli
 import utils
-from benchmarks import report
+from benchmarks import options, report
 from benchmarks.report import Rows
 
 if TYPE_CHECKING:  # MegEngine takes a second to import, which --help need not
@@ -26,31 +26,25 @@ EXAMPLES = """\
   python benchmark.py infer --batch 1 8 --threads 1 2
   python benchmark.py infer --arch 'RepVGGA*' RepGhost100 --csv speed.csv --chart speed.png
   python benchmark.py infer --arch all --batch 1 --threads 1 --forms forms.png \\
-      --variants '*form, MegEngine' 'ONNX, onnxruntime' --scatter accuracy.png --record networks
+      --variants '*form, MegEngine' 'ONNX, onnxruntime' --scatter accuracy.png --record infer_networks
   python benchmark.py throughput --model best.pkl --streams 1 4
   python benchmark.py train --arch RepVGGB0 --point 64x16 --rounds 5 --json
   python benchmark.py data --data imagenette
   python benchmark.py memory --point 128x16
   python benchmark.py workers
+  python benchmark.py machine
 """
-
-
-def point(text: str) -> tuple[int, int]:
-    """Return side and batch size of a text such as "64x16"; an argparse type."""
-    size, _, batch = text.partition("x")
-    if not (size.isdigit() and batch.isdigit() and int(size) and int(batch)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not PIXELSxBATCH, such as 64x16")
-    return int(size), int(batch)
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = cli.ArgumentParser(__doc__, EXAMPLES)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    add_inference(commands)
-    add_training(commands)
-    add_data(commands)
+    options.add_inference(commands)
+    options.add_training(commands)
+    options.add_data(commands)
     for command in commands.choices.values():
         report.add_arguments(command)
+    options.add_machine(commands)
     args = parser.parse_args(argv)
     if args.command in ("infer", "throughput"):
         args.arch = cli.arch_names(args.arch) if args.arch else []
@@ -60,176 +54,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def add_counts(
-    parser: argparse.ArgumentParser, flag: str, default: list[int], text: str, metavar: str = "N"
-) -> None:
-    """Add a flag that takes several positive numbers."""
-    parser.add_argument(
-        flag,
-        type=cli.COUNT,
-        nargs="+",
-        default=default,
-        metavar=metavar,
-        help=f"{text} (default: {' '.join(map(str, default))})",
-    )
-
-
-def add_rounds(parser: argparse.ArgumentParser, default: int) -> None:
-    """Add --rounds."""
-    parser.add_argument(
-        "--rounds",
-        type=cli.COUNT,
-        default=default,
-        metavar="N",
-        help="number of rounds; in each, every variant is measured once",
-    )
-
-
-def add_inference(commands: argparse._SubParsersAction) -> None:
-    """Add the sub-commands `infer` and `throughput`."""
-    infer = commands.add_parser(
-        "infer",
-        description="Measure latency, images/s, peak memory and GFLOP/s of a network: in train "
-        "form and in deploy form, as .mge and ONNX files of export.py, under the runtimes that are "
-        "installed (OpenVINO, and PyTorch with timm, are optional). Each variant runs in its own "
-        "process.",
-        examples="  python benchmark.py infer --arch 'RepVGG*' --size 224 --batch 1 8\n"
-        "  python benchmark.py infer --model best.pkl --int8 best-int8.onnx --threads 1 2 4\n",
-        help="measure latency, images/s and memory of a network in both forms and in several "
-        "runtimes",
-    )
-    add_counts(infer, "--batch", [1, 8], "batch sizes to measure", "IMAGES")
-    add_counts(infer, "--threads", [1, 2], "numbers of threads to give each runtime")
-    infer.add_argument(
-        "--scatter",
-        metavar="FILE",
-        help="PNG file to draw the reported ImageNet accuracy over the latency of all networks in",
-    )
-    infer.add_argument(
-        "--forms",
-        metavar="FILE",
-        help="PNG file to draw the latency of all networks in train form and in deploy form in",
-    )
-    throughput = commands.add_parser(
-        "throughput",
-        description="Measure the mean time of a frame and frames per second when several streams, "
-        "each with one thread, feed single frames to a network at the same time, as boards are "
-        "benchmarked.",
-        examples="  python benchmark.py throughput --arch RepVGGA0 RepGhost100 --streams 1 4\n",
-        help="measure the latency of a frame and frames per second with several streams",
-    )
-    add_counts(throughput, "--streams", [1, 4], "numbers of streams that feed frames in parallel")
-    for command in (infer, throughput):
-        cli.add_flags(
-            command,
-            "--arch",
-            type=str,
-            nargs="+",
-            help="architectures, as names, shell patterns such as 'RepVGG*' or 'all' (default: the "
-            "checkpoint's architecture; without a checkpoint, RepVGGA0)",
-        )
-        cli.add_flags(command, "--model", help="checkpoint to measure (default: random weights)")
-        command.add_argument(
-            "--int8", metavar="FILE", help="ONNX file of quantize.py to measure beside the others"
-        )
-        cli.add_flags(command, "--size", default=224, help="side of the square input images")
-        command.add_argument(
-            "--variants",
-            nargs="+",
-            default=["*"],
-            metavar="PATTERN",
-            help="variants to measure, as names or shell patterns such as 'ONNX*' and '*MegEngine' "
-            "(default: all)",
-        )
-        add_rounds(command, 5)
-        command.add_argument(
-            "--seconds",
-            type=cli.number(float, 0, open_low=True),
-            default=1.0,
-            metavar="S",
-            help="shortest time to run each variant in a round; at least three batches are run",
-        )
-
-
-def add_training(commands: argparse._SubParsersAction) -> None:
-    """Add the sub-commands `train`, `memory` and `workers`."""
-    train = commands.add_parser(
-        "train",
-        description="Measure the seconds of a training step with MegEngine's own operators and "
-        "with this project's.",
-        examples="  python benchmark.py train --point 64x16 32x64\n",
-        help="compare a training step with MegEngine's own operators and with this project's",
-    )
-    memory = commands.add_parser(
-        "memory",
-        description="Measure peak memory and seconds of a training step with and without "
-        "--low-memory of train.py.",
-        examples="  python benchmark.py memory --point 128x16\n",
-        help="measure what --low-memory of train.py saves and costs",
-    )
-    workers = commands.add_parser(
-        "workers",
-        description="Measure the seconds of a step of the training loop when 1, 2 or more worker "
-        "processes share each batch.",
-        examples="  python benchmark.py workers --point 224x64 --workers 1 2\n",
-        help="compare a step of the training loop with one worker and with several",
-    )
-    add_counts(
-        workers, "--workers", [1, 2], "numbers of CPU workers; speed-ups are relative to the first"
-    )
-    points = {train: [(64, 16), (32, 64)], memory: [(128, 16)], workers: [(224, 64)]}
-    for command, default in points.items():
-        cli.add_flags(command, "--arch", default="RepVGGA0", help="architecture to train")
-        shown = " ".join(f"{size}x{batch}" for size, batch in default)
-        command.add_argument(
-            "--point",
-            type=point,
-            nargs="+",
-            default=default,
-            metavar="PIXELSxBATCH",
-            help=f"sides of the input images and batch sizes to measure (default: {shown})",
-        )
-        add_rounds(command, 3)
-
-
-def add_data(commands: argparse._SubParsersAction) -> None:
-    """Add the sub-command `data`."""
-    data = commands.add_parser(
-        "data",
-        description="Measure images/s of the training data pipeline, from image files to float32 "
-        "batches: a usual pipeline of Pillow, MegEngine's own, and this project's.",
-        examples="  python benchmark.py data --data imagenette --size 160\n",
-        help="compare the training data pipeline with Pillow's and MegEngine's",
-    )
-    cli.add_flags(
-        data, "--data", required=True, help="folder of images; its subfolders are searched too"
-    )
-    cli.add_flags(data, "--size", default=224, help="side of the square images in a batch")
-    cli.add_flags(
-        data,
-        "--images",
-        type=cli.number(int, 2),
-        default=640,
-        help="number of images in a pass; if the folder has fewer, they are read again",
-    )
-    data.add_argument(
-        "--batch-size",
-        type=cli.COUNT,
-        default=64,
-        metavar="IMAGES",
-        help="number of images in a batch",
-    )
-    cli.add_flags(
-        data,
-        "--workers",
-        type=cli.COUNT,
-        help="worker processes of this project's pipeline, which is also measured without workers",
-    )
-    add_rounds(data, 5)
-
-
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
+    if args.command == "machine":
+        show_machine()
+        return 0
 
     from models import environment
 
@@ -247,6 +76,16 @@ def main(argv: list[str] | None = None) -> int:
     if args.command == "infer":
         draw_networks(args, rows)
     return 0
+
+
+def show_machine() -> None:
+    """Print the processor, the commit of this checkout and the versions of the packages."""
+    from benchmarks import record
+
+    print(f"machine: {record.machine()}")
+    print(f"commit: {record.commit()}")
+    for package, version in record.versions().items():
+        print(f"{package}: {version}")
 
 
 def time_inference(args: argparse.Namespace) -> tuple[str, Rows]:

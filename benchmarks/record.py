@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import shlex
+import subprocess
 import sys
 from contextlib import suppress
 from datetime import date
@@ -82,6 +83,16 @@ def machine() -> str:
             f"{platform.system()} {platform.machine()}",
         ]
     )
+
+
+def commit() -> str:
+    """Return the commit of this checkout, with "-dirty" if files differ, or "unknown"."""
+    command = ["git", "-C", str(utils.ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError:  # git is not installed
+        return "unknown"
+    return done.stdout.strip() or "unknown"
 
 
 def versions() -> dict[str, str]:

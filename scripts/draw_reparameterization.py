@@ -97,7 +97,3 @@ def picture() -> str:
         "</svg>",
     ]
     return "\n".join(parts) + "\n"
-
-
-if __name__ == "__main__":
-    FILE.write_text(picture())

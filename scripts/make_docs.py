@@ -1,4 +1,6 @@
-"""Fill the tables of the documentation from the records in docs/results: run as `make docs`.
+"""Fill the tables of the documentation from the records in docs/results, with `make docs-update`.
+
+`make docs` writes nothing and fails where a page, the picture or the networks' record differs.
 
 A page marks the place of a table, and says there which record it shows and how:
 
@@ -128,23 +130,38 @@ def outdated(root: Path) -> dict[Path, str]:
     return {page: text for page, text in texts.items() if text != page.read_text()}
 
 
+def outdated_file(file: Path, text: str) -> dict[Path, str]:
+    """Return {file: text} unless the file holds that text."""
+    return {} if file.is_file() and file.read_text() == text else {file: text}
+
+
 def main(argv: list[str] | None = None) -> int:
+    from scripts import draw_reparameterization, record_networks
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--check", action="store_true", help="write nothing; fail where a page differs"
+        "--update", action="store_true", help="write the files that differ, instead of failing"
     )
     args = parser.parse_args(argv)
-    try:
-        differing = outdated(ROOT)
-    except DocumentationError as error:
-        print(error, file=sys.stderr)
-        return 2
-    for page, text in differing.items():
-        if args.check:
-            print(f"{page.relative_to(ROOT)} differs from docs/results; run `make docs`")
-        else:
-            page.write_text(text)
-    return int(args.check and bool(differing))
+    differs = False
+    for source in (  # in this order: the pages show the networks' record
+        lambda: outdated_file(record_networks.FILE, record_networks.record()),
+        lambda: outdated_file(draw_reparameterization.FILE, draw_reparameterization.picture()),
+        lambda: outdated(ROOT),
+    ):
+        try:
+            differing = source()
+        except DocumentationError as error:
+            print(error, file=sys.stderr)
+            return 2
+        for file, text in differing.items():
+            name, differs = file.relative_to(ROOT), True
+            if args.update:
+                file.write_text(text)
+                print(f"{name} is written anew")
+            else:
+                print(f"{name} is not what its source gives; run make docs-update", file=sys.stderr)
+    return int(differs and not args.update)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Write docs/results/networks.json, the sizes and the reported accuracy of all networks.
 
-Run by `make docs`.
+Written by `make docs-update`.
 """
 
 import json
@@ -55,14 +55,10 @@ def rows() -> list[dict[str, Any]]:
 def record() -> str:
     """Return the text of the file."""
     contents = {
-        "command": "make docs",
+        "command": "make docs-update",
         "machine": "any machine: sizes in millions and billions are counted from the modules",
         "date": None,
         "versions": {"megengine": version("megengine")},
         "figures": rows(),
     }
     return json.dumps(contents, indent=1, ensure_ascii=False) + "\n"
-
-
-if __name__ == "__main__":
-    FILE.write_text(record())

@@ -76,7 +76,7 @@ def test_the_table_is_what_the_networks_are(name):
     for arch, (train, deploy, macs, deploy_macs, _) in TABLE.items():
         parameters = f"{train / 1e6:.2f} M → {deploy / 1e6:.2f} M"
         multiply_adds = f"{macs / 1e9:.2f} G → {deploy_macs / 1e9:.2f} G"
-        assert f"| {arch} | {parameters} | {multiply_adds} |" in page, "run `make docs`"
+        assert f"| {arch} | {parameters} | {multiply_adds} |" in page, "run `make docs-update`"
 
 
 def test_megengine_starts_silently():

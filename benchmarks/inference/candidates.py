@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -23,13 +23,22 @@ from weights import catalog, checkpoint
 
 @dataclass(frozen=True)
 class Candidate:
-    """A variant to measure: `runtime` is a key of runtimes.LOAD, which loads `source`."""
+    """A variant to measure: `runtime` is a key of runtimes.LOAD, which loads `source`.
+
+    `write` makes the file `source`; it is None where there is nothing to make.
+    """
 
     variant: str  # readable name
     runtime: str
     source: str
     profile: models.Profile | None = None
     streams: int = 1
+    write: Callable[[str], object] | None = None
+
+    def prepare(self) -> None:
+        """Write the file, unless another candidate of the same file has done so."""
+        if self.write is not None and not os.path.exists(self.source):
+            self.write(self.source)
 
 
 @dataclass(frozen=True)
@@ -109,7 +118,7 @@ def check_int8(path: str, arch: str, size: int, batches: Iterable[int]) -> None:
 
 @contextmanager
 def candidates(network: Network, size: int, int8: str | None = None) -> Iterator[list[Candidate]]:
-    """Yield all candidates of a network; their files exist within the `with` statement."""
+    """Yield all candidates of a network, which can be prepared within the `with` statement."""
     unavailable = left_out(network)
     deployed = models.profile(network.deploy, size, training=False)
     preprocessing = network.preprocessing
@@ -118,18 +127,38 @@ def candidates(network: Network, size: int, int8: str | None = None) -> Iterator
             os.path.join(folder, name)
             for name in ("train.pkl", "deploy.pkl", "a.onnx", "a-nchw.mge")
         )
+
+        def save(model: M.Module) -> Callable[[str], object]:
+            return lambda path: checkpoint.save(checkpoint.of_model(model, preprocessing), path)
+
+        def export(write: Callable[..., object]) -> Callable[[str], object]:
+            return lambda path: write(network.deploy, path, preprocessing, size=size)
+
+        write_onnx = export(onnx_export.export_onnx)
         available = []
         if network.train is not None:
-            checkpoint.save(checkpoint.of_model(network.train, preprocessing), train)
             profile = models.profile(network.train, size, training=False)
-            available.append(Candidate("train form, MegEngine", "megengine", train, profile))
-        checkpoint.save(checkpoint.of_model(network.deploy, preprocessing), deploy)
-        mge_export.export_mge(network.deploy, mge, preprocessing, size=size)
-        onnx_export.export_onnx(network.deploy, onnx, preprocessing, size=size)
+            available.append(
+                Candidate(
+                    "train form, MegEngine",
+                    "megengine",
+                    train,
+                    profile,
+                    write=save(network.train),
+                )
+            )
         available += [
-            Candidate("deploy form, MegEngine", "megengine", deploy, deployed),
-            Candidate(".mge, MegEngine Lite", "mge_file", mge, deployed),
-            Candidate("ONNX, onnxruntime", "onnxruntime", onnx, deployed),
+            Candidate(
+                "deploy form, MegEngine", "megengine", deploy, deployed, write=save(network.deploy)
+            ),
+            Candidate(
+                ".mge, MegEngine Lite",
+                "mge_file",
+                mge,
+                deployed,
+                write=export(mge_export.export_mge),
+            ),
+            Candidate("ONNX, onnxruntime", "onnxruntime", onnx, deployed, write=write_onnx),
         ]
         if int8 is not None:
             available += [
@@ -137,7 +166,9 @@ def candidates(network: Network, size: int, int8: str | None = None) -> Iterator
                 Candidate("int8, precise", "onnxruntime_precise", int8, deployed),
             ]
         if "OpenVINO" not in unavailable:
-            available.append(Candidate("ONNX, OpenVINO", "openvino", onnx, deployed))
+            available.append(
+                Candidate("ONNX, OpenVINO", "openvino", onnx, deployed, write=write_onnx)
+            )
         if "PyTorch" not in unavailable:
             name = _timm_name(network.arch)
             available.append(Candidate("deploy form, PyTorch", "pytorch", name, deployed))

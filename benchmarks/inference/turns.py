@@ -128,10 +128,12 @@ def measure(
     settings: Settings,
     after_turn: Callable[[], object] = lambda: None,
 ) -> list[Measured]:
-    """Measure all candidates in turns, each with `threads` threads per stream.
+    """Prepare the candidates and measure them in turns, each with `threads` threads per stream.
 
     `after_turn` is called after every turn. Raises UserError when a process fails.
     """
+    for candidate in candidates:
+        candidate.prepare()
     measured = [Measured(candidate, []) for candidate in candidates]
     with ExitStack() as stack:
         workers = [

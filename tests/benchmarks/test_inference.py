@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from threading import Barrier
@@ -186,12 +187,22 @@ def test_streams_run_at_once():
 def test_every_runtime_computes_the_network(network, rng):
     """The same logits: it is the same work that is timed."""
     images = rng.standard_normal((2, 3, 32, 32)).astype(np.float32)
-    with candidates.candidates(network, 32) as found:
-        assert [checkpoint.read(one.source).form for one in found[:2]] == ["train", "deploy"]
-        logits = [runtimes.LOAD[one.runtime](one.source, 1, 1)[0](images) for one in found]
+    with candidates.candidates(network, 32) as available:
+        for one in available:
+            one.prepare()
+        assert [checkpoint.read(one.source).form for one in available[:2]] == ["train", "deploy"]
+        logits = [runtimes.LOAD[one.runtime](one.source, 1, 1)[0](images) for one in available]
     assert len(logits) == 4
     for one in logits[1:]:
         np.testing.assert_allclose(one, logits[0], atol=1e-5 * np.abs(logits[0]).max())
+
+
+def test_only_the_files_of_measured_candidates_are_written(network):
+    settings = turns.Settings(1, 0.01, ("deploy form, MegEngine",))
+    with candidates.candidates(network, 32) as available:
+        turns.measure(settings.select(available), 1, 1, 32, settings)
+        written = [one.variant for one in available if os.path.exists(one.source)]
+    assert written == ["deploy form, MegEngine"]
 
 
 def test_a_file_in_deploy_form(command, network, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from datetime import date
 from importlib import metadata
@@ -87,3 +88,13 @@ def test_a_record_that_cannot_be_written_is_one_sentence(command, folder):
     arguments = ["train", "--arch", "RepGhost050", "--point", "32x1", "--rounds", 1]
     status, _, err = command("benchmark", *arguments, "--record", "a")
     assert status == 2 and err.count("\n") == 1 and "cannot save" in err and "a.json" in err
+
+
+def test_machine_prints_what_a_bug_report_needs(command, monkeypatch, tmp_path):
+    status, out, _ = command("benchmark", "machine")
+    lines = dict(line.split(": ", 1) for line in out.splitlines())
+    assert (status, lines["machine"], lines["commit"]) == (0, record.machine(), record.commit())
+    assert re.fullmatch(r"\w{7,40}(-dirty)?", lines["commit"])
+    assert lines["megengine"] == metadata.version("megengine")
+    monkeypatch.setenv("PATH", str(tmp_path))  # without git
+    assert "commit: unknown" in command("benchmark", "machine")[1]
