@@ -26,6 +26,8 @@ class Conv2d(M.Conv2d):
     """
 
     def calc_conv(self, inp: mge.Tensor, weight: mge.Tensor, bias: mge.Tensor | None) -> mge.Tensor:
+        if isinstance(inp, cpu.Symbol):
+            return inp.convolution(self)
         small = inp.shape[2] * inp.shape[3] <= cpu.SMALL_MAP  # where MegEngine's forward is slow
         if not (cpu.is_used() and (self.training or small)):
             return super().calc_conv(inp, weight, bias)
@@ -53,6 +55,8 @@ class _BatchNorm(_MixedInto):
     all_reduce: Callable[[mge.Tensor], mge.Tensor] | None = None
 
     def forward(self, inp: mge.Tensor) -> mge.Tensor:
+        if isinstance(inp, cpu.Symbol):
+            return inp.batch_norm(self)
         if not self.training or self.freeze or not (cpu.is_used() or self.all_reduce):
             return super().forward(inp)
         if not cpu.is_used():
@@ -162,15 +166,15 @@ class SqueezeExcitation(M.Module):
     """
 
     def __init__(
-        self, channels: int, hidden: int, gate: Callable[[mge.Tensor], mge.Tensor] = F.sigmoid
+        self, channels: int, hidden: int, gate: Callable[[mge.Tensor], mge.Tensor] | None = None
     ):
         super().__init__()
-        self.gate = gate
+        self.gate = sigmoid if gate is None else gate
         self.down = Conv2d(channels, hidden, 1)
         self.up = Conv2d(hidden, channels, 1)
 
     def forward(self, x: mge.Tensor) -> mge.Tensor:
-        gate = F.mean(x, axis=(2, 3), keepdims=True)  # [N, C, H, W] -> [N, C, 1, 1]
+        gate = mean(x)  # [N, C, H, W] -> [N, C, 1, 1]
         return x * self.gate(self.up(relu(self.down(gate))))
 
 
@@ -184,7 +188,29 @@ class Linear(M.Linear):
 
 def relu(x: mge.Tensor) -> mge.Tensor:
     """Return max(x, 0)."""
+    if isinstance(x, cpu.Symbol):
+        return x.activation("relu")
     return cpu.relu(x) if cpu.is_used() else F.relu(x)
+
+
+def gelu(x: mge.Tensor) -> mge.Tensor:
+    """Return x times the normal distribution's probability of at most x."""
+    return x.activation("gelu") if isinstance(x, cpu.Symbol) else F.gelu(x)
+
+
+def sigmoid(x: mge.Tensor) -> mge.Tensor:
+    """Return 1 / (1 + exp(-x))."""
+    return x.activation("sigmoid") if isinstance(x, cpu.Symbol) else F.sigmoid(x)
+
+
+def hard_sigmoid(x: mge.Tensor) -> mge.Tensor:
+    """Return x / 6 + 1 / 2, limited to 0 and 1."""
+    return x.activation("hard_sigmoid") if isinstance(x, cpu.Symbol) else F.hsigmoid(x)
+
+
+def mean(x: mge.Tensor) -> mge.Tensor:
+    """Return the mean over the map: [N, C, H, W] -> [N, C, 1, 1]."""
+    return x.mean() if isinstance(x, cpu.Symbol) else F.mean(x, axis=(2, 3), keepdims=True)
 
 
 def global_average_pool(x: mge.Tensor) -> mge.Tensor:

@@ -18,6 +18,7 @@ from .layers import (
     FusibleConvBN,
     Linear,
     SqueezeExcitation,
+    hard_sigmoid,
     relu,
     round_channels,
 )
@@ -149,7 +150,7 @@ class Bottleneck(M.Module):
         if stride > 1:
             self.depthwise = FusibleConvBN(middle, middle, kernel_size, stride, middle, deploy)
         if se:
-            self.se = SqueezeExcitation(middle, round_channels(middle * 0.25, 4), gate=F.hsigmoid)
+            self.se = SqueezeExcitation(middle, round_channels(middle * 0.25, 4), gate=hard_sigmoid)
         self.ghost2 = GhostModule(middle, out_channels, activate=False, deploy=deploy)
         if in_channels != out_channels or stride > 1:
             self.shortcut = M.Sequential(

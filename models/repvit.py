@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import megengine as mge
-import megengine.functional as F
 import megengine.module as M
 
 from . import reparam
@@ -21,6 +20,7 @@ from .layers import (
     FusibleConvBN,
     Linear,
     SqueezeExcitation,
+    gelu,
     global_average_pool,
 )
 from .reparameterizable import Reparameterizable
@@ -96,7 +96,7 @@ class ChannelMixer(M.Module):
             M.init.zeros_(self.project.bn.weight)  # the mixer starts as the identity
 
     def forward(self, x: mge.Tensor) -> mge.Tensor:
-        return x + self.project(F.gelu(self.expand(x)))
+        return x + self.project(gelu(self.expand(x)))
 
 
 class RepViTBlock(M.Module):
@@ -195,7 +195,7 @@ class RepViT(StagedClassifier):
 
     def before_stages(self, x: mge.Tensor) -> mge.Tensor:
         """Compute the stem."""
-        return self.stem2(F.gelu(self.stem1(x)))
+        return self.stem2(gelu(self.stem1(x)))
 
     def classify(self, x: mge.Tensor) -> mge.Tensor | dict[str, mge.Tensor]:
         """Compute the logits from the last map; in training mode those of both heads."""

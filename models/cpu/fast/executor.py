@@ -1,0 +1,129 @@
+"""The loop that runs a program: one compiled call for a whole forward or backward pass."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+from . import kernels
+from .kernels import _OPTIONS
+
+
+class Code(IntEnum):
+    """Instructions; a record is one of them with its arguments, int64 [WIDTH]."""
+
+    EXECUTE = 0  # primitive, number of arguments, address of the arguments
+    HANDLE = 1  # oneDNN's memory, address
+    TO_ROWS = 2
+    FROM_ROWS = 3
+    STATISTICS = 4
+    COEFFICIENTS = 5
+    COMBINE = 6
+    GRADIENT_SUMS = 7
+    GRADIENT_INPUTS = 8
+    ADD = 9
+    COPY = 10
+    ACTIVATE = 11
+    ACTIVATION_GRADIENT = 12
+    POOL = 13
+    POOL_GRADIENT = 14
+    SCALE = 15
+    SCALE_GRADIENT = 16
+
+
+WIDTH = 14
+_C = {code.name: int(code) for code in Code}
+(_EXECUTE, _HANDLE, _TO_ROWS, _FROM_ROWS, _STATISTICS, _COEFFICIENTS, _COMBINE, _SUMS, _INPUTS,
+ _ADD, _COPY, _ACTIVATE, _ACTIVATION_GRADIENT, _POOL, _POOL_GRADIENT, _SCALE,
+ _SCALE_GRADIENT) = range(17)  # fmt: skip
+
+
+@intrinsic
+def _call(typingctx, function, a, b, c, d):  # noqa: ANN001, ANN202
+    """Call a C function int f(void *a, void *b, int c, void *d) by its address."""
+
+    def codegen(context, builder, signature, arguments):  # noqa: ANN001, ANN202
+        function, a, b, c, d = arguments
+        i64, i32 = ir.IntType(64), ir.IntType(32)
+        pointer = ir.FunctionType(i32, [i64, i64, i32, i64]).as_pointer()
+        status = builder.call(
+            builder.inttoptr(function, pointer), [a, b, builder.trunc(c, i32), d]
+        )
+        return builder.sext(status, i64)
+
+    return types.int64(*[types.int64] * 5), codegen
+
+
+@intrinsic
+def _float(typingctx, bits):  # noqa: ANN001, ANN202
+    """Return the float32 whose bits are the lower half of an int64."""
+
+    def codegen(context, builder, signature, arguments):  # noqa: ANN001, ANN202
+        return builder.bitcast(builder.trunc(arguments[0], ir.IntType(32)), ir.FloatType())
+
+    return types.float32(types.int64), codegen
+
+
+def bits(value: float) -> int:
+    """Return a float32's bits, as an argument of an instruction."""
+    return int(np.float32(value).view(np.int32)) & 0xFFFFFFFF
+
+
+@njit("int64(int64[:, ::1], int64[::1], int64, int64, int64)", **_OPTIONS)
+def run(records, slots, execute, set_handle, stream):
+    """Run all records in order, and return the number of calls of oneDNN that failed.
+
+    A negative argument is the address in slot -argument - 1. `execute` and `set_handle` are the
+    addresses of dnnl_primitive_execute and dnnl_memory_set_data_handle.
+    """
+    failures = 0
+    a = np.empty(records.shape[1], np.int64)
+    for i in range(len(records)):
+        for j in range(records.shape[1]):
+            v = records[i, j]
+            a[j] = v if v >= 0 else slots[-v - 1]
+        code = a[0]
+        if code == _EXECUTE:
+            failures += _call(execute, a[1], stream, a[2], a[3]) != 0
+        elif code == _HANDLE:
+            failures += _call(set_handle, a[1], a[2], 0, 0) != 0
+        elif code == _STATISTICS:
+            kernels.statistics(a[1], a[2], a[3], a[4])
+        elif code == _COEFFICIENTS:
+            kernels.coefficients(
+                a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], _float(a[10]), _float(a[11]),
+                a[12],
+            )  # fmt: skip
+        elif code == _COMBINE:
+            kernels.combine(a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9])
+        elif code == _SUMS:
+            kernels.gradient_sums(a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10])
+        elif code == _INPUTS:
+            kernels.gradient_inputs(
+                a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10], a[11]
+            )
+        elif code == _ADD:
+            kernels.add(a[1], a[2], a[3], a[4])
+        elif code == _COPY:
+            kernels.copy(a[1], a[2], a[3])
+        elif code == _ACTIVATE:
+            kernels.activate(a[1], a[2], a[3], a[4])
+        elif code == _ACTIVATION_GRADIENT:
+            kernels.activation_gradient(a[1], a[2], a[3], a[4], a[5], a[6])
+        elif code == _TO_ROWS:
+            kernels.to_rows(a[1], a[2], a[3], a[4], a[5])
+        elif code == _FROM_ROWS:
+            kernels.from_rows(a[1], a[2], a[3], a[4], a[5])
+        elif code == _POOL:
+            kernels.pool(a[1], a[2], a[3], a[4], a[5])
+        elif code == _POOL_GRADIENT:
+            kernels.pool_gradient(a[1], a[2], a[3], a[4], a[5])
+        elif code == _SCALE:
+            kernels.scale(a[1], a[2], a[3], a[4], a[5], a[6])
+        else:
+            kernels.scale_gradient(a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8])
+    return failures

@@ -1,0 +1,74 @@
+"""The two libraries that the fast path calls, both from wheels: oneDNN, and GNU's OpenMP for it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import tempfile
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+
+class NotAvailable(Exception):
+    """The fast path cannot be used here; the message is the reason."""
+
+
+@cache
+def load() -> ctypes.CDLL:
+    """Load oneDNN and return it. Raises NotAvailable when a wheel or an instruction set is missing.
+
+    oneDNN and numba need GNU's OpenMP under its plain name, libgomp.so.1, which the system may not
+    have. scikit-learn's wheel brings it under a name of its own.
+    """
+    try:
+        import numba  # noqa: F401  (its absence is found here, not in the middle of a network)
+    except ImportError:
+        raise NotAvailable("numba is not installed") from None
+    if sys.platform != "linux" or os.uname().machine != "x86_64":
+        raise NotAvailable("the libraries are made for Linux on x86-64")
+    if "avx2" not in Path("/proc/cpuinfo").read_text():
+        raise NotAvailable("this processor has no AVX2")
+    library = _file_of("onednn-cpu-gomp", "libdnnl.so.3")
+    _load_openmp()
+    try:
+        return ctypes.CDLL(str(library))
+    except OSError as error:
+        raise NotAvailable(f"oneDNN cannot be loaded: {error}") from None
+
+
+@cache
+def openmp() -> ctypes.CDLL:
+    """Return GNU's OpenMP, after `load`."""
+    return ctypes.CDLL("libgomp.so.1")
+
+
+def _file_of(package: str, name: str) -> Path:
+    """Return the file called `name` of an installed package. Raises NotAvailable without one."""
+    try:
+        files = metadata.files(package) or []
+    except metadata.PackageNotFoundError:
+        raise NotAvailable(f"{package} is not installed") from None
+    for file in files:
+        if file.name == name or (name.endswith("*") and file.name.startswith(name[:-1])):
+            return Path(file.locate()).resolve()
+    raise NotAvailable(f"{package} has no {name}")
+
+
+def _load_openmp() -> None:
+    """Make libgomp.so.1 known to the dynamic linker: the one of scikit-learn's wheel.
+
+    The linker compares the names that libraries give themselves. A copy in which this name is the
+    plain one is loaded; the copy itself is not needed afterwards.
+    """
+    source = _file_of("scikit-learn", "libgomp*")
+    name = source.name.encode() + b"\0"
+    content = source.read_bytes()
+    if content.count(name) != 1:
+        raise NotAvailable(f"{source.name} does not have its name in it once")
+    content = content.replace(name, b"libgomp.so.1".ljust(len(name), b"\0"))
+    with tempfile.NamedTemporaryFile(suffix=".so") as file:
+        file.write(content)
+        file.flush()
+        ctypes.CDLL(file.name, ctypes.RTLD_GLOBAL)

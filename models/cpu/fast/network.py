@@ -1,0 +1,114 @@
+"""A network's maps as one differentiable function, computed by a program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import megengine as mge
+import numpy as np
+from megengine.autodiff import Function
+from megengine.core._imperative_rt.core2 import full_sync, get_grad_key
+
+from ..symbol import Trace
+from . import memory
+from .memory import address_of
+from .program import Program
+
+
+class Compiled:
+    """Programs for one trace, and the memory of what they return.
+
+    A second program is made where the backward pass of one forward pass comes after another one.
+    """
+
+    def __init__(self, trace: Trace, outputs: list[int], input_gradient: bool):
+        self._arguments = trace.operations, outputs, input_gradient
+        self._idle: list[Program] = []
+        shapes = [trace.operations[number].shape for number in outputs]
+        statistics = [
+            tuple(tensor.shape)
+            for norm in trace.norms
+            for tensor in (norm.running_mean, norm.running_var)
+        ]
+        parameters = [tuple(parameter.shape) for parameter in trace.parameters]
+        inputs = [trace.operations[0].shape] if input_gradient else []
+        self.results = memory.Pool([*shapes, *statistics])
+        self.gradients = memory.Pool([*inputs, *parameters])
+
+    def take(self) -> Program:
+        """Return a program that is not in use."""
+        return self._idle.pop() if self._idle else Program(*self._arguments)
+
+    def release(self, program: Program) -> None:
+        """Take back a program."""
+        self._idle.append(program)
+
+    def settle(self) -> None:
+        """Wait for MegEngine, and take back the memory that it has dropped before."""
+        memory.settle(self.results, self.gradients)
+
+
+_compiled: dict[tuple, Compiled] = {}
+
+
+class _Maps(Function):
+    """The maps of a network: (images, parameters) -> maps."""
+
+    def __init__(self, compiled: Compiled, trace: Trace, outputs: int, input_gradient: bool):
+        super().__init__()
+        self.compiled, self.norms = compiled, trace.norms
+        self.outputs, self.input_gradient = outputs, input_gradient
+        self.program: Program | None = None
+
+    def forward(self, *inputs: mge.Tensor) -> tuple[mge.Tensor, ...]:
+        self.compiled.settle()
+        self.program = program = self.compiled.take()
+        self.inputs = inputs  # their memory is read in the backward pass too
+        slots, ranges = program.slots, program.ranges
+        statistics = [
+            tensor for norm in self.norms for tensor in (norm.running_mean, norm.running_var)
+        ]
+        addresses = [address_of(tensor) for tensor in (*inputs, *statistics)]
+        slots[: ranges["statistics"].stop] = addresses
+        block = self.compiled.results.take()
+        slots[ranges["outputs"].start : ranges["new_statistics"].stop] = block.addresses
+        program.forward()
+        tensors = block.tensors()
+        for tensor, new in zip(statistics, tensors[self.outputs :], strict=True):
+            tensor._reset(new)
+        return tuple(tensors[: self.outputs])
+
+    def backward(self, *gradients: mge.Tensor) -> tuple[mge.Tensor | None, ...]:
+        self.compiled.settle()
+        program, self.program = self.program, None
+        slots, ranges = program.slots, program.ranges
+        slots[ranges["output_gradients"]] = [address_of(gradient) for gradient in gradients]
+        block = self.compiled.gradients.take()
+        first = ranges["input_gradient"].start + (not self.input_gradient)
+        slots[first:] = block.addresses
+        program.backward()
+        self.compiled.release(program)
+        del self.inputs
+        tensors = block.tensors()
+        return tuple(tensors) if self.input_gradient else (None, *tensors)
+
+    def __del__(self) -> None:
+        if self.program is not None:  # there was no backward pass
+            self.compiled.release(self.program)
+
+
+def maps(network: Callable[[Any], list], x: mge.Tensor) -> list[mge.Tensor]:
+    """Return what `network` returns for images [N, C, H, W], a list of maps.
+
+    Raises symbol.Untraceable when it does what no program can.
+    """
+    trace = Trace(tuple(x.shape))
+    outputs = [symbol.number for symbol in network(trace.input)]
+    input_gradient = get_grad_key((x,)) is not None
+    key = (tuple(trace.operations), tuple(outputs), input_gradient)
+    compiled = _compiled.get(key)
+    if compiled is None:
+        compiled = _compiled[key] = Compiled(trace, outputs, input_gradient)
+    function = _Maps(compiled, trace, len(outputs), input_gradient)
+    return list(function(x, *trace.parameters))

@@ -1,0 +1,229 @@
+"""Convolutions of oneDNN, by its C interface: https://oneapi-src.github.io/oneDNN (version 3.2).
+
+Maps are float32 [N, H, W, C], weights and their gradients are in whatever order is fastest, and are
+reordered from and to MegEngine's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import POINTER, byref, c_int, c_int64, c_size_t, c_void_p
+from functools import cache
+from typing import NamedTuple
+
+from . import libraries
+
+# constants of dnnl_types.h
+_FLOAT32, _ANY, _A, _ABCD, _ACDB, _ABCDE = 3, 1, 2, 5, 22, 6
+_FORWARD, _DIRECT = 64, 1
+SRC, DST, WEIGHTS, BIAS = 1, 17, 33, 41
+DIFF_SRC, DIFF_DST, DIFF_WEIGHTS, DIFF_BIAS, SCRATCHPAD = 129, 145, 161, 169, 80
+_QUERY = {SRC: 129, DIFF_SRC: 130, WEIGHTS: 131, DIFF_WEIGHTS: 132, DST: 133, DIFF_DST: 134,
+          SCRATCHPAD: 136}  # fmt: skip
+
+
+class Error(Exception):
+    """oneDNN refused a call."""
+
+
+class _Argument(ctypes.Structure):
+    _fields_ = (("arg", c_int), ("memory", c_void_p))
+
+
+class Geometry(NamedTuple):
+    """A convolution of a batch: maps [n, h, w, i] -> [n, oh, ow, o], square kernel and stride."""
+
+    n: int
+    h: int
+    w: int
+    i: int
+    o: int
+    kernel: int
+    stride: int
+    padding: int
+    groups: int
+    bias: bool
+
+    @property
+    def output(self) -> tuple[int, int, int, int]:
+        """Shape of the output, [n, oh, ow, o]."""
+        oh, ow = (
+            (size + 2 * self.padding - self.kernel) // self.stride + 1 for size in (self.h, self.w)
+        )
+        return self.n, oh, ow, self.o
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """Return oneDNN with the types of the functions that are used."""
+    lib = libraries.load()
+    pointer, md = POINTER(c_void_p), c_void_p
+    signatures = {
+        "dnnl_engine_create": [pointer, c_int, c_size_t],
+        "dnnl_stream_create": [pointer, c_void_p, c_int],
+        "dnnl_primitive_attr_create": [pointer],
+        "dnnl_primitive_attr_set_scratchpad_mode": [c_void_p, c_int],
+        "dnnl_memory_desc_create_with_tag": [pointer, c_int, c_void_p, c_int, c_int],
+        "dnnl_memory_desc_equal": [md, md],
+        "dnnl_memory_create": [pointer, md, c_void_p, c_void_p],
+        "dnnl_primitive_create": [pointer, c_void_p],
+        "dnnl_convolution_forward_primitive_desc_create": [
+            pointer, c_void_p, c_int, c_int, md, md, md, md, *[c_void_p] * 5,
+        ],
+        "dnnl_convolution_backward_data_primitive_desc_create": [
+            pointer, c_void_p, c_int, md, md, md, *[c_void_p] * 6,
+        ],
+        "dnnl_convolution_backward_weights_primitive_desc_create": [
+            pointer, c_void_p, c_int, md, md, md, md, *[c_void_p] * 6,
+        ],
+        "dnnl_reorder_primitive_desc_create": [pointer, md, c_void_p, md, c_void_p, c_void_p],
+    }  # fmt: skip
+    for name, types in signatures.items():
+        getattr(lib, name).argtypes = types
+    lib.dnnl_primitive_desc_query_md.argtypes = [c_void_p, c_int, c_int]
+    lib.dnnl_primitive_desc_query_md.restype = c_void_p
+    lib.dnnl_memory_desc_get_size.argtypes = [md]
+    lib.dnnl_memory_desc_get_size.restype = c_size_t
+    return lib
+
+
+def _created(name: str, *arguments: object) -> c_void_p:
+    """Call a function of oneDNN that creates something, and return it."""
+    handle = c_void_p()
+    status = getattr(library(), name)(byref(handle), *arguments)
+    if status:
+        raise Error(f"{name} ended with status {status}")
+    return handle
+
+
+@cache
+def engine() -> c_void_p:
+    """Return the CPU's engine."""
+    return _created("dnnl_engine_create", 1, 0)
+
+
+@cache
+def stream() -> c_void_p:
+    """Return the stream in which everything runs, in order."""
+    return _created("dnnl_stream_create", engine(), 1)
+
+
+@cache
+def _attributes() -> c_void_p:
+    attributes = _created("dnnl_primitive_attr_create")
+    library().dnnl_primitive_attr_set_scratchpad_mode(attributes, 1)  # the caller gives the memory
+    return attributes
+
+
+def _numbers(*values: int) -> ctypes.Array:
+    return (c_int64 * len(values))(*values)
+
+
+@cache
+def _layout(shape: tuple[int, ...], tag: int) -> c_void_p:
+    return _created(
+        "dnnl_memory_desc_create_with_tag", len(shape), _numbers(*shape), _FLOAT32, tag
+    )
+
+
+def address(function: str) -> int:
+    """Return the address of a function, for compiled code."""
+    return ctypes.cast(getattr(library(), function), c_void_p).value
+
+
+class Memory:
+    """oneDNN's handle of a block of memory, whose address is set before it is used."""
+
+    def __init__(self, layout: int):
+        self.handle = _created("dnnl_memory_create", layout, engine(), None)
+        self.size = library().dnnl_memory_desc_get_size(layout)  # bytes
+
+
+class Primitive:
+    """A computation of oneDNN, created for its arguments' layouts, and run by compiled code.
+
+    Attributes:
+        memory: argument -> Memory.
+    """
+
+    def __init__(self, description: c_void_p, layouts: dict[int, int]):
+        self.handle = _created("dnnl_primitive_create", description)
+        scratchpad = library().dnnl_primitive_desc_query_md(description, _QUERY[SCRATCHPAD], 0)
+        self.memory = {
+            argument: Memory(layout) for argument, layout in {**layouts, SCRATCHPAD: scratchpad}.items()
+        }
+        self._arguments = (_Argument * len(self.memory))(
+            *(_Argument(argument, memory.handle) for argument, memory in self.memory.items())
+        )
+        self.count = len(self.memory)
+
+    @property
+    def arguments(self) -> int:
+        """Address of the list of arguments."""
+        return ctypes.addressof(self._arguments)
+
+
+def _query(description: c_void_p, *arguments: int) -> dict[int, int]:
+    return {
+        argument: library().dnnl_primitive_desc_query_md(description, _QUERY[argument], 0)
+        for argument in arguments
+    }
+
+
+def _reorder(source: int, destination: int) -> Primitive | None:
+    """Return the copy from one layout to another, or None where both are the same."""
+    if library().dnnl_memory_desc_equal(source, destination):
+        return None
+    description = _created(
+        "dnnl_reorder_primitive_desc_create", source, engine(), destination, engine(), _attributes()
+    )
+    return Primitive(description, {SRC: source, DST: destination})
+
+
+class Convolution:
+    """A convolution with its gradients, as primitives.
+
+    Attributes:
+        forward: SRC, WEIGHTS (and BIAS) -> DST.
+        backward_data: DIFF_DST, WEIGHTS -> DIFF_SRC.
+        backward_weights: SRC, DIFF_DST -> DIFF_WEIGHTS (and DIFF_BIAS).
+        to_forward, to_backward: SRC, weights in MegEngine's layout -> DST, in the primitive's; None
+            where it is the same.
+        from_backward: SRC, the primitive's gradient of the weights -> DST, in MegEngine's layout.
+    """
+
+    def __init__(self, geometry: Geometry):
+        n, h, w, i, o, kernel, stride, padding, groups, bias = geometry
+        _, oh, ow, _ = geometry.output
+        x, y = _layout((n, i, h, w), _ACDB), _layout((n, o, oh, ow), _ACDB)
+        shape = (o, i, kernel, kernel)
+        if groups > 1:
+            shape = (groups, o // groups, i // groups, kernel, kernel)
+        weights = _layout(shape, _ANY)
+        b = _layout((o,), _A) if bias else None
+        steps, dilation, pad = _numbers(stride, stride), _numbers(0, 0), _numbers(padding, padding)
+        axes = (steps, dilation, pad, pad)
+        forward = _created(
+            "dnnl_convolution_forward_primitive_desc_create",
+            engine(), _FORWARD, _DIRECT, x, weights, b, y, *axes, _attributes(),
+        )  # fmt: skip
+        data = _created(
+            "dnnl_convolution_backward_data_primitive_desc_create",
+            engine(), _DIRECT, x, weights, y, *axes, forward, _attributes(),
+        )  # fmt: skip
+        gradient = _created(
+            "dnnl_convolution_backward_weights_primitive_desc_create",
+            engine(), _DIRECT, x, weights, b, y, *axes, forward, _attributes(),
+        )  # fmt: skip
+        of_bias = {BIAS: b} if bias else {}
+        of_bias_gradient = {DIFF_BIAS: b} if bias else {}
+        forward_layouts = _query(forward, SRC, WEIGHTS, DST)
+        data_layouts = _query(data, DIFF_DST, WEIGHTS, DIFF_SRC)
+        gradient_layouts = _query(gradient, SRC, DIFF_DST, DIFF_WEIGHTS)
+        self.forward = Primitive(forward, {**forward_layouts, **of_bias})
+        self.backward_data = Primitive(data, data_layouts)
+        self.backward_weights = Primitive(gradient, {**gradient_layouts, **of_bias_gradient})
+        plain = _layout(shape, _ABCDE if groups > 1 else _ABCD)
+        self.to_forward = _reorder(plain, forward_layouts[WEIGHTS])
+        self.to_backward = _reorder(plain, data_layouts[WEIGHTS])
+        self.from_backward = _reorder(gradient_layouts[DIFF_WEIGHTS], plain)

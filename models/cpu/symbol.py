@@ -1,0 +1,124 @@
+"""Symbols that a network is called with to find out what it computes.
+
+A network's own forward pass, called with a `Symbol` instead of a tensor, records its operations:
+layers.py hands convolutions, batch norms, activations and pooling to the symbol, and sums and
+products are written with + and *. Whatever else a network does with a symbol raises an error, and
+the network is then computed by MegEngine's operators.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    import megengine.module as M
+    from megengine import Tensor
+
+
+class Untraceable(Exception):
+    """A network does something that a symbol cannot record; the message says what."""
+
+
+class Operation(NamedTuple):
+    """An operation on the results of earlier ones, which are given by their numbers.
+
+    `shape` is that of the result, [N, C, H, W]; `settings` is whatever decides what is computed
+    beside the tensors.
+    """
+
+    kind: str
+    inputs: tuple[int, ...]
+    shape: tuple[int, int, int, int]
+    settings: tuple = ()
+
+
+class Trace:
+    """What a network computes.
+
+    Attributes:
+        operations: all operations; the first is the input.
+        parameters: weights and biases, in the order in which operations take them.
+        norms: modules whose running statistics are updated, in the same order.
+    """
+
+    def __init__(self, shape: tuple[int, int, int, int]):
+        self.operations = [Operation("input", (), shape)]
+        self.parameters: list[Tensor] = []
+        self.norms: list[M.Module] = []
+        self._used: set[int] = set()
+
+    @property
+    def input(self) -> Symbol:
+        """The symbol to call the network with."""
+        return Symbol(self, 0)
+
+    def record(self, kind: str, inputs: tuple[Symbol, ...], shape: tuple, settings: tuple = ()) -> Symbol:
+        self.operations.append(Operation(kind, tuple(s.number for s in inputs), shape, settings))
+        return Symbol(self, len(self.operations) - 1)
+
+    def use(self, *parameters: Tensor) -> None:
+        """Add parameters. Raises Untraceable for one that was used before."""
+        for parameter in parameters:
+            if id(parameter) in self._used:
+                raise Untraceable("a parameter is used twice")
+            self._used.add(id(parameter))
+        self.parameters += parameters
+
+
+class Symbol:
+    """The result of an operation of a trace, in the place of a tensor [N, C, H, W]."""
+
+    def __init__(self, trace: Trace, number: int):
+        self.trace, self.number = trace, number
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Shape of the tensor, [N, C, H, W]."""
+        return self.trace.operations[self.number].shape
+
+    def convolution(self, module: M.Conv2d) -> Symbol:
+        """Record a convolution, with its bias if it has one."""
+        (kernel, kernel_w), (stride, stride_w) = module.kernel_size, module.stride
+        (padding, padding_w), dilation = module.padding, tuple(module.dilation)
+        if (kernel, stride, padding) != (kernel_w, stride_w, padding_w) or dilation != (1, 1):
+            raise Untraceable("a convolution is not square, or dilated")
+        has_bias = module.bias is not None
+        self.trace.use(module.weight, *((module.bias,) if has_bias else ()))
+        n, _, h, w = self.shape
+        shape = (
+            n,
+            module.out_channels,
+            (h + 2 * padding - kernel) // stride + 1,
+            (w + 2 * padding - kernel) // stride + 1,
+        )
+        settings = (kernel, stride, padding, module.groups, has_bias)
+        return self.trace.record("convolution", (self,), shape, settings)
+
+    def batch_norm(self, module: M.Module) -> Symbol:
+        """Record a batch norm in training mode."""
+        if not module.training or module.freeze or module.all_reduce is not None:
+            raise Untraceable("a batch norm does not use the statistics of this batch alone")
+        self.trace.use(module.weight, module.bias)
+        self.trace.norms.append(module)
+        return self.trace.record("norm", (self,), self.shape, (module.eps, module.momentum))
+
+    def activation(self, kind: str) -> Symbol:
+        """Record "relu", "gelu", "sigmoid" or "hard_sigmoid"."""
+        return self.trace.record(kind, (self,), self.shape)
+
+    def mean(self) -> Symbol:
+        """Record the mean over the map, [N, C, 1, 1]."""
+        return self.trace.record("pool", (self,), (*self.shape[:2], 1, 1))
+
+    def __add__(self, other: Any) -> Symbol:
+        if not isinstance(other, Symbol) or other.shape != self.shape:
+            raise Untraceable("a sum is not of two maps of one shape")
+        return self.trace.record("sum", (self, other), self.shape)
+
+    def __mul__(self, other: Any) -> Symbol:
+        if not isinstance(other, Symbol) or other.shape != (*self.shape[:2], 1, 1):
+            raise Untraceable("a product is not of a map and a gate for each channel")
+        return self.trace.record("scale", (self, other), self.shape)
+
+    def __getattr__(self, name: str) -> Any:
+        raise Untraceable(f"a network asks for {name} of its map")
