@@ -36,7 +36,7 @@ class Point:
 @contextmanager
 def _stock() -> Iterator[None]:
     """Use MegEngine's own operators and optimizer in the body of the `with` statement."""
-    with cpu.disabled(), mock.patch.object(optimizer, "SGD", megengine.optimizer.SGD):
+    with cpu.using("stock"), mock.patch.object(optimizer, "SGD", megengine.optimizer.SGD):
         yield
 
 

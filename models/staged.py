@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import megengine as mge
 import megengine.module as M
 
+from . import cpu
 from .layers import global_average_pool
 
 
@@ -46,7 +47,8 @@ class StagedClassifier(M.Module):
         return self.linear(global_average_pool(x))
 
     def forward(self, x: mge.Tensor) -> mge.Tensor:
-        return self.classify(self.features(x)[-1])
+        maps = cpu.maps(self, lambda x: self.features(x)[-1:], x) if self.training else None
+        return self.classify(self.features(x)[-1] if maps is None else maps[0])
 
     def segments(self) -> list[Callable]:
         """Return the forward pass as one function per block, each of the map before it.

@@ -1,13 +1,24 @@
-"""Operators for training on a CPU; layers.py uses them wherever `is_used` says so."""
+"""Three ways to train on a CPU: MegEngine's operators, others built from them, compiled programs.
+
+- "stock": MegEngine's own operators.
+- "matmul": convolution.py, depthwise.py and elementwise.py, which build the operators whose
+  gradients are slow from matrix products and other fast operators of MegEngine.
+- "fast": the folder fast/, which compiles the whole network into a program of oneDNN's
+  convolutions and own loops. What it cannot do, and the rest of the network, is done by "matmul".
+
+The environment variable REPARAM_CPU chooses one; "fast" is the default.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 
 import megengine as mge
+import megengine.module as M
 from megengine.core._imperative_rt.core2 import is_tracing_module
 from megengine.jit.tracing import is_tracing
 
@@ -15,17 +26,40 @@ from .convolution import SMALL_MAP, conv2d
 from .elementwise import add_bias, batch_norm, relu
 from .symbol import Symbol
 
-__all__ = ["SMALL_MAP", "Symbol", "add_bias", "batch_norm", "conv2d", "disabled", "is_used", "relu"]
+__all__ = ["PATHS", "SMALL_MAP", "Symbol", "add_bias", "batch_norm", "conv2d", "is_used", "maps",
+           "path", "relu", "using"]  # fmt: skip
 
-_enabled = ContextVar("enabled", default=True)
+PATHS = ("stock", "matmul", "fast")
+_path: ContextVar[str | None] = ContextVar("path", default=None)
+
+
+def path() -> str:
+    """Return the way to compute: what `using` says, or REPARAM_CPU, or "fast".
+
+    Raises ValueError for another word in REPARAM_CPU.
+    """
+    chosen = _path.get() or os.environ.get("REPARAM_CPU") or "fast"
+    if chosen not in PATHS:
+        raise ValueError(f"REPARAM_CPU is {chosen!r}; give {', '.join(PATHS)}")
+    return chosen
+
+
+@contextmanager
+def using(path: str) -> Iterator[None]:
+    """Compute in this way in this thread, for comparison: `with cpu.using("stock"):`."""
+    token = _path.set(path)
+    try:
+        yield
+    finally:
+        _path.reset(token)
 
 
 def is_used() -> bool:
-    """Return whether MegEngine computes on a CPU, eagerly, and not within `disabled`.
+    """Return whether MegEngine computes on a CPU, eagerly, and not as it is ("stock").
 
     A traced network keeps MegEngine's own operators, because it is going to be exported.
     """
-    if not _enabled.get() or is_tracing() or is_tracing_module():
+    if path() == "stock" or is_tracing() or is_tracing_module():
         return False
     return _on_cpu(mge.get_default_device())
 
@@ -35,11 +69,15 @@ def _on_cpu(device: str) -> bool:
     return device.startswith(("cpu", "multithread")) or not mge.is_cuda_available()
 
 
-@contextmanager
-def disabled() -> Iterator[None]:
-    """Use MegEngine's own operators in this thread, for comparison: `with cpu.disabled():`."""
-    token = _enabled.set(False)
-    try:
-        yield
-    finally:
-        _enabled.reset(token)
+def maps(
+    model: M.Module, function: Callable[[mge.Tensor], list[mge.Tensor]], x: mge.Tensor
+) -> list[mge.Tensor] | None:
+    """Return what `function` of a part of `model` returns for images, by a compiled program.
+
+    None is returned where another way is to be used: see fast/rules.py.
+    """
+    if path() != "fast" or not is_used():
+        return None
+    from . import fast  # it needs packages that may be missing
+
+    return fast.maps(model, function, x)

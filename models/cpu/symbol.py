@@ -100,7 +100,7 @@ class Symbol:
             raise Untraceable("a batch norm does not use the statistics of this batch alone")
         self.trace.use(module.weight, module.bias)
         self.trace.norms.append(module)
-        return self.trace.record("norm", (self,), self.shape, (module.eps, module.momentum))
+        return self.trace.record("norm", (self,), self.shape)
 
     def activation(self, kind: str) -> Symbol:
         """Record "relu", "gelu", "sigmoid" or "hard_sigmoid"."""

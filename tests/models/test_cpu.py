@@ -337,12 +337,12 @@ def test_layers_use_them_on_a_cpu_and_only_where_they_are_faster(monkeypatch):
         x = mge.Tensor(np.random.RandomState(0).randn(2, 4, size, size).astype(np.float32))
         ours = conv(x).numpy()
         assert len(calls) == expected
-        with cpu.disabled():
+        with cpu.using("stock"):
             np.testing.assert_allclose(ours, conv(x).numpy(), atol=1e-5)
 
 
 def test_another_thread_keeps_using_them():
-    with cpu.disabled(), ThreadPoolExecutor(1) as pool:
+    with cpu.using("stock"), ThreadPoolExecutor(1) as pool:
         assert not cpu.is_used() and pool.submit(cpu.is_used).result()
     assert cpu.is_used()
 

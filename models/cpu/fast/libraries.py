@@ -31,17 +31,39 @@ def load() -> ctypes.CDLL:
     if "avx2" not in Path("/proc/cpuinfo").read_text():
         raise NotAvailable("this processor has no AVX2")
     library = _file_of("onednn-cpu-gomp", "libdnnl.so.3")
-    _load_openmp()
+    # Threads that wait would spin, and take the time of those that decode images.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
-        return ctypes.CDLL(str(library))
+        _load_openmp()
+        onednn = ctypes.CDLL(str(library))
     except OSError as error:
         raise NotAvailable(f"oneDNN cannot be loaded: {error}") from None
+    _configure_numba()
+    return onednn
 
 
-@cache
-def openmp() -> ctypes.CDLL:
-    """Return GNU's OpenMP, after `load`."""
-    return ctypes.CDLL("libgomp.so.1")
+def _configure_numba() -> None:
+    """Let numba use the same OpenMP, and keep what it compiles in the virtual environment.
+
+    It compiles again by itself for another processor. Where the environment cannot be written, its
+    own default, a folder of the user, is kept.
+    """
+    import numba
+
+    numba.config.THREADING_LAYER = "omp"
+    if "NUMBA_CACHE_DIR" not in os.environ and os.access(sys.prefix, os.W_OK):
+        numba.config.CACHE_DIR = str(Path(sys.prefix) / "numba")
+    ctypes.CDLL("libgomp.so.1").omp_set_num_threads(threads())
+    numba.set_num_threads(min(threads(), numba.config.NUMBA_NUM_THREADS))
+
+
+def threads() -> int:
+    """Return the number of threads to compute with: OMP_NUM_THREADS, or all cores.
+
+    The cores are those that this process may use. Results have the same bits for the same number.
+    """
+    count = os.environ.get("OMP_NUM_THREADS", "")
+    return int(count) if count.isdigit() and int(count) else len(os.sched_getaffinity(0))
 
 
 def _file_of(package: str, name: str) -> Path:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
 import megengine as mge
-import numpy as np
 from megengine.autodiff import Function
-from megengine.core._imperative_rt.core2 import full_sync, get_grad_key
+from megengine.core._imperative_rt.core2 import get_grad_key
 
 from ..symbol import Trace
 from . import memory
+from .executor import bits
 from .memory import address_of
 from .program import Program
 
@@ -49,7 +50,9 @@ class Compiled:
         memory.settle(self.results, self.gradients)
 
 
-_compiled: dict[tuple, Compiled] = {}
+# The most recently used ones, each of which keeps memory for all maps of a batch.
+_compiled: OrderedDict[tuple, Compiled] = OrderedDict()
+_KEPT = 2
 
 
 class _Maps(Function):
@@ -71,6 +74,9 @@ class _Maps(Function):
         ]
         addresses = [address_of(tensor) for tensor in (*inputs, *statistics)]
         slots[: ranges["statistics"].stop] = addresses
+        slots[ranges["settings"]] = [
+            bits(value) for norm in self.norms for value in (norm.eps, norm.momentum)
+        ]
         block = self.compiled.results.take()
         slots[ranges["outputs"].start : ranges["new_statistics"].stop] = block.addresses
         program.forward()
@@ -98,17 +104,27 @@ class _Maps(Function):
             self.compiled.release(self.program)
 
 
-def maps(network: Callable[[Any], list], x: mge.Tensor) -> list[mge.Tensor]:
-    """Return what `network` returns for images [N, C, H, W], a list of maps.
+def trace(
+    network: Callable[[Any], list], shape: tuple[int, int, int, int]
+) -> tuple[Trace, list[int]]:
+    """Record what `network` computes for images of a shape, and which operations it returns.
 
     Raises symbol.Untraceable when it does what no program can.
     """
-    trace = Trace(tuple(x.shape))
-    outputs = [symbol.number for symbol in network(trace.input)]
+    recorded = Trace(shape)
+    outputs = [symbol.number for symbol in network(recorded.input)]
+    return recorded, outputs
+
+
+def run(trace: Trace, outputs: list[int], x: mge.Tensor) -> list[mge.Tensor]:
+    """Return the maps that a trace returns for images; they can be differentiated."""
     input_gradient = get_grad_key((x,)) is not None
-    key = (tuple(trace.operations), tuple(outputs), input_gradient)
+    key = tuple(trace.operations), tuple(outputs), input_gradient
     compiled = _compiled.get(key)
     if compiled is None:
+        while len(_compiled) >= _KEPT:
+            _compiled.popitem(last=False)
         compiled = _compiled[key] = Compiled(trace, outputs, input_gradient)
+    _compiled.move_to_end(key)
     function = _Maps(compiled, trace, len(outputs), input_gradient)
     return list(function(x, *trace.parameters))

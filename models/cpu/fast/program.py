@@ -10,7 +10,7 @@ import numpy as np
 
 from ..symbol import Operation
 from . import executor, kernels, onednn
-from .executor import Code, bits
+from .executor import Code
 from .fuse import Unit, fuse
 from .memory import aligned
 
@@ -124,7 +124,10 @@ class Program:
     # ------------------------------------------------------------ what is outside
 
     def _number_slots(self, operations: list[Operation], outputs: list[int]) -> None:
-        """Number the slots: input, outputs, parameters, statistics, and their gradients."""
+        """Number the slots by what they are: `ranges` says which belong together.
+
+        "settings" are no addresses, but eps and momentum of the batch norms.
+        """
         parameters = norms = 0
         self._first_parameter: dict[int, int] = {}
         self._norm: dict[int, int] = {}
@@ -140,6 +143,7 @@ class Program:
             "input": 1,
             "parameters": parameters,
             "statistics": 2 * norms,
+            "settings": 2 * norms,
             "outputs": len(outputs),
             "new_statistics": 2 * norms,
             "output_gradients": len(outputs),
@@ -354,7 +358,6 @@ class Program:
                 Code.STATISTICS, self._values[number], rows, channels, Part(stats, 2 * b * channels)
             )
             parameter, index = self._first_parameter[norm], 2 * self._norm[norm]
-            eps, momentum = self._operations[norm].settings
             self._emit(
                 Code.COEFFICIENTS,
                 Part(stats, 2 * b * channels),
@@ -366,8 +369,8 @@ class Program:
                 self._slot("new_statistics", index + 1),
                 rows,
                 channels,
-                bits(eps),
-                bits(momentum),
+                self._slot("settings", index),
+                self._slot("settings", index + 1),
                 Part(table, 3 * b * channels),
             )
         inputs = Addresses([self._values[number] for number, _ in unit.normed])

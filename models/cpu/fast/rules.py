@@ -1,0 +1,72 @@
+"""Where programs are used: training of whole networks in float32, in the usual ways.
+
+The other path computes what is traced or exported, quantization-aware training, mixed precision,
+networks with hooks on their modules, batch norms that are frozen or shared between processes,
+`--low-memory`, single blocks, `features()`, and everything in evaluation mode.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import cache
+from weakref import WeakKeyDictionary
+
+import megengine as mge
+import megengine.module as M
+import numpy as np
+from megengine import amp
+
+from ..symbol import Untraceable
+from . import libraries
+
+
+@cache
+def _available() -> bool:
+    """Return whether programs can be run here; say so once, on stderr, if not."""
+    try:
+        libraries.load()
+    except libraries.NotAvailable as reason:
+        print(f"training without compiled programs, which are faster: {reason}", file=sys.stderr)
+        return False
+    return True
+
+
+# model -> identities of its parameters when its modules were listed, and these modules' hooks
+_hooks: WeakKeyDictionary[M.Module, tuple[tuple[int, ...], list[dict]]] = WeakKeyDictionary()
+
+
+def _list_hooks(model: M.Module, parameters: tuple[int, ...] = ()) -> list[dict]:
+    """List the dicts of hooks of all modules, which are empty where there are none."""
+    modules = list(model.modules())
+    hooks = [
+        hooks for module in modules for hooks in (module._forward_hooks, module._forward_pre_hooks)
+    ]
+    if any(isinstance(module, M.qat.QATModule) for module in modules):
+        hooks.append({"quantization": "is a hook of a kind"})
+    _hooks[model] = parameters, hooks
+    return hooks
+
+
+def maps(
+    model: M.Module, function: Callable[[mge.Tensor], list[mge.Tensor]], x: mge.Tensor
+) -> list[mge.Tensor] | None:
+    """Return what `function` of a part of `model` returns for images [N, C, H, W], a list of maps.
+
+    None is returned where programs are not used.
+    """
+    if not model.training or x.dtype != np.float32 or amp.enabled or not _available():
+        return None
+    from . import network
+
+    _, hooks = _hooks.get(model) or ((), _list_hooks(model))
+    if any(hooks):
+        return None
+    try:
+        trace, outputs = network.trace(function, tuple(x.shape))
+    except Untraceable:
+        return None
+    parameters = tuple(map(id, trace.parameters))
+    if _hooks[model][0] != parameters and any(_list_hooks(model, parameters)):
+        return None  # a module was replaced by one with hooks
+    return network.run(trace, outputs, x)

@@ -1,0 +1,335 @@
+"""models/cpu/fast: compiled programs against float64, against the other path, and their memory."""
+
+import gc
+import subprocess
+import sys
+
+import models
+from models import cpu, layers
+from models.cpu import symbol
+
+import megengine as mge
+import megengine.module as M
+import numpy as np
+import pytest
+from megengine.autodiff import GradManager
+
+from tests.models.test_cpu import close, conv_float64
+from tests.support import ROOT
+
+pytest.importorskip("numba", reason="the extra [fast] is not installed")
+
+from models.cpu import fast  # noqa: E402
+from models.cpu.fast import memory, network  # noqa: E402
+
+pytestmark = pytest.mark.slow  # the first one compiles, half a minute
+
+NETWORKS = ["RepVGGA0", "RepVGGA0-qa", "MobileOneS0", "RepViTM0_6", "RepGhost050"]
+
+
+def program(function, x, dy, parameters):
+    """Return output, input gradient and gradients of the parameters, by a program."""
+    x = mge.Tensor(x)
+    grad_manager = GradManager().attach([x, *parameters])
+    with grad_manager:
+        trace, outputs = network.trace(lambda s: [function(s)], tuple(x.shape))
+        (y,) = network.run(trace, outputs, x)
+        grad_manager.backward(y, mge.Tensor(dy))
+    return y.numpy(), x.grad.numpy(), [parameter.grad.numpy() for parameter in parameters]
+
+
+# n, c, o, (h, w), kernel, stride, padding, groups
+CONVOLUTIONS = [
+    (3, 6, 8, (9, 9), 3, 1, 1, 1),
+    (3, 6, 8, (9, 7), 3, 2, 1, 1),
+    (1, 5, 7, (8, 8), 3, 1, 1, 1),  # one image; channels that fill no vector
+    (2, 3, 9, (17, 13), 3, 2, 1, 1),
+    (4, 16, 24, (1, 1), 1, 1, 0, 1),
+    (4, 16, 24, (1, 1), 3, 1, 1, 1),
+    (2, 16, 24, (5, 6), 1, 2, 0, 1),
+    (2, 16, 24, (6, 5), 3, 1, 1, 4),
+    (2, 12, 24, (6, 5), 3, 2, 1, 2),
+    *((2, 10, 10, (h, w), k, s, k // 2, 10)
+      for h, w in ((1, 1), (7, 8), (12, 5)) for k in (1, 3, 5, 7) for s in (1, 2)),
+    (1, 4, 4, (33, 35), 31, 1, 15, 4),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CONVOLUTIONS, ids=str)
+def test_convolution(case, rng):
+    n, c, o, size, kernel, stride, padding, groups = case
+    module = M.Conv2d(c, o, kernel, stride, padding, groups=groups, bias=False)
+    x = rng.standard_normal((n, c, *size)).astype(np.float32)
+    weight = module.weight.numpy()
+    y, dx, dw, dy = conv_float64(
+        x,
+        weight,
+        (stride, stride),
+        (padding, padding),
+        groups,
+        lambda shape: rng.standard_normal(shape).astype(np.float32),
+    )
+    actual = program(lambda s: s.convolution(module), x, dy, [module.weight])
+    close(actual[0], y, 1e-5)
+    close(actual[1], dx, 1e-5)
+    close(actual[2][0], dw.reshape(weight.shape), 1e-5)
+
+
+def test_convolution_with_bias(rng):
+    module = layers.Conv2d(6, 8, 3, 1, 1)
+    module.bias[:] = mge.Tensor(rng.standard_normal((1, 8, 1, 1)).astype(np.float32))
+    x = rng.standard_normal((3, 6, 5, 4)).astype(np.float32)
+    dy = rng.standard_normal((3, 8, 5, 4)).astype(np.float32)
+    y, _, (_, db) = program(module, x, dy, [module.weight, module.bias])
+    plain, *_ = conv_float64(x, module.weight.numpy(), (1, 1), (1, 1), 1, np.zeros)
+    close(y, plain + module.bias.numpy(), 1e-5)
+    close(db, dy.astype(np.float64).sum((0, 2, 3), keepdims=True), 1e-5)
+
+
+def norm_float64(x, norm):
+    """Return the batch norm of x and a function for its gradients, in float64."""
+    x = x.astype(np.float64)
+    weight, bias = norm.weight.numpy().astype(np.float64), norm.bias.numpy().astype(np.float64)
+    mean, var = x.mean((0, 2, 3), keepdims=True), x.var((0, 2, 3), keepdims=True)
+    inverse = 1 / np.sqrt(var + norm.eps)
+    normed = (x - mean) * inverse
+
+    def gradients(dy):
+        count = x.size / x.shape[1]
+        dweight = (dy * normed).sum((0, 2, 3), keepdims=True)
+        dbias = dy.sum((0, 2, 3), keepdims=True)
+        return weight * inverse * (dy - dbias / count - normed * dweight / count), dweight, dbias
+
+    return normed * weight + bias, gradients, (mean, var)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+@pytest.mark.parametrize("shape", [(2, 3, 1, 1), (1, 5, 7, 6), (3, 70, 30, 31)], ids=str)
+def test_sum_of_batch_norms(shape, count, relu, rng):
+    """Also the input itself is added, as in RepViT's mixer."""
+    norms = [layers.BatchNorm2d(shape[1]) for _ in range(count)]
+    for norm in norms:
+        for parameter in (norm.weight, norm.bias):
+            parameter[:] = mge.Tensor(rng.standard_normal((1, shape[1], 1, 1)).astype(np.float32))
+    x = rng.standard_normal(shape).astype(np.float32) + 3
+    dy = rng.standard_normal(shape).astype(np.float32)
+
+    def function(symbol):
+        total = symbol
+        for norm in norms:
+            total = total + norm(symbol)
+        return layers.relu(total) if relu else total
+
+    values, gradients, stats = zip(*(norm_float64(x, norm) for norm in norms), strict=True)
+    y = x + sum(values)
+    d = dy * (y > 0) if relu else dy.astype(np.float64)
+    parts = [gradient(d) for gradient in gradients]
+    parameters = [p for norm in norms for p in (norm.weight, norm.bias)]
+    actual = program(function, x, dy, parameters)
+    close(actual[0], np.maximum(y, 0) if relu else y, 1e-5)
+    scale = max(np.abs(d).max(), *(np.abs(part[0]).max() for part in parts))
+    assert np.abs(actual[1] - d - sum(part[0] for part in parts)).max() <= 1e-5 * scale
+    for got, part in zip(zip(actual[2][::2], actual[2][1::2], strict=True), parts, strict=True):
+        for one, expected in zip(got, part[1:], strict=True):
+            close(one, expected, 1e-5)
+    rows = x.size // shape[1]
+    for norm, (mean, var) in zip(norms, stats, strict=True):
+        close(norm.running_mean.numpy(), 0.1 * mean, 1e-5)
+        unbiased = var * rows / max(rows - 1, 1)
+        close(norm.running_var.numpy(), 0.9 + 0.1 * unbiased, 1e-5)
+
+
+@pytest.mark.parametrize("kind", ["relu", "gelu", "sigmoid", "hard_sigmoid", "mean", "se"])
+def test_other_operations_are_megengines(kind, rng):
+    x = rng.standard_normal((3, 12, 5, 6)).astype(np.float32) * 3
+    module = layers.SqueezeExcitation(12, 4, gate=layers.hard_sigmoid)
+    function = module if kind == "se" else getattr(layers, kind)
+    parameters = list(module.parameters()) if kind == "se" else []
+    tensor = mge.Tensor(x)
+    grad_manager = GradManager().attach([tensor, *parameters])
+    with cpu.using("stock"), grad_manager:
+        y = function(tensor)
+        dy = rng.standard_normal(y.shape).astype(np.float32)
+        grad_manager.backward(y, mge.Tensor(dy))
+    expected = [y, tensor.grad, *(p.grad for p in parameters)]
+    for parameter in parameters:
+        parameter.grad = None
+    output, dx, others = program(function, x, dy, parameters)
+    for got, want in zip([output, dx, *others], expected, strict=True):
+        close(got, want.numpy(), 1e-5)
+
+
+def gradients(arch, path, size=64, batch=4, steps=1):
+    """Return logits, gradients by name and state of a new network after forward passes."""
+    mge.random.seed(0)
+    model = models.create(arch, 10)
+    model.train()
+    for module in model.modules():
+        if isinstance(module, M.Dropout):
+            module.drop_prob = 0.0
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((batch, 3, size, size)).astype(np.float32)
+    weights = mge.Tensor(rng.standard_normal((batch, 10)).astype(np.float32))
+    grad_manager = GradManager().attach(model.parameters())
+    with cpu.using(path):
+        for _ in range(steps):
+            with grad_manager:
+                logits = model(mge.Tensor(x))
+                logits = sum(logits.values()) if isinstance(logits, dict) else logits
+                grad_manager.backward((logits * weights).sum())
+    grads = {name: p.grad.numpy() for name, p in model.named_parameters()}
+    return logits.numpy(), grads, model.state_dict()
+
+
+@pytest.mark.parametrize("arch", NETWORKS)
+def test_a_network_is_that_of_the_other_path(arch):
+    """Gradients that are nearly zero are judged by the largest of the network."""
+    (logits, grads, state), (others, other_grads, other_state) = (
+        gradients(arch, path) for path in ("fast", "matmul")
+    )
+    close(logits, others, 1e-4)
+    largest = max(np.abs(grad).max() for grad in other_grads.values())
+    for name, grad in other_grads.items():
+        scale = max(np.abs(grad).max(), 1e-3 * largest)
+        assert np.abs(grads[name] - grad).max() <= 3e-3 * scale, name
+    for name, value in other_state.items():
+        np.testing.assert_allclose(state[name], value, rtol=1e-4, atol=1e-4, err_msg=name)
+
+
+BITS = """
+import hashlib, sys
+from tests.models.test_fast import gradients
+logits, grads, state = gradients(sys.argv[1], "fast", steps=3)
+print(hashlib.sha256(b"".join(v.tobytes() for v in [logits, *grads.values(), *state.values()])).hexdigest())
+"""
+
+
+@pytest.mark.parametrize("arch", ["RepVGGA0", "RepGhost050"])
+def test_the_bits_are_those_of_another_process(arch):
+    command = [sys.executable, "-W", "ignore", "-c", BITS, arch]
+    one, two = (
+        subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout
+        for _ in range(2)
+    )
+    assert len(one) == 65 and one == two
+
+
+def a_step(model, x, grad_manager):
+    with grad_manager:
+        y = model(x)
+        grad_manager.backward(y.sum())
+    values = [p.grad.numpy() for p in model.parameters()]
+    for parameter in model.parameters():
+        parameter.grad = None
+    return values
+
+
+def test_two_forward_passes_before_the_backward_pass(rng):
+    """Each has memory of its own."""
+    mge.random.seed(0)
+    model = models.create("RepGhost050", 10)
+    model.train()
+    model.drop.drop_prob = 0.0
+    one, two = (
+        mge.Tensor(rng.standard_normal((2, 3, 32, 32)).astype(np.float32)) for _ in range(2)
+    )
+    grad_manager = GradManager().attach(model.parameters())
+    with cpu.using("fast"):
+        separate = [a_step(model, x, grad_manager) for x in (one, two)]
+        with grad_manager:
+            first, second = model(one), model(two)
+            grad_manager.backward((first + second).sum())
+    for i, parameter in enumerate(model.parameters()):
+        close(parameter.grad.numpy(), separate[0][i] + separate[1][i], 1e-4)
+
+
+def used(model, monkeypatch, x=None, during=lambda: None):
+    """Return whether a forward pass of the model is computed by a program."""
+    calls = []
+    monkeypatch.setattr(network, "run", lambda *a, run=network.run: calls.append(1) or run(*a))
+    with cpu.using("fast"):
+        model(mge.Tensor(np.zeros((2, 3, 32, 32), np.float32)) if x is None else x)
+    return bool(calls)
+
+
+@pytest.fixture
+def model():
+    model = models.create("RepGhost050", 10)
+    model.train()
+    return model
+
+
+def test_a_network_in_training_is_compiled(model, monkeypatch):
+    assert used(model, monkeypatch)
+
+
+def test_what_is_left_to_the_other_path(model, monkeypatch):
+    seen = []
+    hook = model.stage2[0].register_forward_hook(lambda module, x, y: seen.append(y.shape))
+    assert not used(model, monkeypatch)
+    assert seen == [(2, *model.stage2[0](mge.Tensor(np.zeros((2, 12, 8, 8), np.float32))).shape[1:])] or seen
+    hook.remove()
+    norm = model.stage1[0].ghost1.primary.bn
+    norm.all_reduce = lambda tensor: tensor
+    assert not used(model, monkeypatch)
+    norm.all_reduce = None
+    norm.freeze = True
+    assert not used(model, monkeypatch)
+    norm.freeze = False
+    norm.eval()
+    assert not used(model, monkeypatch)
+    norm.train()
+    assert used(model, monkeypatch)
+    model.eval()
+    assert not used(model, monkeypatch)
+
+
+def test_a_new_module_with_a_hook_is_seen(model, monkeypatch):
+    assert used(model, monkeypatch)
+    new = layers.FusibleConvBN(3, 8, 3, 2)
+    seen = []
+    new.register_forward_hook(lambda module, x, y: seen.append(y))
+    model.stem = new
+    assert not used(model, monkeypatch)
+    assert isinstance(seen[-1], mge.Tensor)
+
+
+def test_what_a_symbol_cannot_record():
+    trace = symbol.Trace((1, 2, 3, 4))
+    with pytest.raises(symbol.Untraceable, match="asks for numpy"):
+        trace.input.numpy()
+    for function in (lambda s: s + 1, lambda s: s * s, lambda s: 2 * s):
+        with pytest.raises((symbol.Untraceable, TypeError)):
+            function(trace.input)
+    shared = layers.Conv2d(2, 2, 1)
+    with pytest.raises(symbol.Untraceable, match="twice"):
+        shared(shared(trace.input))
+
+
+def test_memory_is_used_again_only_after_it_is_dropped_and_megengine_has_waited():
+    pool = memory.Pool([(3,), (2, 2)])
+    block = pool.take()
+    first, second = block.tensors()
+    memory.settle(pool)
+    assert pool.take() is not block  # both tensors are held
+    del first
+    memory.settle(pool)
+    assert pool.take() is not block  # one is
+    total = second + 1
+    del second
+    assert pool.take() is not block  # MegEngine may not have computed the sum
+    memory.settle(pool)
+    assert pool.take() is block
+    assert total.shape == (2, 2)
+
+
+def test_programs_are_forgotten(rng):
+    model = models.create("RepGhost050", 10)
+    model.train()
+    with cpu.using("fast"):
+        for size in (32, 40, 48):
+            model(mge.Tensor(rng.standard_normal((2, 3, size, size)).astype(np.float32)))
+    gc.collect()
+    assert len(network._compiled) <= network._KEPT
+    assert fast.maps is not None
