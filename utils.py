@@ -38,6 +38,17 @@ def fail(message: str) -> int:
     return 2
 
 
+def shown(name: str | PathLike) -> str:
+    """Return a file's name as it can be printed: on one line, and in any encoding.
+
+    Bytes that are not UTF-8 are written as \\xe9, and characters that cannot be seen as \\n.
+    """
+    text = os.fsencode(name).decode(errors="backslashreplace")
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def write_atomically(path: str | PathLike, write: Callable[[BinaryIO], object]) -> None:
     """Replace the file at `path` by what `write` writes, or leave it unchanged after an error.
 
