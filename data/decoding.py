@@ -64,8 +64,8 @@ def _decode(content: bytes, name: Path | str, choose: Choose, side: int) -> np.n
         part = None if image is None else _part(image, choose(*image.shape[:2]))
     if part is None:
         raise BadImageError(
-            f"the image {shown(name)} is corrupt or truncated, or of a kind that is not read; "
-            "replace it"
+            f"the image {shown(name)} is corrupt or truncated, or no image of a format that is "
+            "read; replace it"
         )
     return part
 

@@ -98,13 +98,15 @@ def write_kit(
         for file, name in zip(progress, names, strict=True):
             prepare(file, preprocessing).tofile(folder / PIXELS / f"{name}.bin")
         (folder / f"{model.arch}_prep_bin.info").write_text(
-            "".join(f"{i} ./{PIXELS}/{n}.bin {size} {size}\n" for i, n in enumerate(names))
+            "".join(f"{i} ./{PIXELS}/{n}.bin {size} {size}\n" for i, n in enumerate(names)),
+            errors="surrogateescape",
         )
         (folder / "val_label.txt").write_text(
             "".join(
                 f"{name}{file.suffix} {label}\n"
                 for file, name, label in zip(images, names, labels, strict=True)
-            )
+            ),
+            errors="surrogateescape",
         )
         (folder / "README.txt").write_text(
             _README.format(
