@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from data import datasets, sources
+from data import datasets, long_images, sources
 from data.decoding import BadImageError
 from data.transforms import Preprocessing
 from utils import UserError
@@ -172,7 +172,8 @@ def prepare(path: str | PathLike, preprocessing: Preprocessing) -> np.ndarray:
         raise BadImageError(
             f"the image {path} is corrupt, or none that Pillow reads; replace it"
         ) from None
-    width, height = image.size
+    top, left, height, width = long_images.middle(image.height, image.width, short)
+    image = image.crop((left, top, left + width, top + height))
     if min(width, height) != short:
         if width < height:
             width, height = short, int(short * height / width)
