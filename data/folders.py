@@ -53,9 +53,10 @@ class LeftOut:
         parts = [
             f"{count} {what.format(s='s' * (count > 1))}" for what, count in counts.items() if count
         ]
-        return ", ".join(
-            [*parts, *(f"the link {link} to a folder above it" for link in self.loops)]
-        )
+        if self.loops:
+            more = f" and {len(self.loops) - 1} more" if len(self.loops) > 1 else ""
+            parts.append(f"the link {self.loops[0]} to a folder above it{more}")
+        return ", ".join(parts)
 
 
 def image_files(folder: str | Path, left_out: LeftOut | None = None) -> list[Path]:
