@@ -17,6 +17,7 @@ _HOUSEKEEPING = {
     *("@eadir", "#recycle", "@recycle", "$recycle.bin", "system volume information"),
     *("lost+found", "__macosx", "__pycache__", "thumbs.db", "desktop.ini", "icon\r"),
 }
+_KINDS = 6  # of other files that are named
 
 
 @dataclass
@@ -44,14 +45,16 @@ class LeftOut:
 
     def __str__(self) -> str:
         """Return a phrase that counts it all; empty if there is nothing."""
-        suffixes = ", ".join(shown(suffix) or "no suffix" for suffix in sorted(self.others))
-        counts = {
-            "hidden or housekeeping name{s}": self.hidden,
-            f"file{{s}} of other kinds ({suffixes})": self.others.total(),
-            "image{s} outside the class folders": self.outside,
-        }
+        kinds = [shown(suffix) or "no suffix" for suffix, _ in self.others.most_common()]
+        listed = ", ".join([*sorted(kinds[:_KINDS]), *["..."] * (len(kinds) > _KINDS)])
         parts = [
-            f"{count} {what.format(s='s' * (count > 1))}" for what, count in counts.items() if count
+            f"{count} {what}{'s' * (count > 1)}{detail}"
+            for count, what, detail in (
+                (self.hidden, "hidden or housekeeping name", ""),
+                (self.others.total(), "file", f" of other kinds ({listed})"),
+                (self.outside, "image", " outside the class folders"),
+            )
+            if count
         ]
         if self.loops:
             more = f" and {len(self.loops) - 1} more" if len(self.loops) > 1 else ""

@@ -229,8 +229,8 @@ class RunOptions:
     data: str | None = setting(
         None,
         metavar="DIR",
-        help="folder with train/CLASS/IMAGE and val/CLASS/IMAGE (or test/CLASS/IMAGE); without it "
-        "the handwritten digits of scikit-learn",
+        help="folder with train/CLASS/IMAGE and val/CLASS/IMAGE (or valid/, validation/ or test/); "
+        "without it the handwritten digits of scikit-learn",
     )
     ngpus: int = setting(
         1,

@@ -13,6 +13,7 @@ from data.decoding import BadImageError
 from data.formats import FORMATS, SUFFIXES, identify
 from data.jpeg import Box
 from tests.data.image_files import CMYK, RGB, SUBSAMPLING, YCCK, bmp, png, turbo_jpeg
+from tests.support import ROOT
 
 small = np.random.default_rng(0).integers(0, 256, (7, 9, 4), np.uint8)
 PHOTO = Image.fromarray(small).resize((37, 29), Image.Resampling.BICUBIC)  # RGBA
@@ -147,6 +148,12 @@ def test_there_are_files_of_all_formats():
     assert {kind for _, kind, _ in FILES} | {"PAM", "HDR"} == {row.name for row in FORMATS}
     assert all(suffix == suffix.lower() and suffix.startswith(".") for suffix in SUFFIXES)
     assert {".jfif", ".jpe", ".avif", ".jp2", ".tga", ".pgm", ".ppm", ".gif"} < SUFFIXES
+
+
+@pytest.mark.parametrize("page", ["docs/data.md", "docs/zh/data.md"])
+def test_the_table_of_the_documentation_is_that_of_the_code(page):
+    rows = [f"| {row.name} | `{row.suffixes}` | {row.decoder} |" for row in FORMATS]
+    assert "\n".join(rows) in (ROOT / page).read_text()
 
 
 def test_two_formats_that_opencv_alone_reads():
