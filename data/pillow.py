@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from contextlib import suppress
+from warnings import catch_warnings, simplefilter
 
 import cv2
 import numpy as np
@@ -34,7 +35,7 @@ def decode(content: bytes, kind: Format, reduction: int = 1) -> np.ndarray | Non
             a JPEG only.
     """
     # Pillow's decoders raise errors of many kinds
-    with quiet(), suppress(Exception), _open(content, kind) as image:
+    with quiet(), catch_warnings(), suppress(Exception), _open(content, kind) as image:
         width, height = image.size
         if reduction > 1:
             image.draft(None, (width // reduction, height // reduction))
@@ -46,6 +47,7 @@ def decode(content: bytes, kind: Format, reduction: int = 1) -> np.ndarray | Non
 
 
 def _open(content: bytes, kind: Format) -> Image.Image:
+    simplefilter("ignore")
     Image.MAX_IMAGE_PIXELS = _LARGEST // 2  # Pillow warns from here on, and refuses twice as many
     return Image.open(io.BytesIO(content), formats=[kind.name])
 
@@ -61,7 +63,7 @@ def _pixels(image: Image.Image, kind: Format) -> np.ndarray | None:
 
 def orientation(content: bytes, kind: Format) -> int:
     """Return the orientation of an image, 1 (as stored) to 8, in its EXIF or XMP block."""
-    with quiet(), suppress(Exception), _open(content, kind) as image:
+    with quiet(), catch_warnings(), suppress(Exception), _open(content, kind) as image:
         value = image.getexif().get(_ORIENTATION)
         return value if value in _UPRIGHT else 1
     return 1

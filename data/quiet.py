@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,13 +12,12 @@ _one_at_a_time = threading.Lock()
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Discard what the process writes to its standard error, and Python's warnings.
+    """Discard what the process writes to its standard error.
 
     libpng, libtiff and others write there without the name of the file, and what they remark on a
     file that they can decode is nothing to act upon.
     """
-    with _one_at_a_time, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _one_at_a_time:
         try:
             kept = os.dup(2)
         except OSError:  # the process has no standard error

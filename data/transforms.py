@@ -105,7 +105,7 @@ class Preprocessing:
     def evaluation_crop(self, image: np.ndarray) -> np.ndarray:
         """Return the centre crop of an image resized to `short_side`, uint8 BGR [size, size, 3]."""
         short = self.short_side
-        top, left, height, width = long_images.middle(*image.shape[:2], short)
+        top, left, height, width = long_images.middle(image.shape[0], image.shape[1], short)
         image = image[top : top + height, left : left + width]
         scale = short / min(height, width)
         if scale != 1:
