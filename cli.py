@@ -108,7 +108,7 @@ SHARED_FLAGS = {
     },
     "--data": {
         "metavar": "DIR",
-        "help": "folder with val/CLASS/IMAGE or test/CLASS/IMAGE",
+        "help": "folder with val/CLASS/IMAGE, or with valid/, validation/ or test/",
     },
     "--calibration": {
         "metavar": "DIR",

@@ -68,13 +68,13 @@ def main(argv: list[str] | None = None) -> int:
         try:
             image = sources.read(name)
         except BadImageError as error:
-            results.append({"image": name, "error": str(error)})
+            results.append({"image": utils.shown(name), "error": str(error)})
             utils.fail(str(error))
             continue
         best = _best(net, image, args.top)
-        results.append({"image": name, "predictions": best})
+        results.append({"image": utils.shown(name), "predictions": best})
         if not args.json:
-            print(name)
+            print(utils.shown(name))
             for row in best:
                 print(f"  {row['probability']:7.2%}  {row['class']:4}  {row['name']}")
         if args.save:

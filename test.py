@@ -18,6 +18,7 @@ from benchmarks import record
 EXAMPLES = """\
   python test.py --switch-deploy 1
   python test.py --data imagenet --arch RepVGGA0 --model best.pkl --val-batch-size 100
+  python test.py --data imagenet --split test --model best.pkl
   python test.py --data imagenet --model best-deploy.pkl --deploy 1
 """
 
@@ -29,7 +30,14 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     cli.add_flags(
         what,
         "--data",
-        help="folder with val/CLASS/IMAGE or test/CLASS/IMAGE (default: the handwritten digits)",
+        help="folder with val/CLASS/IMAGE, or with valid/, validation/ or test/ (default: the "
+        "handwritten digits)",
+    )
+    what.add_argument(
+        "--split",
+        metavar="NAME",
+        help="folder in --data to test on, such as train or test (default: the first that is there "
+        "of val, valid, validation and test)",
     )
     what.add_argument(
         "--deploy",
@@ -60,7 +68,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     output = parser.add_argument_group("output")
     cli.add_flags(output, "--print-freq", "--json")
     record.add_argument(output)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.split and not args.data:
+        parser.error("--split names a folder in --data, so it needs that")
+    return args
 
 
 def main(argv: list[str] | None = None) -> int:

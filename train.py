@@ -65,6 +65,8 @@ def train(args: argparse.Namespace, workers: Workers) -> int:
         log(network.note)
     trainer.run.folder.write_run({name: str(value) for name, value in vars(args).items()})
     log(start.describe(args, trainer))
+    for warning in start.warnings(train_set, val_set):
+        log(warning)
     if args.find_lr:
         log(find_lr.suggest(trainer))
         return 0

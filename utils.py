@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import sys
 from collections.abc import Callable
@@ -13,12 +14,30 @@ from typing import BinaryIO, NoReturn
 ROOT = Path(__file__).resolve().parent
 
 
+def _escape(error: UnicodeError) -> tuple[str, int]:
+    """Replace what cannot be encoded: a byte of a file's name by \\xe9, a letter by \\u4e2d."""
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end]
+    raw = ("\udc80" <= letter <= "\udcff" for letter in text)
+    escaped = (
+        f"\\x{ord(letter) & 0xFF:02x}" if is_byte else ascii(letter)[1:-1]
+        for letter, is_byte in zip(text, raw, strict=True)
+    )
+    return "".join(escaped), error.end
+
+
+codecs.register_error("escaped", _escape)  # for text that may hold names of files
+
+
 class UserError(Exception):
     """An error that the user can correct; the message is one sentence that says how."""
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Exit with the status of a command's `main`; a UserError is printed and gives status 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="escaped")
     # matplotlib keeps its list of fonts in the virtual environment, not in the home directory
     os.environ.setdefault("MPLCONFIGDIR", str(Path(sys.prefix) / "matplotlib"))
     try:
@@ -36,6 +55,17 @@ def fail(message: str) -> int:
     """Print an error sentence to stderr and return exit status 2."""
     print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
     return 2
+
+
+def shown(name: str | PathLike) -> str:
+    """Return a file's name as it can be printed: on one line, and in any encoding.
+
+    Bytes that are not UTF-8 are written as \\xe9, and characters that cannot be seen as \\n.
+    """
+    text = os.fsencode(name).decode(errors="backslashreplace")
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def write_atomically(path: str | PathLike, write: Callable[[BinaryIO], object]) -> None:

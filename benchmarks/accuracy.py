@@ -43,6 +43,11 @@ def run(args: argparse.Namespace, workers: Workers) -> int:
         )
     model = weights.load(contents, args.arch, deploy=False if args.deploy == 0 else None)
     loader = _loader(args, contents, workers)
+    dataset = loader.dataset
+    if dataset.folder is not None:
+        say(f"testing on {dataset.split} of {dataset.name}: {len(dataset)} images")
+    for warning in datasets.left_out([dataset]):
+        say(warning)
 
     def test(network: M.Module, form: str) -> dict[str, Any]:
         score = _evaluate(network, loader, form, args.print_freq, say).over_all(workers)
@@ -54,6 +59,8 @@ def run(args: argparse.Namespace, workers: Workers) -> int:
                 "total": score.total, "top1": score.top1, "top5": score.top5}  # fmt: skip
 
     result = {"arch": model.arch, "model": str(path), "results": [test(model, contents.form)]}
+    if dataset.folder is not None:
+        result["split"] = dataset.folder.name
     if contents.activation_ranges is not None:
         from training import qat  # needs ONNX
 
@@ -87,7 +94,10 @@ def run(args: argparse.Namespace, workers: Workers) -> int:
 
 def _loader(args: argparse.Namespace, contents: checkpoint.Checkpoint, workers: Workers) -> Loader:
     """Return a loader of this worker's share of the test images."""
-    dataset = datasets.image_folder(args.data, "val") if args.data else datasets.digits()[1]
+    if args.data:
+        dataset = datasets.image_folder(args.data, args.split or "val", exact=bool(args.split))
+    else:
+        dataset = datasets.digits()[1]
     dataset = datasets.with_class_order(dataset, contents.num_classes, contents.classes)
     changes = {"size": args.size, "crop_ratio": args.crop_ratio}
     preprocessing = replace(

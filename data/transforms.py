@@ -14,6 +14,8 @@ from functools import cached_property
 import cv2
 import numpy as np
 
+from . import long_images
+
 _INTERPOLATION = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 
 
@@ -103,7 +105,8 @@ class Preprocessing:
     def evaluation_crop(self, image: np.ndarray) -> np.ndarray:
         """Return the centre crop of an image resized to `short_side`, uint8 BGR [size, size, 3]."""
         short = self.short_side
-        height, width = image.shape[:2]
+        top, left, height, width = long_images.middle(image.shape[0], image.shape[1], short)
+        image = image[top : top + height, left : left + width]
         scale = short / min(height, width)
         if scale != 1:
             height, width = (max(short, round(side * scale)) for side in (height, width))

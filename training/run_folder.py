@@ -53,7 +53,7 @@ class RunFolder:
             return
         tqdm.write(line)
         try:
-            with open(self.path / "log.txt", "a") as file:
+            with open(self.path / "log.txt", "a", errors="escaped") as file:
                 file.write(line + "\n")
         except OSError as error:
             raise UserError(f"cannot write {self.path / 'log.txt'}: {error.strerror}") from None

@@ -184,6 +184,15 @@ class Settings:
         at_most=2**31 - 1,
         help="seed of the initial weights, the order of the images and the augmentation",
     )
+    holdout: float | None = setting(
+        None,
+        group="network and data",
+        above=0,
+        at_most=0.9,
+        metavar="FRACTION",
+        help="take this fraction of each class's training images as the validation set, chosen by "
+        "--seed and their names, instead of val/",
+    )
     sync_bn: bool = setting(
         False,
         group="several processes",
@@ -220,8 +229,8 @@ class RunOptions:
     data: str | None = setting(
         None,
         metavar="DIR",
-        help="folder with train/CLASS/IMAGE and val/CLASS/IMAGE (or test/CLASS/IMAGE); without it "
-        "the handwritten digits of scikit-learn",
+        help="folder with train/CLASS/IMAGE and val/CLASS/IMAGE (or valid/, validation/ or test/); "
+        "without it the handwritten digits of scikit-learn",
     )
     ngpus: int = setting(
         1,

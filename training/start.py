@@ -18,6 +18,7 @@ import utils
 import weights
 from data import datasets, mixing
 from data.contact_sheet import contact_sheet
+from data.holdout import hold_out
 from data.loader import Loader
 from data.transforms import Preprocessing
 from weights import catalog, checkpoint
@@ -39,8 +40,11 @@ def open_data(args: argparse.Namespace) -> tuple[datasets.Dataset, datasets.Data
         train, val = datasets.digits()
     else:
         train = datasets.image_folder(args.data, "train")
-        val = datasets.image_folder(args.data, "val")
-        val = datasets.with_class_order(val, len(train.classes), train.classes)
+        if args.holdout is not None:
+            train, val = hold_out(train, args.holdout, args.seed)
+        else:
+            val = datasets.image_folder(args.data, "val")
+            val = datasets.with_class_order(val, len(train.classes), train.classes)
     return replace(train, augment=options.augmentation(args, train.augment)), val
 
 
@@ -176,11 +180,18 @@ def _memory_is_short(
     return True
 
 
+def warnings(train: datasets.Dataset, val: datasets.Dataset) -> list[str]:
+    """Return what is to be said about the data before training."""
+    return [*datasets.left_out([train, val]), *datasets.single_class(train)]
+
+
 def describe(args: argparse.Namespace, trainer: Trainer) -> str:
     """Return a line that sums up a run."""
     train, val = trainer.data.train.dataset, trainer.data.val.dataset
+    source = f" ({val.split})" if val.split not in ("", "val/") else ""
     line = (
-        f"{args.arch} on {train.name}: {len(train)} training and {len(val)} validation images, "
+        f"{args.arch} on {train.name}: {len(train)} training and {len(val)} validation images"
+        f"{source}, "
         f"{len(train.classes)} classes, {args.size} px; {args.epochs} epochs of "
         f"{trainer.steps_per_epoch} steps of {args.batch_size} images; "
         f"learning rate {trainer.settings.lr:g} (--lr {args.lr:g} x {args.batch_size}/256)"

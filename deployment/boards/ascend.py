@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from data import datasets, sources
+from data import datasets, long_images, sources
 from data.decoding import BadImageError
 from data.transforms import Preprocessing
 from utils import UserError
@@ -98,13 +98,15 @@ def write_kit(
         for file, name in zip(progress, names, strict=True):
             prepare(file, preprocessing).tofile(folder / PIXELS / f"{name}.bin")
         (folder / f"{model.arch}_prep_bin.info").write_text(
-            "".join(f"{i} ./{PIXELS}/{n}.bin {size} {size}\n" for i, n in enumerate(names))
+            "".join(f"{i} ./{PIXELS}/{n}.bin {size} {size}\n" for i, n in enumerate(names)),
+            errors="surrogateescape",
         )
         (folder / "val_label.txt").write_text(
             "".join(
                 f"{name}{file.suffix} {label}\n"
                 for file, name, label in zip(images, names, labels, strict=True)
-            )
+            ),
+            errors="surrogateescape",
         )
         (folder / "README.txt").write_text(
             _README.format(
@@ -170,7 +172,8 @@ def prepare(path: str | PathLike, preprocessing: Preprocessing) -> np.ndarray:
         raise BadImageError(
             f"the image {path} is corrupt, or none that Pillow reads; replace it"
         ) from None
-    width, height = image.size
+    top, left, height, width = long_images.middle(image.height, image.width, short)
+    image = image.crop((left, top, left + width, top + height))
     if min(width, height) != short:
         if width < height:
             width, height = short, int(short * height / width)
