@@ -6,7 +6,6 @@ NCCL. launch.py starts them. One process alone is a group of size 1.
 
 from __future__ import annotations
 
-import os
 import time
 import zlib
 from collections.abc import Iterator, Sequence
@@ -181,11 +180,3 @@ def check_equal(model: M.Module, workers: Workers) -> None:
             f"worker {different[0]} no longer holds the same weights as worker 0; the hosts must "
             "have the same kind of processor and the same packages"
         )
-
-
-def rank_in_environment() -> int | None:
-    """Return the rank that mpiexec (MPICH, Intel MPI, Open MPI) or Slurm's srun gave, or None."""
-    for name in ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK"):
-        if name in os.environ:
-            return int(os.environ[name])
-    return None
