@@ -16,13 +16,10 @@ ROOT = Path(__file__).resolve().parent
 
 # a program for `python -c`: runs the module that its second argument names, found in the folder
 # that its first one names. With `python -m`, files in the working directory would come first.
-_RUN_MODULE = """
-import sys
-sys.path[0] = sys.argv[1]
-del sys.argv[:2]
-import runpy
-runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
-"""
+_RUN_MODULE = (
+    "import sys; sys.path[0] = sys.argv[1]; del sys.argv[:2]; "
+    "import runpy; runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
+)
 
 
 class UserError(Exception):

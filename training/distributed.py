@@ -7,6 +7,7 @@ NCCL. launch.py starts them. One process alone is a group of size 1.
 from __future__ import annotations
 
 import time
+import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -68,7 +69,9 @@ class MPI(Workers):
     """The processes that mpiexec has started, on the CPUs of one host or several."""
 
     def __init__(self):
-        import mpi4py.MPI
+        with warnings.catch_warnings():  # mpi_environment.check says it
+            warnings.filterwarnings("ignore", "suspicious MPI execution environment")
+            import mpi4py.MPI
 
         self._comm = mpi4py.MPI.COMM_WORLD
         self._in_place = mpi4py.MPI.IN_PLACE

@@ -61,7 +61,8 @@ def check(size: int, ngpus: int) -> None:
 
 
 def _refused(what: str) -> UserError:
-    names = [name for pair in _VARIABLES.items() for name in pair if name in os.environ]
+    names = [*_VARIABLES, *_VARIABLES.values(), "PMI_FD"]
+    names = [name for name in names if name in os.environ]
     unset = " ".join(f"-u {name}" for name in names if not name.startswith("SLURM"))
     own = Path(sys.executable).with_name("mpiexec")
     return UserError(

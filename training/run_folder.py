@@ -82,6 +82,8 @@ class RunFolder:
             sys.stdout.flush()
         except OSError:
             signal.raise_signal(signal.SIGPIPE)  # Python ignores it, except while a network trains
+            with suppress(OSError):
+                print(line, file=sys.stderr)
 
     def write_run(self, arguments: dict[str, Any]) -> None:
         """Write run.json: the arguments, and the versions that were used."""

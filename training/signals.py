@@ -26,7 +26,8 @@ class Interrupted(Exception):
 
     def __init__(self, number: int):
         name = signal.Signals(number).name
-        super().__init__(f"{name}: the output cannot be written" if name == "SIGPIPE" else name)
+        why = " (the output can no longer be written)" if number == signal.SIGPIPE else ""
+        super().__init__(name + why)
         self.signal = number
 
 
