@@ -64,8 +64,9 @@ def train(args: argparse.Namespace, workers: Workers) -> int:
         network = start.StartingPoint(args, len(train_set.classes), resume_from)
         trainer = start.make_trainer(args, network, train_set, val_set, folder, workers)
         if resume_from is not None:
-            folders.bring_best(resume_from, folder)
-            trainer.resume(network.saved)
+            best = folders.best_of(resume_from, folder)
+            trainer.resume(network.saved, has_best=best is not None)
+            folders.bring_best(best, folder)
     except utils.UserError:
         folder.remove_if_unused()
         raise

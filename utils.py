@@ -10,9 +10,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from os import PathLike
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import BinaryIO, NoReturn, TextIO
 
 ROOT = Path(__file__).resolve().parent
+
+_LONGEST = 2000  # characters of a message
 
 # a program for `python -c`: runs the module that its second argument names, found in the folder
 # that its first one names. With `python -m`, files in the working directory would come first.
@@ -23,7 +25,15 @@ _RUN_MODULE = (
 
 
 class UserError(Exception):
-    """An error that the user can correct; the message is one sentence that says how."""
+    """An error that the user can correct; the message is one sentence that says how.
+
+    What it quotes may come from a file of anyone's: line ends, control characters and names in
+    other encodings are escaped, and the end of a very long message is left out.
+    """
+
+    def __init__(self, message: str):
+        shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+        super().__init__("".join(shown)[:_LONGEST])
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
@@ -44,12 +54,12 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     except KeyboardInterrupt:
         status = 130
     except OSError as error:
-        if not _is_unwritable(sys.stdout):
+        if not _is_unwritable(sys.stdout, "\n"):
             raise
         status = fail(f"cannot write to the standard output: {error.strerror}")
     if _is_unwritable(sys.stdout):  # or Python would try once more, and complain
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(status)  # type: ignore[arg-type]
+    sys.exit(status)
 
 
 def fail(message: str) -> int:
@@ -135,17 +145,18 @@ def _open_standard_streams() -> None:
             continue
         os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
         if getattr(sys, name) is None:
-            stream = open(number, "r" if number == 0 else "w", closefd=False)  # noqa: SIM115
-            setattr(sys, name, stream)
+            mode = "r" if number == 0 else "w"
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # names of files may be in any encoding
             stream.reconfigure(errors="backslashreplace")
 
 
-def _is_unwritable(stream: object) -> bool:
-    """Return whether what is left in a stream's buffer cannot be written."""
+def _is_unwritable(stream: TextIO, more: str = "") -> bool:
+    """Return whether what is left in a stream's buffer, and `more`, cannot be written."""
     try:
-        stream.flush()  # type: ignore[attr-defined]
+        stream.write(more)
+        stream.flush()
     except OSError:
         return True
     return False

@@ -109,10 +109,8 @@ class Loader:
             pixels = np.empty((largest, side, side, 3), np.uint8)
             for samples in batches:
                 part, jobs = pixels[: len(samples)], self._jobs(samples, key)
-                watched = stalls.watched(
-                    lambda row, jobs=jobs: jobs[row].image, self.stall_timeout, self.while_waiting
-                )
-                with watched as note:
+                names = [job.image for job in jobs]
+                with stalls.watched(names, self.stall_timeout, self.while_waiting) as note:
                     bad = prepare(jobs, part, note)
                 yield self._finish(samples, part, bad)
             return

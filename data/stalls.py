@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 from utils import UserError
 
@@ -14,7 +13,7 @@ LIMIT = 120.0  # seconds for one image, unless told
 TICK = 0.25  # seconds between two looks at what is waited for
 
 
-def stalled(image: Path | str, limit: float) -> UserError:
+def stalled(image: object, limit: float) -> UserError:
     """Return the error for an image that was not ready within `limit` seconds."""
     return UserError(
         f"reading the image {image} takes more than {limit:g} s; look at that file and at the disk "
@@ -43,11 +42,11 @@ class Patience:
 
 @contextmanager
 def watched(
-    image: Callable[[int], Path | str], limit: float, while_waiting: Callable[[], object]
+    images: Sequence[object], limit: float, while_waiting: Callable[[], object]
 ) -> Iterator[Callable[[int], None]]:
     """Watch this thread prepare a batch: yield a function to call with the row of each image.
 
-    An image that takes longer than `limit` seconds is an error that names `image(row)`.
+    An image that takes longer than `limit` seconds is an error that names it.
     `while_waiting` is called now and then, and may raise what ends the batch. Nothing is watched
     in other threads than the main one, which alone receives signals.
     """
@@ -62,7 +61,7 @@ def watched(
     def look(_number: int, _frame: object) -> None:
         while_waiting()
         if patience.ends(at, tick):
-            raise stalled(image(at), limit)
+            raise stalled(images[at], limit)
 
     if threading.current_thread() is not threading.main_thread():
         yield note

@@ -40,10 +40,15 @@ def open_folder(args: argparse.Namespace, latest: Path | None, silent: bool) -> 
     return folder
 
 
-def bring_best(resume_from: Path, folder: RunFolder) -> None:
-    """Copy the best.pkl beside the checkpoint to resume from, where the run has a new folder."""
-    best = resume_from.parent / folder.best.name
-    if not folder.silent and not folder.best.exists() and best.exists():
+def best_of(resume_from: Path, folder: RunFolder) -> Path | None:
+    """Return the best.pkl of a run that is resumed: in its folder, or beside the checkpoint."""
+    candidates = (folder.best, resume_from.with_name(folder.best.name))
+    return next((file for file in candidates if file.exists()), None)
+
+
+def bring_best(best: Path | None, folder: RunFolder) -> None:
+    """Copy the best.pkl of the run that is resumed into its folder, unless it is there."""
+    if best is not None and not folder.best.exists():
         folder.write(folder.best.name, best.read_bytes())
 
 

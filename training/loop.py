@@ -281,8 +281,10 @@ class Trainer:
             self.model, val.preprocessing, val.dataset.classes, training, ranges
         )
 
-    def resume(self, saved: Checkpoint) -> None:
+    def resume(self, saved: Checkpoint, has_best: bool = True) -> None:
         """Go on where `saved`, a latest.pkl whose weights the model already has, was written.
+
+        `has_best` is whether the best.pkl of that run is there too.
 
         Raises UserError when it is of another run; see resume.check.
         """
@@ -293,6 +295,6 @@ class Trainer:
         self.update.load_state_dict(state)
         if self.network.quantized is not None:
             self.network.quantized.ranges = dict(saved.activation_ranges)
-        missing = self.best.load_state_dict(state, self.run.folder.best.exists())
+        missing = self.best.load_state_dict(state, has_best)
         for warning in (*warnings, *filter(None, [missing])):
             self.run.folder.log(warning)

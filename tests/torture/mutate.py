@@ -45,10 +45,12 @@ def read_files(folder: Path, seed: int, first: int, stop: int) -> None:
     contents = [file.read_bytes() for file in files]
     picture = np.zeros((40, 40, 3), np.uint8)
 
-    def read(path: Path) -> str:
+    def read(path: Path, number: int) -> str:
         if path.suffix[1:] in mutations.IMAGES:
-            decoding.decode_crop(path, lambda height, width: jpeg.Box(0, 0, height, width), 32)
-            return f"an image of {decoding.decode(path).shape}"
+            if number % 2:
+                return f"an image of {decoding.decode(path).shape}"
+            part = decoding.decode_crop(path, lambda *sides: jpeg.Box(0, 0, *sides), 32)
+            return f"a part of {part.shape}"
         return f"class {int(network.load(path).probabilities(picture).argmax())}"
 
     for number in range(first, stop):
@@ -60,7 +62,7 @@ def read_files(folder: Path, seed: int, first: int, stop: int) -> None:
         print(json.dumps({"number": number, "file": path.name}), flush=True)
         begun, outcome = time.process_time(), {}
         try:
-            outcome["result"] = read(path)
+            outcome["result"] = read(path, number)
         except UserError as error:
             outcome["sentence"] = str(error)
         except Exception as error:

@@ -128,5 +128,5 @@ def test_best_comes_along_into_a_new_folder(tmp_path):
     old.write("best.pkl", b"best")
     latest = old.path / "latest.pkl"
     new = open_folder(arguments(tmp_path, tag="b", resume=str(latest)))
-    folders.bring_best(latest, new)
+    folders.bring_best(folders.best_of(latest, new), new)
     assert new.best.read_bytes() == b"best"
