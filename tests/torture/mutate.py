@@ -39,7 +39,8 @@ def read_files(folder: Path, seed: int, first: int, stop: int) -> None:
     from tests.torture import mutations
     from utils import UserError
 
-    originals = folder / "originals"
+    os.chdir(folder)  # so that a file's content does not depend on the folder's name
+    originals = Path("originals")
     originals.mkdir(exist_ok=True)
     files = mutations.write_originals(originals)
     contents = [file.read_bytes() for file in files]
@@ -56,8 +57,8 @@ def read_files(folder: Path, seed: int, first: int, stop: int) -> None:
     for number in range(first, stop):
         rng = random.Random(f"{seed} {number}")
         index = rng.randrange(len(files))
-        canary = folder / f"executed-{number}"
-        path = folder / f"{number}-{files[index].name}"
+        canary = Path(f"executed-{number}")
+        path = Path(f"{number}-{files[index].name}")
         path.write_bytes(mutations.mutated(contents[index], rng, rng.choice(contents), canary))
         print(json.dumps({"number": number, "file": path.name}), flush=True)
         begun, outcome = time.process_time(), {}
