@@ -11,8 +11,9 @@ import numpy as np
 from . import stalls
 from .datasets import Dataset
 from .decoding import BadImageError
+from .prepare import Job, Prepare
 from .transforms import Preprocessing
-from .workers import Job, Prepare, Workers
+from .workers import Workers
 
 AHEAD = 3  # batches in preparation while the network computes another
 

@@ -17,13 +17,11 @@ import traceback
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import cached_property
 from mmap import mmap
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, cast
+from typing import BinaryIO, cast
 
 import cv2
 import numpy as np
@@ -32,11 +30,8 @@ import utils
 from utils import UserError
 
 from . import cgroup, stalls
-from .augment import Augmentation, augment
-from .decoding import BadImageError, decode
-from .keyed_random import KeyedRandom
+from .prepare import Job, Prepare
 from .processes import JOB_SIGNALS, end_with_parent, release_signals, signals_held_back
-from .transforms import Preprocessing
 
 # Settings of glibc's allocator: one heap that keeps freed memory, in huge pages where glibc can.
 # Memory for pixels is allocated and freed for each image anew, and fresh pages are slow.
@@ -50,52 +45,6 @@ _KEEP_FREED_MEMORY = {
 _START = 60.0  # more seconds for the first image of a worker, which is still starting
 
 cv2.setNumThreads(0)  # the processes already use all cores
-
-
-class Job(NamedTuple):
-    """One image to prepare: a file or pixels, and the arguments of KeyedRandom.at.
-
-    Without a key the image is prepared for evaluation.
-    """
-
-    image: Path | str | np.ndarray
-    key: tuple[int, ...] | None
-
-
-@dataclass(frozen=True)
-class Prepare:
-    """Prepares images: for training by the augmentation, for evaluation by the centre crop."""
-
-    preprocessing: Preprocessing
-    augmentation: Augmentation
-
-    @cached_property
-    def _random(self) -> KeyedRandom:
-        return KeyedRandom()
-
-    def __call__(
-        self, jobs: list[Job], out: np.ndarray, note: Callable[[int], None] | None = None
-    ) -> dict[int, str]:
-        """Write each job's pixels to its row of `out`, uint8 [N, size, size, 3].
-
-        `note` is called with each row before its job begins. Returns row -> sentence for the
-        broken files.
-        """
-        bad: dict[int, str] = {}
-        for row, (job, target) in enumerate(zip(jobs, out, strict=True)):
-            if note is not None:
-                note(row)
-            try:
-                if job.key is not None:
-                    rng = self._random.at(*job.key)
-                    augment(job.image, rng, self.augmentation, self.preprocessing, target)
-                else:
-                    image = job.image
-                    image = image if isinstance(image, np.ndarray) else decode(image)
-                    target[:] = self.preprocessing.evaluation_crop(image)
-            except BadImageError as error:
-                bad[row] = str(error)
-        return bad
 
 
 class _Memory:

@@ -72,9 +72,11 @@ def _names(dataset: Dataset) -> list[bytes]:
     """Return the names of the images, or empty ones of images in memory."""
     if isinstance(dataset.images, np.ndarray):
         return [b""] * len(dataset)
-    files = [os.path.abspath(file) for file in dataset.images]
-    folder = os.path.commonpath([os.path.dirname(file) for file in files])
-    return [os.fsencode(os.path.relpath(file, folder)) for file in files]
+    parts = [os.path.split(file) for file in dataset.images]
+    folders = {folder: os.path.abspath(folder) for folder, _ in parts}
+    top = os.path.commonpath(list(folders.values()))
+    below = {folder: os.path.relpath(path, top) for folder, path in folders.items()}
+    return [os.fsencode(os.path.join(below[folder], name)) for folder, name in parts]
 
 
 def _sizes(dataset: Dataset) -> list[bytes]:
