@@ -28,6 +28,7 @@ def test_interrupted_runs_end_with_the_same_bits(program):
     assert status == 0, said
 
 
+@pytest.mark.slow
 def test_a_failure_is_named_and_can_be_repeated(tmp_path):
     """A limit of no time makes every file a failure."""
     program = (

@@ -75,17 +75,18 @@ def test_a_connection_that_is_not_there_is_refused(environment):
         mpi_environment.check_connection()
 
 
-# what two workers print, and then what is left of the input
+# two workers print how many they are, and their parent what is left of the input
 PROGRAM = """
 import sys, utils
-from training import launch
+from training import launch, mpi_environment
 def work(workers):
     if workers.rank == 0:
         print(workers.size, "workers", flush=True)
     return 0
 def main():
     status = launch.run(work, 2)
-    print(sys.stdin.read())
+    if mpi_environment.rank() is None:  # the parent
+        print(sys.stdin.read())
     return status
 utils.run(main)
 """
