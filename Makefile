@@ -10,7 +10,7 @@ PIP := env -u PYTHONPATH -u PYTHONHOME $(PYTHON) -m pip --disable-pip-version-ch
 
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: help demo test test-slow lint format verify bench show-samples docs docs-update clean
+.PHONY: help demo test test-slow torture lint format verify bench show-samples docs docs-update clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -32,6 +32,13 @@ test: .venv/runtime .venv/development ## run the tests: 12 minutes on 2 cores
 
 test-slow: .venv/runtime .venv/development ## run the tests that take longest: 8 minutes on 2 cores
 	$(PYTHON) -m pytest --numprocesses 2 --dist worksteal -m slow
+
+torture: .venv/runtime .venv/development ## stop and kill runs at random moments, read damaged files: about half an hour
+	$(PYTHON) tests/torture/stop.py --times 50
+	$(PYTHON) tests/torture/stop.py --times 5 --ngpus 2
+	$(PYTHON) tests/torture/kill.py --times 20
+	$(PYTHON) tests/torture/kill.py --times 5 --ngpus 2
+	$(PYTHON) tests/torture/mutate.py --files 10000
 
 lint: .venv/runtime .venv/development ## check style and formatting with ruff, types with mypy
 	$(PYTHON) -m ruff check .

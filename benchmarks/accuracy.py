@@ -19,6 +19,7 @@ from data import datasets
 from data.evaluation import Score, evaluate
 from data.loader import Loader
 from training.distributed import Workers
+from utils import UserError
 from weights import checkpoint
 
 from . import record
@@ -51,6 +52,7 @@ def run(args: argparse.Namespace, workers: Workers) -> int:
 
     def test(network: M.Module, form: str) -> dict[str, Any]:
         score = _evaluate(network, loader, form, args.print_freq, say).over_all(workers)
+        _check(score, path, form)
         say(
             f"{model.arch}, {form} form: top-1 {score.top1:.2f} % ({score.correct1} of "
             f"{score.total}), top-5 {score.top5:.2f} %"
@@ -90,6 +92,20 @@ def run(args: argparse.Namespace, workers: Workers) -> int:
         if args.record:
             record.write(args.record, result.pop("results"), result)
     return 0
+
+
+def _check(score: Score, path: Path, form: str) -> None:
+    """Raise UserError for a score that means nothing."""
+    if score.total == 0:
+        raise UserError(
+            "none of the images could be read; leave --skip-bad-images away, and the first of them "
+            "is named"
+        )
+    if score.not_finite:
+        raise UserError(
+            f"{path} in {form} form computes infinities or NaN for {score.not_finite} of "
+            f"{score.total} images; use other weights"
+        )
 
 
 def _loader(args: argparse.Namespace, contents: checkpoint.Checkpoint, workers: Workers) -> Loader:

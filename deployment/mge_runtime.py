@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import tempfile
 import weakref
 from contextlib import suppress
@@ -54,7 +53,7 @@ class MgeFile:
         ours, theirs = Pipe()
         errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed by _end)
         with theirs:
-            command = [sys.executable, "-W", "ignore", "-m", CHILD]
+            command = utils.module_command(CHILD, "-W", "ignore")
             self._process = subprocess.Popen(
                 [*command, str(theirs.fileno()), os.path.abspath(path), str(TIME_LIMIT)],
                 cwd=utils.ROOT,

@@ -6,8 +6,8 @@ NCCL. launch.py starts them. One process alone is a group of size 1.
 
 from __future__ import annotations
 
-import os
 import time
+import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -69,7 +69,9 @@ class MPI(Workers):
     """The processes that mpiexec has started, on the CPUs of one host or several."""
 
     def __init__(self):
-        import mpi4py.MPI
+        with warnings.catch_warnings():  # mpi_environment.check says it
+            warnings.filterwarnings("ignore", "suspicious MPI execution environment")
+            import mpi4py.MPI
 
         self._comm = mpi4py.MPI.COMM_WORLD
         self._in_place = mpi4py.MPI.IN_PLACE
@@ -181,11 +183,3 @@ def check_equal(model: M.Module, workers: Workers) -> None:
             f"worker {different[0]} no longer holds the same weights as worker 0; the hosts must "
             "have the same kind of processor and the same packages"
         )
-
-
-def rank_in_environment() -> int | None:
-    """Return the rank that mpiexec (MPICH, Intel MPI, Open MPI) or Slurm's srun gave, or None."""
-    for name in ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK"):
-        if name in os.environ:
-            return int(os.environ[name])
-    return None

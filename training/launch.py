@@ -19,18 +19,20 @@ from pathlib import Path
 from models import environment
 
 import utils
+from data import cgroup, processes
 from utils import UserError
 
-from .distributed import MPI, NCCL, Workers, rank_in_environment
+from . import mpi_environment, signals
+from .distributed import MPI, NCCL, Workers
 
 Work = Callable[[Workers], int]  # what a process does; returns its exit status
 
-_FOLDER = "WORKERS_FOLDER"  # where each CPU worker notes its process, and how it ended
+_FOLDER = signals.SUPERVISED  # where each CPU worker notes its process, and how it ended
 _DONE = "done"
-# runs its arguments as a command that gets SIGTERM when the parent is killed (PR_SET_PDEATHSIG)
+# runs its arguments as a command that is killed with its parent (PR_SET_PDEATHSIG)
 _EXECUTE = """
 import ctypes, os, signal, sys
-ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 os.execv(sys.argv[1], sys.argv[1:])
 """
 _GRACE = 2.0  # seconds that mpiexec has to end the other workers
@@ -53,8 +55,8 @@ def run(
 
     Raises UserError where the machine does not allow it.
     """
-    if rank_in_environment() is not None:
-        return _as_worker(work)
+    if mpi_environment.rank() is not None:
+        return _as_worker(work, count)
     gpus = environment.gpu_count()
     if gpus and count * nodes > 1:
         if count > gpus:
@@ -95,51 +97,35 @@ def _on_gpu(work: Work) -> None:
 def _on_cpus(count: int) -> int:
     """Run this command as `count` processes of MPI; returns when all have ended.
 
-    SIGINT and SIGTERM go to worker 0, which tells the others at the next step; a second one ends
-    everything at once.
+    Signals go to worker 0, which tells the others at the next step; see signals.StopSignal. When
+    this process is killed, all are.
     """
-    with tempfile.TemporaryDirectory(prefix="workers-") as folder:
-        process = subprocess.Popen(
-            [
-                sys.executable,
-                "-c",
-                _EXECUTE,
-                *mpiexec(count),
-                sys.executable,
-                *sys.argv,
-            ],
-            env=os.environ
-            | {
-                _FOLDER: folder,
-                "MPIR_CVAR_SUPPRESS_ABORT_MESSAGE": "1",
-                "PYTHONUNBUFFERED": "1",  # lines appear when they are printed
-            },
-            stdout=subprocess.PIPE,
-            start_new_session=True,  # so that Ctrl-C on the terminal reaches this process alone
-        )
-        workers = _WorkerMonitor(Path(folder), count)
+    with tempfile.TemporaryDirectory(prefix="workers-") as folder, signals.StopSignal() as stop:
+        command = [sys.executable, "-I", "-c", _EXECUTE, *mpiexec(count), sys.executable, *sys.argv]
+        with processes.signals_held_back():
+            process = subprocess.Popen(
+                command,
+                env=os.environ
+                | {
+                    _FOLDER: folder,
+                    "MPIR_CVAR_SUPPRESS_ABORT_MESSAGE": "1",
+                    "PYTHONUNBUFFERED": "1",  # lines appear when they are printed
+                },
+                stdin=subprocess.DEVNULL,  # mpiexec would read what is meant for others
+                stdout=subprocess.PIPE,
+                start_new_session=True,  # so that Ctrl-C on the terminal reaches this process alone
+            )
+        workers = _WorkerMonitor(Path(folder), count, stop)
         watch = threading.Thread(target=workers.watch, args=(process,), daemon=True)
         watch.start()
-        received: list[int] = []
-
-        def forward(number: int, _frame: object) -> None:
-            received.append(number)
-            if len(received) > 1 or not workers.tell(0, number):
-                process.terminate()  # mpiexec ends the workers
-
-        previous = {s: signal.signal(s, forward) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
             explanation = _relay(process.stdout)
             status = process.wait()
             watch.join()
         finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
             process.kill()
-        if received:
-            return 128 + received[0]
-        if status == 0 and workers.all_done():
-            return 0
+        if workers.all_done():
+            return 128 + stop.number if status and stop.number else status
         utils.fail(workers.verdict(explanation or f"exit status {status}"))
         return status or 1
 
@@ -168,15 +154,19 @@ def _relay(stdout: subprocess.PIPE) -> str:
             if "EXIT STRING: " in text:
                 explanation = text.partition("EXIT STRING: ")[2].partition(" (")[0].strip().lower()
         elif text.strip():
-            print(text, end="", flush=True)
+            try:
+                print(text, end="", flush=True)
+            except OSError:  # nobody reads it: the workers are told to stop
+                signal.raise_signal(signal.SIGPIPE)
     return explanation
 
 
 class _WorkerMonitor:
     """What the parent process learns about the workers from their notes and from their end."""
 
-    def __init__(self, folder: Path, count: int):
-        self._folder, self._count = folder, count
+    def __init__(self, folder: Path, count: int, stop: signals.StopSignal):
+        self._folder, self._count, self._stop = folder, count, stop
+        self._kills = cgroup.kills()
         self._first: int | None = None  # rank of the first that ended unfinished
 
     def notes(self, rank: int) -> list[str]:
@@ -195,13 +185,21 @@ class _WorkerMonitor:
         return False
 
     def watch(self, mpiexec: subprocess.Popen) -> None:
-        """Note which worker ends first, and make the others end too, until mpiexec ends."""
+        """Note which worker ends first, and make the others end too, until mpiexec ends.
+
+        Signals are passed on to worker 0 as soon as it runs.
+        """
         watched: set[int] = set()
+        told = False
         with selectors.DefaultSelector() as selector:
             ended_at = None
             running = True
             while running:
                 running = mpiexec.poll() is None  # and once more after it has ended
+                if self._stop.number is not None and not told:
+                    told = self.tell(0, self._stop.number)
+                if self._stop.save and self.tell(0, signals.SAVING):
+                    self._stop.save = False
                 for rank in set(range(self._count)) - watched:
                     with suppress(IndexError, ProcessLookupError):
                         pid = int(self.notes(rank)[0])
@@ -225,18 +223,31 @@ class _WorkerMonitor:
                 return f"worker {rank}: {reason[0]}"
         if self._first is None:
             return f"the workers ended before they had begun ({explanation})"
+        why = cgroup.reason(self._kills) if explanation == "killed" else ""
         return (
             f"worker {self._first} ended before its work was done ({explanation}), and so the "
-            "others were ended; go on from the last checkpoint with --resume auto"
+            f"others were ended{why and '; it ' + why}; go on from the last checkpoint with "
+            "--resume auto"
         )
 
 
 # ---------------------------------------------------------------- CPUs: a worker
 
 
-def _as_worker(work: Work) -> int:
-    """Do the work as a worker; when it fails, note the reason and end all workers."""
-    workers = MPI()
+def _as_worker(work: Work, count: int) -> int:
+    """Do the work as a worker; when it fails, note the reason and end all workers.
+
+    Raises UserError when MPI is not the one that the environment is of.
+    """
+    processes.release_signals()
+    try:
+        mpi_environment.check_connection()
+        workers = MPI()
+        mpi_environment.check(workers.size, count)
+    except UserError:
+        if mpi_environment.rank():
+            sys.exit(2)  # one process says it
+        raise
     note = None
     if _FOLDER in os.environ:
         note = Path(os.environ[_FOLDER]) / str(workers.rank)

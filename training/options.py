@@ -99,6 +99,8 @@ def check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         )
     if args.holdout is not None and args.data is None:
         parser.error("--holdout takes images from the folder of --data, so it needs that")
+    if args.extend and not args.resume:
+        parser.error("--extend goes on with a run, so it needs --resume")
     if args.freeze and not (args.pretrained or args.resume):
         parser.error("--freeze trains the classifier alone, so it needs weights by --pretrained")
     if args.qat and not (args.pretrained or args.resume):

@@ -12,7 +12,7 @@ from pathlib import Path
 from data.setting import setting
 
 from .parameter_kinds import DECAY_RULES
-from .schedule import SCHEDULES
+from .schedule import SCHEDULES, learning_rate
 
 DEFAULT_ARCH = "RepVGGA0"
 
@@ -214,6 +214,20 @@ class Settings:
         "int8 form, for quantize.py; needs --pretrained",
     )
 
+    def learning_rate(self, step: int, steps_per_epoch: int) -> float:
+        """Return the learning rate of step 0, 1, ..."""
+        return learning_rate(
+            step,
+            self.epochs * steps_per_epoch,
+            self.lr,
+            self.schedule,
+            round(self.warmup_epochs * steps_per_epoch),
+            self.warmup_lr,
+            self.min_lr,
+            [round(epoch * steps_per_epoch) for epoch in self.milestones],
+            self.step_factor,
+        )
+
 
 @dataclass(frozen=True)
 class RunOptions:
@@ -246,6 +260,11 @@ class RunOptions:
         metavar="FILE",
         help="latest.pkl of a run to continue exactly; or auto: the newest one in SAVE/ARCH (with "
         "--tag: in SAVE/ARCH/TAG), or a new run if there is none",
+    )
+    extend: bool = setting(
+        False,
+        help="with --resume, go on with a run to a larger number of --epochs than it had; the "
+        "learning rate continues as in a run of that many",
     )
     pretrained: str | None = setting(
         None,
@@ -299,6 +318,13 @@ class RunOptions:
         at_least=0,
         metavar="N",
         help="processes that decode and augment images; 0: none but this one",
+    )
+    stall_timeout: float = setting(
+        120.0,
+        at_least=0,
+        metavar="SECONDS",
+        help="seconds after which an image that cannot be read, as on a network drive that is "
+        "gone, ends the run with its name; 0: wait forever",
     )
     low_memory: bool | None = setting(
         None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from data.loader import Loader
 from data.transforms import Preprocessing
 from weights import catalog, checkpoint
 
-from . import gpu, low_memory, memory, options
+from . import constant_norms, gpu, low_memory, memory, options, signals
 from .distributed import Workers
 from .groups import Data, Network, Run
 from .loop import Trainer
@@ -46,27 +45,6 @@ def open_data(args: argparse.Namespace) -> tuple[datasets.Dataset, datasets.Data
             val = datasets.image_folder(args.data, "val")
             val = datasets.with_class_order(val, len(train.classes), train.classes)
     return replace(train, augment=options.augmentation(args, train.augment)), val
-
-
-def locate(args: argparse.Namespace) -> tuple[Path, Path | None]:
-    """Return the output folder, and the checkpoint to resume from or None.
-
-    Raises UserError where a new run would overwrite another.
-    """
-    home = args.save / args.arch
-    if args.resume == "auto":
-        latest = checkpoint.newest(home / args.tag if args.tag else home, "latest.pkl")
-        if latest is not None:
-            return latest.parent, latest
-    elif args.resume is not None:
-        latest = Path(args.resume)
-        return home / args.tag if args.tag else latest.parent, latest
-    folder = home / (args.tag or time.strftime("%Y-%m-%d_%H-%M-%S"))
-    if (folder / "latest.pkl").exists():
-        raise utils.UserError(
-            f"{folder} already holds a run; go on with it by --resume auto, or name a new --tag"
-        )
-    return folder, None
 
 
 class StartingPoint:
@@ -125,14 +103,13 @@ def make_trainer(
     start: StartingPoint,
     train_set: datasets.Dataset,
     val_set: datasets.Dataset,
-    folder: Path,
+    folder: RunFolder,
     workers: Workers,
 ) -> Trainer:
-    """Return the trainer that the flags ask for, at its first step; makes the output folder."""
+    """Return the trainer that the flags ask for, at its first step."""
     guide, quantized = None, None
     if args.teacher is not None:
         guide = open_teacher(args.teacher, train_set.classes, start.preprocessing)
-    folder = RunFolder(folder, silent=workers.rank > 0)
     loaders = [
         Loader(
             dataset,
@@ -142,6 +119,7 @@ def make_trainer(
             args.skip_bad_images,
             workers.rank,
             workers.size,
+            args.stall_timeout,
         )
         for dataset, batch in ((train_set, args.batch_size), (val_set, args.val_batch_size))
     ]
@@ -156,8 +134,12 @@ def make_trainer(
 
         quantized = qat.FakeQuantized(start.model)
     settings = options.settings(args, guide and guide.name)
-    run = Run(folder, workers, args.print_freq, args.save_freq, args.low_memory)
-    return Trainer(Network(start.model, quantized, guide), Data(*loaders), settings, run)
+    run = Run(folder, workers, args.print_freq, args.save_freq, args.low_memory, args.extend)
+    trainer = Trainer(Network(start.model, quantized, guide), Data(*loaders), settings, run)
+    constant = constant_norms.warn(start.model, settings, args.size, workers.size)
+    if constant is not None:
+        folder.log(constant)
+    return trainer
 
 
 def _memory_is_short(
@@ -199,6 +181,17 @@ def describe(args: argparse.Namespace, trainer: Trainer) -> str:
     return line + (f"; {trainer.workers.size} workers" if trainer.workers.size > 1 else "")
 
 
+def interruption(
+    args: argparse.Namespace, trainer: Trainer, interrupted: signals.Interrupted
+) -> str:
+    """Return the last line of a run that a signal has stopped."""
+    line = f"stopped by {interrupted} after step {trainer.step}; "
+    if args.find_lr:
+        return line + "the range test saves nothing"
+    latest = trainer.run.folder.latest
+    return line + f"saved {latest}; go on with the same command and --resume {latest}"
+
+
 def summarize(trainer: Trainer) -> list[str]:
     """Return the last lines of a finished run: bad images, and the best accuracy.
 
@@ -209,7 +202,9 @@ def summarize(trainer: Trainer) -> list[str]:
     skipped = int(trainer.workers.gather([skipped]).sum())
     if skipped:
         lines.append(f"{skipped} bad images were skipped")
-    best = max(trainer.history, key=lambda row: row[trainer.judged_by])
+    best, latest = trainer.best.row(trainer.history), trainer.run.folder.latest
+    if best is None:
+        return [*lines, f"no epoch was left to train; the network of the last one: {latest}"]
     whose = " of the averaged weights" if trainer.settings.ema else ""
-    top1, file = best[trainer.judged_by], trainer.run.folder.best
+    top1, file = best[trainer.best.column], trainer.run.folder.best
     return [*lines, f"best top-1{whose} {top1:.2f} % in epoch {best['epoch']}: {file}"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import pickle
+import struct
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from os import PathLike
-from typing import Any, ClassVar, Literal
+from typing import Any, BinaryIO, ClassVar, Literal
 
 import numpy as np
 
@@ -121,7 +123,16 @@ class Unpickler(pickle._Unpickler):
     """
 
     stand_ins: ClassVar[dict[str, Any]] = _STAND_INS
-    stack: list[Any]  # pickle._Unpickler's
+    stack: list[Any]  # pickle._Unpickler's, as the three functions
+    read: Callable[[int], bytes]
+    readinto: Callable[[bytearray], int]
+    append: Callable[[Any], None]
+
+    def __init__(self, file: BinaryIO):
+        super().__init__(file)
+        start = file.tell()
+        self._size = file.seek(0, io.SEEK_END)
+        file.seek(start)
 
     def find_class(self, module: str, name: str) -> Any:
         """Return the stand-in for a global; raise ForbiddenError when there is none."""
@@ -146,4 +157,17 @@ class Unpickler(pickle._Unpickler):
         elif type(target) is not OrderedDict:  # its attributes are notes about versions
             raise ForbiddenError(f"the state of a {type(target).__name__}")
 
-    dispatch: ClassVar[dict] = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: load_build}
+    def load_bytearray8(self) -> None:
+        """Handle BYTEARRAY8; Python's would fill memory of a size that the file makes up."""
+        (size,) = struct.unpack("<Q", self.read(8))
+        if size > self._size:
+            raise DamagedError(f"an array of {size} bytes is larger than the file")
+        array = bytearray(size)
+        self.readinto(array)
+        self.append(array)
+
+    dispatch: ClassVar[dict] = {
+        **pickle._Unpickler.dispatch,
+        pickle.BUILD[0]: load_build,
+        pickle.BYTEARRAY8[0]: load_bytearray8,
+    }

@@ -1,0 +1,71 @@
+"""What mpiexec or srun says in the environment, and whether this MPI agrees with it.
+
+Variables of another MPI's mpiexec, or left over from a program that was started by one, would
+otherwise make each process train alone, all of them in the same folder.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from utils import UserError
+
+# The rank -> the number of processes: of MPICH and Intel MPI, PMIx under Slurm, and Open MPI.
+_VARIABLES = {
+    "PMI_RANK": "PMI_SIZE",
+    "PMIX_RANK": "SLURM_STEP_NUM_TASKS",
+    "OMPI_COMM_WORLD_RANK": "OMPI_COMM_WORLD_SIZE",
+}
+
+
+def rank() -> int | None:
+    """Return the rank that mpiexec (MPICH, Intel MPI, Open MPI) or Slurm's srun gave, or None."""
+    for name in _VARIABLES:
+        with suppress(KeyError, ValueError):
+            return int(os.environ[name])
+    return None
+
+
+def check_connection() -> None:
+    """Raise UserError when the connection to mpiexec that the environment names is not there.
+
+    MPI would end the process with a page of messages.
+    """
+    with suppress(KeyError, ValueError):
+        try:
+            os.fstat(int(os.environ["PMI_FD"]))
+        except OSError:
+            raise _refused("PMI_FD names a connection to an mpiexec that is not there") from None
+
+
+def check(size: int, ngpus: int) -> None:
+    """Raise UserError unless MPI's number of processes is the one that was asked for.
+
+    Args:
+        size: number of processes in MPI.
+        ngpus: value of --ngpus.
+    """
+    for rank_name, size_name in _VARIABLES.items():
+        with suppress(KeyError, ValueError):
+            said = int(os.environ[size_name])
+            if rank_name in os.environ and said != size:
+                raise _refused(
+                    f"{size_name} in the environment says {said} processes, but MPI here has {size}"
+                )
+    if size == 1 and ngpus > 1:
+        name = next(name for name in _VARIABLES if name in os.environ)
+        raise _refused(f"--ngpus {ngpus}, but {name} says that mpiexec has started this process")
+
+
+def _refused(what: str) -> UserError:
+    names = [*_VARIABLES, *_VARIABLES.values(), "PMI_FD"]
+    names = [name for name in names if name in os.environ]
+    unset = " ".join(f"-u {name}" for name in names if not name.startswith("SLURM"))
+    own = Path(sys.executable).with_name("mpiexec")
+    return UserError(
+        f"{what}; start the processes with {own if own.exists() else 'the mpiexec of this MPI'}, "
+        f"or, if no mpiexec is meant to, with: env {unset} python {sys.argv[0]} ..."
+    )
