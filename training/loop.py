@@ -230,8 +230,7 @@ class Trainer:
 
     def _evaluate(self) -> Score:
         """Score the network as it is on the validation set."""
-        images = self.data.val.evaluation()
-        score = evaluate(self.network.computed, images, self._leave_if_alone)
+        score = evaluate(self.network.computed, self.data.val.evaluation(), self._leave_if_alone)
         score = score.over_all(self.workers)
         check_any(score, "validation")
         return score
