@@ -128,7 +128,13 @@ def add_inference(commands: argparse._SubParsersAction) -> None:
             help="architectures, as names, shell patterns such as 'RepVGG*' or 'all' (default: the "
             "checkpoint's architecture; without a checkpoint, RepVGGA0)",
         )
-        cli.add_flags(command, "--model", help="checkpoint to measure (default: random weights)")
+        cli.add_flags(
+            command,
+            "--model",
+            help="checkpoint to measure: a file or folder, an http(s) URL, or SOURCE:NAME of "
+            "published weights (default: random weights)",
+        )
+        cli.add_flags(command, "--entry")
         command.add_argument(
             "--int8", metavar="FILE", help="ONNX file of quantize.py to measure beside the others"
         )
@@ -296,7 +302,7 @@ def networks(args: argparse.Namespace, batches: list[int]) -> Iterator[tuple]:
     from benchmarks.inference.turns import Settings
 
     for arch in args.arch or ([None] if args.model else ["RepVGGA0"]):
-        network = candidates.load(arch, args.model)
+        network = candidates.load(arch, args.model, args.entry)
         if args.int8:
             candidates.check_int8(args.int8, network.arch, args.size, batches)
         for variant, reason in candidates.left_out(network).items():

@@ -43,8 +43,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     what.add_argument(
         "--origin-dir",
         metavar="FILE",
-        help="checkpoint to convert: a file (.pkl, .pth, .pth.tar, .safetensors, .npz), an http(s) "
-        "URL, or basecls:NAME for a published BaseCls pickle",
+        help="checkpoint to convert: a file (PyTorch, safetensors, .npz or a pickle, told by its "
+        "content), a folder that holds one, an http(s) URL, or SOURCE:NAME of --list, such as "
+        "basecls:repvgg_a0",
     )
     what.add_argument(
         "--model-arch",
@@ -58,6 +59,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help="layout of the checkpoint: %(choices)s (default: recognized from its tensors)",
         metavar="LAYOUT",
     )
+    cli.add_flags(what, "--entry")
     what.add_argument("--list", action="store_true", help="list published weights and exit")
     output = parser.add_argument_group("output")
     output.add_argument(
@@ -79,7 +81,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def read(path: Path, args: argparse.Namespace) -> checkpoint.Checkpoint:
     """Return the checkpoint in a file; raise CheckpointError unless it is of --model-arch."""
-    converted = checkpoint.read(path, args.model_arch, args.source)
+    converted = checkpoint.read(path, args.model_arch, args.source, args.entry)
     if args.model_arch not in (None, converted.arch):
         raise checkpoint.CheckpointError(
             f"{path} holds {converted.arch}, but --model-arch says {args.model_arch}"
@@ -99,7 +101,7 @@ def relative_error_of_fusion(path: Path, args: argparse.Namespace) -> float:
                 f"{path} was not converted: {key} holds numbers that are not finite, or negative "
                 "variances; give a checkpoint of a training that did not diverge"
             )
-    model = weights.load(converted)
+    model = weights.load(converted, classifier=False)
     del converted  # the file's tensors and both forms of the network are much memory together
     images = np.random.default_rng(0).standard_normal((4, 3, 64, 64)).astype(np.float32)
     check = equivalence.compare(model, images, consume=True)

@@ -50,7 +50,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     what.add_argument("--arch", nargs="+", metavar="NAME", default=None,
                       help="names of networks, or 'all'; patterns such as 'RepVGGB*' work too "
                            f"(default: {' '.join(DEFAULT_ARCHS)})")  # fmt: skip
-    cli.add_flags(what, "--model", help="a train-form checkpoint to verify instead")
+    cli.add_flags(
+        what,
+        "--model",
+        help="train-form checkpoint to verify instead: a file or folder, an http(s) URL, or "
+        "SOURCE:NAME of published weights",
+    )
+    cli.add_flags(what, "--entry")
     cli.add_flags(
         what,
         "--size",
@@ -73,7 +79,7 @@ def comparisons(args: argparse.Namespace) -> Iterator[tuple[str, equivalence.Equ
     import numpy as np
 
     import weights
-    from weights import checkpoint
+    from weights import catalog, checkpoint
 
     rng = np.random.default_rng(0)
 
@@ -82,8 +88,8 @@ def comparisons(args: argparse.Namespace) -> Iterator[tuple[str, equivalence.Equ
 
     if args.model:
         arch = args.arch and models.canonical_name(args.arch[0])
-        trained = checkpoint.read(args.model, arch)
-        network = weights.load(trained, arch, deploy=False)
+        trained = checkpoint.read(catalog.locate(args.model), arch, entry=args.entry)
+        network = weights.load(trained, arch, deploy=False, classifier=False)
         # At a size it was not trained at, logits may reach 1e7, and rounding errors grow with them.
         images = random_images(args.size or trained.preprocessing.size)
         yield network.arch, equivalence.compare(network, images)

@@ -6,7 +6,6 @@ import argparse
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import models
@@ -19,7 +18,7 @@ from data import datasets
 from data.evaluation import Score, evaluate
 from data.loader import Loader
 from training.distributed import Workers
-from weights import checkpoint
+from weights import catalog, checkpoint
 
 from . import record
 
@@ -32,16 +31,21 @@ def run(args: argparse.Namespace, workers: Workers) -> int:
     Raises UserError for a checkpoint or images that cannot be used.
     """
     say = print if workers.rank == 0 and not args.json else lambda _: None
-    path = Path(args.model) if args.model else checkpoint.newest_best()
+    path = catalog.locate(args.model) if args.model else checkpoint.newest_best()
     if not args.model:
         say(f"testing the newest checkpoint, {path}")
-    contents = checkpoint.read(path, args.arch)
+    contents = checkpoint.read(path, args.arch, entry=args.entry)
     if args.deploy == 1 and contents.form == "train":
         raise checkpoint.CheckpointError(
             f"{path} is in train form, but --deploy 1 expects the deploy form; "
             "use --switch-deploy 1 to fuse it"
         )
-    model = weights.load(contents, args.arch, deploy=False if args.deploy == 0 else None)
+    if args.deploy == 0 and contents.form == "deploy":
+        raise checkpoint.CheckpointError(
+            f"{path} is in deploy form, but --deploy 0 expects the train form; use --deploy 1, or "
+            "give the train-form file it was fused from"
+        )
+    model = weights.load(contents, args.arch)
     loader = _loader(args, contents, workers)
 
     def test(network: M.Module, form: str) -> dict[str, Any]:

@@ -14,18 +14,16 @@ import zipfile
 from collections.abc import Callable
 from io import BufferedReader
 from os import PathLike
-from pathlib import PurePosixPath, PureWindowsPath
+from pathlib import PurePosixPath
 from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 
-from utils import UserError
-
-from . import unpickle
-from .unpickle import DamagedError
+from . import foreign, unpickle
+from .unpickle import DamagedError, UnsuitableError
 
 _ZIP = b"PK\3\4"
-_LEGACY = 0x1950A86A20F9469CFC6C.to_bytes(10, "little")  # the magic number, as pickles write it
+LEGACY = 0x1950A86A20F9469CFC6C.to_bytes(10, "little")  # the magic number, as pickles write it
 _HEAD = 512  # bytes at the beginning, which tell the formats apart
 
 # The types of the elements as they are stored; `_decode` turns two of them into NumPy's.
@@ -48,32 +46,46 @@ _DTYPES = (
     *("float64", "float32", "float16", "bfloat16", "complex64", "complex128"),
     *("int64", "int32", "int16", "int8", "uint8", "bool"),
 )
+# Types without storages of their own, and NumPy's for them where it has one.
+_UNTYPED = {
+    "uint16": "u2",
+    "uint32": "u4",
+    "uint64": "u8",
+    **dict.fromkeys(("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")),
+}
 
 
 def load(path: str | PathLike) -> Any:
     """Return the object in a PyTorch checkpoint of either format, or in a pickle of arrays.
 
     Tensors and parameters become read-only arrays of their shape and type, views of one storage
-    sharing its memory; bfloat16 becomes float32. They read the file when they are used, so replace
-    it rather than write into it. An argparse.Namespace becomes a dict, a torch.Size a tuple;
-    devices, dtypes and paths become strings.
+    sharing its memory; bfloat16 and float8 become float32. They read the file when they are used,
+    so replace it rather than write into it. An argparse.Namespace becomes a dict, a torch.Size a
+    tuple; devices, dtypes and paths become strings, other objects `foreign.Placeholder`s.
 
     Raises UserError when the file is missing, empty, truncated, contradicts itself or is no
-    checkpoint, and, naming it, when it asks for anything else than tensors and plain values.
+    checkpoint, and, naming it, when it asks for code or holds nothing but placeholders.
     """
     with unpickle.reading(path), open(path, "rb") as file:
-        head = file.read(_HEAD)
-        file.seek(0)
-        if head.startswith(_ZIP):
-            return _Archive(file).load()
-        if _LEGACY in head[:32]:
-            return _load_legacy(file)
-        if head[257:262] == b"ustar":
-            raise UserError(
-                f"{path} is in the tar format of PyTorch before 0.1.10, which is not read; "
-                "load it with PyTorch and save it again"
-            )
-    return unpickle.load(path)
+        return load_file(file)
+
+
+def load_file(file: BufferedReader) -> Any:
+    """Return the object in an open file, as `load` does, within `unpickle.reading`."""
+    head = file.read(_HEAD)
+    file.seek(0)
+    if head.startswith(_ZIP):
+        contents = _Archive(file).load()
+    elif LEGACY in head[:32]:
+        contents = _load_legacy(file)
+    elif head[257:262] == b"ustar":
+        raise UnsuitableError(
+            "is in the tar format of PyTorch before 0.1.10, which is not read; "
+            "load it with PyTorch and save it again"
+        )
+    else:
+        contents = unpickle.Unpickler(file).load()
+    return unpickle.assert_data(contents)
 
 
 # ---------------------------------------------------------------- the zip format
@@ -92,9 +104,21 @@ class _Archive:
         self.members = {info.filename: info for info in self.zip.infolist()}
         # Weights hardly compress: what would grow a hundredfold was made to fill the memory.
         if sum(info.file_size for info in self.members.values()) > 100 * len(self.map):
-            raise DamagedError("its members say that they are far larger than the file")
+            raise UnsuitableError(
+                "was refused, as its members say that they are far larger than the file; save the "
+                "weights without compression"
+            )
+        if any(PurePosixPath(name).name == "constants.pkl" for name in self.members):
+            raise UnsuitableError(
+                "is a TorchScript program, which holds code beside the weights and was not "
+                "executed; load it by torch.jit.load where PyTorch is installed, and save "
+                "torch.save(model.state_dict(), 'weights.pth')"
+            )
         if len(pickles := _pickles(self.zip)) != 1:
-            raise DamagedError(f"it is a zip with {len(pickles)} members data.pkl instead of one")
+            raise UnsuitableError(
+                f"is a zip with {len(pickles)} members data.pkl instead of one; give a file that "
+                "PyTorch wrote"
+            )
         self.root = pickles[0].removesuffix("data.pkl")
         self.byteorder = "<"
         if self.root + "byteorder" in self.members:
@@ -124,7 +148,10 @@ class _Archive:
             start = info.header_offset + 30 + sum(name_and_extra)
             return memoryview(self.map)[start : start + info.file_size]
         if info.compress_type > zipfile.ZIP_DEFLATED:  # others cannot be stopped while they grow
-            raise DamagedError(f"its member {info.filename} is compressed by an unusual method")
+            raise UnsuitableError(
+                f"has a member {info.filename} that is compressed by an unusual method; save it "
+                "without compression"
+            )
         with self.zip.open(info) as member:
             return member.read(info.file_size)
 
@@ -152,7 +179,7 @@ def _load_legacy(file: BufferedReader) -> Any:
 
     _magic, _version, system = (unpickle.Unpickler(file).load() for _ in range(3))
     if not system["little_endian"]:
-        raise UserError(f"{file.name} is of a big-endian machine; save it again with PyTorch 1.6")
+        raise UnsuitableError("is of a big-endian machine; save it again with PyTorch 1.6")
     contents = _Unpickler(file, storage).load()
     keys = unpickle.Unpickler(file).load()
     if sorted(keys) != sorted(storages):
@@ -175,9 +202,7 @@ def _load_legacy(file: BufferedReader) -> Any:
 def _decode(kind: str, stored: np.ndarray) -> np.ndarray:
     """Return the values of a storage, [numel]: bfloat16 as float32, bytes of booleans as bool."""
     if kind == "torch.BFloat16Storage":
-        bits = stored.astype(np.uint32)
-        bits <<= 16  # bfloat16 is the upper half of a float32
-        return bits.view(np.float32)
+        return bfloat16(stored)
     return stored != 0 if kind == "torch.BoolStorage" else stored
 
 
@@ -185,6 +210,8 @@ def _rebuild_tensor(
     storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *notes: Any
 ) -> np.ndarray:
     """Return a tensor as a view of a storage; offset and strides count elements."""
+    if isinstance(storage, foreign.Placeholder):
+        return storage
     _requires_grad, _hooks, metadata = (*notes, None, None, None)[:3]
     if metadata:
         raise unpickle.ForbiddenError("a tensor that is conjugated or negated when it is used")
@@ -203,25 +230,61 @@ def _rebuild_tensor(
     return view
 
 
+def _rebuild_tensor_v3(
+    storage: np.ndarray,
+    offset: int,
+    size: tuple[int, ...],
+    stride: tuple[int, ...],
+    _requires_grad: bool,
+    _hooks: Any,
+    dtype: Any,
+    *_notes: Any,
+) -> Any:
+    """Return a tensor of a type that has no storages of its own, from a storage of bytes."""
+    name = str(dtype).removeprefix("torch.")
+    if isinstance(storage, foreign.Placeholder):
+        return storage
+    filled = not storage.flags.writeable  # in the format before 1.6 the bytes come later
+    if name not in _UNTYPED or not filled:
+        return foreign.placeholder(f"a tensor of {name}")()
+    if _UNTYPED[name] is None:
+        values = float8(name, storage)
+    else:
+        values = storage[: storage.size // 8 * 8].view(_UNTYPED[name])
+    return _rebuild_tensor(values, offset, size, stride)
+
+
+def bfloat16(stored: np.ndarray) -> np.ndarray:
+    """Return numbers of type bfloat16, given as uint16, as float32."""
+    bits = stored.astype(np.uint32)
+    bits <<= 16  # they are the upper halves
+    return bits.view(np.float32)
+
+
+def float8(name: str, stored: np.ndarray) -> np.ndarray:
+    """Return bytes that are numbers of ml_dtypes' type `name` as float32."""
+    import ml_dtypes  # NumPy has none of 8 bits
+
+    return stored.view(np.dtype(getattr(ml_dtypes, name))).astype(np.float32)
+
+
 class _Unpickler(unpickle.Unpickler):
     """Unpickler that also admits tensors, and a few of PyTorch's objects as plain values."""
 
     stand_ins: ClassVar[dict[str, Any]] = {
         **unpickle.Unpickler.stand_ins,
         **{name: name for name in (*_STORAGES, "torch.Tensor", "torch.nn.parameter.Parameter")},
-        **{f"torch.{name}": f"torch.{name}" for name in _DTYPES},
+        **{f"torch.{name}": f"torch.{name}" for name in (*_DTYPES, *_UNTYPED)},
         "torch._utils._rebuild_tensor": _rebuild_tensor,
         "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
         "torch._utils._rebuild_parameter": lambda data, *_notes: data,
         "torch._utils._rebuild_parameter_with_state": lambda data, *_notes: data,
         # A tensor with attributes, which are left out.
         "torch._tensor._rebuild_from_type_v2": lambda rebuild, _type, args, _state: rebuild(*args),
+        "torch._utils._rebuild_tensor_v3": _rebuild_tensor_v3,
+        "torch._utils._rebuild_device_tensor_from_numpy": lambda values, *_notes: values,
         "torch.Size": tuple,
         "torch.device": lambda *parts: ":".join(map(str, parts)),
-        "argparse.Namespace": dict,
-        "collections.Counter": dict,  # in the state of MultiStepLR
-        "pathlib.PosixPath": lambda *parts: str(PurePosixPath(*parts)),
-        "pathlib.WindowsPath": lambda *parts: str(PureWindowsPath(*parts)),
     }
 
     def __init__(self, file: BinaryIO, storage: Callable[[str, str, int], np.ndarray]):
@@ -232,8 +295,15 @@ class _Unpickler(unpickle.Unpickler):
     def persistent_load(self, mention: tuple) -> np.ndarray:
         """Return the storage of a tensor, [numel]; the same one for the same key."""
         what, kind, key, _location, numel, *view = mention
+        if isinstance(kind, type) and issubclass(kind, foreign.Placeholder):
+            return kind()  # quantized numbers, say
         valid = what == "storage" and kind in _STORAGES and type(numel) is int and numel >= 0
-        if not valid or any(view):  # a part of a storage, from the time before 0.4
+        if any(view):
+            raise UnsuitableError(
+                f"is of PyTorch before 0.4: a tensor uses {mention}, which is no whole storage; "
+                "load it with PyTorch and save it again"
+            )
+        if not valid:
             raise DamagedError(f"a tensor uses {mention}, which is no whole storage")
         if key not in self.storages:
             self.storages[key] = kind, numel, self.storage(kind, key, numel)
