@@ -180,7 +180,13 @@ def _load_legacy(file: BufferedReader) -> Any:
     _magic, _version, system = (unpickle.Unpickler(file).load() for _ in range(3))
     if not system["little_endian"]:
         raise UnsuitableError("is of a big-endian machine; save it again with PyTorch 1.6")
-    contents = _Unpickler(file, storage).load()
+    unpickler = _Unpickler(file, storage)
+    contents = unpickle.assert_data(unpickler.load())
+    if unpickler.other_kinds:
+        raise UnsuitableError(
+            f"has tensors of {', '.join(unpickler.other_kinds)}, which are not read; save them as "
+            "float32"
+        )
     keys = unpickle.Unpickler(file).load()
     if sorted(keys) != sorted(storages):
         raise DamagedError("its list of storages is not that of its tensors")
@@ -291,12 +297,14 @@ class _Unpickler(unpickle.Unpickler):
         super().__init__(file)
         self.storage = storage
         self.storages: dict[str, tuple[str, int, np.ndarray]] = {}
+        self.other_kinds: list[str] = []
 
     def persistent_load(self, mention: tuple) -> np.ndarray:
         """Return the storage of a tensor, [numel]; the same one for the same key."""
         what, kind, key, _location, numel, *view = mention
         if isinstance(kind, type) and issubclass(kind, foreign.Placeholder):
-            return kind()  # quantized numbers, say
+            self.other_kinds.append(kind.name)  # quantized numbers, say
+            return kind()
         valid = what == "storage" and kind in _STORAGES and type(numel) is int and numel >= 0
         if any(view):
             raise UnsuitableError(

@@ -69,7 +69,7 @@ def reading(path: str | PathLike) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
     except Exception as error:  # a broken pickle can raise almost anything
-        whole = isinstance(error, TypeError | ValueError | KeyError | AttributeError)
+        whole = isinstance(error, TypeError | ValueError | AttributeError)
         what = "not a checkpoint" if whole else "empty, truncated or not a checkpoint"
         raise UserError(
             f"{path} is {what} that can be read ({type(error).__name__}: {error}); "
@@ -196,6 +196,8 @@ class Unpickler(pickle._Unpickler):
 
     def persistent_load(self, mention: Any) -> Any:
         """Refuse: outside of PyTorch's files nothing is kept beside the pickle."""
+        if not isinstance(mention, tuple):
+            raise pickle.UnpicklingError("it names something outside of it")
         raise UnsuitableError(
             "is a part of an unpacked PyTorch file, without the tensors; give the whole file"
         )
