@@ -5,20 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from os import PathLike
-from typing import Any, NamedTuple, NoReturn
-
-import models
+from typing import Any
 
 import numpy as np
 
 from data.transforms import BASECLS, Preprocessing
-from utils import UserError
 
-from . import apple, basecls, dingxiaoh, entries, own, port, repghost, repvit, timm
-from .entries import Entry
+from . import apple, basecls, dingxiaoh, entries, foreign, own, port, repghost, repvit, timm
 from .files import Contents
 from .keymap import Source, Tensors
-from .state import Shapes, class_count, form_of, misfits, shapes_of, without_head
+from .search import Attempt, ConversionError, Search, assert_numbers, raise_misfit, some
+from .state import class_count
 
 SOURCES = (
     basecls.REPVGG,
@@ -40,12 +37,6 @@ SOURCES = (
     repvit.THU,
     repvit.TIMM,
 )
-
-_EVALUATIONS = 60  # of the ways to take one entry, so that a strange file takes seconds only
-
-
-class ConversionError(UserError):
-    """Tensors that are not those of a known network; the message lists them."""
 
 
 @dataclass
@@ -100,21 +91,29 @@ def recognize(
     """
     if not isinstance(contents, Contents):
         contents = Contents(contents)
+    sources = [layout for layout in SOURCES if source in (None, layout.name)]
     attempts = [
         attempt
         for candidate in entries.entries(contents.tree)
-        for attempt in _Search(arch, source).attempts(candidate)
+        for attempt in Search(sources, arch).attempts(candidate)
     ]
-    if not attempts:
-        raise ConversionError(f"{path} holds no tensors; give a checkpoint or a state dict")
     if entry is not None:
         attempts = _called(entry, attempts, path)
     fitting = [attempt for attempt in attempts if attempt.network is not None]
     if not fitting:
-        _raise_misfit(max(attempts, key=lambda attempt: attempt.known), path, arch, source)
+        if (pickled := foreign.module_name(contents.tree)) is not None:
+            raise ConversionError(
+                f"{path} holds a whole network, pickled as {pickled}, whose code was not run; load "
+                "it where that code is, and save net.state_dict() instead: torch.save"
+                "(net.state_dict(), 'weights.pth'), or mge.save for MegEngine's"
+            )
+        if not attempts:
+            raise ConversionError(f"{path} holds no tensors; give a checkpoint or a state dict")
+        layouts = sorted({layout.name for layout in sources})
+        raise_misfit(max(attempts, key=lambda attempt: attempt.known), path, arch, layouts)
     taken = _preferred(fitting, arch)
     network, renaming = taken.network, taken.network.renaming
-    _assert_numbers(renaming.tensors, path)
+    assert_numbers(renaming.tensors, path)
     if arch not in (None, network.arch):
         raise ConversionError(
             f"{path} holds {network.arch}, but {arch} was asked for; leave the architecture out or "
@@ -160,26 +159,26 @@ def export(state_dict: Tensors, arch: str, name: str) -> Tensors:
 # ---------------------------------------------------------------- contents -> entry
 
 
-def _called(name: str, attempts: list[_Attempt], path: str | PathLike) -> list[_Attempt]:
+def _called(name: str, attempts: list[Attempt], path: str | PathLike) -> list[Attempt]:
     """Return the attempts at the entry called `name`."""
     called = [attempt for attempt in attempts if attempt.entry.is_called(name)]
     if not called:
         names = dict.fromkeys(attempt.entry.name for attempt in attempts)
         raise ConversionError(
-            f"{path} has no entry {name!r}; those with tensors are {_some([*names])}"
+            f"{path} has no entry {name!r}; those with tensors are {some([*names])}"
         )
     exact = [attempt for attempt in called if attempt.entry.name == name]
     return exact or called
 
 
-def _preferred(fitting: list[_Attempt], arch: str | None) -> _Attempt:
+def _preferred(fitting: list[Attempt], arch: str | None) -> Attempt:
     """Return the attempt to take: at the largest entry, and of several at the one to evaluate."""
 
-    def size(attempt: _Attempt) -> tuple[bool, bool, int]:
+    def size(attempt: Attempt) -> tuple[bool, bool, int]:
         tensors = attempt.network.renaming.tensors
         return attempt.network.arch == arch, class_count(tensors) is not None, len(tensors)
 
-    def preference(attempt: _Attempt) -> tuple[int, bool]:
+    def preference(attempt: Attempt) -> tuple[int, bool]:
         names = attempt.network.renaming.source.entries
         known = [i for i, name in enumerate(names) if name in attempt.entry.path]
         return (*known, len(names))[0], not attempt.entry.is_averaged
@@ -191,155 +190,3 @@ def _preferred(fitting: list[_Attempt], arch: str | None) -> _Attempt:
         if attempt.network.arch == largest.network.arch and size(attempt)[:2] == size(largest)[:2]
     ]
     return min(equal, key=preference)
-
-
-def _assert_numbers(tensors: Tensors, path: str | PathLike) -> None:
-    if odd := [key for key, tensor in tensors.items() if tensor.dtype.kind not in "biuf"]:
-        raise ConversionError(f"{path} has tensors that are no real numbers: {_some(odd)}")
-
-
-# ---------------------------------------------------------------- entry -> layout
-
-
-class _Renaming(NamedTuple):
-    """The tensors of an entry, renamed by the rules of one layout."""
-
-    source: Source
-    tensors: Tensors
-    dropped: list[str]
-    unknown: list[str]  # keys that no rule knows
-
-
-@dataclass(frozen=True)
-class _Attempt:
-    """An entry, its renamings by the layouts that know the most of its keys, and its network.
-
-    Several renamings are left where families share their keys; the shapes tell them apart.
-    """
-
-    entry: Entry
-    renamings: list[_Renaming]
-    network: _Network | None
-
-    @property
-    def known(self) -> int:
-        """Number of the keys that the rules know."""
-        return len(self.renamings[0].tensors)
-
-    @property
-    def is_known(self) -> bool:
-        """Whether the rules know more keys than not."""
-        return self.known > 0 and self.known >= len(self.renamings[0].unknown)
-
-
-class _Search:
-    """The ways to take an entry, with prefixes of its keys or without them."""
-
-    def __init__(self, arch: str | None, source: str | None):
-        self.arch = arch
-        self.sources = [s for s in SOURCES if source in (None, s.name)]
-        self.left = _EVALUATIONS
-
-    def attempts(self, entry: Entry) -> list[_Attempt]:
-        """Return the attempts that found a network, or all of them where none did."""
-        if not entry.tensors or self.left == 0:
-            return []
-        self.left -= 1
-        attempt = self._attempt(entry)
-        if attempt.network is not None or attempt.is_known:
-            return [attempt]
-        inner: list[_Attempt] = []
-        for view in entries.views(entry):
-            whole = any(a.network is not None and a.entry.path == entry.path for a in inner)
-            inner += [] if whole else self.attempts(view)
-        fitting = [inner_one for inner_one in inner if inner_one.network is not None]
-        return fitting or [attempt, *inner]
-
-    def _attempt(self, entry: Entry) -> _Attempt:
-        renamings = [_Renaming(source, *source.to_ours(entry.tensors)) for source in self.sources]
-
-        def rank(renaming: _Renaming) -> tuple[int, int]:
-            return len(renaming.unknown), -len(renaming.tensors)
-
-        lowest = min(map(rank, renamings))
-        best = [renaming for renaming in renamings if rank(renaming) == lowest]
-        network = None if best[0].unknown else _fitting_network(best, self.arch)
-        return _Attempt(entry, best, network)
-
-
-# ---------------------------------------------------------------- layout -> architecture
-
-
-@dataclass(frozen=True)
-class _Network:
-    """An architecture that renamed tensors may be those of."""
-
-    arch: str
-    renaming: _Renaming
-
-    @property
-    def options(self) -> dict[str, Any]:
-        source, tensors = self.renaming.source, self.renaming.tensors
-        own = fnmatchcase(self.arch, source.archs)  # not when another family was asked for
-        return source.options(tensors) if own and form_of(tensors) == "train" else {}
-
-    @property
-    def shapes(self) -> Shapes:
-        tensors = self.renaming.tensors
-        classes = class_count(tensors)
-        shapes = shapes_of(self.arch, classes or 1000, form_of(tensors), **self.options)
-        return without_head(shapes, tensors) if classes is None else shapes
-
-    @property
-    def problems(self) -> list[str]:
-        return misfits(self.renaming.tensors, self.shapes)
-
-
-def _networks(renamings: list[_Renaming], arch: str | None) -> dict[str, _Network]:
-    """Return the networks that the renamings may be, by name, `arch` first."""
-    networks = {
-        name: _Network(name, renaming)
-        for renaming in reversed(renamings)
-        for name in models.list_models()
-        # the deploy form is that of the twin without "-qa"
-        if fnmatchcase(name, renaming.source.archs)
-        and (name == arch or name.endswith("-qa") == ("stage0.bn.weight" in renaming.tensors))
-    }
-    return dict(sorted(networks.items(), key=lambda item: item[0] != arch))
-
-
-def _fitting_network(renamings: list[_Renaming], arch: str | None) -> _Network | None:
-    """Return the network whose tensors these are, `arch` if it is one of several."""
-    networks = _networks(renamings, arch).values()
-    return next((network for network in networks if not network.problems), None)
-
-
-def _raise_misfit(
-    attempt: _Attempt, path: str | PathLike, arch: str | None, source: str | None
-) -> NoReturn:
-    """Say what keeps an entry from being a network."""
-    first = attempt.renamings[0]
-    if not attempt.is_known:
-        what = f"layout {source!r}" if source else "any known layout"
-        raise ConversionError(
-            f"{path} is not in {what}: it has keys such as {_some(first.unknown)}; "
-            f"the layouts are {', '.join(sorted({s.name for s in SOURCES}))}"
-        )
-    _assert_numbers(first.tensors, path)
-    where = f"{path} ({first.source.title})"
-    if first.unknown:
-        raise ConversionError(f"{where} has tensors that no rule knows: {_some(first.unknown)}")
-    networks = _networks(attempt.renamings, arch)
-    if arch is not None:
-        network = networks.get(arch) or _Network(arch, first)
-        raise ConversionError(f"{where} does not fit {arch}: {_some(network.problems)}")
-    nearest = min(networks.values(), key=lambda network: len(network.problems))
-    raise ConversionError(
-        f"{where} fits no architecture; the nearest is {nearest.arch}, "
-        f"but {_some(nearest.problems)}"
-    )
-
-
-def _some(items: list[str]) -> str:
-    more = f" and {len(items) - 5} more" if len(items) > 5 else ""
-    return ", ".join(items[:5]) + more

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from .foreign import is_module
 from .keymap import Tensors
 
 ROOT = "."  # name of the entry at the top of a file
@@ -72,7 +73,7 @@ def entries(tree: Any) -> list[Entry]:
 
 
 def _entries(tree: Any, path: tuple[str, ...], above: set[int]) -> Iterator[Entry]:
-    if id(tree) in above:
+    if id(tree) in above or is_module(tree):
         return
     above = above | {id(tree)}
     if isinstance(tree, dict):

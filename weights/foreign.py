@@ -113,11 +113,13 @@ def first_without_arrays(tree: Any) -> str | None:
     return first
 
 
+def is_module(value: Any) -> bool:
+    """Return whether a value stands in for a layer or a network of PyTorch or MegEngine."""
+    return isinstance(value, Placeholder) and (
+        "_parameters" in value or {"_modules", "training"} <= value.keys()
+    )
+
+
 def module_name(tree: Any) -> str | None:
-    """Return the class of a whole network that was pickled in a tree, or None."""
-    for value in walk(tree):
-        if isinstance(value, Placeholder) and (
-            "_parameters" in value or {"_modules", "training"} <= value.keys()
-        ):
-            return value.name
-    return None
+    """Return the class of the first network that was pickled as a whole in a tree, or None."""
+    return next((value.name for value in walk(tree) if is_module(value)), None)
