@@ -178,10 +178,11 @@ def _preferred(fitting: list[Attempt], arch: str | None) -> Attempt:
         tensors = attempt.network.renaming.tensors
         return attempt.network.arch == arch, class_count(tensors) is not None, len(tensors)
 
-    def preference(attempt: Attempt) -> tuple[int, bool]:
+    def preference(attempt: Attempt) -> tuple[int, bool, bool]:
         names = attempt.network.renaming.source.entries
         known = [i for i, name in enumerate(names) if name in attempt.entry.path]
-        return (*known, len(names))[0], not attempt.entry.is_averaged
+        entry = attempt.entry
+        return (*known, len(names))[0], not entry.is_averaged, entries.MMENGINES_RAW in entry.path
 
     largest = max(fitting, key=size)
     equal = [

@@ -18,6 +18,7 @@ from .foreign import is_module
 from .keymap import Tensors
 
 ROOT = "."  # name of the entry at the top of a file
+MMENGINES_RAW = "ema_state_dict"  # mmengine swaps the two: these are not the averaged weights
 
 # Last parts of the keys of arrays that count something and are no weights.
 COUNTERS = {
@@ -52,11 +53,8 @@ class Entry:
 
     @property
     def is_averaged(self) -> bool:
-        """Whether its name says that it holds averaged weights.
-
-        mmengine swaps the two when it saves: its ema_state_dict has the raw ones.
-        """
-        return any(_AVERAGED.search(part.lower()) for part in self.path if part != "ema_state_dict")
+        """Whether its name says that it holds averaged weights."""
+        return any(_AVERAGED.search(part.lower()) for part in self.path if part != MMENGINES_RAW)
 
     def is_called(self, name: str) -> bool:
         """Return whether `name` is its name, or some of the keys that lead to it."""
