@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import models
@@ -66,7 +68,8 @@ def run(args: argparse.Namespace, workers: Workers) -> int:
     if args.switch_deploy:
         deployed = models.to_deploy(model)
         result["results"].append(test(deployed, "deploy"))
-        target = path.with_name(f"{path.stem.removesuffix('-deploy')}-deploy.pkl")
+        beside = path if not args.model or os.path.exists(args.model) else Path(model.arch)
+        target = beside.with_name(f"{beside.stem.removesuffix('-deploy')}-deploy.pkl")
         if workers.rank == 0:
             deploy_form = checkpoint.of_model(
                 deployed,

@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from .torch_file import bfloat16, float8
+from .torch_tensors import bfloat16, float8
 from .unpickle import DamagedError, UnsuitableError
 
 _TYPES = {

@@ -19,40 +19,12 @@ from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 
-from . import foreign, unpickle
+from . import foreign, torch_tensors, unpickle
 from .unpickle import DamagedError, UnsuitableError
 
 _ZIP = b"PK\3\4"
 LEGACY = 0x1950A86A20F9469CFC6C.to_bytes(10, "little")  # the magic number, as pickles write it
 _HEAD = 512  # bytes at the beginning, which tell the formats apart
-
-# The types of the elements as they are stored; `_decode` turns two of them into NumPy's.
-_STORAGES = {
-    "torch.DoubleStorage": "f8",
-    "torch.FloatStorage": "f4",
-    "torch.HalfStorage": "f2",
-    "torch.BFloat16Storage": "u2",
-    "torch.LongStorage": "i8",
-    "torch.IntStorage": "i4",
-    "torch.ShortStorage": "i2",
-    "torch.CharStorage": "i1",
-    "torch.ByteStorage": "u1",
-    "torch.BoolStorage": "u1",
-    "torch.ComplexFloatStorage": "c8",
-    "torch.ComplexDoubleStorage": "c16",
-    "torch.storage.UntypedStorage": "u1",
-}
-_DTYPES = (
-    *("float64", "float32", "float16", "bfloat16", "complex64", "complex128"),
-    *("int64", "int32", "int16", "int8", "uint8", "bool"),
-)
-# Types without storages of their own, and NumPy's for them where it has one.
-_UNTYPED = {
-    "uint16": "u2",
-    "uint32": "u4",
-    "uint64": "u8",
-    **dict.fromkeys(("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")),
-}
 
 
 def load(path: str | PathLike) -> Any:
@@ -129,11 +101,11 @@ class _Archive:
         return _Unpickler(io.BytesIO(self._read("data.pkl")), self._storage).load()
 
     def _storage(self, kind: str, key: str, numel: int) -> np.ndarray:
-        dtype = np.dtype(self.byteorder + _STORAGES[kind])
+        dtype = np.dtype(self.byteorder + torch_tensors.STORAGES[kind])
         data = self._read(f"data/{key}", numel * dtype.itemsize)
         # Copied only where another program than PyTorch made the zip, or a big-endian machine.
         stored = np.require(np.frombuffer(data, dtype, numel), dtype.newbyteorder("="), "A")
-        return _decode(kind, stored)
+        return torch_tensors.decode(kind, stored)
 
     def _read(self, name: str, nbytes: int | None = None) -> memoryview | bytes:
         info = self.members.get(self.root + name)
@@ -171,9 +143,11 @@ def _load_legacy(file: BufferedReader) -> Any:
 
     def storage(kind: str, key: str, numel: int) -> np.ndarray:
         # The bytes come behind the pickle, so the tensors are views of what will be filled then.
-        if numel * np.dtype(_STORAGES[kind]).itemsize > size:
+        if numel * np.dtype(torch_tensors.STORAGES[kind]).itemsize > size:
             raise DamagedError(f"storage {key} of {numel} elements is larger than the file")
-        values = np.empty(numel, _decode(kind, np.empty(0, _STORAGES[kind])).dtype)
+        values = np.empty(
+            numel, torch_tensors.decode(kind, np.empty(0, torch_tensors.STORAGES[kind])).dtype
+        )
         storages[key] = kind, values
         return values
 
@@ -192,86 +166,17 @@ def _load_legacy(file: BufferedReader) -> Any:
         raise DamagedError("its list of storages is not that of its tensors")
     for key in keys:
         kind, values = storages[key]
-        decoded = values.dtype != _STORAGES[kind]
-        stored = np.empty(values.size, _STORAGES[kind]) if decoded else values
+        decoded = values.dtype != torch_tensors.STORAGES[kind]
+        stored = np.empty(values.size, torch_tensors.STORAGES[kind]) if decoded else values
         (numel,) = struct.unpack("<q", file.read(8))
         if numel != stored.size or file.readinto(stored.data) != stored.nbytes:
             raise DamagedError(f"storage {key} has not the {stored.size} elements it should have")
         if decoded:
-            values[:] = _decode(kind, stored)
+            values[:] = torch_tensors.decode(kind, stored)
     return contents
 
 
-# ---------------------------------------------------------------- tensors
-
-
-def _decode(kind: str, stored: np.ndarray) -> np.ndarray:
-    """Return the values of a storage, [numel]: bfloat16 as float32, bytes of booleans as bool."""
-    if kind == "torch.BFloat16Storage":
-        return bfloat16(stored)
-    return stored != 0 if kind == "torch.BoolStorage" else stored
-
-
-def _rebuild_tensor(
-    storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *notes: Any
-) -> np.ndarray:
-    """Return a tensor as a view of a storage; offset and strides count elements."""
-    if isinstance(storage, foreign.Placeholder):
-        return storage
-    _requires_grad, _hooks, metadata = (*notes, None, None, None)[:3]
-    if metadata:
-        raise unpickle.ForbiddenError("a tensor that is conjugated or negated when it is used")
-    whole = all(type(n) is int and n >= 0 for n in (offset, *size, *stride))
-    if not whole or len(size) != len(stride):
-        raise DamagedError(f"a tensor has offset {offset}, size {size} and stride {stride}")
-    if 0 in size:
-        view = np.empty(size, storage.dtype)
-    else:
-        last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-        if last >= storage.size:
-            raise DamagedError(f"a tensor uses element {last} of a storage of {storage.size}")
-        start, *strides = (step * storage.itemsize for step in (offset, *stride))
-        view = np.ndarray(size, storage.dtype, storage, start, strides)
-    view.flags.writeable = False
-    return view
-
-
-def _rebuild_tensor_v3(
-    storage: np.ndarray,
-    offset: int,
-    size: tuple[int, ...],
-    stride: tuple[int, ...],
-    _requires_grad: bool,
-    _hooks: Any,
-    dtype: Any,
-    *_notes: Any,
-) -> Any:
-    """Return a tensor of a type that has no storages of its own, from a storage of bytes."""
-    name = str(dtype).removeprefix("torch.")
-    if isinstance(storage, foreign.Placeholder):
-        return storage
-    filled = not storage.flags.writeable  # in the format before 1.6 the bytes come later
-    if name not in _UNTYPED or not filled:
-        return foreign.placeholder(f"a tensor of {name}")()
-    if _UNTYPED[name] is None:
-        values = float8(name, storage)
-    else:
-        values = storage[: storage.size // 8 * 8].view(_UNTYPED[name])
-    return _rebuild_tensor(values, offset, size, stride)
-
-
-def bfloat16(stored: np.ndarray) -> np.ndarray:
-    """Return numbers of type bfloat16, given as uint16, as float32."""
-    bits = stored.astype(np.uint32)
-    bits <<= 16  # they are the upper halves
-    return bits.view(np.float32)
-
-
-def float8(name: str, stored: np.ndarray) -> np.ndarray:
-    """Return bytes that are numbers of ml_dtypes' type `name` as float32."""
-    import ml_dtypes  # NumPy has none of 8 bits
-
-    return stored.view(np.dtype(getattr(ml_dtypes, name))).astype(np.float32)
+# ---------------------------------------------------------------- the pickle in both
 
 
 class _Unpickler(unpickle.Unpickler):
@@ -279,18 +184,7 @@ class _Unpickler(unpickle.Unpickler):
 
     stand_ins: ClassVar[dict[str, Any]] = {
         **unpickle.Unpickler.stand_ins,
-        **{name: name for name in (*_STORAGES, "torch.Tensor", "torch.nn.parameter.Parameter")},
-        **{f"torch.{name}": f"torch.{name}" for name in (*_DTYPES, *_UNTYPED)},
-        "torch._utils._rebuild_tensor": _rebuild_tensor,
-        "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
-        "torch._utils._rebuild_parameter": lambda data, *_notes: data,
-        "torch._utils._rebuild_parameter_with_state": lambda data, *_notes: data,
-        # A tensor with attributes, which are left out.
-        "torch._tensor._rebuild_from_type_v2": lambda rebuild, _type, args, _state: rebuild(*args),
-        "torch._utils._rebuild_tensor_v3": _rebuild_tensor_v3,
-        "torch._utils._rebuild_device_tensor_from_numpy": lambda values, *_notes: values,
-        "torch.Size": tuple,
-        "torch.device": lambda *parts: ":".join(map(str, parts)),
+        **torch_tensors.STAND_INS,
     }
 
     def __init__(self, file: BinaryIO, storage: Callable[[str, str, int], np.ndarray]):
@@ -305,7 +199,12 @@ class _Unpickler(unpickle.Unpickler):
         if isinstance(kind, type) and issubclass(kind, foreign.Placeholder):
             self.other_kinds.append(kind.name)  # quantized numbers, say
             return kind()
-        valid = what == "storage" and kind in _STORAGES and type(numel) is int and numel >= 0
+        valid = (
+            what == "storage"
+            and kind in torch_tensors.STORAGES
+            and type(numel) is int
+            and numel >= 0
+        )
         if any(view):
             raise UnsuitableError(
                 f"is of PyTorch before 0.4: a tensor uses {mention}, which is no whole storage; "
