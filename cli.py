@@ -104,7 +104,13 @@ SHARED_FLAGS = {
     },
     "--model": {
         "metavar": "FILE",
-        "help": "checkpoint to load (default: the newest best.pkl under checkpoints/)",
+        "help": "checkpoint to load: a file or folder, an http(s) URL, or SOURCE:NAME of published "
+        "weights (default: the newest best.pkl under checkpoints/)",
+    },
+    "--entry": {
+        "metavar": "NAME",
+        "help": "set of weights to take from a file of several, such as state_dict_ema (default: "
+        "the one that its source evaluates, else the averaged one)",
     },
     "--data": {
         "metavar": "DIR",

@@ -24,7 +24,8 @@ import numpy as np
 import cli
 import utils
 import weights
-from weights import catalog, checkpoint, convert, files
+from deployment import float64
+from weights import catalog, checkpoint, convert, entries, files
 
 EXAMPLES = """\
   python convert_pretrained_weight.py --origin-dir RepVGG-A0-train.pth --save-dir checkpoints
@@ -43,8 +44,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     what.add_argument(
         "--origin-dir",
         metavar="FILE",
-        help="checkpoint to convert: a file (.pkl, .pth, .pth.tar, .safetensors, .npz), an http(s) "
-        "URL, or basecls:NAME for a published BaseCls pickle",
+        help="checkpoint to convert: a file (PyTorch, safetensors, .npz or a pickle, told by its "
+        "content), a folder that holds one, an http(s) URL, or SOURCE:NAME of --list, such as "
+        "basecls:repvgg_a0",
     )
     what.add_argument(
         "--model-arch",
@@ -58,6 +60,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help="layout of the checkpoint: %(choices)s (default: recognized from its tensors)",
         metavar="LAYOUT",
     )
+    cli.add_flags(what, "--entry")
     what.add_argument("--list", action="store_true", help="list published weights and exit")
     output = parser.add_argument_group("output")
     output.add_argument(
@@ -68,7 +71,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         choices=sources,
         metavar="LAYOUT",
         help="write the layout of another repository, one of %(choices)s, instead of this "
-        "project's (a .safetensors file; for basecls and port a .pkl file)",
+        "project's (a .safetensors file; for basecls, own and port a .pkl file)",
     )
     cli.add_flags(output, "--json")
     args = parser.parse_args(argv)
@@ -79,7 +82,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def read(path: Path, args: argparse.Namespace) -> checkpoint.Checkpoint:
     """Return the checkpoint in a file; raise CheckpointError unless it is of --model-arch."""
-    converted = checkpoint.read(path, args.model_arch, args.source)
+    converted = checkpoint.read(path, args.model_arch, args.source, args.entry)
     if args.model_arch not in (None, converted.arch):
         raise checkpoint.CheckpointError(
             f"{path} holds {converted.arch}, but --model-arch says {args.model_arch}"
@@ -87,8 +90,8 @@ def read(path: Path, args: argparse.Namespace) -> checkpoint.Checkpoint:
     return converted
 
 
-def relative_error_of_fusion(path: Path, args: argparse.Namespace) -> float:
-    """Return the relative error of fusing the network in a file, 0 for one that is fused already.
+def check_fusion(path: Path, args: argparse.Namespace) -> equivalence.Equivalence:
+    """Compare the network in a file before and after fusion, at its own size.
 
     Raises ConversionError when it is too large, or a weight or an output is not finite.
     """
@@ -99,16 +102,21 @@ def relative_error_of_fusion(path: Path, args: argparse.Namespace) -> float:
                 f"{path} was not converted: {key} holds numbers that are not finite, or negative "
                 "variances; give a checkpoint of a training that did not diverge"
             )
-    model = weights.load(converted)
+    model = weights.load(converted, classifier=False)
+    size, fused_here = converted.preprocessing.size, converted.form == "train"
     del converted  # the file's tensors and both forms of the network are much memory together
-    images = np.random.default_rng(0).standard_normal((4, 3, 64, 64)).astype(np.float32)
+    images = np.random.default_rng(0).standard_normal((2, 3, size, size)).astype(np.float32)
     check = equivalence.compare(model, images, consume=True)
+    del model
+    if not check.holds and fused_here:
+        model = weights.load(read(path, args), classifier=False)
+        check = float64.confirmed(check, model, images[:1])
     if not check.holds:
         raise convert.ConversionError(
             f"{path} was not converted: fusing it moves the logits by "
             f"{check.relative_error:.1e} of the largest, above {equivalence.TOLERANCE:.0e}"
         )
-    return check.relative_error
+    return check
 
 
 def target_path(save_dir: str, converted: checkpoint.Checkpoint, suffix: str) -> Path:
@@ -130,7 +138,7 @@ def save_export(converted: checkpoint.Checkpoint, layout: str, save_dir: str) ->
     again = convert.recognize(tensors, converted.path, converted.arch, layout).state_dict
     if any(not np.array_equal(again[key], value) for key, value in state_dict.items()):
         raise convert.ConversionError(f"{layout} cannot hold {converted.arch} exactly")
-    if layout in ("basecls", "port"):
+    if layout in ("basecls", "own", "port"):
         target = target_path(save_dir, converted, ".pkl")
         content = OrderedDict(sorted(tensors.items()))
         utils.write_atomically(target, lambda file: pickle.dump(content, file))
@@ -177,7 +185,7 @@ def main(argv: list[str] | None = None) -> int:
         show_list(args.json)
         return 0
     path = catalog.locate(args.origin_dir)
-    error = relative_error_of_fusion(path, args)
+    check = check_fusion(path, args)
     # Read a second time: with the file's tensors kept through the equivalence check, which has
     # both forms of the network, a large network would take three times the memory of its file.
     converted = read(path, args)
@@ -195,7 +203,10 @@ def main(argv: list[str] | None = None) -> int:
         "form": converted.form,
         "classes": converted.num_classes,
         "colour_order": converted.preprocessing.color,
-        "relative_error": error,
+        "relative_error": check.relative_error,
+        "precision": check.precision,
+        "entry": converted.entry,
+        "other_entries": converted.other_entries,
         "output": str(target),
         "sha256": files.sha256(target),
     }
@@ -208,16 +219,24 @@ def main(argv: list[str] | None = None) -> int:
 
 def show(report: dict, export: str | None) -> None:
     """Print the report of a conversion."""
-    counters = [key for key in report["dropped"] if key.endswith("num_batches_tracked")]
-    others = [key for key in report["dropped"] if key not in counters]
-    dropped = ([f"{len(counters)} x num_batches_tracked"] if counters else []) + others
+    ends = [key.rpartition(".")[2] for key in report["dropped"]]
+    counts = {name: ends.count(name) for name in dict.fromkeys(ends) if name in entries.COUNTERS}
+    dropped = [f"{count} x {name}" for name, count in counts.items()]
+    dropped += [key for key, end in zip(report["dropped"], ends, strict=True) if end not in counts]
     architecture = ", ".join([report["arch"], *(f"{k}={v}" for k, v in report["options"].items())])
     verified = f"relative error {report['relative_error']:.1e} after fusion"
+    if report["precision"] != "float32":
+        verified += f", in {report['precision']}"
     if report["form"] == "deploy":
         verified = "fused already; the logits are finite"
+    classes = f"{report['classes']} classes" if report["classes"] else "no classifier"
+    entry = report["entry"] or entries.ROOT
+    if report["other_entries"]:
+        entry += f" was taken; there is also {', '.join(report['other_entries'])} (--entry NAME)"
     for label, value in (
         ("source", report["source"]),
-        ("architecture", f"{architecture}, {report['form']} form, {report['classes']} classes"),
+        *([("entry", entry)] if entry != entries.ROOT or report["other_entries"] else []),
+        ("architecture", f"{architecture}, {report['form']} form, {classes}"),
         ("tensors", f"{report['mapped']} mapped; dropped: {', '.join(dropped) or 'none'}"),
         ("colour order", report["colour_order"]),
         ("verified", verified),

@@ -53,6 +53,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help="checkpoint in any layout that convert_pretrained_weight.py reads (default: random "
         "weights, enough to try a toolchain and to measure speed)",
     )
+    cli.add_flags(what, "--entry")
     what.add_argument(
         "--keep-branches", action="store_true", help="export the train form without fusing it"
     )
@@ -217,7 +218,9 @@ def main(argv: list[str] | None = None) -> int:
     from weights import files
 
     environment.return_freed_memory()
-    model, preprocessing, metadata = source.load(args.model, args.arch, args.keep_branches)
+    model, preprocessing, metadata = source.load(
+        args.model, args.arch, args.keep_branches, args.entry
+    )
     file_input = preprocessing
     if args.color:
         file_input = input_format.in_color_order(file_input, args.color)

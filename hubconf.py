@@ -19,20 +19,25 @@ dependencies = ["megengine", "numpy", "cv2", "requests", "tqdm"]
 
 def _entry_point(arch: str, name: str) -> _abc.Callable[..., _M.Module]:
     def create(
-        pretrained: str | None = None, num_classes: int = 1000, deploy: bool = False
+        pretrained: str | None = None,
+        num_classes: int = 1000,
+        deploy: bool = False,
+        entry: str | None = None,
     ) -> _M.Module:
-        if pretrained is None:
+        if pretrained is None or pretrained is False:
             return _models.create(arch, num_classes, deploy=deploy)
-        return _weights.load(pretrained, arch, num_classes, deploy)
+        return _weights.load(pretrained, arch, num_classes, deploy, entry=entry)
 
     create.__name__ = name
     create.__doc__ = f"""Return {arch}, in training mode.
 
     Args:
-        pretrained: a checkpoint: a file or an http(s) URL, in this project's layout or any that
+        pretrained: a checkpoint: a file, a folder, an http(s) URL or the name of published weights
+            such as "basecls:repvgg_a0", in this project's layout or any that
             convert_pretrained_weight.py reads. None for random weights.
         num_classes: number of classes; must be the checkpoint's.
         deploy: True for the deploy form, to which a train-form checkpoint is fused.
+        entry: set of weights to take from a file of several, such as "state_dict_ema".
 
     Raises utils.UserError when the file is missing or damaged, or holds another network.
     """

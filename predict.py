@@ -37,8 +37,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     cli.add_flags(
         parser,
         "--model",
-        help="checkpoint, .onnx or .mge file (default: the newest best.pkl under checkpoints/)",
+        help="checkpoint, .onnx or .mge file: a file or folder, an http(s) URL, or SOURCE:NAME of "
+        "published weights (default: the newest best.pkl under checkpoints/)",
     )
+    cli.add_flags(parser, "--entry")
     parser.add_argument(
         "--top", type=cli.COUNT, default=5, metavar="N", help="number of classes to show per image"
     )
@@ -61,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
 
     environment.tune_for_training()
     path = catalog.locate(args.model) if args.model else checkpoint.newest_best()
-    net = network.load(path, args.arch)
+    net = network.load(path, args.arch, args.entry)
     names = list(sources.expand(args.images))
     results = []
     for name, stem in zip(names, sources.stems(names), strict=True):

@@ -55,6 +55,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help="checkpoint in any layout that convert_pretrained_weight.py reads, or an .onnx file "
         "that export.py wrote",
     )
+    cli.add_flags(parser, "--entry")
     cli.add_flags(
         parser,
         "--calibration",
@@ -108,7 +109,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.calibration is None:
         return write_trained(args, target)
     files = calibration.files(args.calibration, args.images)
-    model, preprocessing, metadata = source.read(args.model, args.arch, args.crop_ratio)
+    model, preprocessing, metadata = source.read(args.model, args.arch, args.crop_ratio, args.entry)
     test = _test_set(args, metadata)
     if test is not None:
         calibration.assert_disjoint(files, test.images)
@@ -162,7 +163,7 @@ def main(argv: list[str] | None = None) -> int:
 def write_trained(args: argparse.Namespace, target: Path) -> int:
     """Write the int8 network of a checkpoint of train.py --qat, with the ranges of its training."""
     bounds = source.trained_ranges(args.model, args.arch)
-    model, preprocessing, metadata = source.read(args.model, args.arch, args.crop_ratio)
+    model, preprocessing, metadata = source.read(args.model, args.arch, args.crop_ratio, args.entry)
     if missing := [name for name in qdq.activations(model) if name not in bounds]:
         raise utils.UserError(
             f"{args.model} has no range of {missing[0]}: it was trained by another version of "

@@ -25,7 +25,7 @@ EXAMPLES = """\
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = cli.ArgumentParser(__doc__, EXAMPLES)
     what = parser.add_argument_group("network and data")
-    cli.add_flags(what, "--arch", "--model")
+    cli.add_flags(what, "--arch", "--model", "--entry")
     cli.add_flags(
         what,
         "--data",

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from os import PathLike
 from pathlib import Path
 from typing import BinaryIO, NoReturn
@@ -36,6 +37,12 @@ def fail(message: str) -> int:
     """Print an error sentence to stderr and return exit status 2."""
     print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
     return 2
+
+
+@cache
+def say_once(message: str) -> None:
+    """Print a line to stderr, and not again in this process."""
+    print(message, file=sys.stderr)
 
 
 def write_atomically(path: str | PathLike, write: Callable[[BinaryIO], object]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from data import datasets
 from data.evaluation import Score, evaluate
 from data.loader import Loader
 from training.distributed import Workers
-from weights import checkpoint
+from weights import catalog, checkpoint
 
 from . import record
 
@@ -32,16 +33,21 @@ def run(args: argparse.Namespace, workers: Workers) -> int:
     Raises UserError for a checkpoint or images that cannot be used.
     """
     say = print if workers.rank == 0 and not args.json else lambda _: None
-    path = Path(args.model) if args.model else checkpoint.newest_best()
+    path = catalog.locate(args.model) if args.model else checkpoint.newest_best()
     if not args.model:
         say(f"testing the newest checkpoint, {path}")
-    contents = checkpoint.read(path, args.arch)
+    contents = checkpoint.read(path, args.arch, entry=args.entry)
     if args.deploy == 1 and contents.form == "train":
         raise checkpoint.CheckpointError(
             f"{path} is in train form, but --deploy 1 expects the deploy form; "
             "use --switch-deploy 1 to fuse it"
         )
-    model = weights.load(contents, args.arch, deploy=False if args.deploy == 0 else None)
+    if args.deploy == 0 and contents.form == "deploy":
+        raise checkpoint.CheckpointError(
+            f"{path} is in deploy form, but --deploy 0 expects the train form; use --deploy 1, or "
+            "give the train-form file it was fused from"
+        )
+    model = weights.load(contents, args.arch)
     loader = _loader(args, contents, workers)
 
     def test(network: M.Module, form: str) -> dict[str, Any]:
@@ -62,7 +68,8 @@ def run(args: argparse.Namespace, workers: Workers) -> int:
     if args.switch_deploy:
         deployed = models.to_deploy(model)
         result["results"].append(test(deployed, "deploy"))
-        target = path.with_name(f"{path.stem.removesuffix('-deploy')}-deploy.pkl")
+        beside = path if not args.model or os.path.exists(args.model) else Path(model.arch)
+        target = beside.with_name(f"{beside.stem.removesuffix('-deploy')}-deploy.pkl")
         if workers.rank == 0:
             deploy_form = checkpoint.of_model(
                 deployed,

@@ -15,7 +15,7 @@ import weights
 from data import datasets
 from data.transforms import Preprocessing
 from utils import UserError
-from weights import checkpoint
+from weights import checkpoint, formats
 
 from .verification import Runner
 
@@ -48,20 +48,20 @@ class Network:
         return powers / powers.sum()
 
 
-def load(path: str | PathLike, arch: str | None = None) -> Network:
+def load(path: str | PathLike, arch: str | None = None, entry: str | None = None) -> Network:
     """Load the network of a checkpoint, which is fused, or of an .onnx or .mge file of export.py.
 
-    If `arch` is given, the file must hold that architecture. Raises UserError for a file that is
-    missing, broken or of another architecture.
+    If `arch` is given, the file must hold that architecture; `entry` is a set of weights in a file
+    of several. Raises UserError for a file that is missing, broken or of another architecture.
     """
-    kind = Path(path).suffix.lower()
-    if kind in (".onnx", ".mge"):
-        if not Path(path).is_file():
-            raise UserError(f"there is no file {path}; give one that export.py wrote")
+    if not Path(path).is_file():
+        raise UserError(f"there is no file {path}; give a checkpoint or a file of export.py")
+    kind = formats.of_file(path)
+    if kind in ("onnx", "mge"):
         return _from_metadata(
-            path, arch, *(_load_onnx(path) if kind == ".onnx" else _load_mge(path))
+            path, arch, *(_load_onnx(path) if kind == "onnx" else _load_mge(path))
         )
-    contents = checkpoint.read(path, arch)
+    contents = checkpoint.read(path, arch, entry=entry)
     model = weights.load(contents, arch, deploy=True)
     model.eval()
     return Network(

@@ -16,7 +16,10 @@ from weights import catalog, checkpoint, files
 
 
 def load(
-    path: str | None, arch: str | None = None, keep_branches: bool = False
+    path: str | None,
+    arch: str | None = None,
+    keep_branches: bool = False,
+    entry: str | None = None,
 ) -> tuple[M.Module, Preprocessing, dict[str, Any]]:
     """Return a network, its preprocessing, and the metadata to write into a file of it.
 
@@ -25,6 +28,7 @@ def load(
             random weights.
         arch: architecture; needed when there is no checkpoint or the checkpoint does not name it.
         keep_branches: return the train form instead of fusing it.
+        entry: name of the set of weights to take from a file of several.
 
     Raises UserError for a checkpoint that cannot be used.
     """
@@ -34,7 +38,7 @@ def load(
         preprocessing, classes, source = Preprocessing(), None, {"source": "random weights"}
     else:
         path = catalog.locate(path)
-        contents = checkpoint.read(path, arch)
+        contents = checkpoint.read(path, arch, entry=entry)
         if keep_branches and contents.form == "deploy":
             raise UserError(
                 f"{path} is in deploy form, where no branches are left to keep; "

@@ -100,10 +100,10 @@ def create(
     if num_classes < 1:
         raise ValueError(f"num_classes is {num_classes}, but a classifier needs at least one class")
     name = canonical_name(arch)
-    if "pretrained" in options:
-        raise ValueError(
-            f"models.create reads no file; use weights.load({options['pretrained']!r}, {name!r})"
-        )
+    pretrained = options.pop("pretrained", None)
+    if pretrained not in (None, False):
+        file = "FILE" if pretrained is True else pretrained
+        raise ValueError(f"models.create reads no file; use weights.load({file!r}, {name!r})")
     network, config = _REGISTRY[name]
     model = network(**config, **options, num_classes=num_classes, deploy=deploy)
     model.arch, model.options = name, options

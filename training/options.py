@@ -19,7 +19,8 @@ from .settings import DEFAULT_ARCH, RunOptions, Settings
 
 OWNERS = [Settings, Augmentation, RunOptions]
 HEADINGS = {
-    "what most runs need": "arch data epochs batch_size lr ngpus tag resume pretrained recipe",
+    "what most runs need": "arch data epochs batch_size lr ngpus tag resume pretrained entry "
+    "recipe",
     "instead of training": "",
     "network and data": "size crop_ratio",
     "optimization": "",
@@ -97,6 +98,8 @@ def check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         parser.error(
             f"--warmup-epochs {args.warmup_epochs:g} leaves nothing of --epochs {args.epochs}"
         )
+    if args.entry and not args.pretrained:
+        parser.error("--entry chooses one of several sets of weights in the --pretrained file")
     if args.freeze and not (args.pretrained or args.resume):
         parser.error("--freeze trains the classifier alone, so it needs weights by --pretrained")
     if args.qat and not (args.pretrained or args.resume):

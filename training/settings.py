@@ -154,8 +154,8 @@ class Settings:
         None,
         group="learning from a teacher",
         metavar="ARCH:FILE",
-        help="trained network for the same classes to learn from; FILE is any file or URL that "
-        "convert_pretrained_weight.py reads",
+        help="trained network for the same classes to learn from; FILE is any file, folder, "
+        "URL or published name that convert_pretrained_weight.py reads",
     )
     distillation: str = setting(
         "hard",
@@ -241,8 +241,15 @@ class RunOptions:
     pretrained: str | None = setting(
         None,
         metavar="FILE",
-        help="weights to start from: any file or URL that convert_pretrained_weight.py reads; the "
-        "classifier starts anew where the number of classes differs",
+        help="weights to start from: any file, folder, URL or published name that "
+        "convert_pretrained_weight.py reads; the classifier starts anew where the number of "
+        "classes differs",
+    )
+    entry: str | None = setting(
+        None,
+        metavar="NAME",
+        help="set of weights to take from a --pretrained file of several, such as state_dict_ema "
+        "(default: the one that its source evaluates, else the averaged one)",
     )
     recipe: str | None = setting(
         None,

@@ -84,7 +84,9 @@ class StartingPoint:
             self.saved = checkpoint.read(resume_from, args.arch)
             self.model = weights.load(self.saved, args.arch, num_classes, deploy=False)
         elif args.pretrained is not None:
-            self.saved = checkpoint.read(catalog.locate(args.pretrained), args.arch)
+            self.saved = checkpoint.read(
+                catalog.locate(args.pretrained), args.arch, entry=args.entry
+            )
             self.model, dropped = weights.load_for_fine_tuning(self.saved, args.arch, num_classes)
             self.note = self._kept(args.pretrained, dropped)
         else:
@@ -94,6 +96,11 @@ class StartingPoint:
 
     def _kept(self, source: str, dropped: list[str]) -> str:
         kept = len(self.saved.state_dict) - len(dropped)
+        if self.saved.num_classes == 0:
+            return (
+                f"starting from {source}: all {kept} tensors kept; it is a backbone, so the "
+                "classifier starts from random weights"
+            )
         if not dropped:
             return f"starting from {source}: all {kept} tensors kept"
         return (

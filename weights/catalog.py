@@ -10,6 +10,7 @@ from typing import NamedTuple
 from utils import UserError
 
 from . import basecls
+from .files import in_folder
 
 
 class Published(NamedTuple):
@@ -190,21 +191,42 @@ PUBLISHED = (
 
 
 def locate(source: str | PathLike) -> Path:
-    """Return the local file of a path, an http(s) URL or a name such as "basecls:repvgg_a0".
+    """Return the local file of weights that is meant.
 
-    What is not local is downloaded to the cache. Raises UserError when that fails, and for a name
-    that is not published.
+    Args:
+        source: a path; a folder, such as a run's or one of a Hugging Face repository; an http(s)
+            URL; or SOURCE:NAME of `PUBLISHED`, such as "basecls:repvgg_a0".
+
+    What is not local is downloaded to the cache. Raises UserError when that fails, for a folder
+    without weights, and for a name that is not published.
     """
+    if not isinstance(source, str | PathLike):
+        raise UserError(
+            f"{source!r} names no weights; give a file, a folder, an http(s) URL or the name of "
+            "published weights, such as 'basecls:repvgg_a0'"
+        )
     text = os.fspath(source)
-    if text.startswith("basecls:"):
-        name = text.removeprefix("basecls:")
-        if name not in basecls.PUBLISHED:
-            raise UserError(
-                f"BaseCls has published no {name!r}; the names are {', '.join(basecls.PUBLISHED)}"
-            )
-        text = basecls.URL.format(name)
+    publisher, _, name = text.partition(":")
+    if publisher in {entry.source for entry in PUBLISHED} and not os.path.exists(text):
+        text = _url(publisher, name)
     if "://" in text:
         from .download import fetch  # requests takes a while, which a local file need not
 
         return fetch(text)
-    return Path(text)
+    return in_folder(text)
+
+
+def _url(publisher: str, name: str) -> str:
+    """Return the address of a published file."""
+    names = {entry.name: entry for entry in PUBLISHED if entry.source == publisher}
+    if name not in names:
+        title = "BaseCls" if publisher == "basecls" else publisher
+        raise UserError(f"{title} has published no {name!r}; the names are {', '.join(names)}")
+    where = names[name].where
+    if publisher == "timm":
+        return f"{where}/resolve/main/model.safetensors"
+    if publisher == "basecls":
+        return basecls.URL.format(name)
+    raise UserError(
+        f"{publisher}:{name} has no address of its own; download it from {where} and give the file"
+    )

@@ -18,7 +18,7 @@ import megengine.module as M
 import numpy as np
 
 from data.transforms import Preprocessing
-from utils import UserError, write_atomically
+from utils import UserError, say_once, write_atomically
 
 from . import convert, files
 from .keymap import Tensors
@@ -38,7 +38,7 @@ class Checkpoint:
     Attributes:
         arch: name of the architecture.
         form: "train" or "deploy".
-        num_classes: length of the logits.
+        num_classes: length of the logits; 0 for a backbone without a classifier.
         classes: names of the classes, if they are known.
         preprocessing: what images go through before the network.
         state_dict: name -> float array, in the names and shapes of a network made by models.create.
@@ -49,6 +49,8 @@ class Checkpoint:
         path: file that it was read from, for messages; not saved.
         source: whose layout the file is in, for reports; not saved.
         dropped: names of the file's tensors that were left out on purpose; not saved.
+        entry: name of the set of weights in the file that this is; not saved.
+        other_entries: names of the file's other sets of weights; not saved.
     """
 
     arch: str
@@ -63,9 +65,11 @@ class Checkpoint:
     path: PathLike | str = "the checkpoint"
     source: str = OURS
     dropped: list[str] = field(default_factory=list)
+    entry: str | None = None
+    other_entries: list[str] = field(default_factory=list)
 
 
-_NOT_SAVED = ("path", "source", "dropped")
+_NOT_SAVED = ("path", "source", "dropped", "entry", "other_entries")
 
 
 def of_model(
@@ -102,21 +106,42 @@ def save(checkpoint: Checkpoint, path: str | PathLike) -> None:
     write_atomically(path, lambda file: pickle.dump(contents, file, protocol=5))
 
 
-def read(path: str | PathLike, arch: str | None = None, source: str | None = None) -> Checkpoint:
+def read(
+    path: str | PathLike,
+    arch: str | None = None,
+    source: str | None = None,
+    entry: str | None = None,
+) -> Checkpoint:
     """Return the checkpoint in a file, in the form that it has; others' layouts are converted.
 
+    Where the file has several sets of weights, a line on stderr says which one was taken.
+
     Args:
-        path: a file of any kind that weights.files reads.
+        path: a file of any kind that weights.files reads, or a folder.
         arch: architecture to look for in another repository's file, where that is known.
         source: name of the repository in whose layout the file must be; None to recognize it.
+        entry: name of the set of weights to take; None for the one that is meant for evaluation.
 
     Raises UserError when the file is missing, broken or asks for code, CheckpointError or
     weights.convert.ConversionError when it holds something else.
     """
     contents = files.read(path)
-    if source is None and _is_ours(contents):
-        return _of_contents(contents, path)
-    return of_foreign(convert.recognize(contents, path, arch, source), path)
+    if source is None and _is_ours(contents.tree):
+        if entry is not None:
+            raise CheckpointError(
+                f"{path} is a checkpoint of this project, which has one set of weights; leave the "
+                f"entry {entry!r} out"
+            )
+        return _of_contents(contents.tree, path)
+    foreign = convert.recognize(contents, path, arch, source, entry)
+    checkpoint = of_foreign(foreign, path)
+    if entry is None and checkpoint.other_entries:
+        say_once(
+            f"note: {path} has several sets of weights; {checkpoint.entry} was taken, and there is "
+            f"also {', '.join(checkpoint.other_entries)}, which --entry NAME takes (from Python: "
+            "entry=NAME)"
+        )
+    return checkpoint
 
 
 def _is_ours(contents: Any) -> bool:
@@ -131,7 +156,9 @@ def _of_contents(contents: dict[str, Any], path: str | PathLike) -> Checkpoint:
             for key, value in contents["preprocessing"].items()
         }
         saved: dict[str, Any] = {**contents, "preprocessing": Preprocessing(**settings)}
-        checkpoint = Checkpoint(**saved, path=path, source=OURS, dropped=[])
+        checkpoint = Checkpoint(
+            **saved, path=path, source=OURS, dropped=[], entry=None, other_entries=[]
+        )
         _check_values(checkpoint)
         return checkpoint
     except (TypeError, KeyError, AttributeError, ValueError) as error:
@@ -149,7 +176,7 @@ def _check_values(checkpoint: Checkpoint) -> None:
     odd = [key for key, value in checkpoint.state_dict.items() if value.dtype.kind != "f"]
     if odd:
         raise ValueError(f"{odd[0]} holds no floating-point numbers")
-    rows = class_count(checkpoint.state_dict)
+    rows = class_count(checkpoint.state_dict) or 0
     if checkpoint.num_classes != rows:
         raise ValueError(
             f"it says {checkpoint.num_classes} classes, its classifier {rows or 'none'}"
@@ -169,6 +196,8 @@ def of_foreign(foreign: convert.Foreign, path: str | PathLike) -> Checkpoint:
         path=path,
         source=f"{foreign.source.name} ({foreign.source.title})",
         dropped=foreign.dropped,
+        entry=foreign.entry,
+        other_entries=foreign.others,
     )
 
 

@@ -1,4 +1,4 @@
-"""The original RepVGG and RepVGGplus (DingXiaoH/RepVGG): PyTorch files, RGB images."""
+"""The original RepVGG, RepVGGplus (DingXiaoH/RepVGG) and QARepVGG: PyTorch files, RGB images."""
 
 from data.transforms import Preprocessing
 
@@ -30,6 +30,21 @@ REPVGG = Source(
     ),
     preprocessing=Preprocessing(),
     sizes={"RepVGGD2se": (320, 1.0)},
+)
+
+# cxxgtxy/QARepVGG: a batch norm after the sum, and none in the 1x1 branch
+QAREPVGG = Source(
+    name="qarepvgg",
+    title="cxxgtxy/QARepVGG",
+    archs="RepVGG[ABD]*-qa",
+    rules=(
+        *product(
+            (("stage0.", "stage0."), ("stage{n}.{i}.", "stage{n}.{i}.")),
+            (*BRANCHES, ("bn.{p}", "bn.{p}"), ("se.{p}", "se.{p}")),
+        ),
+        ("linear.{p}", "linear.{p}"),
+    ),
+    preprocessing=Preprocessing(),
 )
 
 REPVGG_PLUS = Source(

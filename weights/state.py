@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
@@ -24,6 +25,21 @@ def class_count(state_dict: Tensors) -> int | None:
     """Return the number of classes, from the classifier; None where there is no classifier."""
     heads = (state_dict.get(key) for key in ("linear.weight", "head.linear.weight"))
     return next((len(head) for head in heads if head is not None and head.ndim and head.size), None)
+
+
+_BACKBONE = re.compile(r"(?:stem\d?|stage\d)\.")
+
+
+def without_head(shapes: Mapping[str, Any], state_dict: Tensors) -> dict[str, Any]:
+    """Return what is given by name, but for the head's tensors that the state dict lacks.
+
+    What stands behind the last stage is the classifier's, also where it is not a linear layer.
+    """
+    return {
+        key: shape
+        for key, shape in shapes.items()
+        if key in state_dict or _BACKBONE.match(key) is not None
+    }
 
 
 @cache

@@ -51,15 +51,16 @@ class Network:
     preprocessing: Preprocessing
 
 
-def load(arch: str | None, model: str | None) -> Network:
+def load(arch: str | None, model: str | None, entry: str | None = None) -> Network:
     """Load the network of a checkpoint, or create one with random weights if `model` is None.
 
-    Raises UserError when the checkpoint cannot be used or holds another architecture than `arch`.
+    `entry` is a set of weights in a file of several. Raises UserError when the
+    checkpoint cannot be used or holds another architecture than `arch`.
     """
     if model is None:
         train, preprocessing = equivalence.random_network(arch), Preprocessing()
     else:
-        contents = checkpoint.read(catalog.locate(model), arch)
+        contents = checkpoint.read(catalog.locate(model), arch, entry=entry)
         preprocessing = contents.preprocessing
         train = weights.load(contents, arch)
         if contents.form == "deploy":

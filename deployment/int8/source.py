@@ -17,7 +17,7 @@ from data.transforms import Preprocessing
 from deployment.network import properties
 from deployment.onnx_export import export_onnx
 from utils import UserError
-from weights import catalog, checkpoint
+from weights import catalog, checkpoint, formats
 
 from . import graph
 
@@ -30,15 +30,16 @@ class Source(NamedTuple):
     metadata: dict[str, Any]
 
 
-def read(path: str, arch: str | None, crop_ratio: float | None) -> Source:
+def read(path: str, arch: str | None, crop_ratio: float | None, entry: str | None = None) -> Source:
     """Read the network of a checkpoint, which is fused and exported, or of export.py's .onnx file.
 
-    If given, `crop_ratio` replaces the one of the preprocessing. Raises UserError when the network
+    If given, `crop_ratio` replaces the one of the preprocessing; `entry` is a set of weights in a
+    file of several. Raises UserError when the network
     cannot be quantized: it is quantized already, in train form, or has weights that are not finite.
     """
-    if path.lower().endswith(".onnx"):
-        return _read_onnx(Path(path), arch, crop_ratio)
-    model, preprocessing, metadata = deployment.source.load(path, arch)
+    if _is_onnx(path):
+        return _read_onnx(catalog.locate(path), arch, crop_ratio)
+    model, preprocessing, metadata = deployment.source.load(path, arch, entry=entry)
     _assert_finite(path, {name: tensor.numpy() for name, tensor in model.named_parameters()})
     preprocessing = replace(preprocessing, crop_ratio=crop_ratio or preprocessing.crop_ratio)
     with tempfile.TemporaryDirectory() as folder:
@@ -53,7 +54,7 @@ def trained_ranges(path: str, arch: str | None) -> dict[str, tuple[float, float]
     Raises UserError when the checkpoint has none.
     """
     bounds = None
-    if not path.lower().endswith(".onnx"):
+    if not _is_onnx(path):
         bounds = checkpoint.read(catalog.locate(path), arch).activation_ranges
     if bounds is None:
         raise UserError(
@@ -61,6 +62,13 @@ def trained_ranges(path: str, arch: str | None) -> dict[str, tuple[float, float]
             "give images by --calibration, a folder"
         )
     return bounds
+
+
+def _is_onnx(path: str) -> bool:
+    file = catalog.locate(path)
+    if not file.is_file():
+        return file.suffix.lower() == ".onnx"
+    return formats.of_file(file) == "onnx"
 
 
 def _read_onnx(path: Path, arch: str | None, crop_ratio: float | None) -> Source:
