@@ -13,8 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import pickle
-from collections import OrderedDict
+from dataclasses import asdict
 from pathlib import Path
 
 from models import environment, equivalence
@@ -24,15 +23,18 @@ import numpy as np
 import cli
 import utils
 import weights
-from weights import catalog, checkpoint, convert, files
+from weights import catalog, checkpoint, convert, export, files, preprocessing
 
 EXAMPLES = """\
   python convert_pretrained_weight.py --origin-dir RepVGG-A0-train.pth --save-dir checkpoints
   python convert_pretrained_weight.py --origin-dir basecls:repvgg_a0 --save-dir a0.pkl \\
       --model-arch RepVGGA0
   python convert_pretrained_weight.py --origin-dir best.pkl --save-dir a0.safetensors --export timm
+  python convert_pretrained_weight.py --origin-dir best.pkl --save-dir hub --export hf
+  python convert_pretrained_weight.py --origin-dir mine.pkl --save-dir a0.pkl --color rgb
   python convert_pretrained_weight.py --list
 """
+HUB = "hf"  # --export: the folder that timm and the Hugging Face hub expect
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -59,16 +61,20 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         metavar="LAYOUT",
     )
     what.add_argument("--list", action="store_true", help="list published weights and exit")
+    cli.add_preprocessing_flags(parser)
     output = parser.add_argument_group("output")
     output.add_argument(
-        "--save-dir", metavar="OUT", help="file to write, or folder for a file called ARCH.pkl"
+        "--save-dir",
+        metavar="OUT",
+        help="file to write, or folder for a file called ARCH.pkl; with --export hf, a folder",
     )
     output.add_argument(
         "--export",
-        choices=sources,
+        choices=[*sources, HUB],
         metavar="LAYOUT",
         help="write the layout of another repository, one of %(choices)s, instead of this "
-        "project's (a .safetensors file; for basecls and port a .pkl file)",
+        "project's (a .safetensors file; for basecls and port a .pkl file; for hf a folder with "
+        "config.json, model.safetensors and a model card, for timm and the Hugging Face hub)",
     )
     cli.add_flags(output, "--json")
     args = parser.parse_args(argv)
@@ -79,7 +85,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def read(path: Path, args: argparse.Namespace) -> checkpoint.Checkpoint:
     """Return the checkpoint in a file; raise CheckpointError unless it is of --model-arch."""
-    converted = checkpoint.read(path, args.model_arch, args.source)
+    stated = preprocessing.of_flags(args)
+    converted = checkpoint.read(path, args.model_arch, args.source, stated)
     if args.model_arch not in (None, converted.arch):
         raise checkpoint.CheckpointError(
             f"{path} holds {converted.arch}, but --model-arch says {args.model_arch}"
@@ -121,39 +128,35 @@ def target_path(save_dir: str, converted: checkpoint.Checkpoint, suffix: str) ->
 
 
 def save_export(converted: checkpoint.Checkpoint, layout: str, save_dir: str) -> Path:
-    """Write a checkpoint in another repository's layout, and return the file.
+    """Write a checkpoint in another repository's layout, and return the file with the weights.
 
-    Raises ConversionError when the tensors, converted back, are not the same to the last bit.
+    Raises ConversionError when that layout cannot hold it.
     """
-    state_dict = converted.state_dict
-    tensors = convert.export(state_dict, converted.arch, layout)
-    again = convert.recognize(tensors, converted.path, converted.arch, layout).state_dict
-    if any(not np.array_equal(again[key], value) for key, value in state_dict.items()):
-        raise convert.ConversionError(f"{layout} cannot hold {converted.arch} exactly")
-    if layout in ("basecls", "port"):
-        target = target_path(save_dir, converted, ".pkl")
-        content = OrderedDict(sorted(tensors.items()))
-        utils.write_atomically(target, lambda file: pickle.dump(content, file))
-    else:
-        from safetensors.numpy import save
-
-        target = target_path(save_dir, converted, ".safetensors")
-        content = {key: np.ascontiguousarray(value) for key, value in tensors.items()}
-        utils.write_atomically(target, lambda file: file.write(save(content)))
+    if layout == HUB:
+        return next(
+            file
+            for file in export.save_for_hub(converted, save_dir)
+            if file.suffix == ".safetensors"
+        )
+    suffix = ".pkl" if layout in export.PICKLED else ".safetensors"
+    target = target_path(save_dir, converted, suffix)
+    export.save(converted, layout, target)
     return target
 
 
 def show_list(as_json: bool) -> None:
     """Print the catalogue of published weights."""
     if as_json:
-        print(json.dumps([entry._asdict() for entry in catalog.PUBLISHED], indent=2))
+        rows = [{**entry._asdict(), "licence": entry.licence} for entry in catalog.PUBLISHED]
+        print(json.dumps(rows, indent=2))
         return
     print("Weights trained on ImageNet elsewhere. The accuracy is what they report; none of it was")
-    print("measured here.\n")
-    line = "{:8} {:17} {:16} {:>6} {:>6}  {:43} {}"
+    print("measured here. They stay under the licence of those who trained them.\n")
+    line = "{:8} {:17} {:16} {:>6} {:>6}  {:>4} {:>5}  {:12} {:43} {}"
     print(
         line.format(
-            "source", "their name", "architecture", "top-1", "top-5", "reported by", "where"
+            *("source", "their name", "architecture", "top-1", "top-5", "size", "crop"),
+            *("licence", "reported by", "where"),
         )
     )
     for entry in catalog.PUBLISHED:
@@ -164,6 +167,9 @@ def show_list(as_json: bool) -> None:
                 entry.name,
                 entry.arch,
                 *figures,
+                entry.size,
+                entry.crop_ratio,
+                entry.licence,
                 entry.reported_by or "-",
                 entry.where,
             ).rstrip()
@@ -195,6 +201,9 @@ def main(argv: list[str] | None = None) -> int:
         "form": converted.form,
         "classes": converted.num_classes,
         "colour_order": converted.preprocessing.color,
+        "preprocessing": asdict(converted.preprocessing),
+        "class_names": converted.classes,
+        "origins": converted.origins,
         "relative_error": error,
         "output": str(target),
         "sha256": files.sha256(target),
@@ -202,11 +211,11 @@ def main(argv: list[str] | None = None) -> int:
     if args.json:
         print(json.dumps(report, indent=2))
     else:
-        show(report, args.export)
+        show(report, converted, args.export)
     return 0
 
 
-def show(report: dict, export: str | None) -> None:
+def show(report: dict, converted: checkpoint.Checkpoint, layout: str | None) -> None:
     """Print the report of a conversion."""
     counters = [key for key in report["dropped"] if key.endswith("num_batches_tracked")]
     others = [key for key in report["dropped"] if key not in counters]
@@ -219,14 +228,16 @@ def show(report: dict, export: str | None) -> None:
         ("source", report["source"]),
         ("architecture", f"{architecture}, {report['form']} form, {report['classes']} classes"),
         ("tensors", f"{report['mapped']} mapped; dropped: {', '.join(dropped) or 'none'}"),
-        ("colour order", report["colour_order"]),
+        *preprocessing.report(converted.preprocessing, converted.classes, converted.origins),
         ("verified", verified),
-        ("layout", export or "this project's"),
+        ("layout", layout or "this project's"),
         ("output", report["output"]),
         ("sha256", report["sha256"]),
     ):
-        print(f"{label + ':':14}{value}")
-    if export:
+        print(f"{label + ': ':14}{value}")
+    if layout == HUB and report["colour_order"] == "BGR":
+        print("note: as timm feeds RGB images, the first kernels take them in this folder")
+    elif layout:
         print(f"note: the network expects {report['colour_order']} images, also in this layout")
 
 

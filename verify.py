@@ -56,6 +56,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--size",
         help=f"side of the random images (default: that of a checkpoint's own images, else {SIZE})",
     )
+    cli.add_preprocessing_flags(parser)
     cli.add_flags(parser.add_argument_group("output"), "--json")
     args = parser.parse_args(argv)
     if args.model is None:
@@ -71,9 +72,10 @@ def comparisons(args: argparse.Namespace) -> Iterator[tuple[str, equivalence.Equ
     from models import equivalence
 
     import numpy as np
+    from tqdm import tqdm
 
     import weights
-    from weights import checkpoint
+    from weights import checkpoint, preprocessing
 
     rng = np.random.default_rng(0)
 
@@ -82,7 +84,13 @@ def comparisons(args: argparse.Namespace) -> Iterator[tuple[str, equivalence.Equ
 
     if args.model:
         arch = args.arch and models.canonical_name(args.arch[0])
-        trained = checkpoint.read(args.model, arch)
+        stated = preprocessing.of_flags(args)
+        trained = checkpoint.read(args.model, arch, stated=stated, color_matters=False)
+        if not args.json:
+            for line in preprocessing.lines(
+                trained.preprocessing, trained.classes, trained.origins
+            ):
+                tqdm.write(line)
         network = weights.load(trained, arch, deploy=False)
         # At a size it was not trained at, logits may reach 1e7, and rounding errors grow with them.
         images = random_images(args.size or trained.preprocessing.size)

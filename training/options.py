@@ -15,13 +15,14 @@ import cli
 from data.augment import Augmentation
 
 from . import flags, recipe
-from .settings import DEFAULT_ARCH, RunOptions, Settings
+from .settings import DEFAULT_ARCH, PREPROCESSING, RunOptions, Settings
 
 OWNERS = [Settings, Augmentation, RunOptions]
 HEADINGS = {
     "what most runs need": "arch data epochs batch_size lr ngpus tag resume pretrained recipe",
     "instead of training": "",
     "network and data": "size crop_ratio",
+    PREPROCESSING: "",
     "optimization": "",
     "augmentation": "",
     "learning from a teacher": "",

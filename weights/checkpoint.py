@@ -7,7 +7,7 @@ A checkpoint file of this project is a pickle of arrays and plain values: those 
 from __future__ import annotations
 
 import pickle
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import numpy as np
 from data.transforms import Preprocessing
 from utils import UserError, write_atomically
 
-from . import convert, files
+from . import convert, files, preprocessing
 from .keymap import Tensors
 from .state import class_count, form_of
 
@@ -49,6 +49,8 @@ class Checkpoint:
         path: file that it was read from, for messages; not saved.
         source: whose layout the file is in, for reports; not saved.
         dropped: names of the file's tensors that were left out on purpose; not saved.
+        origins: field of the preprocessing, or "classes" -> where its value is from, for reports;
+            not saved.
     """
 
     arch: str
@@ -63,9 +65,10 @@ class Checkpoint:
     path: PathLike | str = "the checkpoint"
     source: str = OURS
     dropped: list[str] = field(default_factory=list)
+    origins: dict[str, str] = field(default_factory=dict)
 
 
-_NOT_SAVED = ("path", "source", "dropped")
+_NOT_SAVED = ("path", "source", "dropped", "origins")
 
 
 def of_model(
@@ -102,21 +105,49 @@ def save(checkpoint: Checkpoint, path: str | PathLike) -> None:
     write_atomically(path, lambda file: pickle.dump(contents, file, protocol=5))
 
 
-def read(path: str | PathLike, arch: str | None = None, source: str | None = None) -> Checkpoint:
+def read(
+    path: str | PathLike,
+    arch: str | None = None,
+    source: str | None = None,
+    stated: preprocessing.Statements | None = None,
+    color_matters: bool = True,
+) -> Checkpoint:
     """Return the checkpoint in a file, in the form that it has; others' layouts are converted.
 
     Args:
         path: a file of any kind that weights.files reads.
         arch: architecture to look for in another repository's file, where that is known.
         source: name of the repository in whose layout the file must be; None to recognize it.
+        stated: preprocessing and class names to use instead of the file's, as from
+            `preprocessing.of_flags`.
+        color_matters: False where no image is to be read, so that a file which does not tell its
+            colour order is no error.
 
-    Raises UserError when the file is missing, broken or asks for code, CheckpointError or
-    weights.convert.ConversionError when it holds something else.
+    Raises UserError when the file is missing, broken or asks for code, or nothing tells its colour
+    order, CheckpointError or weights.convert.ConversionError when it holds something else.
     """
     contents = files.read(path)
     if source is None and _is_ours(contents):
-        return _of_contents(contents, path)
-    return of_foreign(convert.recognize(contents, path, arch, source), path)
+        checkpoint = _of_contents(contents, path)
+        own = preprocessing.of_habit(checkpoint.preprocessing, "the file")
+        return _resolved(checkpoint, own, stated or {})
+    foreign = convert.recognize(contents, path, arch, source)
+    if preprocessing.has_reversed_channels(path):
+        foreign.state_dict = convert.with_reversed_channels(foreign.state_dict)
+    said = preprocessing.of_file(contents, path)
+    if color_matters and not foreign.tells_colour_order:
+        preprocessing.check_color(path, said, stated or {})
+    return _resolved(of_foreign(foreign, path), foreign.habit, said, stated or {})
+
+
+def _resolved(checkpoint: Checkpoint, *statements: preprocessing.Statements) -> Checkpoint:
+    """Return a checkpoint with the preprocessing and the class names that statements give."""
+    found, classes, origins = preprocessing.resolve(
+        *statements, classes=checkpoint.num_classes, path=checkpoint.path
+    )
+    if classes is None and checkpoint.classes is not None:
+        classes, origins["classes"] = checkpoint.classes, "the file"
+    return replace(checkpoint, preprocessing=found, classes=classes, origins=origins)
 
 
 def _is_ours(contents: Any) -> bool:
@@ -131,7 +162,8 @@ def _of_contents(contents: dict[str, Any], path: str | PathLike) -> Checkpoint:
             for key, value in contents["preprocessing"].items()
         }
         saved: dict[str, Any] = {**contents, "preprocessing": Preprocessing(**settings)}
-        checkpoint = Checkpoint(**saved, path=path, source=OURS, dropped=[])
+        notes = {"path": path, "source": OURS, "dropped": [], "origins": {}}
+        checkpoint = Checkpoint(**saved, **notes)
         _check_values(checkpoint)
         return checkpoint
     except (TypeError, KeyError, AttributeError, ValueError) as error:
@@ -157,18 +189,23 @@ def _check_values(checkpoint: Checkpoint) -> None:
 
 
 def of_foreign(foreign: convert.Foreign, path: str | PathLike) -> Checkpoint:
-    """Return another repository's recognized checkpoint as one of this project."""
+    """Return another repository's recognized checkpoint as one of this project.
+
+    Its preprocessing is the habit of that repository.
+    """
+    habit, _, origins = preprocessing.resolve(foreign.habit, classes=foreign.num_classes, path=path)
     return Checkpoint(
         foreign.arch,
         form_of(foreign.state_dict),
         foreign.num_classes,
         None,
-        foreign.preprocessing,
+        habit,
         foreign.state_dict,
         options=foreign.options,
         path=path,
         source=f"{foreign.source.name} ({foreign.source.title})",
         dropped=foreign.dropped,
+        origins=origins,
     )
 
 

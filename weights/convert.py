@@ -11,10 +11,9 @@ import models
 
 import numpy as np
 
-from data.transforms import Preprocessing
 from utils import UserError
 
-from . import apple, basecls, dingxiaoh, port, repghost, repvit, timm
+from . import apple, basecls, catalog, dingxiaoh, port, preprocessing, repghost, repvit, timm
 from .keymap import Source, Tensors
 from .state import Shapes, class_count, form_of, misfits, shapes_of
 
@@ -51,6 +50,7 @@ class Foreign:
         num_classes: length of the logits.
         state_dict: name -> float32 array; a view of the file's array where no change is needed.
         dropped: keys of the file that were left out on purpose.
+        source_given: whether the layout was asked for, and not only recognized.
     """
 
     source: Source
@@ -59,12 +59,23 @@ class Foreign:
     num_classes: int
     state_dict: Tensors
     dropped: list[str]
+    source_given: bool = False
 
     @property
-    def preprocessing(self) -> Preprocessing:
+    def habit(self) -> preprocessing.Statements:
         """What the source trained and tested this architecture with."""
-        size, crop_ratio = self.source.sizes.get(self.arch, (224, 0.875))
-        return replace(self.source.preprocessing, size=size, crop_ratio=crop_ratio)
+        published = catalog.published(self.source.name, self.arch)
+        name, size, crop_ratio = self.arch, 224, 0.875
+        if published is not None:
+            name, size, crop_ratio = published.name, published.size, published.crop_ratio
+        usual = replace(self.source.preprocessing, size=size, crop_ratio=crop_ratio)
+        publisher = self.source.title.partition(",")[0]
+        return preprocessing.of_habit(usual, f"assumed: {publisher}'s for {name}")
+
+    @property
+    def tells_colour_order(self) -> bool:
+        """Whether the layout is that of one repository alone, which has one colour order."""
+        return self.source_given or not self.source.names_are_ours
 
 
 def recognize(
@@ -100,6 +111,7 @@ def recognize(
         network.num_classes,
         state_dict,
         renaming.dropped,
+        source is not None,
     )
 
 
@@ -119,6 +131,19 @@ def export(state_dict: Tensors, arch: str, name: str) -> Tensors:
         raise ConversionError(
             f"{name} has no place for {error.args[0]} of {arch}; export the other form"
         ) from None
+
+
+def with_reversed_channels(state_dict: Tensors) -> Tensors:
+    """Return a state dict whose network takes RGB images where the given one's takes BGR.
+
+    The kernels with three input channels are those that read the image.
+    """
+    return {
+        key: np.ascontiguousarray(value[:, ::-1])
+        if value.ndim == 4 and value.shape[1] == 3
+        else value
+        for key, value in state_dict.items()
+    }
 
 
 # ---------------------------------------------------------------- contents -> tensors

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -30,8 +30,10 @@ class Source:
         title: name of the repository, for people.
         archs: shell pattern of the architectures that have this layout.
         rules: pairs of templates (their key, our key); the first that matches decides.
-        preprocessing: what its networks were trained with, but for size and crop ratio.
-        sizes: architecture -> (pixels, crop ratio), where they are not 224 and 0.875.
+        preprocessing: what its networks were trained with; size and crop ratio of each published
+            one are in the catalog.
+        names_are_ours: whether its tensors are named as in this project, so that the names do not
+            tell whose a file is, nor its colour order.
         dropped: templates of those of their keys that a network here has no place for.
         copies: pairs of templates (their key, another of theirs): the first is dropped too where
             the second stands beside it.
@@ -48,7 +50,7 @@ class Source:
     archs: str
     rules: Rules
     preprocessing: Preprocessing
-    sizes: dict[str, tuple[int, float]] = field(default_factory=dict)
+    names_are_ours: bool = False
     dropped: tuple[str, ...] = ("{p}.num_batches_tracked",)
     copies: Rules = ()
     pytorch: bool = True

@@ -37,7 +37,7 @@ def load(
     """
     arch = models.canonical_name(arch) if arch else None
     if not isinstance(source, Checkpoint):
-        source = read(catalog.locate(source), arch)
+        source = read(catalog.locate(source), arch, color_matters=False)
     _check(source, arch, num_classes, deploy)
     with init.uninitialized():
         fused = source.form == "deploy"

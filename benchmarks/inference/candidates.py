@@ -50,7 +50,7 @@ def load(arch: str | None, model: str | None) -> Network:
     if model is None:
         train, preprocessing = equivalence.random_network(arch), Preprocessing()
     else:
-        contents = checkpoint.read(catalog.locate(model), arch)
+        contents = checkpoint.read(catalog.locate(model), arch, color_matters=False)
         preprocessing = contents.preprocessing
         train = weights.load(contents, arch)
         if contents.form == "deploy":
