@@ -132,9 +132,10 @@ def read(
         own = preprocessing.of_habit(checkpoint.preprocessing, "the file")
         return _resolved(checkpoint, own, stated or {})
     foreign = convert.recognize(contents, path, arch, source)
-    if preprocessing.has_reversed_channels(path):
+    metadata = preprocessing.metadata_of(path)
+    if metadata.get(preprocessing.CHANNELS) == "reversed":
         foreign.state_dict = convert.with_reversed_channels(foreign.state_dict)
-    said = preprocessing.of_file(contents, path)
+    said = preprocessing.of_file(contents, metadata, preprocessing.config_beside(path))
     if color_matters and not foreign.tells_colour_order:
         preprocessing.check_color(path, said, stated or {})
     return _resolved(of_foreign(foreign, path), foreign.habit, said, stated or {})
@@ -162,8 +163,7 @@ def _of_contents(contents: dict[str, Any], path: str | PathLike) -> Checkpoint:
             for key, value in contents["preprocessing"].items()
         }
         saved: dict[str, Any] = {**contents, "preprocessing": Preprocessing(**settings)}
-        notes = {"path": path, "source": OURS, "dropped": [], "origins": {}}
-        checkpoint = Checkpoint(**saved, **notes)
+        checkpoint = Checkpoint(**saved, path=path, source=OURS, dropped=[], origins={})
         _check_values(checkpoint)
         return checkpoint
     except (TypeError, KeyError, AttributeError, ValueError) as error:

@@ -11,6 +11,7 @@ import models
 
 import numpy as np
 
+from data.transforms import BASECLS
 from utils import UserError
 
 from . import apple, basecls, catalog, dingxiaoh, port, preprocessing, repghost, repvit, timm
@@ -68,13 +69,19 @@ class Foreign:
         name, size, crop_ratio = self.arch, 224, 0.875
         if published is not None:
             name, size, crop_ratio = published.name, published.size, published.crop_ratio
-        usual = replace(self.source.preprocessing, size=size, crop_ratio=crop_ratio)
+        usual = self.source.preprocessing or BASECLS
         publisher = self.source.title.partition(",")[0]
-        return preprocessing.of_habit(usual, f"assumed: {publisher}'s for {name}")
+        origin = f"assumed: {publisher}'s for {name}"
+        if not self.tells_colour_order:
+            origin = "assumed: as is usual with MegEngine"
+        usual = replace(usual, size=size, crop_ratio=crop_ratio)
+        return preprocessing.of_habit(usual, origin)
 
     @property
     def tells_colour_order(self) -> bool:
         """Whether the layout is that of one repository alone, which has one colour order."""
+        if self.source.preprocessing is None:
+            return False
         return self.source_given or not self.source.names_are_ours
 
 

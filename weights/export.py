@@ -123,7 +123,10 @@ def _config(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
     first, classifiers = next(v for k, v in _LAYERS.items() if checkpoint.arch.startswith(k))
     if "heads" in checkpoint.options:  # one, where nothing was distilled
         classifiers = classifiers[:1]
-    features = state.get("head.weight", state.get("linear.weight", state.get("head.linear.weight")))
+    # the last feature map's, before RepGhost's layer between the pooling and the classifier
+    features = next(
+        state[key] for key in ("head.weight", "linear.weight", "head.linear.weight") if key in state
+    )
     arguments = {}
     if checkpoint.options.get("heads") == 1:
         arguments["distillation"] = False

@@ -30,8 +30,8 @@ class Source:
         title: name of the repository, for people.
         archs: shell pattern of the architectures that have this layout.
         rules: pairs of templates (their key, our key); the first that matches decides.
-        preprocessing: what its networks were trained with; size and crop ratio of each published
-            one are in the catalog.
+        preprocessing: what its networks were trained with, None where the layout does not tell;
+            size and crop ratio of each published one are in the catalog.
         names_are_ours: whether its tensors are named as in this project, so that the names do not
             tell whose a file is, nor its colour order.
         dropped: templates of those of their keys that a network here has no place for.
@@ -49,7 +49,7 @@ class Source:
     title: str
     archs: str
     rules: Rules
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing | None
     names_are_ours: bool = False
     dropped: tuple[str, ...] = ("{p}.num_batches_tracked",)
     copies: Rules = ()

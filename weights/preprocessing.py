@@ -163,48 +163,40 @@ def read_class_names(path: str | PathLike) -> list[str]:
 # ---------------------------------------------------------------- what files carry
 
 
-def of_file(contents: Any, path: str | PathLike) -> dict[str, tuple[Any, str]]:
-    """Return what a file says: its contents, its metadata, and config.json where it has one.
+def of_file(
+    tree: Any, metadata: Mapping[str, str], config: Any = None
+) -> dict[str, tuple[Any, str]]:
+    """Return what a file says.
 
     Args:
-        contents: what files.read returned.
-        path: the file, or a folder with config.json and a file of weights.
-
-    Raises UserError for a config.json that cannot be read.
+        tree: what it holds: dicts, arrays and plain values.
+        metadata: text that a safetensors file says about itself.
+        config: contents of the config.json that is beside the file, if there is one.
     """
-    contents = contents if isinstance(contents, dict) else {}
-    arguments, record = contents.get("args"), contents.get(RECORD)
-    statements = {}
+    tree = tree if isinstance(tree, dict) else {}
+    arguments, record = tree.get("args"), tree.get(RECORD)
+    statements: dict[str, tuple[Any, str]] = {}
     if isinstance(arguments, Mapping):
         statements |= of_timm(arguments, "the training's arguments in the file")
-    config = config_beside(path)
-    if config is not None:
-        statements |= of_config(_read_config(config), "config.json")
+    statements |= of_config(config, "config.json")
     if isinstance(record, Mapping):
-        statements |= of_record(record, contents.get("classes"))
-    return statements | of_metadata(metadata(path))
+        statements |= of_record(record, tree.get("classes"))
+    return statements | of_metadata(metadata)
 
 
-def config_beside(path: str | PathLike) -> Path | None:
-    """Return the config.json that describes a file or folder of weights, or None.
+def config_beside(path: str | PathLike) -> Any:
+    """Return what the config.json says that describes a file of weights; None without one.
 
-    It does for a folder, and for a file under the names that the Hugging Face hub has.
+    It does where the file has one of the names that the Hugging Face hub has for weights.
     """
     path = Path(path)
-    if path.is_dir():
-        config = path / "config.json"
-    elif path.name.startswith(("model.safetensors", "pytorch_model.bin")):
-        config = path.with_name("config.json")
-    else:
+    config = path.with_name("config.json")
+    if not path.name.startswith(("model.safetensors", "pytorch_model.bin")) or not config.is_file():
         return None
-    return config if config.is_file() else None
-
-
-def _read_config(path: Path) -> Any:
     try:
-        return _json(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path} ({error}); give a complete copy of it") from None
+        return json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {config} ({error}); give a complete copy of it") from None
 
 
 def of_config(config: Any, origin: str) -> dict[str, tuple[Any, str]]:
@@ -259,11 +251,8 @@ def of_record(record: Mapping[str, Any], names: Any = None) -> dict[str, tuple[A
     return {field: (value, "the file") for field, value in values.items()}
 
 
-def metadata(path: str | PathLike) -> dict[str, str]:
+def metadata_of(path: str | PathLike) -> dict[str, str]:
     """Return the metadata of a safetensors file, told by its content; none of other files."""
-    path = Path(path)
-    if path.is_dir():
-        path /= "model.safetensors"
     try:
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -275,11 +264,6 @@ def metadata(path: str | PathLike) -> dict[str, str]:
     said = header.get("__metadata__") if isinstance(header, dict) else None
     said = said if isinstance(said, dict) else {}
     return {key: value for key, value in said.items() if isinstance(value, str)}
-
-
-def has_reversed_channels(path: str | PathLike) -> bool:
-    """Return whether a file's first kernels have the other colour order than its record says."""
-    return metadata(path).get(CHANNELS) == "reversed"
 
 
 def _json(text: str) -> Any:
