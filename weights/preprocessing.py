@@ -77,7 +77,8 @@ def check_color(path: str | PathLike, *statements: Statements) -> None:
     if not any("color" in said for said in statements):
         raise UserError(
             f"nothing says whether the network in {path} takes RGB or BGR images, for its tensors "
-            "have names that networks of both kinds have; give --color rgb or --color bgr"
+            "have names that networks of both kinds have; give --color rgb or --color bgr, here or "
+            "to convert_pretrained_weight.py"
         )
 
 
