@@ -58,7 +58,7 @@ def write(checkpoint: Checkpoint, published: catalog.Published) -> str:
     """
     said = checkpoint.preprocessing
     foreign = checkpoint.source != OURS
-    licence = _licence(checkpoint) if foreign else "unknown"
+    licence = _licence(checkpoint)
     run = _run_record(Path(checkpoint.path).parent)
     values = {
         "colour order": said.color,
@@ -75,17 +75,22 @@ def write(checkpoint: Checkpoint, published: catalog.Published) -> str:
         ),
         classes=checkpoint.num_classes,
         size=said.size,
-        weights=f"converted from a checkpoint of {checkpoint.source}"
+        weights=f"converted from a checkpoint in the layout of {checkpoint.source}"
         if foreign
         else f"trained with MegEngine {_FILL_IN}",
         training=run.get("training", _FILL_IN),
         accuracy=run.get("accuracy", _FILL_IN),
-        licence=_FILL_IN if licence == "unknown" else f"{licence}, as its source's",
+        licence=_FILL_IN
+        if licence == "unknown"
+        else f"{licence}, if these are the weights that the owner of that layout publishes",
         preprocessing="\n".join(f"- {name}: {value}" for name, value in values.items()),
     )
 
 
 def _licence(checkpoint: Checkpoint) -> str:
+    """Return the licence of the published weights, which have the 1,000 classes of ImageNet."""
+    if checkpoint.source == OURS or checkpoint.num_classes != 1000:
+        return "unknown"
     published = catalog.published(checkpoint.source.partition(" ")[0], checkpoint.arch)
     return "unknown" if published is None else published.licence
 

@@ -294,11 +294,13 @@ def test_the_card_says_how_a_network_was_trained(tmp_path):
 
 
 def test_the_licence_of_a_known_source_is_on_the_card(tmp_path):
-    before = checkpoint_of("RepVGGA0", TORCHVISION)
-    before.source = "repvgg (DingXiaoH/RepVGG)"
-    export.save_for_hub(before, tmp_path)
-    card = (tmp_path / "README.md").read_text()
-    assert card.startswith("---\nlicense: mit\n") and "**Licence**: MIT" in card
+    for classes, first, licence in ((1000, "license: mit\n", "MIT, if"), (10, "library", "(fill")):
+        state = state_of("RepVGGA0", classes=classes)
+        before = checkpoint.Checkpoint("RepVGGA0", "train", classes, None, TORCHVISION, state)
+        before.source = "repvgg (DingXiaoH/RepVGG)"
+        export.save_for_hub(before, tmp_path)
+        card = (tmp_path / "README.md").read_text()
+        assert card.startswith(f"---\n{first}") and f"**Licence**: {licence}" in card
 
 
 @pytest.mark.parametrize(
