@@ -26,7 +26,7 @@ EXAMPLES = """\
   python benchmark.py infer --batch 1 8 --threads 1 2
   python benchmark.py infer --arch 'RepVGGA*' RepGhost100 --csv speed.csv --chart speed.png
   python benchmark.py infer --arch all --batch 1 --threads 1 --forms forms.png \\
-      --variants '*form, MegEngine' 'ONNX, onnxruntime' --scatter accuracy.png --record infer_networks
+      --variants '*form, MegEngine' 'ONNX, onnxruntime' --scatter accuracy.png
   python benchmark.py throughput --model best.pkl --streams 1 4
   python benchmark.py train --arch RepVGGB0 --point 64x16 --rounds 5 --json
   python benchmark.py data --data imagenette

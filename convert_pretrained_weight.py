@@ -13,8 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import pickle
-from collections import OrderedDict
+from dataclasses import asdict
 from pathlib import Path
 
 from models import environment, equivalence
@@ -25,15 +24,18 @@ import cli
 import utils
 import weights
 from deployment import float64
-from weights import catalog, checkpoint, convert, entries, files
+from weights import catalog, checkpoint, convert, entries, export, files, preprocessing
 
 EXAMPLES = """\
   python convert_pretrained_weight.py --origin-dir RepVGG-A0-train.pth --save-dir checkpoints
   python convert_pretrained_weight.py --origin-dir basecls:repvgg_a0 --save-dir a0.pkl \\
       --model-arch RepVGGA0
   python convert_pretrained_weight.py --origin-dir best.pkl --save-dir a0.safetensors --export timm
+  python convert_pretrained_weight.py --origin-dir best.pkl --save-dir hub --export hf
+  python convert_pretrained_weight.py --origin-dir mine.pkl --save-dir a0.pkl --color rgb
   python convert_pretrained_weight.py --list
 """
+HUB = "hf"  # --export: the folder that timm and the Hugging Face hub expect
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -62,16 +64,20 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     cli.add_flags(what, "--entry")
     what.add_argument("--list", action="store_true", help="list published weights and exit")
+    cli.add_preprocessing_flags(parser)
     output = parser.add_argument_group("output")
     output.add_argument(
-        "--save-dir", metavar="OUT", help="file to write, or folder for a file called ARCH.pkl"
+        "--save-dir",
+        metavar="OUT",
+        help="file to write, or folder for a file called ARCH.pkl; with --export hf, a folder",
     )
     output.add_argument(
         "--export",
-        choices=sources,
+        choices=[*sources, HUB],
         metavar="LAYOUT",
         help="write the layout of another repository, one of %(choices)s, instead of this "
-        "project's (a .safetensors file; for basecls, own and port a .pkl file)",
+        "project's (a .safetensors file; for basecls, own and port a .pkl file; for hf a folder "
+        "with config.json, model.safetensors and a model card, for timm and the Hugging Face hub)",
     )
     cli.add_flags(output, "--json")
     args = parser.parse_args(argv)
@@ -82,7 +88,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def read(path: Path, args: argparse.Namespace) -> checkpoint.Checkpoint:
     """Return the checkpoint in a file; raise CheckpointError unless it is of --model-arch."""
-    converted = checkpoint.read(path, args.model_arch, args.source, args.entry)
+    stated = preprocessing.of_flags(args)
+    converted = checkpoint.read(path, args.model_arch, args.source, args.entry, stated)
     if args.model_arch not in (None, converted.arch):
         raise checkpoint.CheckpointError(
             f"{path} holds {converted.arch}, but --model-arch says {args.model_arch}"
@@ -129,39 +136,35 @@ def target_path(save_dir: str, converted: checkpoint.Checkpoint, suffix: str) ->
 
 
 def save_export(converted: checkpoint.Checkpoint, layout: str, save_dir: str) -> Path:
-    """Write a checkpoint in another repository's layout, and return the file.
+    """Write a checkpoint in another repository's layout, and return the file with the weights.
 
-    Raises ConversionError when the tensors, converted back, are not the same to the last bit.
+    Raises ConversionError when that layout cannot hold it.
     """
-    state_dict = converted.state_dict
-    tensors = convert.export(state_dict, converted.arch, layout)
-    again = convert.recognize(tensors, converted.path, converted.arch, layout).state_dict
-    if any(not np.array_equal(again[key], value) for key, value in state_dict.items()):
-        raise convert.ConversionError(f"{layout} cannot hold {converted.arch} exactly")
-    if layout in ("basecls", "own", "port"):
-        target = target_path(save_dir, converted, ".pkl")
-        content = OrderedDict(sorted(tensors.items()))
-        utils.write_atomically(target, lambda file: pickle.dump(content, file))
-    else:
-        from safetensors.numpy import save
-
-        target = target_path(save_dir, converted, ".safetensors")
-        content = {key: np.ascontiguousarray(value) for key, value in tensors.items()}
-        utils.write_atomically(target, lambda file: file.write(save(content)))
+    if layout == HUB:
+        return next(
+            file
+            for file in export.save_for_hub(converted, save_dir)
+            if file.suffix == ".safetensors"
+        )
+    suffix = ".pkl" if layout in export.PICKLED else ".safetensors"
+    target = target_path(save_dir, converted, suffix)
+    export.save(converted, layout, target)
     return target
 
 
 def show_list(as_json: bool) -> None:
     """Print the catalogue of published weights."""
     if as_json:
-        print(json.dumps([entry._asdict() for entry in catalog.PUBLISHED], indent=2))
+        rows = [{**entry._asdict(), "licence": entry.licence} for entry in catalog.PUBLISHED]
+        print(json.dumps(rows, indent=2))
         return
     print("Weights trained on ImageNet elsewhere. The accuracy is what they report; none of it was")
-    print("measured here.\n")
-    line = "{:8} {:17} {:16} {:>6} {:>6}  {:43} {}"
+    print("measured here. They stay under the licence of those who trained them.\n")
+    line = "{:8} {:17} {:16} {:>6} {:>6}  {:>4} {:>5}  {:12} {:43} {}"
     print(
         line.format(
-            "source", "their name", "architecture", "top-1", "top-5", "reported by", "where"
+            *("source", "their name", "architecture", "top-1", "top-5", "size", "crop"),
+            *("licence", "reported by", "where"),
         )
     )
     for entry in catalog.PUBLISHED:
@@ -172,6 +175,9 @@ def show_list(as_json: bool) -> None:
                 entry.name,
                 entry.arch,
                 *figures,
+                entry.size,
+                entry.crop_ratio,
+                entry.licence,
                 entry.reported_by or "-",
                 entry.where,
             ).rstrip()
@@ -203,6 +209,9 @@ def main(argv: list[str] | None = None) -> int:
         "form": converted.form,
         "classes": converted.num_classes,
         "colour_order": converted.preprocessing.color,
+        "preprocessing": asdict(converted.preprocessing),
+        "class_names": converted.classes,
+        "origins": converted.origins,
         "relative_error": check.relative_error,
         "precision": check.precision,
         "entry": converted.entry,
@@ -213,11 +222,11 @@ def main(argv: list[str] | None = None) -> int:
     if args.json:
         print(json.dumps(report, indent=2))
     else:
-        show(report, args.export)
+        show(report, converted, args.export)
     return 0
 
 
-def show(report: dict, export: str | None) -> None:
+def show(report: dict, converted: checkpoint.Checkpoint, layout: str | None) -> None:
     """Print the report of a conversion."""
     ends = [key.rpartition(".")[2] for key in report["dropped"]]
     counts = {name: ends.count(name) for name in dict.fromkeys(ends) if name in entries.COUNTERS}
@@ -238,14 +247,16 @@ def show(report: dict, export: str | None) -> None:
         *([("entry", entry)] if entry != entries.ROOT or report["other_entries"] else []),
         ("architecture", f"{architecture}, {report['form']} form, {classes}"),
         ("tensors", f"{report['mapped']} mapped; dropped: {', '.join(dropped) or 'none'}"),
-        ("colour order", report["colour_order"]),
+        *preprocessing.report(converted.preprocessing, converted.classes, converted.origins),
         ("verified", verified),
-        ("layout", export or "this project's"),
+        ("layout", layout or "this project's"),
         ("output", report["output"]),
         ("sha256", report["sha256"]),
     ):
-        print(f"{label + ':':14}{value}")
-    if export:
+        print(f"{label + ': ':14}{value}")
+    if layout == HUB and report["colour_order"] == "BGR":
+        print("note: as timm feeds RGB images, the first kernels take them in this folder")
+    elif layout:
         print(f"note: the network expects {report['colour_order']} images, also in this layout")
 
 

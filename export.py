@@ -107,11 +107,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     for color in ("RGB", "BGR"):
         order.add_argument(
             f"--{color.lower()}-input",
-            dest="color",
+            dest="input_color",
             action="store_const",
             const=color,
             help=f"take images with channels in the order {color} (default: the checkpoint's)",
         )
+    cli.add_preprocessing_flags(parser)
     kit = parser.add_argument_group(
         "kit for a board: a new folder, named by --out, with the files that the board's tools need"
     )
@@ -140,7 +141,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not (args.arch or args.model):
         parser.error("give a checkpoint by --model, or --arch alone for random weights")
-    if args.keep_branches and (args.fold_normalization or args.color):
+    if args.keep_branches and (args.fold_normalization or args.input_color):
         parser.error(
             "--keep-branches leaves several convolutions on the image: it cannot go with "
             "--fold-normalization, --rgb-input or --bgr-input"
@@ -167,10 +168,12 @@ def _check_kit(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Non
         if not getattr(args, option):
             parser.error(f"--kit {args.kit} needs --{option}, a folder")
     decided = ("keep_branches", "format", "input_name", "output_name", "opset", "batch",
-               "fold_normalization", "color")  # fmt: skip
+               "fold_normalization", "input_color")  # fmt: skip
     for option in decided:
         if getattr(args, option) != parser.get_default(option):
-            flag = "rgb-input or --bgr-input" if option == "color" else option.replace("_", "-")
+            flag = (
+                "rgb-input or --bgr-input" if option == "input_color" else option.replace("_", "-")
+            )
             parser.error(f"the board decides about --{flag}; leave it out with --kit")
     if args.size and args.size[0] != args.size[1]:
         parser.error("a kit is for square images; give --size one number")
@@ -216,14 +219,19 @@ def main(argv: list[str] | None = None) -> int:
 
     from deployment import input_format, source
     from weights import files
+    from weights import preprocessing as said
 
     environment.return_freed_memory()
+    stated = said.of_flags(args)
     model, preprocessing, metadata = source.load(
-        args.model, args.arch, args.keep_branches, args.entry
+        args.model, args.arch, args.keep_branches, args.entry, stated
     )
+    if not args.json:
+        for line in said.lines(preprocessing, metadata["classes"], metadata.get("origins", {})):
+            print(line)
     file_input = preprocessing
-    if args.color:
-        file_input = input_format.in_color_order(file_input, args.color)
+    if args.input_color:
+        file_input = input_format.in_color_order(file_input, args.input_color)
     if args.fold_normalization:
         file_input = input_format.raw_pixels(file_input)
     size = args.size or (preprocessing.size, preprocessing.size)

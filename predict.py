@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,6 +45,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--top", type=cli.COUNT, default=5, metavar="N", help="number of classes to show per image"
     )
+    cli.add_preprocessing_flags(parser)
     cli.add_flags(parser, "--json")
     parser.add_argument(
         "--save", metavar="DIR", help="folder to write each image to with its labels drawn on it"
@@ -59,11 +61,13 @@ def main(argv: list[str] | None = None) -> int:
     from data import caption, sources
     from data.decoding import BadImageError
     from deployment import network
-    from weights import catalog, checkpoint
+    from weights import catalog, checkpoint, preprocessing
 
     environment.tune_for_training()
     path = catalog.locate(args.model) if args.model else checkpoint.newest_best()
-    net = network.load(path, args.arch, args.entry)
+    net = network.load(path, args.arch, args.entry, preprocessing.of_flags(args))
+    for line in preprocessing.lines(net.preprocessing, net.classes, net.origins):
+        print(line, file=sys.stderr)
     names = list(sources.expand(args.images))
     results = []
     for name, stem in zip(names, sources.stems(names), strict=True):

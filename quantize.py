@@ -32,6 +32,7 @@ from data.loader import Loader
 from data.transforms import Preprocessing
 from deployment.int8 import calibration, ptq, qdq, ranges, report, runtime, source
 from utils import write_atomically
+from weights import preprocessing as said
 from weights.files import sha256
 
 EXAMPLES = """\
@@ -67,7 +68,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--data",
         help="folder with val/CLASS/IMAGE or test/CLASS/IMAGE to measure the accuracy on",
     )
-    cli.add_flags(parser, "--crop-ratio")
+    cli.add_preprocessing_flags(parser)
     parser.add_argument(
         "--weights",
         choices=("per-channel", "per-tensor"),
@@ -109,7 +110,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.calibration is None:
         return write_trained(args, target)
     files = calibration.files(args.calibration, args.images)
-    model, preprocessing, metadata = source.read(args.model, args.arch, args.crop_ratio, args.entry)
+    model, preprocessing, metadata = _read(args)
     test = _test_set(args, metadata)
     if test is not None:
         calibration.assert_disjoint(files, test.images)
@@ -163,7 +164,7 @@ def main(argv: list[str] | None = None) -> int:
 def write_trained(args: argparse.Namespace, target: Path) -> int:
     """Write the int8 network of a checkpoint of train.py --qat, with the ranges of its training."""
     bounds = source.trained_ranges(args.model, args.arch)
-    model, preprocessing, metadata = source.read(args.model, args.arch, args.crop_ratio, args.entry)
+    model, preprocessing, metadata = _read(args)
     if missing := [name for name in qdq.activations(model) if name not in bounds]:
         raise utils.UserError(
             f"{args.model} has no range of {missing[0]}: it was trained by another version of "
@@ -195,6 +196,16 @@ def write_trained(args: argparse.Namespace, target: Path) -> int:
         print(f"on {len(test)} images of {args.data}:\n{report.table(rows)}")
     print(f"{result['file']}, {result['bytes'] / 1e6:.1f} MB, with the ranges of its training")
     return 0
+
+
+def _read(args: argparse.Namespace) -> source.Source:
+    """Return the network to quantize, and print what its preprocessing is and why."""
+    read = source.read(args.model, args.arch, said.of_flags(args), args.entry)
+    if not args.json:
+        origins = read.metadata.get("origins", {})
+        for line in said.lines(read.preprocessing, read.metadata["classes"], origins):
+            print(line)
+    return read
 
 
 def _test_set(args: argparse.Namespace, metadata: dict) -> datasets.Dataset | None:

@@ -57,6 +57,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--skip-bad-images",
         "--ngpus",
     )
+    cli.add_preprocessing_flags(parser, "--crop-ratio")
     output = parser.add_argument_group("output")
     cli.add_flags(output, "--print-freq", "--json")
     record.add_argument(output)

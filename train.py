@@ -61,8 +61,8 @@ def train(args: argparse.Namespace, workers: Workers) -> int:
     if resume_from is not None:
         trainer.resume(network.saved)
         log(f"resuming {resume_from} after step {trainer.step} of {trainer.total_steps}")
-    elif network.note is not None:
-        log(network.note)
+    for line in network.notes:
+        log(line)
     trainer.run.folder.write_run({name: str(value) for name, value in vars(args).items()})
     log(start.describe(args, trainer))
     if args.find_lr:

@@ -66,6 +66,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--size",
         help=f"side of the random images (default: that of a checkpoint's own images, else {SIZE})",
     )
+    cli.add_preprocessing_flags(parser)
     cli.add_flags(parser.add_argument_group("output"), "--json")
     args = parser.parse_args(argv)
     if args.model is None:
@@ -81,10 +82,11 @@ def comparisons(args: argparse.Namespace) -> Iterator[tuple[str, equivalence.Equ
     from models import equivalence
 
     import numpy as np
+    from tqdm import tqdm
 
     import weights
     from deployment import float64
-    from weights import catalog, checkpoint
+    from weights import catalog, checkpoint, preprocessing
 
     rng = np.random.default_rng(0)
 
@@ -96,7 +98,18 @@ def comparisons(args: argparse.Namespace) -> Iterator[tuple[str, equivalence.Equ
 
     if args.model:
         arch = args.arch and models.canonical_name(args.arch[0])
-        trained = checkpoint.read(catalog.locate(args.model), arch, entry=args.entry)
+        trained = checkpoint.read(
+            catalog.locate(args.model),
+            arch,
+            entry=args.entry,
+            stated=preprocessing.of_flags(args),
+            color_matters=False,
+        )
+        if not args.json:
+            for line in preprocessing.lines(
+                trained.preprocessing, trained.classes, trained.origins
+            ):
+                tqdm.write(line)
         network = weights.load(trained, arch, deploy=False, classifier=False)
         # At a size it was not trained at, logits may reach 1e7, and rounding errors grow with them.
         images = random_images(args.size or trained.preprocessing.size)

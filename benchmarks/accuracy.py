@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from data import datasets
 from data.evaluation import Score, evaluate
 from data.loader import Loader
 from training.distributed import Workers
-from weights import catalog, checkpoint
+from weights import catalog, checkpoint, preprocessing
 
 from . import record
 
@@ -36,7 +36,10 @@ def run(args: argparse.Namespace, workers: Workers) -> int:
     path = catalog.locate(args.model) if args.model else checkpoint.newest_best()
     if not args.model:
         say(f"testing the newest checkpoint, {path}")
-    contents = checkpoint.read(path, args.arch, entry=args.entry)
+    stated = preprocessing.of_flags(args)
+    contents = checkpoint.read(path, args.arch, entry=args.entry, stated=stated)
+    for line in preprocessing.lines(contents.preprocessing, contents.classes, contents.origins):
+        say(line)
     if args.deploy == 1 and contents.form == "train":
         raise checkpoint.CheckpointError(
             f"{path} is in train form, but --deploy 1 expects the deploy form; "
@@ -59,7 +62,13 @@ def run(args: argparse.Namespace, workers: Workers) -> int:
         return {"form": form, "correct1": score.correct1, "correct5": score.correct5,
                 "total": score.total, "top1": score.top1, "top5": score.top5}  # fmt: skip
 
-    result = {"arch": model.arch, "model": str(path), "results": [test(model, contents.form)]}
+    result = {
+        "arch": model.arch,
+        "model": str(path),
+        "preprocessing": asdict(loader.preprocessing),
+        "origins": contents.origins,
+        "results": [test(model, contents.form)],
+    }
     if contents.activation_ranges is not None:
         from training import qat  # needs ONNX
 
@@ -96,14 +105,10 @@ def _loader(args: argparse.Namespace, contents: checkpoint.Checkpoint, workers: 
     """Return a loader of this worker's share of the test images."""
     dataset = datasets.image_folder(args.data, "val") if args.data else datasets.digits()[1]
     dataset = datasets.with_class_order(dataset, contents.num_classes, contents.classes)
-    changes = {"size": args.size, "crop_ratio": args.crop_ratio}
-    preprocessing = replace(
-        contents.preprocessing,
-        **{name: value for name, value in changes.items() if value is not None},
-    )
+    size = args.size or contents.preprocessing.size
     return Loader(
         dataset,
-        preprocessing,
+        replace(contents.preprocessing, size=size),
         args.val_batch_size,
         args.workers,
         args.skip_bad_images,

@@ -7,14 +7,17 @@ comes before, in augment.py.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import cv2
 import numpy as np
 
-_INTERPOLATION = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
+from . import resizing
+
+COLOR_ORDERS = ("RGB", "BGR")
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,9 @@ class Preprocessing:
         size: side of the input in pixels.
         interpolation: "bilinear" or "bicubic".
         crop_ratio: side of the centre crop over the short side that the image is resized to.
+        resize_backend: whose resizing, with its rounding of sizes and offsets: "pillow", which
+            averages over all pixels where it shrinks (antialiasing), as torchvision and timm use
+            it; or "opencv", which looks at the nearest 4 or 16 pixels alone, as BaseCls uses it.
     """
 
     color: str = "RGB"
@@ -36,16 +42,20 @@ class Preprocessing:
     size: int = 224
     interpolation: str = "bilinear"
     crop_ratio: float = 0.875
+    resize_backend: str = "opencv"  # that of checkpoints from before this field
 
     def __post_init__(self) -> None:
         """Raise ValueError for values that are not possible."""
         valid = (
-            self.color in ("RGB", "BGR")
+            self.color in COLOR_ORDERS
             and len(self.mean) == len(self.std) == 3
+            and all(map(math.isfinite, (*self.mean, *self.std)))
             and min(self.std) > 0
+            and isinstance(self.size, int)
             and self.size >= 1
-            and self.interpolation in _INTERPOLATION
+            and self.interpolation in resizing.INTERPOLATIONS
             and 0 < self.crop_ratio <= 1
+            and self.resize_backend in resizing.BACKENDS
         )
         if not valid:
             raise ValueError(f"{self} makes no sense")
@@ -54,6 +64,12 @@ class Preprocessing:
         """Return `mean` or `std` in the channel order of images, which is BGR."""
         first, second, third = values
         return (third, second, first) if self.color == "RGB" else (first, second, third)
+
+    def in_color_order(self, color: str) -> Preprocessing:
+        """Return this preprocessing with channels in the order `color`, "RGB" or "BGR"."""
+        if color == self.color:
+            return self
+        return replace(self, color=color, mean=self.mean[::-1], std=self.std[::-1])
 
     @cached_property
     def _table(self) -> np.ndarray:
@@ -90,10 +106,12 @@ class Preprocessing:
     def short_side(self) -> int:
         """Pixels that an image's short side is resized to: 256 for a size of 224.
 
-        It is size / crop_ratio, rounded to an even number as BaseCls does.
+        It is size / crop_ratio, rounded down as timm does, or to an even number as BaseCls does.
         """
         if self.crop_ratio == 1:
             return self.size
+        if self.resize_backend == "pillow":
+            return math.floor(self.size / self.crop_ratio)
         return int(self.size / self.crop_ratio / 2 + 0.5) * 2
 
     def evaluation(self, image: np.ndarray) -> np.ndarray:
@@ -101,24 +119,42 @@ class Preprocessing:
         return self.normalize(self.evaluation_crop(image))
 
     def evaluation_crop(self, image: np.ndarray) -> np.ndarray:
-        """Return the centre crop of an image resized to `short_side`, uint8 BGR [size, size, 3]."""
-        short = self.short_side
-        height, width = image.shape[:2]
-        scale = short / min(height, width)
-        if scale != 1:
-            height, width = (max(short, round(side * scale)) for side in (height, width))
-            image = self.resize(image, width, height)
-        top, left = (height - self.size) // 2, (width - self.size) // 2
-        return image[top : top + self.size, left : left + self.size]
+        """Return the centre crop of an image resized to `short_side`, uint8 BGR [size, size, 3].
 
-    def resize(
+        With "pillow", the long side is rounded down and the offsets of the crop to the nearest
+        number, halves to the even one, as torchvision's Resize and CenterCrop do; with "opencv",
+        the other way round.
+        """
+        short, size = self.short_side, self.size
+        height, width = image.shape[:2]
+        shortest = min(height, width)
+        if shortest != short:
+            if self.resize_backend == "pillow":
+                height, width = (short * side // shortest for side in (height, width))
+            else:
+                scale = short / shortest
+                height, width = (max(short, round(side * scale)) for side in (height, width))
+            image = self.resize(image, width, height)
+        if self.resize_backend == "pillow":
+            top, left = (round((side - size) / 2) for side in (height, width))
+        else:
+            top, left = ((side - size) // 2 for side in (height, width))
+        return image[top : top + size, left : left + size]
+
+    def resize(self, image: np.ndarray, width: int, height: int) -> np.ndarray:
+        """Return the image, uint8 [H, W, 3], resized by this backend and interpolation."""
+        resize = resizing.by_pillow if self.resize_backend == "pillow" else resizing.by_opencv
+        return resize(image, width, height, self.interpolation)
+
+    def resize_for_training(
         self, image: np.ndarray, width: int, height: int, out: np.ndarray | None = None
     ) -> np.ndarray:
-        """Return the image, uint8 [H, W, 3], at `width` x `height` by this interpolation."""
-        return cv2.resize(
-            image, (width, height), dst=out, interpolation=_INTERPOLATION[self.interpolation]
-        )
+        """Return the image, in `out`, as `resize` does or, with "pillow", nearly and faster."""
+        fast = resizing.antialiased if self.resize_backend == "pillow" else resizing.by_opencv
+        return fast(image, width, height, self.interpolation, out)
 
 
 # Preprocessing of the checkpoints of BaseCls and of the older MegEngine port, which do not say it.
 BASECLS = Preprocessing("BGR", (103.53, 116.28, 123.675), (57.375, 57.12, 58.395))
+# Preprocessing of networks that were trained with PyTorch: torchvision's transforms, or timm's.
+TORCHVISION = Preprocessing(resize_backend="pillow")

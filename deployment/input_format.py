@@ -31,10 +31,7 @@ def raw_pixels(preprocessing: Preprocessing) -> Preprocessing:
 
 def in_color_order(preprocessing: Preprocessing, color: str) -> Preprocessing:
     """Return `preprocessing` with channels in the order `color`, "RGB" or "BGR"."""
-    if color == preprocessing.color:
-        return preprocessing
-    mean, std = preprocessing.mean[::-1], preprocessing.std[::-1]
-    return replace(preprocessing, color=color, mean=mean, std=std)
+    return preprocessing.in_color_order(color)
 
 
 def describe(file_input: Preprocessing, size: tuple[int, int]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from data import datasets
 from data.transforms import Preprocessing
 from utils import UserError
 from weights import checkpoint, formats
+from weights import preprocessing as said
 
 from .verification import Runner
 
@@ -29,12 +30,14 @@ class Network:
         classes: readable name of each class.
         preprocessing: preprocessing of the images that `run` takes.
         run: function from images float32 [1, 3, size, size] to logits [1, classes].
+        origins: where each field of the preprocessing is from, for reports.
     """
 
     arch: str
     classes: list[str]
     preprocessing: Preprocessing
     run: Runner
+    origins: dict[str, str] = field(default_factory=dict)
 
     def probabilities(self, image: np.ndarray) -> np.ndarray:
         """Return the probabilities, float64 [classes], of an image, uint8 BGR [H, W, 3].
@@ -48,20 +51,26 @@ class Network:
         return powers / powers.sum()
 
 
-def load(path: str | PathLike, arch: str | None = None, entry: str | None = None) -> Network:
+def load(
+    path: str | PathLike,
+    arch: str | None = None,
+    entry: str | None = None,
+    stated: said.Statements | None = None,
+) -> Network:
     """Load the network of a checkpoint, which is fused, or of an .onnx or .mge file of export.py.
 
     If `arch` is given, the file must hold that architecture; `entry` is a set of weights in a file
-    of several. Raises UserError for a file that is missing, broken or of another architecture.
+    of several. What is `stated` of the preprocessing and the class names replaces what the file
+    says. Raises UserError for a file that is missing, broken or of another architecture.
     """
     if not Path(path).is_file():
         raise UserError(f"there is no file {path}; give a checkpoint or a file of export.py")
     kind = formats.of_file(path)
     if kind in ("onnx", "mge"):
         return _from_metadata(
-            path, arch, *(_load_onnx(path) if kind == "onnx" else _load_mge(path))
+            path, arch, stated or {}, *(_load_onnx(path) if kind == "onnx" else _load_mge(path))
         )
-    contents = checkpoint.read(path, arch, entry=entry)
+    contents = checkpoint.read(path, arch, entry=entry, stated=stated)
     model = weights.load(contents, arch, deploy=True)
     model.eval()
     return Network(
@@ -69,6 +78,7 @@ def load(path: str | PathLike, arch: str | None = None, entry: str | None = None
         datasets.class_names(contents.classes, contents.num_classes),
         contents.preprocessing,
         lambda images: model(mge.Tensor(images)).numpy(),
+        contents.origins,
     )
 
 
@@ -110,12 +120,16 @@ def _load_mge(path: str | PathLike) -> tuple[dict, Runner]:
     return file.metadata, file
 
 
-def _from_metadata(path: str | PathLike, arch: str | None, metadata: dict, run: Runner) -> Network:
+def _from_metadata(
+    path: str | PathLike, arch: str | None, stated: said.Statements, metadata: dict, run: Runner
+) -> Network:
     """Return the network that a file's metadata describe."""
     try:
-        classes = datasets.class_names(metadata["classes"], metadata["num_classes"])
-        preprocessing = Preprocessing(**metadata["preprocessing"])
-        network = Network(metadata["arch"], classes, preprocessing, run)
+        own = said.of_habit(Preprocessing(**metadata["preprocessing"]), "the file")
+        count, names = metadata["num_classes"], metadata["classes"]
+        preprocessing, given, origins = said.resolve(own, stated, classes=count, path=path)
+        classes = datasets.class_names(given or names, count)
+        network = Network(metadata["arch"], classes, preprocessing, run, origins)
     except (KeyError, TypeError, ValueError):
         raise UserError(
             f"{path} does not say which classes and which preprocessing its network has; "

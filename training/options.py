@@ -15,7 +15,7 @@ import cli
 from data.augment import Augmentation
 
 from . import flags, recipe
-from .settings import DEFAULT_ARCH, RunOptions, Settings
+from .settings import DEFAULT_ARCH, PREPROCESSING, RunOptions, Settings
 
 OWNERS = [Settings, Augmentation, RunOptions]
 HEADINGS = {
@@ -23,6 +23,7 @@ HEADINGS = {
     "recipe",
     "instead of training": "",
     "network and data": "size crop_ratio",
+    PREPROCESSING: "",
     "optimization": "",
     "augmentation": "",
     "learning from a teacher": "",

@@ -9,12 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from data import resizing
 from data.setting import setting
 
 from .parameter_kinds import DECAY_RULES
 from .schedule import SCHEDULES
 
 DEFAULT_ARCH = "RepVGGA0"
+PREPROCESSING = "preprocessing of the images, instead of what --pretrained says or is known for"
 
 
 @dataclass(frozen=True)
@@ -272,6 +274,48 @@ class RunOptions:
         at_most=1,
         metavar="R",
         help="side of the centre crop over the short side of the image, in validation",
+    )
+    color: str | None = setting(
+        None,
+        group=PREPROCESSING,
+        choices=("rgb", "bgr"),
+        help="colour order of the images that the weights expect: %(choices)s",
+    )
+    mean: tuple[float, float, float] | None = setting(
+        None,
+        group=PREPROCESSING,
+        at_least=-255,
+        at_most=255,
+        metavar=("R", "G", "B"),
+        help="mean of each channel in the colour order of the weights, for pixels from 0 to 1 or, "
+        "where a value is above 1, from 0 to 255",
+    )
+    std: tuple[float, float, float] | None = setting(
+        None,
+        group=PREPROCESSING,
+        above=0,
+        metavar=("R", "G", "B"),
+        help="standard deviation of each channel, in the order and for the pixels of --mean",
+    )
+    interpolation: str | None = setting(
+        None,
+        group=PREPROCESSING,
+        choices=("bilinear", "bicubic"),
+        help="interpolation by which images are resized: %(choices)s",
+    )
+    resize_backend: str | None = setting(
+        None,
+        group=PREPROCESSING,
+        choices=resizing.BACKENDS,
+        help="library whose resizing is used: pillow, antialiased, as PyTorch and timm use it, or "
+        "opencv, as BaseCls uses it (default: pillow)",
+    )
+    class_names: str | None = setting(
+        None,
+        group=PREPROCESSING,
+        metavar="FILE",
+        help="text file with the class names of the --pretrained weights, one a line: where their "
+        "classifier is kept, these must be the classes of the data, in the same order",
     )
     skip_bad_images: bool = setting(
         False,

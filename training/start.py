@@ -19,8 +19,8 @@ import weights
 from data import datasets, mixing
 from data.contact_sheet import contact_sheet
 from data.loader import Loader
-from data.transforms import Preprocessing
-from weights import catalog, checkpoint
+from data.transforms import TORCHVISION, Preprocessing
+from weights import catalog, checkpoint, preprocessing
 
 from . import gpu, low_memory, memory, options
 from .distributed import Workers
@@ -72,27 +72,38 @@ class StartingPoint:
         model: in train form.
         preprocessing: of the images, in the colour order that the weights expect.
         saved: the checkpoint that the weights are from, or None for random weights.
-        note: a line about where the weights are from, or None.
+        notes: lines about where the weights and the preprocessing are from.
     """
 
     def __init__(self, args: argparse.Namespace, num_classes: int, resume_from: Path | None):
         """Raises UserError when a checkpoint cannot be read or does not fit."""
         mge.random.seed(args.seed)
+        stated = preprocessing.of_flags(args)
+        for field in ("size", "crop_ratio"):
+            stated[field] = (getattr(args, field), "this run's")
         self.saved: checkpoint.Checkpoint | None = None
-        self.note: str | None = None
+        self.notes: list[str] = []
         if resume_from is not None:
-            self.saved = checkpoint.read(resume_from, args.arch)
+            self.saved = checkpoint.read(resume_from, args.arch, stated=stated)
             self.model = weights.load(self.saved, args.arch, num_classes, deploy=False)
         elif args.pretrained is not None:
-            self.saved = checkpoint.read(
-                catalog.locate(args.pretrained), args.arch, entry=args.entry
-            )
+            path = catalog.locate(args.pretrained)
+            self.saved = checkpoint.read(path, args.arch, entry=args.entry, stated=stated)
             self.model, dropped = weights.load_for_fine_tuning(self.saved, args.arch, num_classes)
-            self.note = self._kept(args.pretrained, dropped)
+            self.notes = [self._kept(args.pretrained, dropped), *self._preprocessing()]
         else:
             self.model = models.create(args.arch, num_classes)
-        preprocessing = Preprocessing() if self.saved is None else self.saved.preprocessing
-        self.preprocessing = replace(preprocessing, size=args.size, crop_ratio=args.crop_ratio)
+        if self.saved is not None:
+            self.preprocessing = self.saved.preprocessing
+        else:
+            usual = preprocessing.of_habit(TORCHVISION, "the default")
+            self.preprocessing, _, _ = preprocessing.resolve(
+                usual, stated, classes=num_classes, path="the new network"
+            )
+
+    def _preprocessing(self) -> list[str]:
+        saved = self.saved
+        return preprocessing.lines(saved.preprocessing, saved.classes, saved.origins)
 
     def _kept(self, source: str, dropped: list[str]) -> str:
         kept = len(self.saved.state_dict) - len(dropped)
@@ -133,6 +144,8 @@ def make_trainer(
 ) -> Trainer:
     """Return the trainer that the flags ask for, at its first step; makes the output folder."""
     guide, quantized = None, None
+    if args.class_names is not None:
+        _check_classes(start, train_set.classes)
     if args.teacher is not None:
         guide = open_teacher(args.teacher, train_set.classes, start.preprocessing)
     folder = RunFolder(folder, silent=workers.rank > 0)
@@ -161,6 +174,19 @@ def make_trainer(
     settings = options.settings(args, guide and guide.name)
     run = Run(folder, workers, args.print_freq, args.save_freq, args.low_memory)
     return Trainer(Network(start.model, quantized, guide), Data(*loaders), settings, run)
+
+
+def _check_classes(start: StartingPoint, classes: list[str]) -> None:
+    """Raise UserError where a classifier is kept whose classes are others than the data's."""
+    saved = start.saved
+    if saved is not None and saved.num_classes == len(classes) and saved.classes != classes:
+        first, other = next(
+            pair for pair in zip(saved.classes, classes, strict=True) if pair[0] != pair[1]
+        )
+        raise utils.UserError(
+            f"--class-names has {first!r} where the data has the class {other!r}; give the folders "
+            "of the data the names, and thereby the order, that the weights have"
+        )
 
 
 def _memory_is_short(

@@ -7,7 +7,7 @@ A checkpoint file of this project is a pickle of arrays and plain values: those 
 from __future__ import annotations
 
 import pickle
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import numpy as np
 from data.transforms import Preprocessing
 from utils import UserError, say_once, write_atomically
 
-from . import convert, files
+from . import convert, files, preprocessing
 from .keymap import Tensors
 from .state import class_count, form_of
 
@@ -51,6 +51,8 @@ class Checkpoint:
         dropped: names of the file's tensors that were left out on purpose; not saved.
         entry: name of the set of weights in the file that this is; not saved.
         other_entries: names of the file's other sets of weights; not saved.
+        origins: field of the preprocessing, or "classes" -> where its value is from, for reports;
+            not saved.
     """
 
     arch: str
@@ -67,9 +69,10 @@ class Checkpoint:
     dropped: list[str] = field(default_factory=list)
     entry: str | None = None
     other_entries: list[str] = field(default_factory=list)
+    origins: dict[str, str] = field(default_factory=dict)
 
 
-_NOT_SAVED = ("path", "source", "dropped", "entry", "other_entries")
+_NOT_SAVED = ("path", "source", "dropped", "entry", "other_entries", "origins")
 
 
 def of_model(
@@ -111,6 +114,8 @@ def read(
     arch: str | None = None,
     source: str | None = None,
     entry: str | None = None,
+    stated: preprocessing.Statements | None = None,
+    color_matters: bool = True,
 ) -> Checkpoint:
     """Return the checkpoint in a file, in the form that it has; others' layouts are converted.
 
@@ -121,9 +126,13 @@ def read(
         arch: architecture to look for in another repository's file, where that is known.
         source: name of the repository in whose layout the file must be; None to recognize it.
         entry: name of the set of weights to take; None for the one that is meant for evaluation.
+        stated: preprocessing and class names to use instead of the file's, as from
+            `preprocessing.of_flags`.
+        color_matters: False where no image is to be read, so that a file which does not tell its
+            colour order is no error.
 
-    Raises UserError when the file is missing, broken or asks for code, CheckpointError or
-    weights.convert.ConversionError when it holds something else.
+    Raises UserError when the file is missing, broken or asks for code, or nothing tells its colour
+    order, CheckpointError or weights.convert.ConversionError when it holds something else.
     """
     contents = files.read(path)
     if source is None and _is_ours(contents.tree):
@@ -132,9 +141,16 @@ def read(
                 f"{path} is a checkpoint of this project, which has one set of weights; leave the "
                 f"entry {entry!r} out"
             )
-        return _of_contents(contents.tree, path)
+        checkpoint = _of_contents(contents.tree, path)
+        own = preprocessing.of_habit(checkpoint.preprocessing, "the file")
+        return _resolved(checkpoint, own, stated or {})
     foreign = convert.recognize(contents, path, arch, source, entry)
-    checkpoint = of_foreign(foreign, path)
+    if contents.metadata.get(preprocessing.CHANNELS) == "reversed":
+        foreign.state_dict = convert.with_reversed_channels(foreign.state_dict)
+    said = preprocessing.of_file(contents.tree, contents.metadata, contents.config)
+    if color_matters and not foreign.tells_colour_order:
+        preprocessing.check_color(path, said, stated or {})
+    checkpoint = _resolved(of_foreign(foreign, path), foreign.habit, said, stated or {})
     if entry is None and checkpoint.other_entries:
         say_once(
             f"note: {path} has several sets of weights; {checkpoint.entry} was taken, and there is "
@@ -142,6 +158,18 @@ def read(
             "entry=NAME)"
         )
     return checkpoint
+
+
+def _resolved(checkpoint: Checkpoint, *statements: preprocessing.Statements) -> Checkpoint:
+    """Return a checkpoint with the preprocessing and the class names that statements give."""
+    if not checkpoint.num_classes:  # names are of no use to a backbone
+        statements = tuple({k: v for k, v in said.items() if k != "classes"} for said in statements)
+    found, classes, origins = preprocessing.resolve(
+        *statements, classes=checkpoint.num_classes, path=checkpoint.path
+    )
+    if classes is None and checkpoint.classes is not None:
+        classes, origins["classes"] = checkpoint.classes, "the file"
+    return replace(checkpoint, preprocessing=found, classes=classes, origins=origins)
 
 
 def _is_ours(contents: Any) -> bool:
@@ -157,7 +185,7 @@ def _of_contents(contents: dict[str, Any], path: str | PathLike) -> Checkpoint:
         }
         saved: dict[str, Any] = {**contents, "preprocessing": Preprocessing(**settings)}
         checkpoint = Checkpoint(
-            **saved, path=path, source=OURS, dropped=[], entry=None, other_entries=[]
+            **saved, path=path, source=OURS, dropped=[], entry=None, other_entries=[], origins={}
         )
         _check_values(checkpoint)
         return checkpoint
@@ -184,13 +212,17 @@ def _check_values(checkpoint: Checkpoint) -> None:
 
 
 def of_foreign(foreign: convert.Foreign, path: str | PathLike) -> Checkpoint:
-    """Return another repository's recognized checkpoint as one of this project."""
+    """Return another repository's recognized checkpoint as one of this project.
+
+    Its preprocessing is the habit of that repository.
+    """
+    habit, _, origins = preprocessing.resolve(foreign.habit, classes=foreign.num_classes, path=path)
     return Checkpoint(
         foreign.arch,
         form_of(foreign.state_dict),
         foreign.num_classes,
         None,
-        foreign.preprocessing,
+        habit,
         foreign.state_dict,
         options=foreign.options,
         path=path,
@@ -198,6 +230,7 @@ def of_foreign(foreign: convert.Foreign, path: str | PathLike) -> Checkpoint:
         dropped=foreign.dropped,
         entry=foreign.entry,
         other_entries=foreign.others,
+        origins=origins,
     )
 
 

@@ -9,9 +9,22 @@ from typing import Any
 
 import numpy as np
 
-from data.transforms import BASECLS, Preprocessing
+from data.transforms import BASECLS
 
-from . import apple, basecls, dingxiaoh, entries, foreign, own, port, repghost, repvit, timm
+from . import (
+    apple,
+    basecls,
+    catalog,
+    dingxiaoh,
+    entries,
+    foreign,
+    own,
+    port,
+    preprocessing,
+    repghost,
+    repvit,
+    timm,
+)
 from .files import Contents
 from .keymap import Source, Tensors
 from .search import Attempt, ConversionError, Search, assert_numbers, raise_misfit, some
@@ -51,6 +64,7 @@ class Foreign:
         dropped: keys of the file that were left out on purpose.
         entry: name of the set of weights that was taken; others: those of the others.
         contents: what the file holds beside them too.
+        source_given: whether the layout was asked for, and not only recognized.
     """
 
     source: Source
@@ -62,13 +76,29 @@ class Foreign:
     entry: str
     others: list[str]
     contents: Contents
+    source_given: bool = False
 
     @property
-    def preprocessing(self) -> Preprocessing:
+    def habit(self) -> preprocessing.Statements:
         """What the source trained and tested this architecture with."""
-        size, crop_ratio = self.source.sizes.get(self.arch, (224, 0.875))
-        known = self.source.preprocessing or BASECLS  # unknown; the port's, whose names they are
-        return replace(known, size=size, crop_ratio=crop_ratio)
+        published = catalog.published(self.source.name, self.arch)
+        name, size, crop_ratio = self.arch, 224, 0.875
+        if published is not None:
+            name, size, crop_ratio = published.name, published.size, published.crop_ratio
+        usual = self.source.preprocessing or BASECLS
+        publisher = self.source.title.partition(",")[0]
+        origin = f"assumed: {publisher}'s for {name}"
+        if not self.tells_colour_order:
+            origin = "assumed: as is usual with MegEngine"
+        usual = replace(usual, size=size, crop_ratio=crop_ratio)
+        return preprocessing.of_habit(usual, origin)
+
+    @property
+    def tells_colour_order(self) -> bool:
+        """Whether the layout is that of one repository alone, which has one colour order."""
+        if self.source.preprocessing is None:
+            return False
+        return self.source_given or not self.source.names_are_ours
 
 
 def recognize(
@@ -135,6 +165,7 @@ def recognize(
         taken.entry.name,
         [other.entry.name for other in fitting if other is not taken],
         contents,
+        source is not None,
     )
 
 
@@ -154,6 +185,19 @@ def export(state_dict: Tensors, arch: str, name: str) -> Tensors:
         raise ConversionError(
             f"{name} has no place for {error.args[0]} of {arch}; export the other form"
         ) from None
+
+
+def with_reversed_channels(state_dict: Tensors) -> Tensors:
+    """Return a state dict whose network takes RGB images where the given one's takes BGR.
+
+    The kernels with three input channels are those that read the image.
+    """
+    return {
+        key: np.ascontiguousarray(value[:, ::-1])
+        if value.ndim == 4 and value.shape[1] == 3
+        else value
+        for key, value in state_dict.items()
+    }
 
 
 # ---------------------------------------------------------------- contents -> entry

@@ -1,6 +1,6 @@
 """The original RepVGG, RepVGGplus (DingXiaoH/RepVGG) and QARepVGG: PyTorch files, RGB images."""
 
-from data.transforms import Preprocessing
+from data.transforms import TORCHVISION
 
 from .keymap import Source, product
 
@@ -28,8 +28,7 @@ REPVGG = Source(
         ),
         ("linear.{p}", "linear.{p}"),
     ),
-    preprocessing=Preprocessing(),
-    sizes={"RepVGGD2se": (320, 1.0)},
+    preprocessing=TORCHVISION,
 )
 
 # cxxgtxy/QARepVGG: a batch norm after the sum, and none in the 1x1 branch
@@ -44,7 +43,7 @@ QAREPVGG = Source(
         ),
         ("linear.{p}", "linear.{p}"),
     ),
-    preprocessing=Preprocessing(),
+    preprocessing=TORCHVISION,
 )
 
 REPVGG_PLUS = Source(
@@ -57,6 +56,5 @@ REPVGG_PLUS = Source(
         ("{stage}_aux.0.{p}", "{stage}_aux.downsample.{p}"),
         ("{stage}_aux.3.{p}", "{stage}_aux.linear.{p}"),
     ),
-    preprocessing=Preprocessing(),
-    sizes={"RepVGGplusL2pse": (320, 1.0)},
+    preprocessing=TORCHVISION,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -30,9 +30,10 @@ class Source:
         title: name of the repository, for people.
         archs: shell pattern of the architectures that have this layout.
         rules: pairs of templates (their key, our key); the first that matches decides.
-        preprocessing: what its networks were trained with, but for size and crop ratio; None where
-            the layout does not tell.
-        sizes: architecture -> (pixels, crop ratio), where they are not 224 and 0.875.
+        preprocessing: what its networks were trained with, None where the layout does not tell;
+            size and crop ratio of each published one are in the catalog.
+        names_are_ours: whether its tensors are named as in this project, so that the names do not
+            tell whose a file is, nor its colour order.
         copies: pairs of templates (their key, another of theirs): the first is dropped where
             the second stands beside it.
         pytorch: whether kernels of grouped convolutions are [O, I/G, kh, kw] and biases [O], as
@@ -50,7 +51,7 @@ class Source:
     archs: str
     rules: Rules
     preprocessing: Preprocessing | None
-    sizes: dict[str, tuple[int, float]] = field(default_factory=dict)
+    names_are_ours: bool = False
     copies: Rules = ()
     pytorch: bool = True
     prepare: Callable[[Tensors], Tensors] = dict

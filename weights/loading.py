@@ -43,7 +43,7 @@ def load(
     """
     arch = models.canonical_name(arch) if arch else None
     if not isinstance(source, Checkpoint):
-        source = read(catalog.locate(source), arch, entry=entry)
+        source = read(catalog.locate(source), arch, entry=entry, color_matters=False)
     _check(source, arch, num_classes if source.num_classes else None, deploy)
     if source.num_classes == 0:
         if classifier:

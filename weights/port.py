@@ -21,6 +21,7 @@ REPVGG = Source(
         ("linear.{p}", "linear.{p}"),
     ),
     preprocessing=BASECLS,
+    names_are_ours=True,
     pytorch=False,
 )
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
-from data.transforms import Preprocessing
+from data.transforms import TORCHVISION
 
 from .keymap import Rules, Source, Tensors, product
 
-_PREPROCESSING = Preprocessing(interpolation="bicubic")
+_PREPROCESSING = replace(TORCHVISION, interpolation="bicubic")
 
 
 def _conv_bn(theirs: str, ours: str) -> Rules:

@@ -60,7 +60,7 @@ def load(arch: str | None, model: str | None, entry: str | None = None) -> Netwo
     if model is None:
         train, preprocessing = equivalence.random_network(arch), Preprocessing()
     else:
-        contents = checkpoint.read(catalog.locate(model), arch, entry=entry)
+        contents = checkpoint.read(catalog.locate(model), arch, entry=entry, color_matters=False)
         preprocessing = contents.preprocessing
         train = weights.load(contents, arch)
         if contents.form == "deploy":
