@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from os import PathLike
 from typing import Any
@@ -63,7 +63,6 @@ class Foreign:
         state_dict: name -> float32 array; a view of the file's array where no change is needed.
         dropped: keys of the file that were left out on purpose.
         entry: name of the set of weights that was taken; others: those of the others.
-        contents: what the file holds beside them too.
         source_given: whether the layout was asked for, and not only recognized.
     """
 
@@ -73,9 +72,8 @@ class Foreign:
     num_classes: int
     state_dict: Tensors
     dropped: list[str]
-    entry: str
-    others: list[str]
-    contents: Contents
+    entry: str = entries.ROOT
+    others: list[str] = field(default_factory=list)
     source_given: bool = False
 
     @property
@@ -164,7 +162,6 @@ def recognize(
         taken.entry.dropped + renaming.dropped,
         taken.entry.name,
         [other.entry.name for other in fitting if other is not taken],
-        contents,
         source is not None,
     )
 
