@@ -24,7 +24,7 @@ import numpy as np
 import cli
 import utils
 import weights
-from weights import catalog, checkpoint, convert, files
+from weights import catalog, channels, checkpoint, convert, files
 
 EXAMPLES = """\
   python convert_pretrained_weight.py --origin-dir RepVGG-A0-train.pth --save-dir checkpoints
@@ -58,6 +58,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help="layout of the checkpoint: %(choices)s (default: recognized from its tensors)",
         metavar="LAYOUT",
     )
+    what.add_argument(
+        "--in-chans",
+        type=cli.COUNT,
+        metavar="N",
+        help="number of channels of the images, such as 1 for grey ones: the first kernels are "
+        "summed over the colours, or repeated for more channels (default: the checkpoint's)",
+    )
     what.add_argument("--list", action="store_true", help="list published weights and exit")
     output = parser.add_argument_group("output")
     output.add_argument(
@@ -87,12 +94,21 @@ def read(path: Path, args: argparse.Namespace) -> checkpoint.Checkpoint:
     return converted
 
 
+def for_channels(
+    converted: checkpoint.Checkpoint, args: argparse.Namespace
+) -> tuple[checkpoint.Checkpoint, str | None]:
+    """Return the checkpoint for --in-chans, and a sentence if its first kernels were converted."""
+    if args.in_chans is None:
+        return converted, None
+    return channels.with_input_channels(converted, args.in_chans)
+
+
 def relative_error_of_fusion(path: Path, args: argparse.Namespace) -> float:
     """Return the relative error of fusing the network in a file, 0 for one that is fused already.
 
     Raises ConversionError when it is too large, or a weight or an output is not finite.
     """
-    converted = read(path, args)
+    converted, _ = for_channels(read(path, args), args)
     for key, value in converted.state_dict.items():  # ReLU may hide a NaN
         if not np.isfinite(value).all() or (key.endswith("running_var") and value.min() < 0):
             raise convert.ConversionError(
@@ -101,7 +117,9 @@ def relative_error_of_fusion(path: Path, args: argparse.Namespace) -> float:
             )
     model = weights.load(converted)
     del converted  # the file's tensors and both forms of the network are much memory together
-    images = np.random.default_rng(0).standard_normal((4, 3, 64, 64)).astype(np.float32)
+    images = (
+        np.random.default_rng(0).standard_normal((4, model.in_chans, 64, 64)).astype(np.float32)
+    )
     check = equivalence.compare(model, images, consume=True)
     if not check.holds:
         raise convert.ConversionError(
@@ -180,7 +198,7 @@ def main(argv: list[str] | None = None) -> int:
     error = relative_error_of_fusion(path, args)
     # Read a second time: with the file's tensors kept through the equivalence check, which has
     # both forms of the network, a large network would take three times the memory of its file.
-    converted = read(path, args)
+    converted, input_channels = for_channels(read(path, args), args)
     if args.export:
         target = save_export(converted, args.export, args.save_dir)
     else:
@@ -192,6 +210,7 @@ def main(argv: list[str] | None = None) -> int:
         "dropped": converted.dropped,
         "arch": converted.arch,
         "options": converted.options,
+        "input": input_channels,
         "form": converted.form,
         "classes": converted.num_classes,
         "colour_order": converted.preprocessing.color,
@@ -219,6 +238,7 @@ def show(report: dict, export: str | None) -> None:
         ("source", report["source"]),
         ("architecture", f"{architecture}, {report['form']} form, {report['classes']} classes"),
         ("tensors", f"{report['mapped']} mapped; dropped: {', '.join(dropped) or 'none'}"),
+        *([("input", report["input"])] if report["input"] else []),
         ("colour order", report["colour_order"]),
         ("verified", verified),
         ("layout", export or "this project's"),

@@ -19,11 +19,14 @@ dependencies = ["megengine", "numpy", "cv2", "requests", "tqdm"]
 
 def _entry_point(arch: str, name: str) -> _abc.Callable[..., _M.Module]:
     def create(
-        pretrained: str | None = None, num_classes: int = 1000, deploy: bool = False
+        pretrained: str | None = None,
+        num_classes: int = 1000,
+        deploy: bool = False,
+        in_chans: int | None = None,
     ) -> _M.Module:
         if pretrained is None:
-            return _models.create(arch, num_classes, deploy=deploy)
-        return _weights.load(pretrained, arch, num_classes, deploy)
+            return _models.create(arch, num_classes, deploy=deploy, in_chans=in_chans or 3)
+        return _weights.load(pretrained, arch, num_classes, deploy, in_chans)
 
     create.__name__ = name
     create.__doc__ = f"""Return {arch}, in training mode.
@@ -33,6 +36,8 @@ def _entry_point(arch: str, name: str) -> _abc.Callable[..., _M.Module]:
             convert_pretrained_weight.py reads. None for random weights.
         num_classes: number of classes; must be the checkpoint's.
         deploy: True for the deploy form, to which a train-form checkpoint is fused.
+        in_chans: number of channels of the images, to which the first kernels of a checkpoint for
+            colour images are converted (default: the checkpoint's; without one, 3).
 
     Raises utils.UserError when the file is missing or damaged, or holds another network.
     """

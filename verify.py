@@ -77,15 +77,15 @@ def comparisons(args: argparse.Namespace) -> Iterator[tuple[str, equivalence.Equ
 
     rng = np.random.default_rng(0)
 
-    def random_images(size: int) -> np.ndarray:
-        return rng.standard_normal((BATCH, 3, size, size)).astype(np.float32)
+    def random_images(size: int, channels: int = 3) -> np.ndarray:
+        return rng.standard_normal((BATCH, channels, size, size)).astype(np.float32)
 
     if args.model:
         arch = args.arch and models.canonical_name(args.arch[0])
         trained = checkpoint.read(args.model, arch)
         network = weights.load(trained, arch, deploy=False)
         # At a size it was not trained at, logits may reach 1e7, and rounding errors grow with them.
-        images = random_images(args.size or trained.preprocessing.size)
+        images = random_images(args.size or trained.preprocessing.size, network.in_chans)
         yield network.arch, equivalence.compare(network, images)
         return
     images = random_images(args.size or SIZE)

@@ -97,6 +97,8 @@ def check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         parser.error(
             f"--warmup-epochs {args.warmup_epochs:g} leaves nothing of --epochs {args.epochs}"
         )
+    if args.in_chans not in (None, 1, 3):
+        parser.error(f"--in-chans {args.in_chans}: an image file gives 3 colours or 1 grey value")
     if args.freeze and not (args.pretrained or args.resume):
         parser.error("--freeze trains the classifier alone, so it needs weights by --pretrained")
     if args.qat and not (args.pretrained or args.resume):

@@ -21,6 +21,7 @@ from data.contact_sheet import contact_sheet
 from data.loader import Loader
 from data.transforms import Preprocessing
 from weights import catalog, checkpoint
+from weights.channels import with_input_channels
 
 from . import gpu, low_memory, memory, options
 from .distributed import Workers
@@ -83,14 +84,25 @@ class StartingPoint:
         if resume_from is not None:
             self.saved = checkpoint.read(resume_from, args.arch)
             self.model = weights.load(self.saved, args.arch, num_classes, deploy=False)
+            _check_channels(args.in_chans, self.model, resume_from)
         elif args.pretrained is not None:
+            converted = None
             self.saved = checkpoint.read(catalog.locate(args.pretrained), args.arch)
+            if args.in_chans is not None:
+                self.saved, converted = with_input_channels(self.saved, args.in_chans)
             self.model, dropped = weights.load_for_fine_tuning(self.saved, args.arch, num_classes)
             self.note = self._kept(args.pretrained, dropped)
+            if converted:
+                self.note += f"; for images of {converted}"
         else:
-            self.model = models.create(args.arch, num_classes)
+            self.model = models.create(args.arch, num_classes, in_chans=args.in_chans or 3)
         preprocessing = Preprocessing() if self.saved is None else self.saved.preprocessing
-        self.preprocessing = replace(preprocessing, size=args.size, crop_ratio=args.crop_ratio)
+        self.preprocessing = replace(
+            preprocessing,
+            size=args.size,
+            crop_ratio=args.crop_ratio,
+            channels=self.model.in_chans,
+        )
 
     def _kept(self, source: str, dropped: list[str]) -> str:
         kept = len(self.saved.state_dict) - len(dropped)
@@ -99,6 +111,15 @@ class StartingPoint:
         return (
             f"starting from {source}: {kept} tensors kept; dropped, as it has "
             f"{self.saved.num_classes} classes: {', '.join(dropped)}"
+        )
+
+
+def _check_channels(in_chans: int | None, model: M.Module, path: Path) -> None:
+    """Raise UserError when a run to resume has another number of channels than --in-chans."""
+    if in_chans not in (None, model.in_chans):
+        raise utils.UserError(
+            f"the run to resume, {path}, takes images of {model.in_chans} channels; leave out "
+            f"--in-chans {in_chans}, or start a new run with another --tag"
         )
 
 

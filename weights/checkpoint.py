@@ -7,7 +7,7 @@ A checkpoint file of this project is a pickle of arrays and plain values: those 
 from __future__ import annotations
 
 import pickle
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -75,14 +75,17 @@ def of_model(
     training: dict[str, Any] | None = None,
     activation_ranges: dict[str, tuple[float, float]] | None = None,
 ) -> Checkpoint:
-    """Return the checkpoint of a network made by `models.create`, with copies of its tensors."""
+    """Return the checkpoint of a network made by `models.create`, with copies of its tensors.
+
+    The number of channels in the preprocessing becomes that of the network.
+    """
     state_dict = {key: np.array(value) for key, value in model.state_dict().items()}
     return Checkpoint(
         model.arch,
         form_of(state_dict),
         model.num_classes,
         classes,
-        preprocessing,
+        replace(preprocessing, channels=model.options.get("in_chans", 3)),
         state_dict,
         training,
         model.options,
@@ -163,7 +166,7 @@ def of_foreign(foreign: convert.Foreign, path: str | PathLike) -> Checkpoint:
         form_of(foreign.state_dict),
         foreign.num_classes,
         None,
-        foreign.preprocessing,
+        replace(foreign.preprocessing, channels=foreign.options.get("in_chans", 3)),
         foreign.state_dict,
         options=foreign.options,
         path=path,

@@ -16,7 +16,7 @@ from utils import UserError
 
 from . import apple, basecls, dingxiaoh, port, repghost, repvit, timm
 from .keymap import Source, Tensors
-from .state import Shapes, class_count, form_of, misfits, shapes_of
+from .state import Shapes, class_count, form_of, input_channels, misfits, shapes_of
 
 SOURCES = (
     basecls.REPVGG,
@@ -209,7 +209,9 @@ class _Network:
     def options(self) -> dict[str, Any]:
         source, tensors = self.renaming.source, self.renaming.tensors
         own = fnmatchcase(self.arch, source.archs)  # not when another family was asked for
-        return source.options(tensors) if own and form_of(tensors) == "train" else {}
+        options = source.options(tensors) if own and form_of(tensors) == "train" else {}
+        channels = input_channels(tensors)
+        return options if channels == 3 else {**options, "in_chans": channels}
 
     @property
     def shapes(self) -> Shapes:

@@ -12,6 +12,7 @@ import megengine.module as M
 import numpy as np
 
 from . import catalog
+from .channels import with_input_channels
 from .checkpoint import Checkpoint, CheckpointError, read
 from .keymap import Tensors
 from .state import misfits
@@ -22,6 +23,7 @@ def load(
     arch: str | None = None,
     num_classes: int | None = None,
     deploy: bool | None = None,
+    in_chans: int | None = None,
 ) -> M.Module:
     """Return the network in a checkpoint of any known layout, in training mode.
 
@@ -31,6 +33,9 @@ def load(
         arch, num_classes: what the checkpoint must hold; None accepts what it says.
         deploy: True for the deploy form, fusing a train-form checkpoint; False for the train form,
             which a deploy-form checkpoint no longer has; None for the form of the checkpoint.
+        in_chans: number of channels of the images, to which the first kernels of a checkpoint for
+            colour images are converted, see `channels.with_input_channels`; None for the
+            checkpoint's.
 
     Raises utils.UserError when the file is missing, damaged or asks for code, and its subclasses
     CheckpointError and ConversionError when the file holds something else.
@@ -39,6 +44,8 @@ def load(
     if not isinstance(source, Checkpoint):
         source = read(catalog.locate(source), arch)
     _check(source, arch, num_classes, deploy)
+    if in_chans is not None:
+        source, _ = with_input_channels(source, in_chans)
     with init.uninitialized():
         fused = source.form == "deploy"
         model = models.create(source.arch, source.num_classes, fused, **source.options)
