@@ -75,7 +75,11 @@ def _read_onnx(path: Path, arch: str | None, crop_ratio: float | None) -> Source
     kinds = {node.op_type for node in model.graph.node}
     if kinds & {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger"}:
         raise UserError(f"{path} is quantized already; give the float network it was made from")
+    if any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer):
+        raise UserError(f"{path} is in half precision; export it again without --half")
     metadata = properties({entry.key: entry.value for entry in model.metadata_props})
+    if metadata.get("features"):
+        raise UserError(f"{path} gives feature maps; export it again without --features")
     if metadata.get("form") == "train" or "BatchNormalization" in kinds:
         raise UserError(
             f"{path} is in train form, with branches and batch norms; "
