@@ -2,29 +2,39 @@
 """Classify images: files, folders of images and URLs.
 
 The network is a checkpoint in any layout that convert_pretrained_weight.py reads, or an .onnx or
-.mge file of export.py; without --model, the newest best.pkl under checkpoints/.
+.mge file; without --model, the newest best.pkl under checkpoints/. An .onnx file that export.py did
+not write needs --color, --mean, --std and --class-names.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
+import io
 import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import cv2
 import numpy as np
+from tqdm import tqdm
 
 import cli
 import utils
 
 if TYPE_CHECKING:  # MegEngine takes a second to import, which --help need not
+    from deployment.classification import Result
     from deployment.network import Network
 
 EXAMPLES = """\
   python predict.py dog.jpg photos/ https://example.com/cat.png --model a0.pkl
   python predict.py photos/ --model RepVGGA0.onnx --top 3 --json
+  python predict.py photos/ --model best.pkl --csv classes.csv --top 1
   python predict.py photos/ --model best.pkl --save labelled
+  python predict.py dog.jpg --model resnet.onnx --color rgb --mean 0.485 0.456 0.406 \\
+      --std 0.229 0.224 0.225 --class-names imagenet.txt
 """
 
 
@@ -39,11 +49,42 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--model",
         help="checkpoint, .onnx or .mge file (default: the newest best.pkl under checkpoints/)",
     )
-    parser.add_argument(
+    images = parser.add_argument_group("preprocessing of the images")
+    images.add_argument(
+        "--color",
+        choices=("rgb", "bgr"),
+        help="colour order of the images that the network expects: %(choices)s (default: the "
+        "model file's)",
+    )
+    for flag, what in (("--mean", "mean"), ("--std", "standard deviation")):
+        images.add_argument(
+            flag,
+            type=float,
+            nargs=3,
+            metavar=("R", "G", "B"),
+            help=f"{what} of each channel in the network's order, for pixels from 0 to 1 or, where "
+            "a value is above 1, from 0 to 255 (default: the model file's)",
+        )
+    images.add_argument(
+        "--class-names",
+        metavar="FILE",
+        help="text file with a class name in each line, or JSON file with a list of them "
+        "(default: the model file's)",
+    )
+    cli.add_flags(images, "--size", help="side of the square input images (default: the file's)")
+    cli.add_flags(images, "--crop-ratio")
+    output = parser.add_argument_group("output")
+    output.add_argument(
         "--top", type=cli.COUNT, default=5, metavar="N", help="number of classes to show per image"
     )
-    cli.add_flags(parser, "--json")
-    parser.add_argument(
+    form = output.add_mutually_exclusive_group()
+    cli.add_flags(form, "--json")
+    form.add_argument(
+        "--csv",
+        metavar="FILE",
+        help="write the results to this file as a table with a line for each image",
+    )
+    output.add_argument(
         "--save", metavar="DIR", help="folder to write each image to with its labels drawn on it"
     )
     return parser.parse_args(argv)
@@ -54,43 +95,122 @@ def main(argv: list[str] | None = None) -> int:
 
     from models import environment
 
-    from data import caption, sources
-    from data.decoding import BadImageError
+    from data import sources
     from deployment import network
     from weights import catalog, checkpoint
 
     environment.tune_for_training()
     path = catalog.locate(args.model) if args.model else checkpoint.newest_best()
-    net = network.load(path, args.arch)
+    net = network.load(path, args.arch, preprocessing(args), class_names(args.class_names))
+    if net.assumed:
+        print(f"predict.py: note: assumed for {path}: {net.assumed}", file=sys.stderr)
     names = list(sources.expand(args.images))
-    results = []
-    for name, stem in zip(names, sources.stems(names), strict=True):
-        try:
-            image = sources.read(name)
-        except BadImageError as error:
-            results.append({"image": name, "error": str(error)})
-            utils.fail(str(error))
-            continue
-        best = _best(net, image, args.top)
-        results.append({"image": name, "predictions": best})
-        if not args.json:
-            print(name)
-            for row in best:
-                print(f"  {row['probability']:7.2%}  {row['class']:4}  {row['name']}")
-        if args.save:
-            lines = [f"{row['probability']:.1%} {row['name']}" for row in best]
-            _save(caption.labelled(image, lines), Path(args.save, f"{stem}-labelled.jpg"))
+    results = reported(net, names, args)
+    if args.csv:
+        bad = write_csv(Path(args.csv), results, min(args.top, net.num_classes))
+        print(f"{len(names) - bad} of {len(names)} images classified: {args.csv}")
+        return 2 if bad else 0
+    bad, rows = 0, []
+    for result in results:
+        bad += result.error is not None
+        if args.json:
+            answer = (
+                {"error": result.error} if result.error else {"predictions": result.predictions}
+            )
+            rows.append({"image": result.name, **answer})
+        elif not result.error:
+            tqdm.write("\n".join([result.name, *map(_line, result.predictions)]))
     if args.json:
-        print(json.dumps({"model": str(path), "arch": net.arch, "images": results}, indent=2))
-    return 2 if any("error" in result for result in results) else 0
+        print(json.dumps({"model": str(path), "arch": net.arch, "images": rows}, indent=2))
+    return 2 if bad else 0
 
 
-def _best(net: Network, image: np.ndarray, count: int) -> list[dict]:
-    probabilities = net.probabilities(image)
-    return [
-        {"class": int(i), "name": net.classes[i], "probability": float(probabilities[i])}
-        for i in np.argsort(-probabilities, kind="stable")[:count]
-    ]
+def preprocessing(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the fields of a Preprocessing that flags set.
+
+    Raises UserError for a mean and a deviation of different pixels.
+    """
+    mean, std = args.mean or (0.0,), args.std or (0.0,)
+    if 0 < max(mean) <= 1 < max(std):
+        raise utils.UserError(
+            f"--mean {mean[0]:g} ... is for pixels from 0 to 1, and --std {std[0]:g} ... for those "
+            "from 0 to 255; give both for the same pixels"
+        )
+    scale = 255.0 if max(*mean, *std) <= 1 else 1.0
+    given = {
+        "color": args.color and args.color.upper(),
+        "mean": args.mean and tuple(value * scale for value in args.mean),
+        "std": args.std and tuple(value * scale for value in args.std),
+        "size": args.size,
+        "crop_ratio": args.crop_ratio,
+    }
+    return {field: value for field, value in given.items() if value is not None}
+
+
+def class_names(path: str | None) -> list[str] | None:
+    """Return the class names in a file; raise UserError when it cannot be read or has none."""
+    if path is None:
+        return None
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        names = json.loads(text) if text.lstrip().startswith("[") else lines
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it is neither UTF-8 text nor JSON"
+        raise utils.UserError(f"cannot read the class names in {path} ({reason})") from None
+    if not names or not all(isinstance(name, str) for name in names):
+        raise utils.UserError(f"{path} holds no class names; give one in each line, or a JSON list")
+    return names
+
+
+def reported(net: Network, names: Sequence[str], args: argparse.Namespace) -> Iterator[Result]:
+    """Yield what became of each image; show progress and errors, and save pictures for --save."""
+    from data import caption, sources
+    from deployment.classification import BATCH, classify
+
+    stems = sources.stems(names)
+    results = classify(net, names, args.top, keep_images=bool(args.save))
+    few = True if len(names) <= BATCH else None  # None: no bar where there is no terminal
+    with tqdm(total=len(names), unit="image", leave=False, disable=few) as bar:
+        for result, stem in zip(results, stems, strict=True):
+            bar.update()
+            if result.error:
+                utils.fail(result.error)
+            elif args.save:
+                rows = result.predictions
+                lines = [f"{row['probability']:.1%} {row['name']}" for row in rows]
+                picture = caption.labelled(result.image, lines)
+                _save(picture, Path(args.save, f"{stem}-labelled.jpg"))
+            yield result
+
+
+def write_csv(path: Path, results: Iterable[Result], count: int) -> int:
+    """Write a table with the `count` best classes of each image; return the number of errors.
+
+    Raises UserError when the file cannot be written.
+    """
+    columns = ("class", "name", "probability")
+    header = ["image", *(f"{column}{n}" for n in range(1, count + 1) for column in columns)]
+    bad = 0
+
+    def write(file: BinaryIO) -> None:
+        nonlocal bad
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
+        table = csv.writer(text)
+        table.writerow([*header, "error"])
+        for result in results:
+            bad += result.error is not None
+            best = [row[column] for row in result.predictions for column in columns]
+            empty = [""] * (len(header) - 1 - len(best))
+            table.writerow([result.name, *best, *empty, result.error or ""])
+        text.detach()
+
+    utils.write_atomically(path, write)
+    return bad
+
+
+def _line(row: dict[str, Any]) -> str:
+    return f"  {row['probability']:7.2%}  {row['class']:4}  {row['name']}"
 
 
 def _save(picture: np.ndarray, path: Path) -> None:
