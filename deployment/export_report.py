@@ -24,7 +24,7 @@ def text(report: dict[str, Any]) -> str:
         runtime = "MegEngine's runtime"
     colors = {1: "grey", 3: images["color"]}.get(images["channels"], "several channels")
     outputs = report.get("outputs") or [report["output"]]
-    precision = ", computed in float16" if report.get("half") else ""
+    how = "on photographs, in float16, " if report.get("half") else ""
     lines = [
         ("source", report["source"]),
         (
@@ -39,7 +39,7 @@ def text(report: dict[str, Any]) -> str:
         *(("output", _tensor(*output)) for output in outputs),
         ("parameters", numbers),
         *lines,
-        ("verified", f"relative error {report['relative_error']:.1e} under {runtime}{precision}"),
+        ("verified", f"relative error {report['relative_error']:.1e} {how}under {runtime}"),
         ("file", f"{report['file']}, {report['bytes'] / 1e6:.1f} MB"),
         ("sha256", report["sha256"]),
     ]

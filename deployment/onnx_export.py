@@ -21,7 +21,7 @@ from . import half as half_precision
 from .input_format import adapt, describe
 from .onnx_graph import to_onnx
 from .tracing import ExportError
-from .verification import Runner, Sizes, write_verified
+from .verification import Runner, Sizes, photographs, random_pixels, write_verified
 
 
 class Exported(NamedTuple):
@@ -68,7 +68,7 @@ def export_onnx(
         metadata: values to write into the file beside the preprocessing, as JSON unless strings.
         features: write the four feature maps as outputs instead, called `features.NAMES`.
         free_size: let the file take images of any height and width; `size` is its usual one.
-        half: compute in float16, within a relative error of `half.TOLERANCE`.
+        half: compute in float16, within a relative error of `half.TOLERANCE` on photographs.
 
     Raises ExportError when an operator has no handler or the logits differ, and UserError when the
     file cannot be written; no file is left behind in either case.
@@ -94,10 +94,9 @@ def export_onnx(
         del proto, graph  # of a large network there are many copies at this point
         _check(content)
         sizes = check_sizes(size, free_size, (batch,) if isinstance(batch, int) else (1, 3))
-        tolerance = half_precision.TOLERANCE if half else TOLERANCE
-        check = write_verified(
-            path, content, load, network, preprocessing, file_input, sizes, tolerance
-        )
+        # random images would tell little: their logits are small, beside which errors look large
+        how = (half_precision.TOLERANCE, photographs) if half else (TOLERANCE, random_pixels)
+        check = write_verified(path, content, load, network, preprocessing, file_input, sizes, *how)
     finally:
         model.train(training)
     return Exported(check.relative_error, numbers, initializers, dict(operators))

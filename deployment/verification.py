@@ -1,4 +1,4 @@
-"""Write a file only if its outputs equal the live network's on random images."""
+"""Write a file only if its outputs equal the live network's."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from models.equivalence import TOLERANCE
 
+import cv2
 import megengine as mge
 import megengine.module as M
 import numpy as np
@@ -20,6 +21,8 @@ from .tracing import ExportError
 # float32 [N, C, H, W] -> logits [N, classes], or a list of several outputs
 Runner = Callable[[np.ndarray], np.ndarray | list[np.ndarray]]
 Sizes = Sequence[tuple[int, tuple[int, int]]]  # (number of images, (height, width)) to compare on
+# (preprocessing, number, size) -> whole numbers from 0 to 255 [N, C, H, W], in its channel order
+Pixels = Callable[[Preprocessing, int, tuple[int, int]], np.ndarray]
 
 
 class EquivalenceCheck(NamedTuple):
@@ -56,6 +59,7 @@ def write_verified(
     file_input: Preprocessing,
     sizes: Sizes,
     tolerance: float = TOLERANCE,
+    pixels: Pixels | None = None,
 ) -> EquivalenceCheck:
     """Write `content` to a temporary file, compare it with `model`, and rename it if they agree.
 
@@ -67,6 +71,7 @@ def write_verified(
         model_input, file_input: preprocessing of the images that `model` and the file take.
         sizes: numbers and sizes of the images to compare.
         tolerance: largest relative error.
+        pixels: makes the images; None for `random_pixels`.
 
     Raises ExportError when the outputs differ and UserError when the file cannot be written; an
     existing file at `path` is then untouched.
@@ -77,7 +82,8 @@ def write_verified(
         nonlocal check
         file.write(content)
         file.flush()
-        check = compare(model, load(file.name), model_input, file_input, sizes, tolerance)
+        run = load(file.name)
+        check = compare(model, run, model_input, file_input, sizes, tolerance, pixels)
         if not check.holds:
             raise ExportError(
                 f"{path} was not written: {check}; "
@@ -95,23 +101,17 @@ def compare(
     file_input: Preprocessing,
     sizes: Sizes,
     tolerance: float = TOLERANCE,
+    pixels: Pixels | None = None,
 ) -> EquivalenceCheck:
-    """Compare `model` and `run` on the same random images, each with its own preprocessing.
-
-    The images are whole numbers from 0 to 255; normalized for the network, they are normally
-    distributed up to rounding, like those of verify.py.
-    """
-    rng = np.random.default_rng(0)
+    """Compare `model` and `run` on the same images, each with its own preprocessing."""
     errors, agreement = [], []
-    mean, std = _per_channel(model_input)
     for n, size in sizes:
-        noise = rng.standard_normal((n, model_input.channels, *size), np.float32)
-        pixels = np.clip(np.rint(noise * std + mean), 0, 255)
-        images = _normalized(model_input, pixels)
+        values = (pixels or random_pixels)(model_input, n, size)
+        images = _normalized(model_input, values)
         if file_input.color != model_input.color:
-            pixels = pixels[:, ::-1]
+            values = values[:, ::-1]
         outputs = [tensor.numpy() for tensor in _listed(model(mge.Tensor(images)))]
-        results = _listed(run(_normalized(file_input, pixels)))
+        results = _listed(run(_normalized(file_input, values)))
         for expected, actual in zip(outputs, results, strict=True):
             with np.errstate(invalid="ignore", divide="ignore"):  # the error is then NaN
                 errors.append(np.abs(expected - actual).max() / np.abs(expected).max())
@@ -119,6 +119,31 @@ def compare(
                 agreement.append((expected.argmax(1) == actual.argmax(1)).mean())
     worst = float(min(agreement)) if agreement else None
     return EquivalenceCheck(float(np.max(errors)), worst, tolerance)
+
+
+def random_pixels(preprocessing: Preprocessing, n: int, size: tuple[int, int]) -> np.ndarray:
+    """Return `Pixels` that are, normalized, normally distributed up to rounding, as verify.py's."""
+    mean, std = _per_channel(preprocessing)
+    shape = (n, preprocessing.channels, *size)
+    noise = np.random.default_rng(0).standard_normal(shape, np.float32)
+    return np.clip(np.rint(noise * std + mean), 0, 255)
+
+
+def photographs(preprocessing: Preprocessing, n: int, size: tuple[int, int]) -> np.ndarray:
+    """Return `Pixels` of parts of the two photographs that come with scikit-learn."""
+    from sklearn.datasets import load_sample_images
+
+    pictures = load_sample_images().images  # uint8 RGB [427, 640, 3]
+    parts = []
+    for i in range(n):
+        part = pictures[i % 2][20 * i : 20 * i + 320, 100 * i % 320 :][:, :320]
+        parts.append(cv2.resize(part, size[::-1], interpolation=cv2.INTER_AREA))
+    planes = np.stack(parts).transpose(0, 3, 1, 2).astype(np.float64)
+    if preprocessing.color == "BGR":
+        planes = planes[:, ::-1]
+    if preprocessing.channels == 1:
+        return np.rint(planes.mean(axis=1, keepdims=True))
+    return planes[:, np.arange(preprocessing.channels) % 3]
 
 
 def _per_channel(preprocessing: Preprocessing) -> list[np.ndarray]:

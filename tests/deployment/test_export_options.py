@@ -149,7 +149,7 @@ def test_the_command(command, small_repvgg_a0, tmp_path):
     assert (status, err) == (0, "")
     assert "input:        input [batch, 3, height, width], RGB, normalized\n" in out
     assert "output:       stage1 [batch, 16, height/4, width/4]\n" in out
-    assert "under onnxruntime, computed in float16\n" in out
+    assert "on photographs, in float16, under onnxruntime\n" in out
     status, out, _ = command("export", *flags, "--json")
     assert json.loads(out)["outputs"][3] == ["stage4", ["batch", 64, "height/32", "width/32"]]
     status, _, err = command("quantize", "--model", path, "--calibration", tmp_path)
