@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 import cli
 import utils
+from deployment import input_flags
 
 if TYPE_CHECKING:  # MegEngine takes a second to import, which --help need not
     from deployment.classification import Result
@@ -49,28 +50,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--model",
         help="checkpoint, .onnx or .mge file (default: the newest best.pkl under checkpoints/)",
     )
-    images = parser.add_argument_group("preprocessing of the images")
-    images.add_argument(
-        "--color",
-        choices=("rgb", "bgr"),
-        help="colour order of the images that the network expects: %(choices)s (default: the "
-        "model file's)",
-    )
-    for flag, what in (("--mean", "mean"), ("--std", "standard deviation")):
-        images.add_argument(
-            flag,
-            type=float,
-            nargs=3,
-            metavar=("R", "G", "B"),
-            help=f"{what} of each channel in the network's order, for pixels from 0 to 1 or, where "
-            "a value is above 1, from 0 to 255 (default: the model file's)",
-        )
-    images.add_argument(
-        "--class-names",
-        metavar="FILE",
-        help="text file with a class name in each line, or JSON file with a list of them "
-        "(default: the model file's)",
-    )
+    images = input_flags.add(parser)
     cli.add_flags(images, "--size", help="side of the square input images (default: the file's)")
     cli.add_flags(images, "--crop-ratio")
     output = parser.add_argument_group("output")
@@ -101,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
 
     environment.tune_for_training()
     path = catalog.locate(args.model) if args.model else checkpoint.newest_best()
-    net = network.load(path, args.arch, preprocessing(args), class_names(args.class_names))
+    net = network.load(path, args.arch, *input_flags.read(args))
     if net.assumed:
         print(f"predict.py: note: assumed for {path}: {net.assumed}", file=sys.stderr)
     names = list(sources.expand(args.images))
@@ -123,44 +103,6 @@ def main(argv: list[str] | None = None) -> int:
     if args.json:
         print(json.dumps({"model": str(path), "arch": net.arch, "images": rows}, indent=2))
     return 2 if bad else 0
-
-
-def preprocessing(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the fields of a Preprocessing that flags set.
-
-    Raises UserError for a mean and a deviation of different pixels.
-    """
-    mean, std = args.mean or (0.0,), args.std or (0.0,)
-    if 0 < max(mean) <= 1 < max(std):
-        raise utils.UserError(
-            f"--mean {mean[0]:g} ... is for pixels from 0 to 1, and --std {std[0]:g} ... for those "
-            "from 0 to 255; give both for the same pixels"
-        )
-    scale = 255.0 if max(*mean, *std) <= 1 else 1.0
-    given = {
-        "color": args.color and args.color.upper(),
-        "mean": args.mean and tuple(value * scale for value in args.mean),
-        "std": args.std and tuple(value * scale for value in args.std),
-        "size": args.size,
-        "crop_ratio": args.crop_ratio,
-    }
-    return {field: value for field, value in given.items() if value is not None}
-
-
-def class_names(path: str | None) -> list[str] | None:
-    """Return the class names in a file; raise UserError when it cannot be read or has none."""
-    if path is None:
-        return None
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        names = json.loads(text) if text.lstrip().startswith("[") else lines
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "it is neither UTF-8 text nor JSON"
-        raise utils.UserError(f"cannot read the class names in {path} ({reason})") from None
-    if not names or not all(isinstance(name, str) for name in names):
-        raise utils.UserError(f"{path} holds no class names; give one in each line, or a JSON list")
-    return names
 
 
 def reported(net: Network, names: Sequence[str], args: argparse.Namespace) -> Iterator[Result]:

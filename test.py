@@ -15,6 +15,7 @@ from functools import partial
 import cli
 import utils
 from benchmarks import record
+from deployment import input_flags
 
 EXAMPLES = """\
   python test.py --switch-deploy 1
@@ -54,6 +55,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         default=0,
         help="1: fuse the network, test it again and save NAME-deploy.pkl beside the checkpoint",
     )
+    input_flags.add(parser)
     how = parser.add_argument_group("evaluation")
     cli.add_flags(
         how,

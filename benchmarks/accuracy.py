@@ -20,7 +20,7 @@ from data import datasets
 from data.evaluation import Score, evaluate
 from data.loader import Loader
 from data.transforms import Preprocessing
-from deployment import network
+from deployment import input_flags, network
 from deployment.verification import Runner
 from training.distributed import Workers
 from utils import UserError
@@ -65,8 +65,7 @@ def _test_exported(
             f"{path} is an exported network, not a checkpoint that can be in train form or be "
             "fused; leave out --switch-deploy and --deploy"
         )
-    size = {} if args.size is None else {"size": args.size}
-    net = network.load(path, args.arch, size)
+    net = network.load(path, args.arch, *input_flags.read(args))
     height, width = net.size
     if height != width:
         raise UserError(
@@ -94,6 +93,11 @@ def _test_checkpoint(
     args: argparse.Namespace, path: Path, workers: Workers, say: Say
 ) -> tuple[dict[str, Any], Loader]:
     """Return the results of a checkpoint, and the loader that it was tested with."""
+    if args.color or args.mean or args.std or args.class_names:
+        raise UserError(
+            f"--color, --mean, --std and --class-names are for .onnx and .mge files; {path} says "
+            "itself what it expects, so leave them out"
+        )
     contents = checkpoint.read(path, args.arch)
     if args.deploy == 1 and contents.form == "train":
         raise checkpoint.CheckpointError(

@@ -53,6 +53,11 @@ def load(arch: str | None, model: str | None) -> Network:
         contents = checkpoint.read(catalog.locate(model), arch)
         preprocessing = contents.preprocessing
         train = weights.load(contents, arch)
+        if train.in_chans != 3:
+            raise UserError(
+                f"{model} takes images of {train.in_chans} channels; benchmark.py times networks "
+                "for images of three"
+            )
         if contents.form == "deploy":
             return Network(train.arch, None, train, preprocessing)
     return Network(train.arch, train, models.to_deploy(train), preprocessing)

@@ -6,6 +6,7 @@ import models
 from models import equivalence
 
 import numpy as np
+import onnx
 import pytest
 
 from benchmarks import record
@@ -61,6 +62,26 @@ def test_files_are_scored_as_the_checkpoint(command, saved, tmp_path, monkeypatc
 
     status, out, _ = command("test", "--model", tmp_path / "any.onnx", *common[:-1])
     assert out.splitlines()[-1].startswith("RepVGGA0, deploy form: top-1 ")
+
+
+def test_a_file_from_elsewhere_with_flags(command, saved, tmp_path):
+    path, names = tmp_path / "theirs.onnx", tmp_path / "names.json"
+    assert command("export", "--model", saved, "--out", path)[0] == 0
+    data = ["--data", write_image_folder(tmp_path / "photos", train=1), "--workers", 0, "--json"]
+    _, expected, _ = command("test", "--model", path, *data)
+    proto = onnx.load(path)
+    del proto.metadata_props[:]
+    onnx.save(proto, path)
+    status, _, err = command("test", "--model", path, *data)
+    assert status == 2 and "give --mean, --std, --color and --class-names" in err
+    names.write_text(json.dumps(CLASSES))
+    flags = ["--color", "bgr", "--class-names", names, "--crop-ratio", 0.8,
+             "--mean", 123.675, 116.28, 103.53, "--std", 58.395, 57.12, 57.375]  # fmt: skip
+    status, out, err = command("test", "--model", path, *data, *flags)
+    assert (status, err) == (0, "")
+    assert json.loads(out)["results"] == json.loads(expected)["results"]
+    status, _, err = command("test", "--model", saved, *data, "--color", "bgr")
+    assert status == 2 and "leave them out" in err and err.count("\n") == 1
 
 
 def test_what_a_file_is_not(command, saved, tmp_path):
