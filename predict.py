@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
 
     environment.tune_for_training()
     path = catalog.locate(args.model) if args.model else checkpoint.newest_best()
-    net = network.load(path, args.arch, *input_flags.read(args))
+    net = network.load(path, args.arch, input_flags.read(args))
     if net.assumed:
         print(f"predict.py: note: assumed for {path}: {net.assumed}", file=sys.stderr)
     names = list(sources.expand(args.images))

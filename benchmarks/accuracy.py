@@ -65,7 +65,7 @@ def _test_exported(
             f"{path} is an exported network, not a checkpoint that can be in train form or be "
             "fused; leave out --switch-deploy and --deploy"
         )
-    net = network.load(path, args.arch, *input_flags.read(args))
+    net = network.load(path, args.arch, input_flags.read(args))
     height, width = net.size
     if height != width:
         raise UserError(

@@ -37,8 +37,8 @@ def add(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     return images
 
 
-def read(args: argparse.Namespace) -> tuple[dict[str, Any], list[str] | None]:
-    """Return the fields of a Preprocessing that flags set, and the class names, if given.
+def read(args: argparse.Namespace) -> dict[str, tuple[Any, str]]:
+    """Return what flags state: field of a Preprocessing, or "classes" -> its value, and the flag.
 
     --size and --crop-ratio count too. Raises UserError for a mean and a deviation of different
     pixels, and for class names that cannot be read.
@@ -56,9 +56,14 @@ def read(args: argparse.Namespace) -> tuple[dict[str, Any], list[str] | None]:
         "std": args.std and tuple(value * scale for value in args.std),
         "size": args.size,
         "crop_ratio": args.crop_ratio,
+        "classes": class_names(args.class_names),
     }
-    changes = {field: value for field, value in given.items() if value is not None}
-    return changes, class_names(args.class_names)
+    flags = {"crop_ratio": "--crop-ratio", "classes": "--class-names"}
+    return {
+        field: (value, flags.get(field, f"--{field}"))
+        for field, value in given.items()
+        if value is not None
+    }
 
 
 def class_names(path: str | None) -> list[str] | None:

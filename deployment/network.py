@@ -96,21 +96,21 @@ def _crop(image: np.ndarray, preprocessing: Preprocessing, height: int, width: i
 def load(
     path: str | PathLike,
     arch: str | None = None,
-    changes: Mapping[str, Any] | None = None,
-    class_names: Sequence[str] | None = None,
+    stated: Mapping[str, tuple[Any, str]] | None = None,
 ) -> Network:
     """Load the network of a checkpoint, which is fused, or of an .onnx or .mge file.
 
     Args:
-        path: the file; one from elsewhere needs `changes` and `class_names`.
+        path: the file; one from elsewhere needs a statement of everything.
         arch: architecture that the file must hold, if given.
-        changes: fields of the Preprocessing to use instead of the file's.
-        class_names: names of the classes to use instead of the file's.
+        stated: field of the Preprocessing, or "classes" for the names of the classes -> the value
+            to use instead of the file's, and who states it.
 
     Raises UserError for a file that is missing, broken or of another architecture, or does not say
-    what `changes` and `class_names` leave open.
+    what `stated` leaves open.
     """
-    changes = dict(changes or {})
+    changes = {field: value for field, (value, _) in (stated or {}).items()}
+    class_names = changes.pop("classes", None)
     if is_exported(path):
         return _of_file(path, arch, changes, class_names)
     contents = checkpoint.read(path, arch)
