@@ -136,7 +136,8 @@ def photographs(preprocessing: Preprocessing, n: int, size: tuple[int, int]) -> 
     pictures = load_sample_images().images  # uint8 RGB [427, 640, 3]
     parts = []
     for i in range(n):
-        part = pictures[i % 2][20 * i : 20 * i + 320, 100 * i % 320 :][:, :320]
+        top, left = 20 * i % 100, 100 * i % 320
+        part = pictures[i % 2][top : top + 320, left : left + 320]
         parts.append(cv2.resize(part, size[::-1], interpolation=cv2.INTER_AREA))
     planes = np.stack(parts).transpose(0, 3, 1, 2).astype(np.float64)
     if preprocessing.color == "BGR":

@@ -254,7 +254,7 @@ def test_many_images_go_through_in_batches_to_a_table(command, network, tmp_path
 @pytest.mark.parametrize("kind", ["logits", "softmax", "half", "dynamic"])
 def test_a_network_from_elsewhere_with_flags(command, network, photos, tmp_path, kind):
     """Its file says nothing but shapes; the flags say the rest, for pixels from 0 to 1."""
-    path, names = tmp_path / "theirs.onnx", tmp_path / "names.txt"
+    path, names = tmp_path / "foreign.onnx", tmp_path / "names.txt"
     options = {"half": kind == "half", "free_size": kind == "dynamic", "batch": 1}
     export_onnx(models.to_deploy(network.model), path, EXPECTS, size=32, **options)
     proto = onnx.load(path)

@@ -65,7 +65,7 @@ def test_files_are_scored_as_the_checkpoint(command, saved, tmp_path, monkeypatc
 
 
 def test_a_file_from_elsewhere_with_flags(command, saved, tmp_path):
-    path, names = tmp_path / "theirs.onnx", tmp_path / "names.json"
+    path, names = tmp_path / "foreign.onnx", tmp_path / "names.json"
     assert command("export", "--model", saved, "--out", path)[0] == 0
     data = ["--data", write_image_folder(tmp_path / "photos", train=1), "--workers", 0, "--json"]
     _, expected, _ = command("test", "--model", path, *data)
