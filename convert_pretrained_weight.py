@@ -24,7 +24,7 @@ import cli
 import utils
 import weights
 from deployment import float64
-from weights import catalog, checkpoint, convert, entries, export, files, preprocessing
+from weights import catalog, channels, checkpoint, convert, entries, export, files, preprocessing
 
 EXAMPLES = """\
   python convert_pretrained_weight.py --origin-dir RepVGG-A0-train.pth --save-dir checkpoints
@@ -63,6 +63,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         metavar="LAYOUT",
     )
     cli.add_flags(what, "--entry")
+    what.add_argument(
+        "--in-chans",
+        type=cli.COUNT,
+        metavar="N",
+        help="number of channels of the images, such as 1 for grey ones: the first kernels are "
+        "summed over the colours, or repeated for more channels (default: the checkpoint's)",
+    )
     what.add_argument("--list", action="store_true", help="list published weights and exit")
     cli.add_preprocessing_flags(parser)
     output = parser.add_argument_group("output")
@@ -97,12 +104,21 @@ def read(path: Path, args: argparse.Namespace) -> checkpoint.Checkpoint:
     return converted
 
 
+def for_channels(
+    converted: checkpoint.Checkpoint, args: argparse.Namespace
+) -> tuple[checkpoint.Checkpoint, str | None]:
+    """Return the checkpoint for --in-chans, and a sentence if its first kernels were converted."""
+    if args.in_chans is None:
+        return converted, None
+    return channels.with_input_channels(converted, args.in_chans)
+
+
 def check_fusion(path: Path, args: argparse.Namespace) -> equivalence.Equivalence:
     """Compare the network in a file before and after fusion, at its own size.
 
     Raises ConversionError when it is too large, or a weight or an output is not finite.
     """
-    converted = read(path, args)
+    converted, _ = for_channels(read(path, args), args)
     for key, value in converted.state_dict.items():  # ReLU may hide a NaN
         if not np.isfinite(value).all() or (key.endswith("running_var") and value.min() < 0):
             raise convert.ConversionError(
@@ -112,11 +128,12 @@ def check_fusion(path: Path, args: argparse.Namespace) -> equivalence.Equivalenc
     model = weights.load(converted, classifier=False)
     size, fused_here = converted.preprocessing.size, converted.form == "train"
     del converted  # the file's tensors and both forms of the network are much memory together
-    images = np.random.default_rng(0).standard_normal((2, 3, size, size)).astype(np.float32)
+    images = np.random.default_rng(0).standard_normal((2, model.in_chans, size, size))
+    images = images.astype(np.float32)
     check = equivalence.compare(model, images, consume=True)
     del model
     if not check.holds and fused_here:
-        model = weights.load(read(path, args), classifier=False)
+        model = weights.load(for_channels(read(path, args), args)[0], classifier=False)
         check = float64.confirmed(check, model, images[:1])
     if not check.holds:
         raise convert.ConversionError(
@@ -194,7 +211,7 @@ def main(argv: list[str] | None = None) -> int:
     check = check_fusion(path, args)
     # Read a second time: with the file's tensors kept through the equivalence check, which has
     # both forms of the network, a large network would take three times the memory of its file.
-    converted = read(path, args)
+    converted, input_channels = for_channels(read(path, args), args)
     if args.export:
         target = save_export(converted, args.export, args.save_dir)
     else:
@@ -206,6 +223,7 @@ def main(argv: list[str] | None = None) -> int:
         "dropped": converted.dropped,
         "arch": converted.arch,
         "options": converted.options,
+        "input": input_channels,
         "form": converted.form,
         "classes": converted.num_classes,
         "colour_order": converted.preprocessing.color,
@@ -247,6 +265,7 @@ def show(report: dict, converted: checkpoint.Checkpoint, layout: str | None) -> 
         *([("entry", entry)] if entry != entries.ROOT or report["other_entries"] else []),
         ("architecture", f"{architecture}, {report['form']} form, {classes}"),
         ("tensors", f"{report['mapped']} mapped; dropped: {', '.join(dropped) or 'none'}"),
+        *([("input", report["input"])] if report["input"] else []),
         *preprocessing.report(converted.preprocessing, converted.classes, converted.origins),
         ("verified", verified),
         ("layout", layout or "this project's"),

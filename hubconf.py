@@ -23,10 +23,11 @@ def _entry_point(arch: str, name: str) -> _abc.Callable[..., _M.Module]:
         num_classes: int = 1000,
         deploy: bool = False,
         entry: str | None = None,
+        in_chans: int | None = None,
     ) -> _M.Module:
         if pretrained is None or pretrained is False:
-            return _models.create(arch, num_classes, deploy=deploy)
-        return _weights.load(pretrained, arch, num_classes, deploy, entry=entry)
+            return _models.create(arch, num_classes, deploy=deploy, in_chans=in_chans or 3)
+        return _weights.load(pretrained, arch, num_classes, deploy, entry=entry, in_chans=in_chans)
 
     create.__name__ = name
     create.__doc__ = f"""Return {arch}, in training mode.
@@ -38,6 +39,8 @@ def _entry_point(arch: str, name: str) -> _abc.Callable[..., _M.Module]:
         num_classes: number of classes; must be the checkpoint's.
         deploy: True for the deploy form, to which a train-form checkpoint is fused.
         entry: set of weights to take from a file of several, such as "state_dict_ema".
+        in_chans: number of channels of the images, to which the first kernels of a checkpoint for
+            colour images are converted (default: the checkpoint's; without one, 3).
 
     Raises utils.UserError when the file is missing or damaged, or holds another network.
     """

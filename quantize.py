@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -43,6 +44,7 @@ EXAMPLES = """\
   python quantize.py --model RepVGGA0.onnx --calibration photos --images 32 --weights per-tensor
 """
 BATCH = 25  # batch size of the evaluation
+FEW = 16  # calibration images, below which their ranges are a matter of chance
 BASELINE = "W8A8 per-tensor, plain"  # the scheme that the chart compares with
 
 
@@ -110,6 +112,13 @@ def main(argv: list[str] | None = None) -> int:
     if args.calibration is None:
         return write_trained(args, target)
     files = calibration.files(args.calibration, args.images)
+    if len(files) < FEW:
+        print(
+            f"quantize.py: warning: {len(files)} calibration images are few, and the ranges of the "
+            f"activations a matter of chance; give {FEW} or more, better 64, by --calibration and "
+            "--images",
+            file=sys.stderr,
+        )
     model, preprocessing, metadata = _read(args)
     test = _test_set(args, metadata)
     if test is not None:
@@ -173,7 +182,8 @@ def write_trained(args: argparse.Namespace, target: Path) -> int:
     proto = qdq.to_qdq(model, bounds)
     settings = {"weights": "per-channel", "clip": "trained"}
     proto.metadata_props.add(key="quantization", value=json.dumps(settings))
-    _write(proto, target, np.zeros((1, 3, preprocessing.size, preprocessing.size), np.float32))
+    shape = (1, preprocessing.channels, preprocessing.size, preprocessing.size)
+    _write(proto, target, np.zeros(shape, np.float32))
     test, rows = _test_set(args, metadata), []
     if test is not None:
         networks = {"float": model, "W8A8 per-channel, trained": proto}

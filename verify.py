@@ -90,8 +90,8 @@ def comparisons(args: argparse.Namespace) -> Iterator[tuple[str, equivalence.Equ
 
     rng = np.random.default_rng(0)
 
-    def random_images(size: int) -> np.ndarray:
-        return rng.standard_normal((BATCH, 3, size, size)).astype(np.float32)
+    def random_images(size: int, channels: int = 3) -> np.ndarray:
+        return rng.standard_normal((BATCH, channels, size, size)).astype(np.float32)
 
     def compare(network: M.Module, images: np.ndarray) -> equivalence.Equivalence:
         return float64.confirmed(equivalence.compare(network, images), network, images[:1])
@@ -112,7 +112,7 @@ def comparisons(args: argparse.Namespace) -> Iterator[tuple[str, equivalence.Equ
                 tqdm.write(line)
         network = weights.load(trained, arch, deploy=False, classifier=False)
         # At a size it was not trained at, logits may reach 1e7, and rounding errors grow with them.
-        images = random_images(args.size or trained.preprocessing.size)
+        images = random_images(args.size or trained.preprocessing.size, network.in_chans)
         yield network.arch, compare(network, images)
         return
     images = random_images(args.size or SIZE)

@@ -1,8 +1,8 @@
 """From a decoded image to the input of the network.
 
-Images are uint8 [H, W, 3] in OpenCV's own order, BGR; inputs are float32 [3, size, size] in the
-colour order and with the normalization that a `Preprocessing` names. The augmentation of training
-comes before, in augment.py.
+Images are uint8 [H, W, 3] in OpenCV's own order, BGR; inputs are float32 [C, size, size] in the
+colour order and with the normalization that a `Preprocessing` names; C is 3, or 1 for grey images.
+The augmentation of training comes before, in augment.py.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from functools import cached_property
 
 import cv2
 import numpy as np
+
+from utils import UserError
 
 from . import resizing
 
@@ -34,6 +36,9 @@ class Preprocessing:
         resize_backend: whose resizing, with its rounding of sizes and offsets: "pillow", which
             averages over all pixels where it shrinks (antialiasing), as torchvision and timm use
             it; or "opencv", which looks at the nearest 4 or 16 pixels alone, as BaseCls uses it.
+        channels: number of channels of the input: 1 for grey values, whose mean and standard
+            deviation are the averages of those of the colours; with more than 3, those of the
+            colours repeat in order.
     """
 
     color: str = "RGB"
@@ -43,6 +48,7 @@ class Preprocessing:
     interpolation: str = "bilinear"
     crop_ratio: float = 0.875
     resize_backend: str = "opencv"  # that of checkpoints from before this field
+    channels: int = 3
 
     def __post_init__(self) -> None:
         """Raise ValueError for values that are not possible."""
@@ -56,6 +62,7 @@ class Preprocessing:
             and self.interpolation in resizing.INTERPOLATIONS
             and 0 < self.crop_ratio <= 1
             and self.resize_backend in resizing.BACKENDS
+            and self.channels >= 1
         )
         if not valid:
             raise ValueError(f"{self} makes no sense")
@@ -71,24 +78,40 @@ class Preprocessing:
             return self
         return replace(self, color=color, mean=self.mean[::-1], std=self.std[::-1])
 
+    def per_channel(self, values: tuple[float, float, float]) -> np.ndarray:
+        """Return `mean` or `std` for each channel of the input, float64 [C]."""
+        if self.channels == 1:
+            return np.array([np.mean(values)])
+        return np.array(values)[np.arange(self.channels) % 3]
+
     @cached_property
     def _table(self) -> np.ndarray:
-        """What each of the 256 values becomes in each channel of the output: float32 [3, 256]."""
-        scale = (1 / np.array(self.std)).astype(np.float32)
-        shift = (-np.array(self.mean) / np.array(self.std)).astype(np.float32)
+        """What each of the 256 values becomes in each channel of the output: float32 [C, 256]."""
+        mean, std = self.per_channel(self.mean), self.per_channel(self.std)
+        scale, shift = (1 / std).astype(np.float32), (-mean / std).astype(np.float32)
         return np.arange(256, dtype=np.float32) * scale[:, None] + shift[:, None]
 
     def normalize(self, image: np.ndarray) -> np.ndarray:
-        """Return an image, uint8 BGR [H, W, 3], as input of the network, float32 [3, H, W]."""
-        out = np.empty((1, 3, *image.shape[:2]), np.float32)
+        """Return an image, uint8 BGR [H, W, 3], as input of the network, float32 [C, H, W]."""
+        out = np.empty((1, self.channels, *image.shape[:2]), np.float32)
         self.normalize_all([image], out)
         return out[0]
 
     def normalize_all(self, images: Iterable[np.ndarray], out: np.ndarray) -> None:
-        """Normalize N images, uint8 BGR [H, W, 3], into `out`, float32 [N, 3, H, W].
+        """Normalize N images, uint8 BGR [H, W, 3], into `out`, float32 [N, C, H, W].
 
-        A table of the 256 values is twice as fast as multiplying and adding.
+        A table of the 256 values is twice as fast as multiplying and adding. Raises UserError for
+        a network that takes neither colours nor grey values.
         """
+        if self.channels == 1:
+            for image, (target,) in zip(images, out, strict=True):
+                cv2.LUT(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), self._table, target)
+            return
+        if self.channels != 3:
+            raise UserError(
+                f"the network takes inputs of {self.channels} channels, but an image file gives 3 "
+                "colours or 1 grey value; call such a network from Python, with arrays of your own"
+            )
         planes = list(np.empty(out.shape[1:], np.uint8))  # of one image after the other
         channels = planes[::-1] if self.color == "RGB" else planes
         for image, target in zip(images, out, strict=True):
@@ -97,8 +120,11 @@ class Preprocessing:
                 cv2.LUT(plane, table, channel)
 
     def pixels(self, normalized: np.ndarray) -> np.ndarray:
-        """Invert `normalize`: return float32 [3, H, W] as an image, uint8 BGR [H, W, 3]."""
-        chw = normalized * np.array(self.std)[:, None, None] + np.array(self.mean)[:, None, None]
+        """Invert `normalize`: return float32 [C, H, W] as an image, uint8 BGR [H, W, 3]."""
+        std, mean = self.per_channel(self.std), self.per_channel(self.mean)
+        chw = normalized * std[:, None, None] + mean[:, None, None]
+        if self.channels == 1:
+            chw = np.repeat(chw, 3, axis=0)
         hwc = np.clip(np.rint(chw), 0, 255).astype(np.uint8).transpose(1, 2, 0)
         return np.ascontiguousarray(hwc[:, :, ::-1] if self.color == "RGB" else hwc)
 
@@ -115,7 +141,7 @@ class Preprocessing:
         return int(self.size / self.crop_ratio / 2 + 0.5) * 2
 
     def evaluation(self, image: np.ndarray) -> np.ndarray:
-        """Return the normalized `evaluation_crop` of an image, float32 [3, size, size]."""
+        """Return the normalized `evaluation_crop` of an image, float32 [C, size, size]."""
         return self.normalize(self.evaluation_crop(image))
 
     def evaluation_crop(self, image: np.ndarray) -> np.ndarray:

@@ -101,6 +101,8 @@ def check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         )
     if args.entry and not args.pretrained:
         parser.error("--entry chooses one of several sets of weights in the --pretrained file")
+    if args.in_chans not in (None, 1, 3):
+        parser.error(f"--in-chans {args.in_chans}: an image file gives 3 colours or 1 grey value")
     if args.freeze and not (args.pretrained or args.resume):
         parser.error("--freeze trains the classifier alone, so it needs weights by --pretrained")
     if args.qat and not (args.pretrained or args.resume):

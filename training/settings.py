@@ -275,6 +275,14 @@ class RunOptions:
         metavar="R",
         help="side of the centre crop over the short side of the image, in validation",
     )
+    in_chans: int | None = setting(
+        None,
+        group="network and data",
+        at_least=1,
+        metavar="N",
+        help="number of channels of the images: 3, or 1 for grey ones, for which the first kernels "
+        "of --pretrained are summed over the colours (default: 3, or that of the weights)",
+    )
     color: str | None = setting(
         None,
         group=PREPROCESSING,

@@ -21,6 +21,7 @@ from data.contact_sheet import contact_sheet
 from data.loader import Loader
 from data.transforms import TORCHVISION, Preprocessing
 from weights import catalog, checkpoint, preprocessing
+from weights.channels import with_input_channels
 
 from . import gpu, low_memory, memory, options
 from .distributed import Workers
@@ -86,19 +87,29 @@ class StartingPoint:
         if resume_from is not None:
             self.saved = checkpoint.read(resume_from, args.arch, stated=stated)
             self.model = weights.load(self.saved, args.arch, num_classes, deploy=False)
+            _check_channels(args.in_chans, self.model, resume_from)
         elif args.pretrained is not None:
             path = catalog.locate(args.pretrained)
             self.saved = checkpoint.read(path, args.arch, entry=args.entry, stated=stated)
+            converted = None
+            if args.in_chans is not None:
+                self.saved, converted = with_input_channels(self.saved, args.in_chans)
             self.model, dropped = weights.load_for_fine_tuning(self.saved, args.arch, num_classes)
-            self.notes = [self._kept(args.pretrained, dropped), *self._preprocessing()]
+            kept = self._kept(args.pretrained, dropped)
+            if converted:
+                kept += f"; for images of {converted}"
+            self.notes = [kept, *self._preprocessing()]
         else:
-            self.model = models.create(args.arch, num_classes)
+            self.model = models.create(args.arch, num_classes, in_chans=args.in_chans or 3)
         if self.saved is not None:
             self.preprocessing = self.saved.preprocessing
         else:
-            usual = preprocessing.of_habit(TORCHVISION, "the default")
             self.preprocessing, _, _ = preprocessing.resolve(
-                usual, stated, classes=num_classes, path="the new network"
+                preprocessing.of_habit(TORCHVISION, "the default"),
+                stated,
+                classes=num_classes,
+                channels=self.model.in_chans,
+                path="the new network",
             )
 
     def _preprocessing(self) -> list[str]:
@@ -117,6 +128,15 @@ class StartingPoint:
         return (
             f"starting from {source}: {kept} tensors kept; dropped, as it has "
             f"{self.saved.num_classes} classes: {', '.join(dropped)}"
+        )
+
+
+def _check_channels(in_chans: int | None, model: M.Module, path: Path) -> None:
+    """Raise UserError when a run to resume has another number of channels than --in-chans."""
+    if in_chans not in (None, model.in_chans):
+        raise utils.UserError(
+            f"the run to resume, {path}, takes images of {model.in_chans} channels; leave out "
+            f"--in-chans {in_chans}, or start a new run with another --tag"
         )
 
 

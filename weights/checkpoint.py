@@ -82,14 +82,17 @@ def of_model(
     training: dict[str, Any] | None = None,
     activation_ranges: dict[str, tuple[float, float]] | None = None,
 ) -> Checkpoint:
-    """Return the checkpoint of a network made by `models.create`, with copies of its tensors."""
+    """Return the checkpoint of a network made by `models.create`, with copies of its tensors.
+
+    The number of channels in the preprocessing becomes that of the network.
+    """
     state_dict = {key: np.array(value) for key, value in model.state_dict().items()}
     return Checkpoint(
         model.arch,
         form_of(state_dict),
         model.num_classes,
         classes,
-        preprocessing,
+        replace(preprocessing, channels=model.options.get("in_chans", 3)),
         state_dict,
         training,
         model.options,
@@ -148,7 +151,8 @@ def read(
     if contents.metadata.get(preprocessing.CHANNELS) == "reversed":
         foreign.state_dict = convert.with_reversed_channels(foreign.state_dict)
     said = preprocessing.of_file(contents.tree, contents.metadata, contents.config)
-    if color_matters and not foreign.tells_colour_order:
+    grey = foreign.options.get("in_chans") == 1
+    if color_matters and not grey and not foreign.tells_colour_order:
         preprocessing.check_color(path, said, stated or {})
     checkpoint = _resolved(of_foreign(foreign, path), foreign.habit, said, stated or {})
     if entry is None and checkpoint.other_entries:
@@ -165,7 +169,10 @@ def _resolved(checkpoint: Checkpoint, *statements: preprocessing.Statements) -> 
     if not checkpoint.num_classes:  # names are of no use to a backbone
         statements = tuple({k: v for k, v in said.items() if k != "classes"} for said in statements)
     found, classes, origins = preprocessing.resolve(
-        *statements, classes=checkpoint.num_classes, path=checkpoint.path
+        *statements,
+        classes=checkpoint.num_classes,
+        channels=checkpoint.preprocessing.channels,
+        path=checkpoint.path,
     )
     if classes is None and checkpoint.classes is not None:
         classes, origins["classes"] = checkpoint.classes, "the file"
@@ -216,7 +223,12 @@ def of_foreign(foreign: convert.Foreign, path: str | PathLike) -> Checkpoint:
 
     Its preprocessing is the habit of that repository.
     """
-    habit, _, origins = preprocessing.resolve(foreign.habit, classes=foreign.num_classes, path=path)
+    habit, _, origins = preprocessing.resolve(
+        foreign.habit,
+        classes=foreign.num_classes,
+        channels=foreign.options.get("in_chans", 3),
+        path=path,
+    )
     return Checkpoint(
         foreign.arch,
         form_of(foreign.state_dict),

@@ -132,12 +132,14 @@ def _config(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
         arguments["distillation"] = False
     if checkpoint.options.get("legacy"):
         arguments["legacy"] = True
+    if said.channels != 3:
+        arguments["in_chans"] = said.channels
     config: dict[str, Any] = {
         "architecture": name,
         "num_classes": checkpoint.num_classes,
         "num_features": int(features.shape[1]),
         "pretrained_cfg": {
-            "input_size": [3, said.size, said.size],
+            "input_size": [said.channels, said.size, said.size],
             "pool_size": [-(-said.size // 32)] * 2,
             "crop_pct": said.crop_ratio,
             "crop_mode": "center",

@@ -12,6 +12,7 @@ import megengine.module as M
 import numpy as np
 
 from . import catalog
+from .channels import with_input_channels
 from .checkpoint import Checkpoint, CheckpointError, read
 from .keymap import Tensors
 from .state import misfits, without_head
@@ -25,6 +26,7 @@ def load(
     *,
     entry: str | None = None,
     classifier: bool = True,
+    in_chans: int | None = None,
 ) -> M.Module:
     """Return the network in a checkpoint of any known layout, in training mode.
 
@@ -37,6 +39,9 @@ def load(
         entry: name of the set of weights to take from a file of several, as `checkpoint.read` does.
         classifier: False to accept a backbone without a classifier too, for its `features`; the
             classifier then has random weights.
+        in_chans: number of channels of the images, to which the first kernels of a checkpoint for
+            colour images are converted, see `channels.with_input_channels`; None for the
+            checkpoint's.
 
     Raises utils.UserError when the file is missing, damaged or asks for code, and its subclasses
     CheckpointError and ConversionError when the file holds something else.
@@ -45,6 +50,8 @@ def load(
     if not isinstance(source, Checkpoint):
         source = read(catalog.locate(source), arch, entry=entry, color_matters=False)
     _check(source, arch, num_classes if source.num_classes else None, deploy)
+    if in_chans is not None:
+        source, _ = with_input_channels(source, in_chans)
     if source.num_classes == 0:
         if classifier:
             raise CheckpointError(

@@ -35,7 +35,11 @@ _FLAGS = {field: "--" + field.replace("_", "-") for field in LABELS} | {"classes
 
 
 def resolve(
-    habit: Statements, *stronger: Statements, classes: int, path: str | PathLike
+    habit: Statements,
+    *stronger: Statements,
+    classes: int,
+    path: str | PathLike,
+    channels: int = 3,
 ) -> tuple[Preprocessing, list[str] | None, dict[str, str]]:
     """Return the preprocessing and class names that statements give, and where each is from.
 
@@ -43,6 +47,7 @@ def resolve(
         habit, stronger: statements, the strongest last; `habit` is complete.
         classes: length of the logits, which the number of names must be.
         path: the file, for messages.
+        channels: number of channels of the images, which the network decides.
 
     A stronger statement of the colour order alone reverses the weaker mean and deviation, for each
     colour keeps its own. Raises UserError when a value is not possible.
@@ -69,7 +74,7 @@ def resolve(
                 f"{origins[field]} says that the {LABELS[field]} of {path} is {values[field]!r}, "
                 f"which is not possible here; say {_FLAGS[field]}"
             ) from None
-    return Preprocessing(**values), names, origins
+    return Preprocessing(**values, channels=channels), names, origins
 
 
 def check_color(path: str | PathLike, *statements: Statements) -> None:

@@ -15,7 +15,15 @@ from utils import UserError
 from . import entries
 from .entries import Entry
 from .keymap import Source, Tensors
-from .state import Shapes, class_count, form_of, misfits, shapes_of, without_head
+from .state import (
+    Shapes,
+    class_count,
+    form_of,
+    input_channels,
+    misfits,
+    shapes_of,
+    without_head,
+)
 
 EVALUATIONS = 60  # of the ways to take one entry, so that a strange file takes seconds only
 
@@ -103,7 +111,9 @@ class Network:
     def options(self) -> dict[str, Any]:
         source, tensors = self.renaming.source, self.renaming.tensors
         own = fnmatchcase(self.arch, source.archs)  # not when another family was asked for
-        return source.options(tensors) if own and form_of(tensors) == "train" else {}
+        options = source.options(tensors) if own and form_of(tensors) == "train" else {}
+        channels = input_channels(tensors)
+        return options if channels == 3 else {**options, "in_chans": channels}
 
     @property
     def shapes(self) -> Shapes:

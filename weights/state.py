@@ -27,6 +27,19 @@ def class_count(state_dict: Tensors) -> int | None:
     return next((len(head) for head in heads if head is not None and head.ndim and head.size), None)
 
 
+_FIRST_KERNELS = (
+    *("stage0.reparam.weight", "stem1.reparam.weight", "stem.reparam.weight"),
+    *("stage0.dense.conv.weight", "stage0.dense.0.conv.weight"),
+    *("stem1.conv.weight", "stem.conv.weight"),
+)
+
+
+def input_channels(state_dict: Tensors) -> int:
+    """Return the number of channels of the images, from the first kernel; 3 where there is none."""
+    kernels = (state_dict.get(key) for key in _FIRST_KERNELS)
+    return next((k.shape[-3] for k in kernels if k is not None and k.ndim >= 4 and k.size), 3)
+
+
 _BACKBONE = re.compile(r"(?:stem\d?|stage\d)\.")
 
 

@@ -63,6 +63,11 @@ def load(arch: str | None, model: str | None, entry: str | None = None) -> Netwo
         contents = checkpoint.read(catalog.locate(model), arch, entry=entry, color_matters=False)
         preprocessing = contents.preprocessing
         train = weights.load(contents, arch)
+        if train.in_chans != 3:
+            raise UserError(
+                f"{model} takes images of {train.in_chans} channels; benchmark.py times networks "
+                "for images of three"
+            )
         if contents.form == "deploy":
             return Network(train.arch, None, train, preprocessing)
     return Network(train.arch, train, models.to_deploy(train), preprocessing)

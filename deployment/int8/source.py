@@ -84,7 +84,11 @@ def _read_onnx(path: Path, arch: str | None, stated: said.Statements) -> Source:
     kinds = {node.op_type for node in model.graph.node}
     if kinds & {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger"}:
         raise UserError(f"{path} is quantized already; give the float network it was made from")
+    if any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer):
+        raise UserError(f"{path} is in half precision; export it again without --half")
     metadata = properties({entry.key: entry.value for entry in model.metadata_props})
+    if metadata.get("features"):
+        raise UserError(f"{path} gives feature maps; export it again without --features")
     if metadata.get("form") == "train" or "BatchNormalization" in kinds:
         raise UserError(
             f"{path} is in train form, with branches and batch norms; "
@@ -111,7 +115,9 @@ def _read_onnx(path: Path, arch: str | None, stated: said.Statements) -> Source:
         )
     _assert_finite(str(path), graph.weights(model))
     own = said.of_habit(preprocessing, "the file")
-    preprocessing, classes, origins = said.resolve(own, stated, classes=count, path=path)
+    preprocessing, classes, origins = said.resolve(
+        own, stated, classes=count, channels=preprocessing.channels, path=path
+    )
     metadata["classes"] = classes or metadata["classes"]
     if stated:
         metadata["origins"] = origins
