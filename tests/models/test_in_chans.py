@@ -10,7 +10,13 @@ import pytest
 ONE_OF_EACH = ["RepVGGA0", "RepVGGA0-qa", "MobileOneS0", "RepViTM0_6", "RepGhost050"]
 
 
-@pytest.mark.parametrize("arch", models.list_models())
+@pytest.mark.parametrize(
+    "arch",
+    [
+        pytest.param(arch, marks=() if arch in ONE_OF_EACH else pytest.mark.slow)
+        for arch in models.list_models()
+    ],
+)
 def test_only_the_first_kernels_differ(arch):
     with init.uninitialized():
         shapes = {
@@ -22,8 +28,9 @@ def test_only_the_first_kernels_differ(arch):
         assert shapes[channels][changed[0]][1] == channels
 
 
-@pytest.mark.parametrize("channels", [1, 4])
-@pytest.mark.parametrize("arch", ONE_OF_EACH)
+@pytest.mark.parametrize(
+    "arch, channels", [*((arch, 1) for arch in ONE_OF_EACH), ("RepGhost050", 4)]
+)
 def test_both_forms_are_equal(arch, channels):
     model = models.create(arch, 3, in_chans=channels)
     assert (model.in_chans, model.options) == (channels, {"in_chans": channels})
