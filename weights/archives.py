@@ -10,7 +10,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from .unpickle import UnsuitableError
 
@@ -26,20 +26,20 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".pkl", ".bin", ".ckpt", ".npz", ".pd
 _CHUNK = 1 << 20
 
 
-def decompressed(kind: str, file: BinaryIO, size: int) -> BinaryIO:
+def decompressed(kind: str, file: IO[bytes], size: int) -> IO[bytes]:
     """Return a temporary file with what a file of `size` bytes holds, compressed by `kind`."""
     with _DECOMPRESS[kind](file) as inner:
         return _copied(inner, GROWTH * size)
 
 
-def weights_in_zip(archive: zipfile.ZipFile, size: int) -> BinaryIO:
+def weights_in_zip(archive: zipfile.ZipFile, size: int) -> IO[bytes]:
     """Return a temporary file with the one file of weights in a zip file of `size` bytes."""
     names = [info.filename for info in archive.infolist() if not info.is_dir()]
     with archive.open(_only(names)) as inner:
         return _copied(inner, GROWTH * size)
 
 
-def weights_in_tar(file: BinaryIO) -> BinaryIO:
+def weights_in_tar(file: IO[bytes]) -> IO[bytes]:
     """Return a temporary file with the one file of weights in a tar file."""
     with tarfile.open(fileobj=file, mode="r:") as archive:
         names = [member.name for member in archive.getmembers() if member.isfile()]
@@ -49,6 +49,7 @@ def weights_in_tar(file: BinaryIO) -> BinaryIO:
                 "load it with PyTorch and save it again"
             )
         inner = archive.extractfile(_only(names))
+        assert inner is not None  # it is for members that are no files
         return _copied(inner, archive.getmember(_only(names)).size)
 
 
@@ -67,7 +68,7 @@ def _only(names: Sequence[str]) -> str:
     raise UnsuitableError(f"is an archive with {what}: {listed}; unpack it and give one of them")
 
 
-def _copied(inner: BinaryIO, limit: int) -> BinaryIO:
+def _copied(inner: IO[bytes], limit: int) -> IO[bytes]:
     copy = tempfile.NamedTemporaryFile(prefix="weights-")  # noqa: SIM115 (removed when it is closed)
     while chunk := inner.read(_CHUNK):
         copy.write(chunk)

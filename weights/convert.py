@@ -27,7 +27,7 @@ from . import (
 )
 from .files import Contents
 from .keymap import Source, Tensors
-from .search import Attempt, ConversionError, Search, assert_numbers, raise_misfit, some
+from .search import Attempt, ConversionError, Network, Search, assert_numbers, raise_misfit, some
 from .state import class_count
 
 SOURCES = (
@@ -50,6 +50,8 @@ SOURCES = (
     repvit.THU,
     repvit.TIMM,
 )
+
+Fit = tuple[entries.Entry, Network]  # an entry whose tensors are those of a network
 
 
 @dataclass
@@ -127,7 +129,7 @@ def recognize(
     ]
     if entry is not None:
         attempts = _called(entry, attempts, path)
-    fitting = [attempt for attempt in attempts if attempt.network is not None]
+    fitting = [(a.entry, a.network) for a in attempts if a.network is not None]
     if not fitting:
         if (pickled := foreign.module_name(contents.tree)) is not None:
             raise ConversionError(
@@ -139,8 +141,8 @@ def recognize(
             raise ConversionError(f"{path} holds no tensors; give a checkpoint or a state dict")
         layouts = sorted({layout.name for layout in sources})
         raise_misfit(max(attempts, key=lambda attempt: attempt.known), path, arch, layouts)
-    taken = _preferred(fitting, arch)
-    network, renaming = taken.network, taken.network.renaming
+    taken, network = _preferred(fitting, arch)
+    renaming = network.renaming
     assert_numbers(renaming.tensors, path)
     if arch not in (None, network.arch):
         raise ConversionError(
@@ -159,9 +161,9 @@ def recognize(
         network.options,
         class_count(state_dict) or 0,
         state_dict,
-        taken.entry.dropped + renaming.dropped,
-        taken.entry.name,
-        [other.entry.name for other in fitting if other is not taken],
+        taken.dropped + renaming.dropped,
+        taken.name,
+        [other.name for other, _ in fitting if other is not taken],
         source is not None,
     )
 
@@ -212,23 +214,24 @@ def _called(name: str, attempts: list[Attempt], path: str | PathLike) -> list[At
     return exact or called
 
 
-def _preferred(fitting: list[Attempt], arch: str | None) -> Attempt:
-    """Return the attempt to take: at the largest entry, and of several at the one to evaluate."""
+def _preferred(fitting: list[Fit], arch: str | None) -> Fit:
+    """Return the entry to take: the largest, and of several the one to evaluate."""
 
-    def size(attempt: Attempt) -> tuple[bool, bool, int]:
-        tensors = attempt.network.renaming.tensors
-        return attempt.network.arch == arch, class_count(tensors) is not None, len(tensors)
+    def size(fit: Fit) -> tuple[bool, bool, int]:
+        _, network = fit
+        tensors = network.renaming.tensors
+        return network.arch == arch, class_count(tensors) is not None, len(tensors)
 
-    def preference(attempt: Attempt) -> tuple[int, bool, bool]:
-        names = attempt.network.renaming.source.entries
-        known = [i for i, name in enumerate(names) if name in attempt.entry.path]
-        entry = attempt.entry
+    def preference(fit: Fit) -> tuple[int, bool, bool]:
+        entry, network = fit
+        names = network.renaming.source.entries
+        known = [i for i, name in enumerate(names) if name in entry.path]
         return (*known, len(names))[0], not entry.is_averaged, entries.MMENGINES_RAW in entry.path
 
     largest = max(fitting, key=size)
     equal = [
-        attempt
-        for attempt in fitting
-        if attempt.network.arch == largest.network.arch and size(attempt)[:2] == size(largest)[:2]
+        fit
+        for fit in fitting
+        if fit[1].arch == largest[1].arch and size(fit)[:2] == size(largest)[:2]
     ]
     return min(equal, key=preference)

@@ -127,7 +127,7 @@ def _config(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
     features = next(
         state[key] for key in ("head.weight", "linear.weight", "head.linear.weight") if key in state
     )
-    arguments = {}
+    arguments: dict[str, Any] = {}
     if checkpoint.options.get("heads") == 1:
         arguments["distillation"] = False
     if checkpoint.options.get("legacy"):

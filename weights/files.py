@@ -9,7 +9,7 @@ import zipfile
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 
@@ -56,7 +56,7 @@ def read(path: str | PathLike) -> Contents:
     return contents
 
 
-def _read(file: BinaryIO, path: Path, archived: bool = False) -> Contents:
+def _read(file: IO[bytes], path: Path, archived: bool = False) -> Contents:
     head = file.read(formats.HEAD)
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
@@ -67,7 +67,7 @@ def _read(file: BinaryIO, path: Path, archived: bool = False) -> Contents:
         return Contents(*safetensors_file.read(file))
     if kind == "json":
         return _read_shards(json.load(file), path)
-    inner: BinaryIO | None = None
+    inner: IO[bytes] | None = None
     if kind == "zip":
         with zipfile.ZipFile(file) as archive:
             names = {PurePosixPath(name).name for name in archive.namelist()}
@@ -88,7 +88,7 @@ def _read(file: BinaryIO, path: Path, archived: bool = False) -> Contents:
         return _read(inner, path, archived=kind not in archives.COMPRESSED)
 
 
-def _read_npz(file: BinaryIO) -> dict[str, np.ndarray]:
+def _read_npz(file: IO[bytes]) -> dict[str, np.ndarray]:
     with np.load(file, allow_pickle=False) as archive:
         tensors = {}
         for key in archive.files:

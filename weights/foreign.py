@@ -28,7 +28,7 @@ class Placeholder(dict):
     """
 
     name: ClassVar[str] = ""
-    __hash__ = object.__hash__  # it may be a key of a dict or a member of a set
+    __hash__ = object.__hash__  # type: ignore[assignment]  # it may be a key or in a set
     __eq__ = object.__eq__
 
     def __new__(cls, *arguments: Any, **named: Any) -> Placeholder:

@@ -72,6 +72,9 @@ def of_content(head: bytes) -> str:
     """
     if not head:
         return "empty"
+    # the first, for the length of its header, which comes before, may look like anything
+    if head[8:9] == b"{" and head[9:10] in b'"} \n' and head[5:8] == b"\0\0\0":
+        return "safetensors"
     for magic, kind in _MAGIC.items():
         if head.startswith(magic):
             return kind
@@ -81,8 +84,6 @@ def of_content(head: bytes) -> str:
         return "tar"
     if head[8:12] == b"mgv2":
         return "mge"
-    if head[8:9] == b"{" and head[9:10] in b'"} \n' and head[5:8] == b"\0\0\0":
-        return "safetensors"
     if _POINTER.match(head):
         return "lfs"
     if _PAGE.match(head):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import mmap
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 
@@ -23,7 +23,7 @@ _TYPES = {
 _FLOAT8 = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
 
 
-def read(file: BinaryIO) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def read(file: IO[bytes]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Return the tensors of an open file, and its metadata.
 
     The tensors are read-only and read the file when they are used; bfloat16 and float8 become

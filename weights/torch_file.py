@@ -12,10 +12,9 @@ import mmap
 import struct
 import zipfile
 from collections.abc import Callable
-from io import BufferedReader
 from os import PathLike
 from pathlib import PurePosixPath
-from typing import Any, BinaryIO, ClassVar
+from typing import IO, Any, ClassVar
 
 import numpy as np
 
@@ -42,7 +41,7 @@ def load(path: str | PathLike) -> Any:
         return load_file(file)
 
 
-def load_file(file: BufferedReader) -> Any:
+def load_file(file: IO[bytes]) -> Any:
     """Return the object in an open file, as `load` does, within `unpickle.reading`."""
     head = file.read(_HEAD)
     file.seek(0)
@@ -70,7 +69,7 @@ def _pickles(archive: zipfile.ZipFile) -> list[str]:
 class _Archive:
     """Checkpoint in the zip format. Storages are mapped, and read when they are used."""
 
-    def __init__(self, file: BinaryIO):
+    def __init__(self, file: IO[bytes]):
         self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self.zip = zipfile.ZipFile(file)
         self.members = {info.filename: info for info in self.zip.infolist()}
@@ -131,7 +130,7 @@ class _Archive:
 # ---------------------------------------------------------------- the format before 1.6
 
 
-def _load_legacy(file: BufferedReader) -> Any:
+def _load_legacy(file: IO[bytes]) -> Any:
     """Return the object in a file of the format before 1.6.
 
     Such a file holds the magic number, version, system, object and the storages' keys, a pickle
@@ -169,7 +168,7 @@ def _load_legacy(file: BufferedReader) -> Any:
         decoded = values.dtype != torch_tensors.STORAGES[kind]
         stored = np.empty(values.size, torch_tensors.STORAGES[kind]) if decoded else values
         (numel,) = struct.unpack("<q", file.read(8))
-        if numel != stored.size or file.readinto(stored.data) != stored.nbytes:
+        if numel != stored.size or file.readinto(stored.data) != stored.nbytes:  # type: ignore[attr-defined]  # all binary files have it
             raise DamagedError(f"storage {key} has not the {stored.size} elements it should have")
         if decoded:
             values[:] = torch_tensors.decode(kind, stored)
@@ -187,13 +186,13 @@ class _Unpickler(unpickle.Unpickler):
         **torch_tensors.STAND_INS,
     }
 
-    def __init__(self, file: BinaryIO, storage: Callable[[str, str, int], np.ndarray]):
+    def __init__(self, file: IO[bytes], storage: Callable[[str, str, int], np.ndarray]):
         super().__init__(file)
         self.storage = storage
         self.storages: dict[str, tuple[str, int, np.ndarray]] = {}
         self.other_kinds: list[str] = []
 
-    def persistent_load(self, mention: tuple) -> np.ndarray:
+    def persistent_load(self, mention: tuple) -> np.ndarray | foreign.Placeholder:
         """Return the storage of a tensor, [numel]; the same one for the same key."""
         what, kind, key, _location, numel, *view = mention
         if isinstance(kind, type) and issubclass(kind, foreign.Placeholder):

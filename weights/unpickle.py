@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import PurePosixPath, PureWindowsPath
-from typing import Any, BinaryIO, ClassVar, Literal, NoReturn
+from typing import IO, Any, ClassVar, Literal, NoReturn
 
 import numpy as np
 
@@ -176,7 +176,7 @@ class Unpickler(pickle._Unpickler):
     stack: list[Any]  # pickle._Unpickler's
     memo: dict[int, Any]
 
-    def __init__(self, file: BinaryIO):
+    def __init__(self, file: IO[bytes]):
         super().__init__(file, encoding="latin1")
         self._placeholders: dict[str, type[foreign.Placeholder]] = {}
 
@@ -219,7 +219,7 @@ class Unpickler(pickle._Unpickler):
 
     def load_setitems(self) -> None:
         """Handle SETITEMS: items of a dict."""
-        items = self.pop_mark()
+        items = self.pop_mark()  # type: ignore[attr-defined]  # typeshed lacks it
         for key, value in zip(items[::2], items[1::2], strict=True):
             _set_item(self.stack[-1], key, value)
 

@@ -427,6 +427,17 @@ def test_what_is_no_weights_is_named_and_never_called_damaged(name, tmp_path):
     assert not any(word in str(error.value) for word in ("truncated", "damaged"))
 
 
+@pytest.mark.parametrize("length", [0x80, 0x88B1F])
+def test_the_length_of_a_header_may_begin_like_another_format(tmp_path, length):
+    """0x80 begins a pickle, 1F 8B a gzip; the length of a safetensors header comes first."""
+    tensor = b'"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}'
+    header = (b"{" + tensor + b"}").ljust(length)
+    path = tmp_path / "a.pkl"
+    path.write_bytes(length.to_bytes(8, "little") + header + np.float32([2.5]).tobytes())
+    assert formats.of_file(path) == "safetensors"
+    assert files.read(path).tree["a"] == 2.5
+
+
 @pytest.mark.parametrize("kind", ["bfloat16", "float8_e4m3fn", "float8_e5m2", "float16", "int8"])
 def test_narrow_numbers_in_safetensors(kind, tmp_path):
     dtype = np.dtype(kind if kind in ("float16", "int8") else getattr(ml_dtypes, kind))
