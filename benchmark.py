@@ -135,7 +135,7 @@ def networks(args: argparse.Namespace, batches: list[int]) -> Iterator[tuple]:
     from benchmarks.inference.turns import Settings
 
     for arch in args.arch or ([None] if args.model else ["RepVGGA0"]):
-        network = candidates.load(arch, args.model)
+        network = candidates.load(arch, args.model, args.entry)
         if args.int8:
             candidates.check_int8(args.int8, network.arch, args.size, batches)
         for variant, reason in candidates.left_out(network).items():

@@ -73,8 +73,8 @@ def train(args: argparse.Namespace, workers: Workers) -> int:
     log = folder.log
     if resume_from is not None:
         log(f"resuming {resume_from} after step {trainer.step} of {trainer.total_steps}")
-    elif network.note is not None:
-        log(network.note)
+    for line in network.notes:
+        log(line)
     folder.write_run({name: str(value) for name, value in vars(args).items()})
     log(start.describe(args, trainer))
     for warning in start.warnings(train_set, val_set):

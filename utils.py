@@ -9,6 +9,7 @@ import socket
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from os import PathLike
 from pathlib import Path
 from typing import BinaryIO, NoReturn, TextIO
@@ -109,6 +110,12 @@ def module_command(module: str, *options: str) -> list[str]:
     Unlike there, no file in the working directory is imported. `options` are Python's own.
     """
     return [sys.executable, *options, "-c", _RUN_MODULE, str(ROOT), module]
+
+
+@cache
+def say_once(message: str) -> None:
+    """Print a line to stderr, and not again in this process."""
+    print(message, file=sys.stderr)
 
 
 def write_atomically(path: str | PathLike, write: Callable[[BinaryIO], object]) -> None:

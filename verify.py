@@ -1,9 +1,10 @@
 #!/usr/bin/env python
 """Verify that a fused network computes the same function as the network it was made from.
 
-Both forms are compared on random images. Every batch norm and every weight is random too, so that
-an error in any part of the fusion shows. Each kind of block is verified alone, then whole networks.
-With `--model` it is a checkpoint, with its own weights.
+Both forms are compared on random images, and again in float64 where float32 shows a difference.
+Every batch norm and every weight is random too, so that an error in any part of the fusion shows.
+Each kind of block is verified alone, then whole networks. With `--model` it is a checkpoint, with
+its own weights.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ import utils
 
 if TYPE_CHECKING:  # MegEngine takes a second to import, which --help need not
     from models import equivalence
+
+    import megengine.module as M
+    import numpy as np
 
 # one of each structural kind: dense, made for int8, grouped, SE before the ReLU, SE after it,
 # several branches, depthwise with SE, a batch norm after the sum and two heads, ghost modules
@@ -50,12 +54,19 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     what.add_argument("--arch", nargs="+", metavar="NAME", default=None,
                       help="names of networks, or 'all'; patterns such as 'RepVGGB*' work too "
                            f"(default: {' '.join(DEFAULT_ARCHS)})")  # fmt: skip
-    cli.add_flags(what, "--model", help="a train-form checkpoint to verify instead")
+    cli.add_flags(
+        what,
+        "--model",
+        help="train-form checkpoint to verify instead: a file or folder, an http(s) URL, or "
+        "SOURCE:NAME of published weights",
+    )
+    cli.add_flags(what, "--entry")
     cli.add_flags(
         what,
         "--size",
         help=f"side of the random images (default: that of a checkpoint's own images, else {SIZE})",
     )
+    cli.add_preprocessing_flags(parser)
     cli.add_flags(parser.add_argument_group("output"), "--json")
     args = parser.parse_args(argv)
     if args.model is None:
@@ -71,22 +82,38 @@ def comparisons(args: argparse.Namespace) -> Iterator[tuple[str, equivalence.Equ
     from models import equivalence
 
     import numpy as np
+    from tqdm import tqdm
 
     import weights
-    from weights import checkpoint
+    from deployment import float64
+    from weights import catalog, checkpoint, preprocessing
 
     rng = np.random.default_rng(0)
 
-    def random_images(size: int) -> np.ndarray:
-        return rng.standard_normal((BATCH, 3, size, size)).astype(np.float32)
+    def random_images(size: int, channels: int = 3) -> np.ndarray:
+        return rng.standard_normal((BATCH, channels, size, size)).astype(np.float32)
+
+    def compare(network: M.Module, images: np.ndarray) -> equivalence.Equivalence:
+        return float64.confirmed(equivalence.compare(network, images), network, images[:1])
 
     if args.model:
         arch = args.arch and models.canonical_name(args.arch[0])
-        trained = checkpoint.read(args.model, arch)
-        network = weights.load(trained, arch, deploy=False)
+        trained = checkpoint.read(
+            catalog.locate(args.model),
+            arch,
+            entry=args.entry,
+            stated=preprocessing.of_flags(args),
+            color_matters=False,
+        )
+        if not args.json:
+            for line in preprocessing.lines(
+                trained.preprocessing, trained.classes, trained.origins
+            ):
+                tqdm.write(line)
+        network = weights.load(trained, arch, deploy=False, classifier=False)
         # At a size it was not trained at, logits may reach 1e7, and rounding errors grow with them.
-        images = random_images(args.size or trained.preprocessing.size)
-        yield network.arch, equivalence.compare(network, images)
+        images = random_images(args.size or trained.preprocessing.size, network.in_chans)
+        yield network.arch, compare(network, images)
         return
     images = random_images(args.size or SIZE)
     for name, (block, config) in models.BLOCKS.items():
@@ -98,7 +125,7 @@ def comparisons(args: argparse.Namespace) -> Iterator[tuple[str, equivalence.Equ
     for name in args.arch:
         network = models.create(name)
         equivalence.randomize(network, images)
-        yield name, equivalence.compare(network, images)
+        yield name, compare(network, images)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -127,7 +154,8 @@ def main(argv: list[str] | None = None) -> int:
             f"{result.max_abs_error:.1e}",
             f"{result.relative_error:.1e}",
             f"{result.argmax_agreement:.0%}",
-            "equal" if result.holds else "DIFFERENT",
+            ("equal" if result.holds else "DIFFERENT")
+            + (" in float64" if result.precision == "float64" else ""),
         )
         results.append({"name": name, **result._asdict(), "holds": result.holds})
         if not result.holds:

@@ -21,7 +21,7 @@ Batch = tuple[np.ndarray, np.ndarray]
 
 
 class Loader:
-    """Loads batches (images float32 [B, 3, size, size], labels int32 [B]) of a Dataset.
+    """Loads batches (images float32 [B, C, size, size], labels int32 [B]) of a Dataset.
 
     Order and pixels depend only on the seed, the epoch and the image: neither on the number of
     workers nor, over all ranks together, on the number of ranks.
@@ -148,7 +148,7 @@ class Loader:
         return images, self.dataset.labels[samples[kept, 0]]
 
     def _array(self, count: int) -> np.ndarray:
-        """Return an array, float32 [count, 3, size, size], of an earlier batch no longer in use.
+        """Return an array, float32 [count, C, size, size], of an earlier batch no longer in use.
 
         Fresh memory for a batch takes the system as long as filling it takes this process.
         """
@@ -156,6 +156,6 @@ class Loader:
             if sys.getrefcount(array) == 3 and len(array) >= count:  # the list, the loop, the call
                 return array[:count]
         side = self.preprocessing.size
-        array = np.empty((count, 3, side, side), np.float32)
+        array = np.empty((count, self.preprocessing.channels, side, side), np.float32)
         self._arrays = [*self._arrays[-2:], array]
         return array[:count]

@@ -23,6 +23,7 @@ class Equivalence(NamedTuple):
     relative_error: float  # the largest error over the largest output
     argmax_agreement: float  # share of images with the same best class (channel, for a block)
     batch_norms_left: int  # in the deploy form
+    precision: str = "float32"  # of the outputs
 
     @property
     def holds(self) -> bool:

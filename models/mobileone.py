@@ -140,7 +140,7 @@ class MobileOneUnit(Reparameterizable):
 
 
 class MobileOne(StagedClassifier):
-    """A MobileOne classifier: [N, 3, H, W] -> logits [N, num_classes], for any H and W.
+    """A MobileOne classifier: [N, in_chans, H, W] -> logits [N, num_classes], for any H and W.
 
     Args:
         width: multipliers of the stages' 64, 128, 256 and 512 channels.
@@ -149,6 +149,7 @@ class MobileOne(StagedClassifier):
         depths: number of blocks (a depthwise and a pointwise unit) in stages 1 to 4.
         num_classes: length of the logits.
         deploy: build the fused form.
+        in_chans: number of channels of the images.
     """
 
     def __init__(
@@ -159,13 +160,14 @@ class MobileOne(StagedClassifier):
         depths: Sequence[int] = (2, 8, 10, 1),
         num_classes: int = 1000,
         deploy: bool = False,
+        in_chans: int = 3,
     ):
         super().__init__()
         base = (64, 128, 256, 512)
         self.num_features = tuple(int(b * w) for b, w in zip(base, width, strict=True))
-        self.num_classes = num_classes
+        self.num_classes, self.in_chans = num_classes, in_chans
         channels = min(64, self.num_features[0])
-        self.stage0 = MobileOneUnit(3, channels, 3, stride=2, deploy=deploy)
+        self.stage0 = MobileOneUnit(in_chans, channels, 3, stride=2, deploy=deploy)
         all_units = [self.stage0]
         for stage, (depth, out_channels) in enumerate(
             zip(depths, self.num_features, strict=True), 1

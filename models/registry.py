@@ -84,6 +84,7 @@ def create(
     arch: str,
     num_classes: int = 1000,
     deploy: bool = False,
+    in_chans: int = 3,
     **options: Any,
 ) -> M.Module:
     """Return a new network, in training mode.
@@ -92,19 +93,26 @@ def create(
         arch: a name of `list_models()`, in any spelling that `canonical_name` takes.
         num_classes: length of the logits.
         deploy: build the fused form, with one convolution per block.
+        in_chans: number of channels of the images; 1 for grey images. A checkpoint records another
+            number than 3 among the options.
         options: further arguments of the family: `heads` and `legacy` for RepViT. A checkpoint
             records the ones of its network.
 
-    Raises ValueError for an unknown name, and for `pretrained`, as `weights.load` reads files.
+    Raises ValueError for an unknown name or an impossible number, and for `pretrained`, as
+    `weights.load` reads files.
     """
     if num_classes < 1:
         raise ValueError(f"num_classes is {num_classes}, but a classifier needs at least one class")
+    if in_chans < 1:
+        raise ValueError(f"in_chans is {in_chans}, but an image has at least one channel")
     name = canonical_name(arch)
-    if "pretrained" in options:
-        raise ValueError(
-            f"models.create reads no file; use weights.load({options['pretrained']!r}, {name!r})"
-        )
+    pretrained = options.pop("pretrained", None)
+    if pretrained not in (None, False):
+        file = "FILE" if pretrained is True else pretrained
+        raise ValueError(f"models.create reads no file; use weights.load({file!r}, {name!r})")
     network, config = _REGISTRY[name]
+    if in_chans != 3:
+        options["in_chans"] = in_chans
     model = network(**config, **options, num_classes=num_classes, deploy=deploy)
     model.arch, model.options = name, options
     return model

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import megengine as mge
 import megengine.functional as F
@@ -36,6 +36,15 @@ Read = Callable[[mge.Tensor], Numbers]
 def float64(tensor: mge.Tensor) -> np.ndarray:
     """Return the values of a tensor as a new float64 array."""
     return tensor.numpy().astype(np.float64)
+
+
+class Exact(np.ndarray):
+    """A float64 array that is not rounded where it becomes the weight of a fused layer."""
+
+
+def exact(tensor: mge.Tensor) -> Exact:
+    """Return the values of a tensor as a new float64 array that `to_conv2d` does not round."""
+    return float64(tensor).view(Exact)
 
 
 def differentiable(tensor: mge.Tensor) -> mge.Tensor:
@@ -175,6 +184,14 @@ def fuse_in_place(model: M.Module, read: Read = float64) -> None:
         mge._full_sync()  # what MegEngine has queued, it has not freed
 
 
+def unrounded_weights(model: M.Module) -> dict[str, np.ndarray]:
+    """Return the fused weights of `model`'s deploy form by name, in float64 before rounding.
+
+    Weights that fusion does not change are left out.
+    """
+    return {k: v for k, v in _fused(model, exact).items() if isinstance(v, Exact)}
+
+
 def fused_weights(model: M.Module) -> dict[str, mge.Tensor]:
     """Return the tensors of `model`'s deploy form by name, as functions of its parameters.
 
@@ -182,14 +199,18 @@ def fused_weights(model: M.Module) -> dict[str, mge.Tensor]:
     evaluation mode. Computed in float32, they differ from those of `to_deploy` in the last bits.
     Source: RepQ, BMVC 2023 (arXiv 2311.05317).
     """
+    return {k: v for k, v in _fused(model, differentiable).items() if isinstance(v, mge.Tensor)}
+
+
+def _fused(model: M.Module, read: Read) -> dict[str, Any]:
+    """Return what the modules of `model`'s deploy form have as weight and bias, by name."""
     tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}
     deployed = copy.deepcopy(model, tensors)
-    fuse_in_place(deployed, differentiable)
+    fuse_in_place(deployed, read)
     return {
-        f"{path}.{name}": tensor
+        f"{path}.{name}": getattr(module, name, None)
         for path, module in deployed.named_modules()
         for name in ("weight", "bias")
-        if isinstance(tensor := getattr(module, name, None), mge.Tensor)
     }
 
 
@@ -217,6 +238,6 @@ def _gain_and_shift(bn: M.Module, read: Read) -> tuple[Numbers, Numbers]:
 
 def _parameter(numbers: Numbers, shape: tuple[int, ...], dtype: np.dtype) -> mge.Tensor:
     numbers = numbers.reshape(shape)
-    if isinstance(numbers, np.ndarray):
+    if type(numbers) is np.ndarray:
         return mge.Parameter(numbers.astype(dtype))
-    return numbers  # a function of other parameters
+    return numbers  # a function of other parameters, or exact

@@ -167,21 +167,24 @@ class Bottleneck(M.Module):
 
 
 class RepGhost(StagedClassifier):
-    """A RepGhost classifier: [N, 3, H, W] -> logits [N, num_classes], for any H and W.
+    """A RepGhost classifier: [N, in_chans, H, W] -> logits [N, num_classes], for any H and W.
 
     Args:
         width: multiplier of all channels.
         num_classes: length of the logits.
         deploy: build the fused form.
+        in_chans: number of channels of the images.
     """
 
     dropout = 0.2
 
-    def __init__(self, width: float, num_classes: int = 1000, deploy: bool = False):
+    def __init__(
+        self, width: float, num_classes: int = 1000, deploy: bool = False, in_chans: int = 3
+    ):
         super().__init__()
-        self.num_classes = num_classes
+        self.num_classes, self.in_chans = num_classes, in_chans
         channels = round_channels(16 * width, 4)
-        self.stem = FusibleConvBN(3, channels, 3, 2, deploy=deploy)
+        self.stem = FusibleConvBN(in_chans, channels, 3, 2, deploy=deploy)
         stages: list[list[Bottleneck]] = [[]]
         for row in (row for rows in _ROWS for row in rows):
             kernel_size, middle, out_channels, se, stride = row

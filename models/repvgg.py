@@ -192,7 +192,7 @@ _BLOCK_KINDS = {"plain": RepVGGBlock, "qa": QARepVGGBlock}
 
 
 class RepVGG(StagedClassifier):
-    """A RepVGG classifier: [N, 3, H, W] -> logits [N, num_classes], for any H and W.
+    """A RepVGG classifier: [N, in_chans, H, W] -> logits [N, num_classes], for any H and W.
 
     Args:
         depths: number of blocks in stages 1 to 4; stage 0 is always one block.
@@ -202,6 +202,7 @@ class RepVGG(StagedClassifier):
         block: "plain", RepVGGBlock, or "qa", QARepVGGBlock.
         num_classes: length of the logits.
         deploy: build the fused form.
+        in_chans: number of channels of the images.
     """
 
     def __init__(
@@ -213,14 +214,15 @@ class RepVGG(StagedClassifier):
         block: str = "plain",
         num_classes: int = 1000,
         deploy: bool = False,
+        in_chans: int = 3,
     ):
         super().__init__()
         make_block = _BLOCK_KINDS[block]
         base = (64, 128, 256, 512)
         self.num_features = tuple(int(b * w) for b, w in zip(base, width, strict=True))
-        self.num_classes = num_classes
+        self.num_classes, self.in_chans = num_classes, in_chans
         channels = min(64, self.num_features[0])
-        self.stage0 = make_block(3, channels, stride=2, se=se, deploy=deploy)
+        self.stage0 = make_block(in_chans, channels, stride=2, se=se, deploy=deploy)
         index = 1  # of the block in the whole network: every second one is grouped, not the last
         for stage, (depth, out_channels) in enumerate(
             zip(depths, self.num_features, strict=True), 1

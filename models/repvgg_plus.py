@@ -49,8 +49,11 @@ class RepVGGPlus(RepVGG):
         se: str | None = None,
         num_classes: int = 1000,
         deploy: bool = False,
+        in_chans: int = 3,
     ):
-        super().__init__(depths, width, se=se, num_classes=num_classes, deploy=deploy)
+        super().__init__(
+            depths, width, se=se, num_classes=num_classes, deploy=deploy, in_chans=in_chans
+        )
         self.stage1_aux = self.stage2_aux = self.stage3_first_aux = None
         if not deploy:
             first, second, third, _ = self.num_features

@@ -144,7 +144,7 @@ class Head(M.Module):
 
 
 class RepViT(StagedClassifier):
-    """A RepViT classifier: [N, 3, H, W] -> logits [N, num_classes], for any H and W.
+    """A RepViT classifier: [N, in_chans, H, W] -> logits [N, num_classes], for any H and W.
 
     The second of two heads is for distillation: in training mode (train form) the output is a dict
     of their logits, "main" and "distilled", whose losses are added; in evaluation mode it is their
@@ -157,6 +157,7 @@ class RepViT(StagedClassifier):
         legacy: use the token mixer of the first checkpoints, see RepVGGDW.
         num_classes: length of the logits.
         deploy: build the fused form.
+        in_chans: number of channels of the images.
     """
 
     auxiliary_weight = 1.0
@@ -170,13 +171,15 @@ class RepViT(StagedClassifier):
         legacy: bool = False,
         num_classes: int = 1000,
         deploy: bool = False,
+        in_chans: int = 3,
     ):
         super().__init__()
         if heads not in (1, 2):
             raise ValueError(f"heads is {heads}, but a RepViT has 1 or 2")
-        self.num_features, self.num_classes = tuple(channels), num_classes
+        self.num_features = tuple(channels)
+        self.num_classes, self.in_chans = num_classes, in_chans
         first = channels[0]
-        self.stem1 = FusibleConvBN(3, first // 2, 3, 2, deploy=deploy)
+        self.stem1 = FusibleConvBN(in_chans, first // 2, 3, 2, deploy=deploy)
         self.stem2 = FusibleConvBN(first // 2, first, 3, 2, deploy=deploy)
         for stage, (width, depth) in enumerate(zip(channels, rows, strict=True), 1):
             blocks = []

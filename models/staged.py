@@ -12,17 +12,18 @@ from .layers import global_average_pool
 
 
 class StagedClassifier(M.Module):
-    """A classifier on the mean of the last map: [N, 3, H, W] -> logits [N, num_classes].
+    """A classifier on the mean of the last map: [N, in_chans, H, W] -> logits [N, num_classes].
 
-    H and W are any. A subclass creates `stage0` to `stage4` and `linear`, sets `num_features` and
-    `num_classes`, and overrides the methods in which it differs.
+    H and W are any. A subclass creates `stage0` to `stage4` and `linear`, sets `num_features`,
+    `num_classes` and `in_chans`, and overrides the methods in which it differs.
 
     Attributes:
         num_features: channels of the four maps that `features` returns.
         num_classes: length of the logits.
+        in_chans: number of channels of the images.
         strides: pixels of the input per position of each of these maps.
         arch: name of the architecture, set by `models.create`.
-        options: further arguments given to `models.create`, set by it.
+        options: further arguments given to `models.create`, set by it; `in_chans` unless it is 3.
     """
 
     strides = (4, 8, 16, 32)

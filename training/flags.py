@@ -57,8 +57,8 @@ def _options(field: Field, hint: Any) -> dict[str, Any]:
         action = argparse.BooleanOptionalAction if meta["negatable"] else "store_true"
         return options | {"action": action}
     if typing.get_origin(kind) is tuple:  # of a known length, or of any: (float, ...)
-        kind, second = typing.get_args(kind)
-        options["nargs"] = "+" if second is Ellipsis else 2
+        kind, *others = typing.get_args(kind)
+        options["nargs"] = "+" if others == [Ellipsis] else 1 + len(others)
     if meta["value_if_bare"] is not None:
         options |= {"nargs": "?", "const": kind(meta["value_if_bare"])}
     if meta["choices"]:

@@ -9,12 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from data import resizing
 from data.setting import setting
 
 from .parameter_kinds import DECAY_RULES
 from .schedule import SCHEDULES, learning_rate
 
 DEFAULT_ARCH = "RepVGGA0"
+PREPROCESSING = "preprocessing of the images, instead of what --pretrained says or is known for"
 
 
 @dataclass(frozen=True)
@@ -154,8 +156,8 @@ class Settings:
         None,
         group="learning from a teacher",
         metavar="ARCH:FILE",
-        help="trained network for the same classes to learn from; FILE is any file or URL that "
-        "convert_pretrained_weight.py reads",
+        help="trained network for the same classes to learn from; FILE is any file, folder, "
+        "URL or published name that convert_pretrained_weight.py reads",
     )
     distillation: str = setting(
         "hard",
@@ -269,8 +271,15 @@ class RunOptions:
     pretrained: str | None = setting(
         None,
         metavar="FILE",
-        help="weights to start from: any file or URL that convert_pretrained_weight.py reads; the "
-        "classifier starts anew where the number of classes differs",
+        help="weights to start from: any file, folder, URL or published name that "
+        "convert_pretrained_weight.py reads; the classifier starts anew where the number of "
+        "classes differs",
+    )
+    entry: str | None = setting(
+        None,
+        metavar="NAME",
+        help="set of weights to take from a --pretrained file of several, such as state_dict_ema "
+        "(default: the one that its source evaluates, else the averaged one)",
     )
     recipe: str | None = setting(
         None,
@@ -293,6 +302,56 @@ class RunOptions:
         at_most=1,
         metavar="R",
         help="side of the centre crop over the short side of the image, in validation",
+    )
+    in_chans: int | None = setting(
+        None,
+        group="network and data",
+        at_least=1,
+        metavar="N",
+        help="number of channels of the images: 3, or 1 for grey ones, for which the first kernels "
+        "of --pretrained are summed over the colours (default: 3, or that of the weights)",
+    )
+    color: str | None = setting(
+        None,
+        group=PREPROCESSING,
+        choices=("rgb", "bgr"),
+        help="colour order of the images that the weights expect: %(choices)s",
+    )
+    mean: tuple[float, float, float] | None = setting(
+        None,
+        group=PREPROCESSING,
+        at_least=-255,
+        at_most=255,
+        metavar=("R", "G", "B"),
+        help="mean of each channel in the colour order of the weights, for pixels from 0 to 1 or, "
+        "where a value is above 1, from 0 to 255",
+    )
+    std: tuple[float, float, float] | None = setting(
+        None,
+        group=PREPROCESSING,
+        above=0,
+        metavar=("R", "G", "B"),
+        help="standard deviation of each channel, in the order and for the pixels of --mean",
+    )
+    interpolation: str | None = setting(
+        None,
+        group=PREPROCESSING,
+        choices=("bilinear", "bicubic"),
+        help="interpolation by which images are resized: %(choices)s",
+    )
+    resize_backend: str | None = setting(
+        None,
+        group=PREPROCESSING,
+        choices=resizing.BACKENDS,
+        help="library whose resizing is used: pillow, antialiased, as PyTorch and timm use it, or "
+        "opencv, as BaseCls uses it (default: pillow)",
+    )
+    class_names: str | None = setting(
+        None,
+        group=PREPROCESSING,
+        metavar="FILE",
+        help="text file with the class names of the --pretrained weights, one a line: where their "
+        "classifier is kept, these must be the classes of the data, in the same order",
     )
     skip_bad_images: bool = setting(
         False,

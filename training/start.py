@@ -19,8 +19,9 @@ from data import datasets, mixing
 from data.contact_sheet import contact_sheet
 from data.holdout import hold_out
 from data.loader import Loader
-from data.transforms import Preprocessing
-from weights import catalog, checkpoint
+from data.transforms import TORCHVISION, Preprocessing
+from weights import catalog, checkpoint, preprocessing
+from weights.channels import with_input_channels
 
 from . import constant_norms, gpu, low_memory, memory, options, signals
 from .distributed import Workers
@@ -54,33 +55,70 @@ class StartingPoint:
         model: in train form.
         preprocessing: of the images, in the colour order that the weights expect.
         saved: the checkpoint that the weights are from, or None for random weights.
-        note: a line about where the weights are from, or None.
+        notes: lines about where the weights and the preprocessing are from.
     """
 
     def __init__(self, args: argparse.Namespace, num_classes: int, resume_from: Path | None):
         """Raises UserError when a checkpoint cannot be read or does not fit."""
         mge.random.seed(args.seed)
+        stated = preprocessing.of_flags(args)
+        for field in ("size", "crop_ratio"):
+            stated[field] = (getattr(args, field), "this run's")
         self.saved: checkpoint.Checkpoint | None = None
-        self.note: str | None = None
+        self.notes: list[str] = []
         if resume_from is not None:
-            self.saved = checkpoint.read(resume_from, args.arch)
+            self.saved = checkpoint.read(resume_from, args.arch, stated=stated)
             self.model = weights.load(self.saved, args.arch, num_classes, deploy=False)
+            _check_channels(args.in_chans, self.model, resume_from)
         elif args.pretrained is not None:
-            self.saved = checkpoint.read(catalog.locate(args.pretrained), args.arch)
+            path = catalog.locate(args.pretrained)
+            self.saved = checkpoint.read(path, args.arch, entry=args.entry, stated=stated)
+            converted = None
+            if args.in_chans is not None:
+                self.saved, converted = with_input_channels(self.saved, args.in_chans)
             self.model, dropped = weights.load_for_fine_tuning(self.saved, args.arch, num_classes)
-            self.note = self._kept(args.pretrained, dropped)
+            kept = self._kept(args.pretrained, dropped)
+            if converted:
+                kept += f"; for images of {converted}"
+            self.notes = [kept, *self._preprocessing()]
         else:
-            self.model = models.create(args.arch, num_classes)
-        preprocessing = Preprocessing() if self.saved is None else self.saved.preprocessing
-        self.preprocessing = replace(preprocessing, size=args.size, crop_ratio=args.crop_ratio)
+            self.model = models.create(args.arch, num_classes, in_chans=args.in_chans or 3)
+        if self.saved is not None:
+            self.preprocessing = self.saved.preprocessing
+        else:
+            self.preprocessing, _, _ = preprocessing.resolve(
+                preprocessing.of_habit(TORCHVISION, "the default"),
+                stated,
+                classes=num_classes,
+                channels=self.model.in_chans,
+                path="the new network",
+            )
+
+    def _preprocessing(self) -> list[str]:
+        saved = self.saved
+        return preprocessing.lines(saved.preprocessing, saved.classes, saved.origins)
 
     def _kept(self, source: str, dropped: list[str]) -> str:
         kept = len(self.saved.state_dict) - len(dropped)
+        if self.saved.num_classes == 0:
+            return (
+                f"starting from {source}: all {kept} tensors kept; it is a backbone, so the "
+                "classifier starts from random weights"
+            )
         if not dropped:
             return f"starting from {source}: all {kept} tensors kept"
         return (
             f"starting from {source}: {kept} tensors kept; dropped, as it has "
             f"{self.saved.num_classes} classes: {', '.join(dropped)}"
+        )
+
+
+def _check_channels(in_chans: int | None, model: M.Module, path: Path) -> None:
+    """Raise UserError when a run to resume has another number of channels than --in-chans."""
+    if in_chans not in (None, model.in_chans):
+        raise utils.UserError(
+            f"the run to resume, {path}, takes images of {model.in_chans} channels; leave out "
+            f"--in-chans {in_chans}, or start a new run with another --tag"
         )
 
 
@@ -108,6 +146,8 @@ def make_trainer(
 ) -> Trainer:
     """Return the trainer that the flags ask for, at its first step."""
     guide, quantized = None, None
+    if args.class_names is not None:
+        _check_classes(start, train_set.classes)
     if args.teacher is not None:
         guide = open_teacher(args.teacher, train_set.classes, start.preprocessing)
     loaders = [
@@ -140,6 +180,19 @@ def make_trainer(
     if constant is not None:
         folder.log(constant)
     return trainer
+
+
+def _check_classes(start: StartingPoint, classes: list[str]) -> None:
+    """Raise UserError where a classifier is kept whose classes are others than the data's."""
+    saved = start.saved
+    if saved is not None and saved.num_classes == len(classes) and saved.classes != classes:
+        first, other = next(
+            pair for pair in zip(saved.classes, classes, strict=True) if pair[0] != pair[1]
+        )
+        raise utils.UserError(
+            f"--class-names has {first!r} where the data has the class {other!r}; give the folders "
+            "of the data the names, and thereby the order, that the weights have"
+        )
 
 
 def _memory_is_short(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
@@ -216,9 +215,9 @@ def names_of(arch: str, size: int) -> dict[str, str]:
 def calibration_pixels(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
     """Return an image, uint8 BGR [H, W, 3], as float32 [3, size, size] from 0 to 255.
 
-    OpenCV resizes it bilinearly and crops its centre; the mapper normalizes it.
+    It is resized and cropped as for an evaluation; the mapper normalizes it.
     """
-    crop = replace(preprocessing, interpolation="bilinear").evaluation_crop(image)
+    crop = preprocessing.evaluation_crop(image)
     if preprocessing.color == "RGB":
         crop = crop[:, :, ::-1]
     return np.ascontiguousarray(crop.transpose(2, 0, 1), np.float32)

@@ -36,3 +36,25 @@ def test_the_published_accuracy_holds_on_a_sample(command, tmp_path):
     assert result["total"] == 393
     # another processor may round a close call the other way
     assert abs(result["correct1"] - 304) <= 1 and abs(result["correct5"] - 365) <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (WEIGHTS.exists() and IMAGES.exists()), reason="needs ../shared/data, which is not here"
+)
+def test_half_precision_keeps_every_class(command, tmp_path):
+    with tarfile.open(IMAGES) as archive:
+        members = [m for m in archive.getmembers() if re.search(r"/val/.*JPEG$", m.name)]
+        archive.extractall(tmp_path, sorted(members, key=lambda member: member.name)[::40])
+    saved, half = tmp_path / "s0.pkl", tmp_path / "half.onnx"
+    command("convert_pretrained_weight", "--origin-dir", WEIGHTS, "--save-dir", saved)
+    status, out, err = command("export", "--model", saved, "--half", "--out", half, "--json")
+    assert status == 0, err
+    assert json.loads(out)["relative_error"] < 1e-2
+    classes = []
+    for model in (saved, half):
+        flags = ["--model", model, "--top", 1, "--json"]
+        _, out, _ = command("predict", tmp_path / "imagenette", *flags)
+        rows = json.loads(out)["images"]
+        classes.append([row["predictions"][0]["class"] for row in rows])
+    assert len(classes[0]) == 99 and classes[0] == classes[1]
