@@ -89,6 +89,8 @@ def test_text_and_onnx_input(command, trained, photos, tmp_path):
     status, said, err = command("quantize", *flags, "--clip", "mse", "--crop-ratio", 1)
     assert (status, err) == (0, "")
     lines = said.splitlines()
+    rows = [lines.pop(0) for _ in range(8)]
+    assert rows[5:7] == ["resize backend: opencv (the file)", "crop ratio: 1.0 (--crop-ratio)"]
     assert lines[0] == "architecture:  RepVGGA0"
     assert lines[1] == f"calibration:   18 images of {photos}, crop ratio 1.0"
     assert "mse; SQNR of the logits there: mse" in said and "per-tensor" in lines[-3]

@@ -19,8 +19,7 @@ from .settings import DEFAULT_ARCH, PREPROCESSING, RunOptions, Settings
 
 OWNERS = [Settings, Augmentation, RunOptions]
 HEADINGS = {
-    "what most runs need": "arch data epochs batch_size lr ngpus tag resume pretrained entry "
-    "recipe",
+    "what most runs need": "arch data epochs batch_size lr ngpus tag resume pretrained recipe",
     "instead of training": "",
     "network and data": "size crop_ratio",
     PREPROCESSING: "",

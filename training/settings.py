@@ -275,12 +275,6 @@ class RunOptions:
         "convert_pretrained_weight.py reads; the classifier starts anew where the number of "
         "classes differs",
     )
-    entry: str | None = setting(
-        None,
-        metavar="NAME",
-        help="set of weights to take from a --pretrained file of several, such as state_dict_ema "
-        "(default: the one that its source evaluates, else the averaged one)",
-    )
     recipe: str | None = setting(
         None,
         metavar="NAME",
@@ -302,6 +296,13 @@ class RunOptions:
         at_most=1,
         metavar="R",
         help="side of the centre crop over the short side of the image, in validation",
+    )
+    entry: str | None = setting(
+        None,
+        group="network and data",
+        metavar="NAME",
+        help="set of weights to take from a --pretrained file of several, such as state_dict_ema "
+        "(default: the one that its source evaluates, else the averaged one)",
     )
     in_chans: int | None = setting(
         None,

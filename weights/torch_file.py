@@ -168,7 +168,7 @@ def _load_legacy(file: IO[bytes]) -> Any:
         decoded = values.dtype != torch_tensors.STORAGES[kind]
         stored = np.empty(values.size, torch_tensors.STORAGES[kind]) if decoded else values
         (numel,) = struct.unpack("<q", file.read(8))
-        if numel != stored.size or file.readinto(stored.data) != stored.nbytes:  # type: ignore[attr-defined]  # all binary files have it
+        if numel != stored.size or file.readinto(stored.data) != stored.nbytes:  # type: ignore[attr-defined]
             raise DamagedError(f"storage {key} has not the {stored.size} elements it should have")
         if decoded:
             values[:] = torch_tensors.decode(kind, stored)
