@@ -30,7 +30,7 @@ def confirmed(check: Equivalence, model: M.Module, images: np.ndarray) -> Equiva
     Args:
         check: result of `equivalence.compare` on `model`.
         model: a network in train form.
-        images: float32 [N, 3, H, W].
+        images: float32 [N, C, H, W].
     """
     if check.holds or not np.isfinite(check.relative_error):
         return check
@@ -53,7 +53,7 @@ def confirmed(check: Equivalence, model: M.Module, images: np.ndarray) -> Equiva
 def outputs(
     model: M.Module, images: np.ndarray, weights: Mapping[str, np.ndarray] | None = None
 ) -> np.ndarray:
-    """Return what `model` computes in evaluation mode from images [N, 3, H, W], in float64.
+    """Return what `model` computes in evaluation mode from images [N, C, H, W], in float64.
 
     `weights` replace those of the model, by name. Raises ExportError for an operator that no
     network here has.
@@ -74,7 +74,8 @@ def outputs(
         )
 
     try:
-        return replay(model, images.shape[2:], images.astype(np.float64), visit)
+        (result,) = replay(model, images.shape[2:], images.astype(np.float64), visit)
+        return result
     finally:
         model.train(training)
 
