@@ -52,7 +52,8 @@ def read_files(folder: Path, seed: int, first: int, stop: int) -> None:
                 return f"an image of {decoding.decode(path).shape}"
             part = decoding.decode_crop(path, lambda *sides: jpeg.Box(0, 0, *sides), 32)
             return f"a part of {part.shape}"
-        return f"class {int(network.load(path).probabilities(picture).argmax())}"
+        net = network.load(path)
+        return f"class {int(net.probabilities(net.prepare(picture)[None]).argmax())}"
 
     for number in range(first, stop):
         rng = random.Random(f"{seed} {number}")
