@@ -43,13 +43,13 @@ def stop_once(runs: Runs, tag: str, rng: random.Random, seconds: float, straight
     where = f"{tag}, {number.name} to {'all' if to_all else 'the group'} after {delay:.2f} s"
     if psutil.wait_procs(others, timeout=5)[1]:
         return f"FAILED: {where}: processes are left"
-    if status == 128 + number:
-        last = said.strip().splitlines()[-1]
+    last = (said.strip().splitlines() or [""])[-1]
+    if status == 0 or (status == -number and last.startswith("best top-1")):
+        outcome = "had finished"  # the line is the last of a run; Python itself ends after it
+    elif status == 128 + number:
         if f"stopped by {number.name} after step" not in last or "; saved " not in last:
             return f"FAILED: {where}: {last}"
         outcome = "stopped, saved and said so"
-    elif status == 0:
-        outcome = "had finished"
     elif status == -number and delay < BOOT and not runs.folder(tag).exists():
         outcome = "was ended before it had begun"
     else:
