@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from utils import UserError
@@ -53,17 +54,18 @@ def bring_best(best: Path | None, folder: RunFolder) -> None:
 
 
 def _new_folder(home: Path, silent: bool) -> Path:
-    """Return the path of a folder named by date and time, made by nobody else."""
+    """Return the path of a folder named by date and time; unless `silent`, make it first."""
     name = time.strftime("%Y-%m-%d_%H-%M-%S")
     names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
-    path = home / next(names)
-    while not silent:
+    paths = (home / each for each in names)
+    return next(path for path in paths if silent or not _belongs_to_another(path))
+
+
+def _belongs_to_another(path: Path) -> bool:
+    """Make a folder; return whether another run has it. Other errors are reported by RunFolder."""
+    with suppress(OSError):
         try:
             path.mkdir(parents=True)
         except FileExistsError:
-            path = home / next(names)
-            continue
-        except OSError:  # RunFolder reports it
-            pass
-        break
-    return path
+            return True
+    return False

@@ -15,7 +15,8 @@ import cli
 from data.augment import Augmentation
 
 from . import flags, recipe
-from .settings import DEFAULT_ARCH, PREPROCESSING, RunOptions, Settings
+from .run_options import DEFAULT_ARCH, PREPROCESSING, RunOptions
+from .settings import Settings
 
 OWNERS = [Settings, Augmentation, RunOptions]
 HEADINGS = {
