@@ -164,9 +164,7 @@ def main(argv: list[str] | None = None) -> int:
         "chart": str(chart),
     }
     print(json.dumps(result, indent=2) if args.json else _text(result, rows))
-    if args.record:
-        about = {key: value for key, value in result.items() if key != "networks"}
-        record.write(args.record, result["networks"], about)
+    _record(args, result)
     return 0
 
 
@@ -196,9 +194,7 @@ def write_trained(args: argparse.Namespace, target: Path) -> int:
         "bytes": target.stat().st_size,
         "sha256": sha256(target),
     }
-    if args.record:
-        about = {key: value for key, value in result.items() if key != "networks"}
-        record.write(args.record, result["networks"], about)
+    _record(args, result)
     if args.json:
         print(json.dumps(result, indent=2))
         return 0
@@ -216,6 +212,12 @@ def _read(args: argparse.Namespace) -> source.Source:
         for line in said.lines(read.preprocessing, read.metadata["classes"], origins):
             print(line)
     return read
+
+
+def _record(args: argparse.Namespace, result: dict) -> None:
+    if args.record:
+        about = {key: value for key, value in result.items() if key != "networks"}
+        record.write(args.record, result["networks"], about)
 
 
 def _test_set(args: argparse.Namespace, metadata: dict) -> datasets.Dataset | None:

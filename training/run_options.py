@@ -7,12 +7,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import cli
 from data import resizing
 from data.setting import setting
 
 DEFAULT_ARCH = "RepVGGA0"
 PREPROCESSING = "preprocessing of the images, instead of what --pretrained says or is known for"
+
+
+def _shared(flag: str) -> dict[str, Any]:
+    """Return what a flag of preprocessing says in every command, as arguments of `setting`."""
+    said = cli.SHARED_FLAGS[flag]
+    same = {name: said[name] for name in ("help", "choices", "metavar") if name in said}
+    return {"group": PREPROCESSING, **same}
 
 
 @dataclass(frozen=True)
@@ -96,34 +105,12 @@ class RunOptions:
         help="number of channels of the images: 3, or 1 for grey ones, for which the first kernels "
         "of --pretrained are summed over the colours (default: 3, or that of the weights)",
     )
-    color: str | None = setting(
-        None,
-        group=PREPROCESSING,
-        choices=("rgb", "bgr"),
-        help="colour order of the images that the weights expect: %(choices)s",
-    )
+    color: str | None = setting(None, **_shared("--color"))
     mean: tuple[float, float, float] | None = setting(
-        None,
-        group=PREPROCESSING,
-        at_least=-255,
-        at_most=255,
-        metavar=("R", "G", "B"),
-        help="mean of each channel in the colour order of the weights, for pixels from 0 to 1 or, "
-        "where a value is above 1, from 0 to 255",
+        None, at_least=-255, at_most=255, **_shared("--mean")
     )
-    std: tuple[float, float, float] | None = setting(
-        None,
-        group=PREPROCESSING,
-        above=0,
-        metavar=("R", "G", "B"),
-        help="standard deviation of each channel, in the order and for the pixels of --mean",
-    )
-    interpolation: str | None = setting(
-        None,
-        group=PREPROCESSING,
-        choices=("bilinear", "bicubic"),
-        help="interpolation by which images are resized: %(choices)s",
-    )
+    std: tuple[float, float, float] | None = setting(None, above=0, **_shared("--std"))
+    interpolation: str | None = setting(None, **_shared("--interpolation"))
     resize_backend: str | None = setting(
         None,
         group=PREPROCESSING,
