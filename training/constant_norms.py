@@ -34,7 +34,7 @@ def warn(model: M.Module, settings: Settings, size: int, workers: int) -> str | 
     hooks = [norm.register_forward_hook(look) for norm in norms]
     training = model.training
     model.eval()
-    model(mge.Tensor(np.zeros((1, 3, size, size), np.float32)))
+    model(mge.Tensor(np.zeros((1, model.in_chans, size, size), np.float32)))
     model.train(training)
     for hook in hooks:
         hook.remove()

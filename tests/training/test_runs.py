@@ -107,9 +107,11 @@ def test_logits_that_are_not_finite_have_no_accuracy(train, command):
 def test_one_image_on_maps_of_1x1_is_a_warning(train):
     for flags, warns in (
         (["--batch-size", "1"], True),
+        (["--batch-size", "1", "--in-chans", "1"], True),
         (["--batch-size", "4", "--accumulate", "4"], True),
         (["--batch-size", "2"], False),
         (["--batch-size", "1", "--size", "64"], False),
     ):
         status, out, err = train("--epochs", "1", *flags)
+        assert status == 0, err
         assert ("see a single number per channel" in out) == warns, (flags, out, err)
