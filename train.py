@@ -33,15 +33,15 @@ def main(argv: list[str] | None = None) -> int:
     if args.list_archs:
         print("\n".join(list_models()))
         return 0
+    launch.refuse_unsupported_gpu(args.ngpus, args.world_size)
     gpu.check(args.amp, args.dtr)
     environment.tune_for_training()
     return launch.run(
         partial(train, args),
         args.ngpus,
-        args.world_size,
-        args.rank,
-        args.dist_addr,
-        args.dist_port,
+        launch.Hosts(args.world_size, args.rank, args.dist_addr, args.dist_port),
+        args.worker_timeout,
+        advice="; go on from the last checkpoint with --resume auto",
     )
 
 

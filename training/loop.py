@@ -79,6 +79,7 @@ class Trainer:
         is not finite or a checkpoint cannot be written.
         """
         self.start()
+        self.workers.under_way = True
         with self.stop, self.report.opened(self.step):
             try:
                 self._fit()
