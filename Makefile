@@ -10,7 +10,7 @@ PIP := env -u PYTHONPATH -u PYTHONHOME $(PYTHON) -m pip --disable-pip-version-ch
 
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: help demo test test-slow lint format verify bench show-samples docs clean
+.PHONY: help demo test test-slow gpu-check lint format verify bench show-samples docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -32,6 +32,9 @@ test: .venv/runtime .venv/development ## run the tests: 12 minutes on 2 cores
 
 test-slow: .venv/runtime .venv/development ## run the tests that take longest: 8 minutes on 2 cores
 	$(PYTHON) -m pytest --numprocesses 2 --dist worksteal -m slow
+
+gpu-check: .venv/runtime ## run what needs a GPU, and print a table for an issue: 10 minutes at most
+	@PYTHONPATH=. $(PYTHON) tests/gpu/check.py
 
 lint: .venv/runtime .venv/development ## check style and formatting with ruff, types with mypy
 	$(PYTHON) -m ruff check .

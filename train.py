@@ -47,10 +47,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def train(args: argparse.Namespace, workers: Workers) -> int:
     """Train as one of `workers`; returns the exit status."""
-    from training import find_lr, signals, start  # MegEngine, as in main
+    from training import agreement, find_lr, signals, start  # MegEngine, as in main
 
     train_set, val_set = start.open_data(args)
-    folder, resume_from = start.locate(args)
+    folder, seen = start.locate(args)
+    resume_from, unshared = agreement.on_checkpoint(seen, workers)
     network = start.StartingPoint(args, len(train_set.classes), resume_from)
     if args.show_samples is not None:
         if workers.rank == 0:
@@ -58,6 +59,8 @@ def train(args: argparse.Namespace, workers: Workers) -> int:
         return 0
     trainer = start.make_trainer(args, network, train_set, val_set, folder, workers)
     log = trainer.run.folder.log
+    if unshared is not None:
+        log(unshared)
     if resume_from is not None:
         trainer.resume(network.saved)
         log(f"resuming {resume_from} after step {trainer.step} of {trainer.total_steps}")

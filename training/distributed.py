@@ -66,6 +66,17 @@ class Workers:
     def broadcast(self, tensors: Sequence[mge.Tensor]) -> None:
         """Give the tensors the values that they have in rank 0."""
 
+    def broadcast_bytes(self, content: bytes | None) -> bytes:
+        """Return the `content` of rank 0, in all processes."""
+        sizes = self.gather(divmod(len(content or b""), 1 << 20))  # exact as float32 too
+        length = int(sizes[0] @ (1 << 20, 1))
+        padded = np.zeros(-(-length // 4), np.int32)
+        if self.rank == 0:
+            padded.view(np.uint8)[:length] = np.frombuffer(content or b"", np.uint8)
+        tensor = mge.Tensor(padded)
+        self.broadcast([tensor])
+        return tensor.numpy().tobytes()[:length]
+
     def average(self, tensors: Sequence[mge.Tensor]) -> None:
         """Replace the values of the tensors by their mean over all processes."""
         if self.size == 1:
@@ -220,7 +231,9 @@ def check_equal(model: M.Module, workers: Workers) -> None:
     checksums = workers.gather((checksum >> 16, checksum & 0xFFFF))
     different = np.flatnonzero((checksums != checksums[0]).any(axis=1))
     if len(different):
+        name = workers.name(int(different[0]))
         raise UserError(
-            f"worker {different[0]} no longer holds the same weights as worker 0; the hosts must "
-            "have the same kind of processor and the same packages"
+            f"{name} no longer holds the same weights as worker 0; the likely reasons, the first "
+            "before all: another kind of processor, other versions of packages (run.json has those "
+            "of worker 0), another MKL_DEBUG_CPU_TYPE, faulty memory"
         )

@@ -25,7 +25,7 @@ from models import environment, gpus
 import utils
 from utils import UserError
 
-from . import rendezvous, scheduler, shared_memory, worker
+from . import rendezvous, scheduler, worker
 from .distributed import Workers
 from .scheduler import ONE_HOST, Hosts
 from .worker import DONE, FOLDER, Work
@@ -95,7 +95,6 @@ def _supervise(count: int, hosts: Hosts, advice: str) -> int:
     SIGINT and SIGTERM go to worker 0, which tells the others at the next step; a second one ends
     everything at once.
     """
-    shared_memory.remove_left_over()
     with tempfile.TemporaryDirectory(prefix="workers-") as folder:
         process = subprocess.Popen(
             [

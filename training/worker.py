@@ -20,7 +20,7 @@ from models import environment, gpus
 import utils
 from utils import UserError
 
-from . import rendezvous, scheduler
+from . import rendezvous, scheduler, shared_memory
 from .distributed import MPI, NCCL, Workers
 from .scheduler import ONE_HOST, Hosts
 from .signs_of_life import SignsOfLife
@@ -76,6 +76,7 @@ class _Worker:
         task = scheduler.slurm_task(count)
         if task is not None:
             return self._join_slurm(task, count)
+        shared_memory.remove_left_over()
         workers = self._mpi = MPI()
         self.name = workers.name(workers.rank)
         if FOLDER in os.environ:
