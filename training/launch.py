@@ -152,7 +152,8 @@ def mpiexec(count: int) -> list[str]:
     if program is None:
         raise UserError("there is no mpiexec; install the pinned requirements (make demo does)")
     cores = len(os.sched_getaffinity(0)) // count
-    return [program, "-n", str(count), *(["-bind-to", f"core:{cores}"] if cores else [])]
+    here = ["-rmk", "user", "-launcher", "fork"]  # not on the hosts that Slurm has given
+    return [program, *here, "-n", str(count), *(["-bind-to", f"core:{cores}"] if cores else [])]
 
 
 def _relay(stdout: subprocess.PIPE) -> str:

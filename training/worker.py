@@ -29,6 +29,7 @@ Work = Callable[[Workers], int]  # what a process does; returns its exit status
 
 FOLDER = "WORKERS_FOLDER"  # variable: where each worker of this host notes its process and its end
 DONE = "done"
+MEETING = 600.0  # seconds within which all workers must have come: hosts are started one by one
 LINGER = 2.0  # seconds that the server outlives worker 0, for other hosts to learn the reason
 
 
@@ -36,7 +37,7 @@ def run(work: Work, count: int, hosts: Hosts, timeout: float, advice: str) -> in
     """Do the work as one of several workers; returns the exit status. See launch.run."""
     this = _Worker(hosts, timeout, advice)
     try:
-        workers = this.workers = this.join(count)
+        this.workers = workers = this.join(count)
         environment.hide_unsupported_gpu(say=workers.rank == 0)
         status = work(workers)
         workers.gather([status])  # nobody leaves, and so ends the others, while one still works
@@ -46,6 +47,8 @@ def run(work: Work, count: int, hosts: Hosts, timeout: float, advice: str) -> in
         if not isinstance(error, UserError):
             traceback.print_exc()
             reason, status = f"{type(error).__name__}: {error}".partition("\n")[0], 1
+        elif this.workers.rank:
+            time.sleep(0.5)  # where all fail alike, as for a wrong flag, worker 0 says so for all
         this.fail(f"{this.name}: {reason}", status)
     return status
 
@@ -103,7 +106,8 @@ class _Worker:
         return self._join_gpus(*place, address, port, workers.hosts)
 
     def _join_slurm(self, task: scheduler.Task, count: int) -> Workers:
-        if count not in (1, task.size) or self._hosts.count > 1:
+        self.name = f"worker {task.rank} on {socket.gethostname()}"
+        if count > task.size or self._hosts.count > 1:
             raise UserError(
                 f"Slurm has started the {task.size} workers, which --ngpus {count} and "
                 f"--world-size {self._hosts.count} contradict; leave both away"
@@ -138,16 +142,13 @@ class _Worker:
             )
         if device < len(devices) and not devices[device].is_supported:
             raise UserError(gpus.refusal(devices[device]))
-        rendezvous.await_server(address, port, self._timeout)
+        rendezvous.await_server(address, port, MEETING)
         self._address = address, port
-        absent = threading.Timer(
-            self._timeout,
-            self.fail,
-            [
-                f"not all of the {size} workers came to {address}:{port} within "
-                f"{self._timeout:g} s; start the same command on every host"
-            ],
+        reason = (
+            f"not all of the {size} workers came to {address}:{port} within {MEETING:g} s; start "
+            "the same command on every host"
         )
+        absent = threading.Timer(MEETING, self.fail, [reason])
         absent.daemon = True
         absent.start()
         workers = NCCL(rank, size, device, address, port, hosts)

@@ -53,7 +53,7 @@ class Run:
         return [line for line in text.splitlines() if not line.startswith(("info:", "debug:"))]
 
     def wait_for(self, pattern):
-        end = time.monotonic() + 200
+        end = time.monotonic() + 400
         while not re.search(pattern, self.out.read_text()):
             assert self.process.poll() is None and time.monotonic() < end, self.out.read_text()
             time.sleep(0.05)
@@ -67,7 +67,7 @@ class Run:
                 return child
         raise AssertionError(f"there is no worker {local_rank}")
 
-    def finish(self, within=200):
+    def finish(self, within=400):
         """Exit status and last line, once nothing is left of the run."""
         start = time.monotonic()
         status = self.process.wait(within)
@@ -171,6 +171,16 @@ def free_port():
     with socket.socket() as listener:
         listener.bind(("", 0))
         return listener.getsockname()[1]
+
+
+def test_a_batch_script_of_slurm_starts_its_workers_here():
+    slurm = {"SLURM_JOB_ID": "1", "SLURM_JOBID": "1", "SLURM_NODELIST": "elsewhere"}
+    slurm |= {"SLURM_NNODES": "1", "SLURM_TASKS_PER_NODE": "2"}
+    command = [*launch.mpiexec(2), "echo", "here"]
+    process = subprocess.run(
+        command, env=os.environ | slurm, capture_output=True, text=True, timeout=60
+    )
+    assert (process.returncode, process.stdout) == (0, "here\nhere\n"), process.stderr
 
 
 def two_hosts(train, port, *flags, **variables):
