@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import math
 import os
 import platform
 import re
@@ -24,7 +25,10 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 STAND_IN = str(ROOT / "tests" / "gpu" / "stand_in.py")
-TOTAL, EACH = 600.0, 180.0  # seconds for all checks, and for one
+TOTAL, EACH = (
+    600.0,
+    180.0,
+)  # seconds for all checks, and for one; on the stand-ins as many as needed
 BEST = r"best top-1 [\d.]+ %"
 
 
@@ -37,7 +41,8 @@ class Checks:
 
     def __init__(self, folder: Path, gpus: int, stand_in: bool):
         self.folder, self.gpus, self.stand_in = folder, gpus, stand_in
-        self.end = time.monotonic() + TOTAL
+        self.total, self.each = (math.inf, 3600.0) if stand_in else (TOTAL, EACH)
+        self.end = time.monotonic() + self.total
         self.rows: list[tuple[str, str, str, str]] = []
         self.data = folder / "images"
         self.save = folder / "checkpoints"
@@ -48,7 +53,7 @@ class Checks:
 
     def run(self, expected: str, *arguments: object) -> str:
         """Run a command; returns the part of its output that matches `expected`."""
-        limit = min(EACH, self.end - time.monotonic())
+        limit = min(self.each, self.end - time.monotonic())
         try:
             process = subprocess.run(
                 self.python(*arguments),
@@ -85,7 +90,7 @@ class Checks:
             [
                 sys.executable,
                 "-c",
-                f"import os, time; time.sleep({EACH}); os.kill({process.pid}, 9)",
+                f"import os, time; time.sleep({self.each}); os.kill({process.pid}, 9)",
             ]
         )
         for line in process.stdout:
@@ -139,7 +144,7 @@ class Checks:
             if needed > self.gpus:
                 result, note = "skipped", f"needs {needed} GPUs"
             elif started > self.end:
-                result, note = "FAILED", f"not begun within {TOTAL:.0f} s"
+                result, note = "FAILED", f"not begun within {self.total:.0f} s"
             else:
                 try:
                     result, note = "passed", check()

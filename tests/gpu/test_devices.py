@@ -1,6 +1,7 @@
 """Counting GPUs and telling them apart, with tests/gpu/fake_cuda.c for the driver's library."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import sys
 from models import gpus
 
 import pytest
+from megengine.core._imperative_rt import common
 
 from tests.support import ROOT
 
@@ -52,6 +54,11 @@ def test_a_child_process_asks_the_driver(run):
     hidden = {"FAKE_CUDA_CAPABILITY": "7.5", "CUDA_VISIBLE_DEVICES": ""}
     _, out, *_ = run("-c", f"{ASK}, len(gpus.visible()))", **hidden)
     assert out.split()[1:] == ["0", "0"]
+
+
+def test_the_supported_gpus_are_those_of_the_wheel():
+    kernels = re.findall(r"code=sm_(\d)(\d)", common.get_supported_sm_versions())
+    assert tuple(map(".".join, kernels)) == gpus.SUPPORTED
 
 
 def test_without_a_driver_there_is_none(monkeypatch):
