@@ -28,7 +28,7 @@ from utils import UserError
 from . import rendezvous, scheduler, worker
 from .distributed import Workers
 from .scheduler import ONE_HOST, Hosts
-from .worker import DONE, FOLDER, Work
+from .worker import FOLDER, Work
 
 # runs its arguments as a command that gets SIGTERM when the parent is killed (PR_SET_PDEATHSIG)
 _EXECUTE = """
@@ -135,9 +135,11 @@ def _supervise(count: int, hosts: Hosts, advice: str) -> int:
             process.kill()
         if received:
             return 128 + received[0]
-        statuses = workers.statuses()
-        if None not in statuses:  # all did their work; some other host may have had the signal
-            return max(statuses)
+        if reason := workers.reason():
+            utils.fail(reason)
+            return max(status or 0 for status in workers.statuses()) or 1
+        if None not in workers.statuses():  # another host may have had a signal
+            return max(workers.statuses())
         utils.fail(workers.verdict(explanation or f"exit status {status}", advice))
         return status or 1
 
@@ -178,21 +180,25 @@ class _WorkerMonitor:
         self._folder, self._count, self._hosts = folder, count, hosts
         self._first: int | None = None  # rank of the first that ended unfinished
 
-    def notes(self, rank: int) -> tuple[int, str]:
-        """Return a worker's process, and how it ended, "" if it has not; (0, "") before both."""
+    def notes(self, rank: int) -> tuple[int, int | None, str]:
+        """Return a worker's process or 0, its exit status or None, and the reason of a failure."""
         with suppress(FileNotFoundError):
             process, _, end = (self._folder / str(rank)).read_text().partition("\n")
-            return int(process), end
-        return 0, ""
+            status, _, reason = end.partition("\n")
+            return int(process), int(status) if status else None, reason
+        return 0, None, ""
 
     def statuses(self) -> list[int | None]:
-        """Return the exit status of each worker that has done its work, else None."""
-        ends = [self.notes(rank)[1].split() for rank in range(self._count)]
-        return [int(end[1]) if end[:1] == [DONE] else None for end in ends]
+        """Return the exit status of each worker, None where it has not noted one."""
+        return [self.notes(rank)[1] for rank in range(self._count)]
+
+    def reason(self) -> str:
+        """Return the reason that a worker has noted, "" where none has."""
+        return next(filter(None, (self.notes(rank)[2] for rank in range(self._count))), "")
 
     def tell(self, rank: int, signal_number: int) -> bool:
         """Send a signal; returns False when the worker has not started or has ended."""
-        process, _ = self.notes(rank)
+        process, *_ = self.notes(rank)
         with suppress(ProcessLookupError):
             if process:
                 os.kill(process, signal_number)
@@ -208,7 +214,7 @@ class _WorkerMonitor:
             while running:
                 running = mpiexec.poll() is None  # and once more after it has ended
                 for rank in set(range(self._count)) - watched:
-                    process, _ = self.notes(rank)
+                    process, *_ = self.notes(rank)
                     with suppress(ProcessLookupError):
                         if process:
                             file = os.pidfd_open(process)
@@ -217,24 +223,20 @@ class _WorkerMonitor:
                 for key, _ in selector.select(timeout=0.1):
                     selector.unregister(key.fileobj)
                     os.close(key.fileobj)
-                    if self._first is None and self.statuses()[key.data] is None:
+                    _, status, reason = self.notes(key.data)
+                    if self._first is None and (status is None or reason):
                         self._first, ended_at = key.data, time.monotonic()
                         if self._hosts.count > 1:
-                            address = (
-                                "localhost" if self._hosts.number == 0 else self._hosts.address
-                            )
-                            rendezvous.announce_failure(address, self._hosts.port, self.verdict(""))
+                            address = self._hosts.address if self._hosts.number else "localhost"
+                            said = reason or self.verdict()
+                            rendezvous.announce_failure(address, self._hosts.port, said)
                 if running and ended_at is not None and time.monotonic() > ended_at + _GRACE:
                     for rank in range(self._count):  # they wait for the one that has ended
                         self.tell(rank, signal.SIGKILL)
                     ended_at = None
 
     def verdict(self, explanation: str = "", advice: str = "") -> str:
-        """Return the reason that a worker noted, or else a sentence about the one that ended."""
-        ends = [self.notes(rank)[1] for rank in range(self._count)]
-        reasons = [end for end in ends if end and end.split()[0] != DONE]
-        if reasons:
-            return reasons[0]
+        """Return a sentence about the worker that ended first without a reason."""
         how = f" ({explanation})" if explanation else ""
         if self._first is None:
             return f"the workers ended before they had begun{how}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import socket
@@ -28,7 +29,6 @@ from .signs_of_life import SignsOfLife
 Work = Callable[[Workers], int]  # what a process does; returns its exit status
 
 FOLDER = "WORKERS_FOLDER"  # variable: where each worker of this host notes its process and its end
-DONE = "done"
 MEETING = 600.0  # seconds within which all workers must have come: hosts are started one by one
 LINGER = 2.0  # seconds that the server outlives worker 0, for other hosts to learn the reason
 
@@ -66,7 +66,7 @@ class _Worker:
         self._hosts, self._timeout, self._advice = hosts, timeout, advice
         self._mpi: MPI | None = None
         self._note: Path | None = None
-        self._address: tuple[str, int] | None = None  # of MegEngine's server
+        self._address: tuple[str, int] | None = None  # of a server beyond this mpiexec
         self._server: rendezvous.Server | None = None  # beside worker 0
         self._signs: SignsOfLife | rendezvous.Watch | None = None
         self._ending = threading.Lock()
@@ -129,6 +129,7 @@ class _Worker:
         self.name = f"worker {rank} on {socket.gethostname()}"
         if rank == 0:
             self._server = rendezvous.Server(port, LINGER)
+        self._address = address, port
         return self._join_gpus(rank, size, device, address, port)
 
     def _join_gpus(
@@ -143,7 +144,6 @@ class _Worker:
         if device < len(devices) and not devices[device].is_supported:
             raise UserError(gpus.refusal(devices[device]))
         rendezvous.await_server(address, port, MEETING)
-        self._address = address, port
         reason = (
             f"not all of the {size} workers came to {address}:{port} within {MEETING:g} s; start "
             "the same command on every host"
@@ -160,7 +160,7 @@ class _Worker:
         """Part from the others, who have all done their work."""
         if self._signs is not None:
             self._signs.stop()
-        self._write(f"{DONE} {status}")
+        self._write(f"{status}\n")
 
     def fail(self, reason: str, status: int = 2) -> NoReturn:
         """End all workers for a reason, which becomes the last line; may be called in any thread.
@@ -170,8 +170,9 @@ class _Worker:
         self._ending.acquire()  # and never released: there is one end, and one reason
         line = reason + self._advice * self.workers.under_way
         if self._note is not None:
-            self._write(line)
+            self._write(f"{status}\n{line}")
         else:
+            time.sleep(0.5)  # the others print what they have, up to where they wait for this one
             utils.fail(line)
         if self._address is not None:
             rendezvous.announce_failure(*self._address, reason)
@@ -185,6 +186,9 @@ class _Worker:
             late = threading.Timer(2, os._exit, [status])  # for an mpiexec that is out of reach
             late.daemon = True
             late.start()
+            # MPI's abort calls exit, whose handlers would stop MegEngine while it still computes
+            libc = ctypes.CDLL(None)
+            libc.on_exit(libc._exit, None)
             self._mpi.abort(status)
         os._exit(status)  # as MPI's abort may return before mpiexec ends this process
 
