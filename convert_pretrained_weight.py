@@ -231,5 +231,6 @@ def show(report: dict, export: str | None) -> None:
 
 
 if __name__ == "__main__":
+    environment.hide_unsupported_gpu()
     environment.return_freed_memory()
     utils.run(main)

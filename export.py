@@ -216,6 +216,7 @@ def main(argv: list[str] | None = None) -> int:
     from deployment import input_format, source
     from weights import files
 
+    environment.hide_unsupported_gpu()
     environment.return_freed_memory()
     model, preprocessing, metadata = source.load(args.model, args.arch, args.keep_branches)
     file_input = preprocessing

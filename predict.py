@@ -59,6 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     from deployment import network
     from weights import catalog, checkpoint
 
+    environment.hide_unsupported_gpu()
     environment.tune_for_training()
     path = catalog.locate(args.model) if args.model else checkpoint.newest_best()
     net = network.load(path, args.arch)

@@ -65,7 +65,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     os.environ.setdefault("MPLCONFIGDIR", str(Path(sys.prefix) / "matplotlib"))
     _open_standard_streams()
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        if hasattr(stream, "reconfigure"):  # names of files may be in any encoding
             stream.reconfigure(errors="escaped")
     status: object
     try:
@@ -181,9 +181,6 @@ def _open_standard_streams() -> None:
         if getattr(sys, name) is None:
             mode = "r" if number == 0 else "w"
             setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # names of files may be in any encoding
-            stream.reconfigure(errors="backslashreplace")
 
 
 def _is_unwritable(stream: TextIO, more: str = "") -> bool:
