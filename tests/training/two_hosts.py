@@ -102,6 +102,12 @@ class TwoHosts:
     def cut(self, name: str, down: bool = True) -> None:
         """Pull a host's cable at the switch, or plug it in again: no one is told."""
         self._ip("switch", f"link set {name} {'down' if down else 'up'}")
+        if not down:
+            switch = str(self._holders["switch"].pid)
+            state = ["nsenter", "-t", switch, "-n", "ip", "-d", "link", "show", name]
+            self._until(lambda: b"state forwarding" in subprocess.check_output(state))
+            for host in ADDRESSES:  # each may know by now that the other cannot be reached
+                self._ip(host, "neigh flush dev cable")
 
     def processes(self, name: str, word: str) -> list[int]:
         """Return the processes of a host with `word` among their arguments."""
