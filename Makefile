@@ -10,7 +10,7 @@ PIP := env -u PYTHONPATH -u PYTHONHOME $(PYTHON) -m pip --disable-pip-version-ch
 
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: help demo test test-slow torture lint format verify bench show-samples docs docs-update clean
+.PHONY: help demo test test-slow torture gpu-check lint format verify bench show-samples docs docs-update clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -39,6 +39,9 @@ torture: .venv/runtime .venv/development ## stop and kill runs at random moments
 	$(PYTHON) tests/torture/kill.py --times 20
 	$(PYTHON) tests/torture/kill.py --times 5 --ngpus 2
 	$(PYTHON) tests/torture/mutate.py --files 10000
+
+gpu-check: .venv/runtime ## run what needs a GPU, and print a table for an issue: 10 minutes at most
+	@PYTHONPATH=. $(PYTHON) tests/gpu/check.py
 
 lint: .venv/runtime .venv/development ## check style and formatting with ruff, types with mypy
 	$(PYTHON) -m ruff check .

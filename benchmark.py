@@ -62,6 +62,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from models import environment
 
+    environment.hide_unsupported_gpu()
     environment.tune_for_training()
     command = {
         "infer": time_inference,

@@ -280,5 +280,6 @@ def show(report: dict, converted: checkpoint.Checkpoint, layout: str | None) -> 
 
 
 if __name__ == "__main__":
+    environment.hide_unsupported_gpu()
     environment.return_freed_memory()
     utils.run(main)

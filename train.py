@@ -36,30 +36,31 @@ def main(argv: list[str] | None = None) -> int:
         if args.list_archs:
             print("\n".join(list_models()))
             return 0
+        launch.refuse_unsupported_gpu(args.ngpus, args.world_size)
         gpu.check(args.amp, args.dtr)
         environment.tune_for_training()
         return launch.run(
             partial(train, args),
             args.ngpus,
-            args.world_size,
-            args.rank,
-            args.dist_addr,
-            args.dist_port,
+            launch.Hosts(args.world_size, args.rank, args.dist_addr, args.dist_port),
+            args.worker_timeout,
+            advice="; go on from the last checkpoint with --resume auto",
         )
 
 
 def train(args: argparse.Namespace, workers: Workers) -> int:
     """Train as one of `workers`; returns the exit status."""
-    from training import find_lr, folders, start  # MegEngine, as in main
+    from training import agreement, find_lr, folders, start  # MegEngine, as in main
 
     train_set, val_set = start.open_data(args)
-    resume_from = folders.find(args)
+    seen = folders.find(args)
+    resume_from, unshared = agreement.on_checkpoint(seen, workers)
     if args.show_samples is not None:
         network = start.StartingPoint(args, len(train_set.classes), resume_from)
         if workers.rank == 0:
             start.show_samples(train_set, network.preprocessing, args.seed, args.show_samples)
         return 0
-    folder = folders.open_folder(args, resume_from, silent=workers.rank > 0)
+    folder = folders.open_folder(args, seen, silent=workers.rank > 0)
     try:
         network = start.StartingPoint(args, len(train_set.classes), resume_from)
         trainer = start.make_trainer(args, network, train_set, val_set, folder, workers)
@@ -71,6 +72,8 @@ def train(args: argparse.Namespace, workers: Workers) -> int:
         folder.remove_if_unused()
         raise
     log = folder.log
+    if unshared is not None:
+        log(unshared)
     if resume_from is not None:
         log(f"resuming {resume_from} after step {trainer.step} of {trainer.total_steps}")
     for line in network.notes:

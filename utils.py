@@ -92,7 +92,8 @@ def run(main: Callable[[], int | None]) -> NoReturn:
 def fail(message: str) -> int:
     """Print an error sentence to stderr and return exit status 2."""
     with suppress(OSError):
-        print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
+        # in one piece also where Python's output is unbuffered, beside that of other workers
+        sys.stderr.write(f"{Path(sys.argv[0]).name}: error: {message}\n")
     return 2
 
 

@@ -136,6 +136,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from tqdm import tqdm
 
+    environment.hide_unsupported_gpu()
     environment.tune_for_training()
     line = "{:39} {:>11} {:>2} {:>11} {:>10} {:>10} {:>7}  {}"
     header = line.format(

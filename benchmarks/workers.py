@@ -23,7 +23,7 @@ from data.augment import Augmentation
 from data.datasets import Dataset
 from data.loader import Loader
 from data.transforms import Preprocessing
-from training import find_lr, launch, mpi_environment
+from training import find_lr, launch, scheduler
 from training.distributed import MPI, Workers
 from training.groups import Data, Network, Run
 from training.loop import Trainer
@@ -88,7 +88,7 @@ def work(point: Point, steps: int, workers: Workers) -> list[float]:
 if __name__ == "__main__":
     environment.tune_for_training()
     arch, size, batch, steps = sys.argv[1:]
-    workers = Workers() if mpi_environment.rank() is None else MPI()
+    workers = Workers() if scheduler.mpi_rank() is None else MPI()
     seconds = work(Point(arch, int(size), int(batch)), int(steps), workers)
     if workers.rank == 0:
         print(json.dumps(seconds))

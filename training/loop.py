@@ -83,6 +83,7 @@ class Trainer:
         is not finite, no image can be read or a checkpoint cannot be written.
         """
         self.start()
+        self.workers.under_way = True
         with self.stop, self.report.opened(self.step):
             try:
                 self._fit()

@@ -1,4 +1,4 @@
-"""What mpiexec or srun says in the environment, and whether this MPI agrees with it.
+"""Whether what mpiexec or srun says in the environment agrees with this MPI, and with the flags.
 
 Variables of another MPI's mpiexec, or left over from a program that was started by one, would
 otherwise make each process train alone, all of them in the same folder.
@@ -13,20 +13,8 @@ from pathlib import Path
 
 from utils import UserError
 
-# The rank -> the number of processes: of MPICH and Intel MPI, PMIx under Slurm, and Open MPI.
-_VARIABLES = {
-    "PMI_RANK": "PMI_SIZE",
-    "PMIX_RANK": "SLURM_STEP_NUM_TASKS",
-    "OMPI_COMM_WORLD_RANK": "OMPI_COMM_WORLD_SIZE",
-}
-
-
-def rank() -> int | None:
-    """Return the rank that mpiexec (MPICH, Intel MPI, Open MPI) or Slurm's srun gave, or None."""
-    for name in _VARIABLES:
-        with suppress(KeyError, ValueError):
-            return int(os.environ[name])
-    return None
+from .distributed import MPI
+from .scheduler import MPI_VARIABLES, Hosts
 
 
 def check_connection() -> None:
@@ -48,7 +36,7 @@ def check(size: int, ngpus: int) -> None:
         size: number of processes in MPI.
         ngpus: value of --ngpus.
     """
-    for rank_name, size_name in _VARIABLES.items():
+    for rank_name, size_name in MPI_VARIABLES.items():
         with suppress(KeyError, ValueError):
             said = int(os.environ[size_name])
             if rank_name in os.environ and said != size:
@@ -56,12 +44,28 @@ def check(size: int, ngpus: int) -> None:
                     f"{size_name} in the environment says {said} processes, but MPI here has {size}"
                 )
     if size == 1 and ngpus > 1:
-        name = next(name for name in _VARIABLES if name in os.environ)
+        name = next(name for name in MPI_VARIABLES if name in os.environ)
         raise _refused(f"--ngpus {ngpus}, but {name} says that mpiexec has started this process")
 
 
+def check_flags(ngpus: int, hosts: Hosts, workers: MPI) -> None:
+    """Raise UserError where flags say something else than the user's mpiexec."""
+    names = list(dict.fromkeys(workers.hosts))
+    here = names.index(workers.hosts[workers.rank])
+    for flag, given, default, actual, what in (
+        ("--ngpus", ngpus, 1, workers.local_size, "workers on this host"),
+        ("--world-size", hosts.count, 1, len(names), "hosts"),
+        ("--rank", hosts.number, 0, here, "as the number of this host"),
+    ):
+        if given not in (default, actual):
+            raise UserError(
+                f"{flag} {given} contradicts the mpiexec around it, which has {actual} {what}; "
+                f"leave {flag} away, as mpiexec's -n and -hosts say it all"
+            )
+
+
 def _refused(what: str) -> UserError:
-    names = [*_VARIABLES, *_VARIABLES.values(), "PMI_FD"]
+    names = [*MPI_VARIABLES, *MPI_VARIABLES.values(), "PMI_FD"]
     names = [name for name in names if name in os.environ]
     unset = " ".join(f"-u {name}" for name in names if not name.startswith("SLURM"))
     own = Path(sys.executable).with_name("mpiexec")

@@ -191,6 +191,14 @@ class RunOptions:
         metavar="PORT",
         help="port on which host 0 listens (GPUs only; not tested)",
     )
+    worker_timeout: float = setting(
+        120.0,
+        group="several processes",
+        above=0,
+        metavar="SECONDS",
+        help="time without a sign of life from a worker, as when its host has lost its power or "
+        "its network, after which the run ends on all hosts",
+    )
     dtr: str | None = setting(
         None,
         metavar="SIZE",

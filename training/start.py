@@ -198,13 +198,15 @@ def _check_classes(start: StartingPoint, classes: list[str]) -> None:
 def _memory_is_short(
     args: argparse.Namespace, model: M.Module, workers: Workers, folder: RunFolder
 ) -> bool:
-    """Return whether the CPU workers, taken to be on one host, need more memory than is free."""
+    """Return whether the CPU workers of some host need more memory than is free on it."""
     if environment.gpu_count():
         return False
     images = -(-args.batch_size // (workers.size * args.accumulate))
-    need = workers.size * low_memory.usual_need(model, args.size, images)
-    # all decide alike, by what the first one sees
-    available = workers.gather([memory.available_memory()])[0, 0]
+    need = workers.local_size * low_memory.usual_need(model, args.size, images)
+    # all decide alike, by the host that is shortest of memory
+    needed, free = workers.gather([need, memory.available_memory()]).T
+    worst = int((free - needed).argmin())
+    need, available = needed[worst], free[worst]
     if need < available:
         return False
     folder.log(

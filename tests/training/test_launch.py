@@ -8,8 +8,9 @@ import pytest
 
 from data import cgroup
 from tests.support import ROOT
-from training import launch, mpi_environment
+from training import mpi_environment, scheduler
 from training.signals import StopSignal
+from training.worker_monitor import WorkerMonitor
 from utils import UserError
 
 VARIABLES = ("PMI_RANK", "PMI_SIZE", "PMI_FD", "PMIX_RANK", "SLURM_STEP_NUM_TASKS",
@@ -30,11 +31,11 @@ def environment(monkeypatch):
 
 
 def test_the_rank_of_any_mpiexec_is_seen(environment):
-    assert mpi_environment.rank() is None
+    assert scheduler.mpi_rank() is None
     environment(OMPI_COMM_WORLD_RANK=3)
-    assert mpi_environment.rank() == 3
+    assert scheduler.mpi_rank() == 3
     environment(PMI_RANK=1)
-    assert mpi_environment.rank() == 1
+    assert scheduler.mpi_rank() == 1
 
 
 @pytest.mark.parametrize(
@@ -78,14 +79,14 @@ def test_a_connection_that_is_not_there_is_refused(environment):
 # two workers print how many they are, and their parent what is left of the input
 PROGRAM = """
 import sys, utils
-from training import launch, mpi_environment
+from training import launch, scheduler
 def work(workers):
     if workers.rank == 0:
         print(workers.size, "workers", flush=True)
     return 0
 def main():
     status = launch.run(work, 2)
-    if mpi_environment.rank() is None:  # the parent
+    if scheduler.mpi_rank() is None:  # the parent
         print(sys.stdin.read())
     return status
 utils.run(main)
@@ -111,7 +112,7 @@ def test_workers_leave_the_input_alone_and_import_nothing_of_the_working_directo
 
 
 def test_a_worker_killed_for_memory_is_said_to_be(tmp_path, monkeypatch):
-    monitor = launch._WorkerMonitor(tmp_path, 2, StopSignal())
+    monitor = WorkerMonitor(tmp_path, 2, StopSignal())
     monitor._first = 1
     assert "memory" not in monitor.verdict("exit status 1")
     assert "it was probably killed for lack of memory" in monitor.verdict("killed")
