@@ -101,7 +101,8 @@ def relative_error_of_fusion(path: Path, args: argparse.Namespace) -> float:
             )
     model = weights.load(converted)
     del converted  # the file's tensors and both forms of the network are much memory together
-    images = np.random.default_rng(0).standard_normal((4, 3, 64, 64)).astype(np.float32)
+    size = model.check_size
+    images = np.random.default_rng(0).standard_normal((4, 3, size, size)).astype(np.float32)
     check = equivalence.compare(model, images, consume=True)
     if not check.holds:
         raise convert.ConversionError(

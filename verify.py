@@ -21,7 +21,8 @@ if TYPE_CHECKING:  # MegEngine takes a second to import, which --help need not
     from models import equivalence
 
 # one of each structural kind: dense, made for int8, grouped, SE before the ReLU, SE after it,
-# several branches, depthwise with SE, a batch norm after the sum and two heads, ghost modules
+# several branches, depthwise with SE, a batch norm after the sum and two heads, ghost modules,
+# a subtracted branch and layer scales
 DEFAULT_ARCHS = [
     "RepVGGA0",
     "RepVGGA0-qa",
@@ -32,9 +33,11 @@ DEFAULT_ARCHS = [
     "MobileOneS4",
     "RepViTM0_6",
     "RepGhost050",
+    "FastViTT8",
 ]
 BATCH = 8
 SIZE = 64
+LARGE_BATCH = 2  # of larger images, which take longer
 
 EXAMPLES = """\
   python verify.py                                      one network of each kind
@@ -54,7 +57,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     cli.add_flags(
         what,
         "--size",
-        help=f"side of the random images (default: that of a checkpoint's own images, else {SIZE})",
+        help="side of the random images (default: that of a checkpoint's own images, else "
+        f"{SIZE}, or more where a kernel is larger than the last maps would be)",
     )
     cli.add_flags(parser.add_argument_group("output"), "--json")
     args = parser.parse_args(argv)
@@ -77,8 +81,8 @@ def comparisons(args: argparse.Namespace) -> Iterator[tuple[str, equivalence.Equ
 
     rng = np.random.default_rng(0)
 
-    def random_images(size: int) -> np.ndarray:
-        return rng.standard_normal((BATCH, 3, size, size)).astype(np.float32)
+    def random_images(size: int, batch: int = BATCH) -> np.ndarray:
+        return rng.standard_normal((batch, 3, size, size)).astype(np.float32)
 
     if args.model:
         arch = args.arch and models.canonical_name(args.arch[0])
@@ -91,14 +95,18 @@ def comparisons(args: argparse.Namespace) -> Iterator[tuple[str, equivalence.Equ
     images = random_images(args.size or SIZE)
     for name, (block, config) in models.BLOCKS.items():
         channels = config.get("in_channels") or config["channels"]
-        maps = rng.standard_normal((BATCH, channels, 14, 14)).astype(np.float32)
+        side = max(14, config.get("kernel_size", 0) + 1)
+        maps = rng.standard_normal((BATCH, channels, side, side)).astype(np.float32)
         network = block(**config)
         equivalence.randomize(network, maps)
         yield name, equivalence.compare(network, maps)
     for name in args.arch:
         network = models.create(name)
-        equivalence.randomize(network, images)
-        yield name, equivalence.compare(network, images)
+        shown = images
+        if not args.size and network.check_size > SIZE:
+            shown = random_images(network.check_size, LARGE_BATCH)
+        equivalence.randomize(network, shown)
+        yield name, equivalence.compare(network, shown)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -7,7 +7,7 @@ Source: Vasu et al., MobileOne: An Improved One millisecond Mobile Backbone, CVP
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import megengine as mge
@@ -66,7 +66,8 @@ class MobileOneUnit(Reparameterizable):
     Args:
         in_channels, out_channels, kernel_size, stride, groups: as in a convolution.
         branches: number of k x k convolutions.
-        se: squeeze-and-excitation with C/16 hidden channels before the ReLU.
+        se: squeeze-and-excitation with C/16 hidden channels before the activation.
+        activation: function in place of the ReLU.
         deploy: build the fused form.
     """
 
@@ -81,6 +82,7 @@ class MobileOneUnit(Reparameterizable):
         groups: int = 1,
         branches: int = 1,
         se: bool = False,
+        activation: Callable[[mge.Tensor], mge.Tensor] = relu,
         deploy: bool = False,
     ):
         super().__init__()
@@ -99,10 +101,11 @@ class MobileOneUnit(Reparameterizable):
             if in_channels == out_channels and stride == 1:
                 self.identity = BatchNorm2d(in_channels)
         self.se = SqueezeExcitation(out_channels, out_channels // 16) if se else None
+        self.activation = activation
 
     def forward(self, x: mge.Tensor) -> mge.Tensor:
         y = super().forward(x)
-        return relu(y if self.se is None else self.se(y))
+        return self.activation(y if self.se is None else self.se(y))
 
     def forward_branches(self, x: mge.Tensor) -> mge.Tensor:
         first, *others = self.branches()

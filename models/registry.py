@@ -8,7 +8,7 @@ from typing import Any
 
 import megengine.module as M
 
-from . import mobileone, repghost, repvgg, repvgg_plus, repvit
+from . import fastvit, mobileone, repghost, repvgg, repvgg_plus, repvit
 
 # name -> (class, its keyword arguments)
 _REGISTRY: dict[str, tuple[type[M.Module], dict[str, Any]]] = {
@@ -17,6 +17,7 @@ _REGISTRY: dict[str, tuple[type[M.Module], dict[str, Any]]] = {
     **{name: (mobileone.MobileOne, config) for name, config in mobileone.VARIANTS.items()},
     **{name: (repvit.RepViT, config) for name, config in repvit.VARIANTS.items()},
     **{name: (repghost.RepGhost, config) for name, config in repghost.VARIANTS.items()},
+    **{name: (fastvit.FastViT, config) for name, config in fastvit.VARIANTS.items()},
 }
 
 # name -> (class, its keyword arguments), of every kind of block, for verification
@@ -28,6 +29,9 @@ BLOCKS: dict[str, tuple[type[M.Module], dict[str, Any]]] = {
     **{f"RepViT {k}": (repvit.Downsample, c) for k, c in repvit.DOWNSAMPLES.items()},
     **{f"RepGhost {k}": (repghost.GhostModule, c) for k, c in repghost.BLOCKS.items()},
     **{f"RepGhost {k}": (repghost.Bottleneck, c) for k, c in repghost.BOTTLENECKS.items()},
+    **{f"FastViT {k}": (fastvit.FastViTBlock, c) for k, c in fastvit.BLOCKS.items()},
+    **{f"FastViT {k}": (fastvit.PatchEmbedding, c) for k, c in fastvit.EMBEDDINGS.items()},
+    **{f"FastViT {k}": (mobileone.MobileOneUnit, c) for k, c in fastvit.UNITS.items()},
 }
 
 

@@ -23,9 +23,12 @@ class StagedClassifier(M.Module):
         strides: pixels of the input per position of each of these maps.
         arch: name of the architecture, set by `models.create`.
         options: further arguments given to `models.create`, set by it.
+        check_size: side in pixels of the images for an equivalence check, on which no tap of any
+            kernel meets padding alone.
     """
 
     strides = (4, 8, 16, 32)
+    check_size = 64
     options: ClassVar[dict[str, Any]] = {}
 
     def features(self, x: mge.Tensor) -> list[mge.Tensor]:

@@ -75,6 +75,13 @@ _REPGHOST = {  # the repository's own evaluation, top-1 and top-5, and top-1 as 
     "150": (77.454, 93.500, 77.474),
     "200": (78.806, 94.326, 78.802),
 }
+# top-1 as Apple reports it, plain and distilled; top-1 and top-5 as timm evaluates the same files
+_FASTVIT = {
+    "t8": ((76.2, 77.2), (76.184, 93.042), (77.170, 93.274)),
+    "t12": ((79.3, 80.3), (79.276, 94.570), (80.364, 95.040)),
+    "s12": ((79.9, 81.1), (79.882, 94.798), (81.074, 95.278)),
+}
+_FASTVIT_URL = "https://docs-assets.developer.apple.com/ml-research/models/fastvit"
 _BASECLS: dict[str, tuple[float | None, float | None]] = {
     "repvgg_a0": (72.254, 90.494),  # the only one with reported figures
 }
@@ -185,6 +192,33 @@ PUBLISHED = (
             f"https://huggingface.co/timm/repghostnet_{name}.in1k",
         )
         for name, (_, _, top1) in _REPGHOST.items()
+    ),
+    *(
+        Published(
+            "apple",
+            f"fastvit_{name}{ending}",
+            f"FastViT{name.upper()}",
+            top1,
+            None,
+            "apple/ml-fastvit at 256 px",
+            f"{_FASTVIT_URL}/image_classification_{folder}/fastvit_{name}.pth.tar",
+        )
+        for name, (reported, _, _) in _FASTVIT.items()
+        for ending, folder, top1 in zip(
+            ("", "_dist"), ("models", "distilled_models"), reported, strict=True
+        )
+    ),
+    *(
+        Published(
+            "timm",
+            f"fastvit_{name}{ending}",
+            f"FastViT{name.upper()}",
+            *figures,
+            "timm at 256 px",
+            f"https://huggingface.co/timm/fastvit_{name}.apple{ending}_in1k",
+        )
+        for name, (_, *evaluated) in _FASTVIT.items()
+        for ending, figures in zip(("", "_dist"), evaluated, strict=True)
     ),
 )
 

@@ -14,7 +14,7 @@ import numpy as np
 from data.transforms import Preprocessing
 from utils import UserError
 
-from . import apple, basecls, dingxiaoh, port, repghost, repvit, timm
+from . import apple, basecls, dingxiaoh, fastvit, port, repghost, repvit, timm
 from .keymap import Source, Tensors
 from .state import Shapes, class_count, form_of, misfits, shapes_of
 
@@ -31,6 +31,8 @@ SOURCES = (
     repghost.TIMM,
     repvit.THU,
     repvit.TIMM,
+    fastvit.APPLE,
+    fastvit.TIMM,
 )
 
 # Where checkpoints keep the weights beside other things; averaged weights are the ones evaluated.

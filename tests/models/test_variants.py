@@ -48,6 +48,16 @@ TABLE = {
     "RepGhost130": (5_478_612, 5_450_052, 231_123_652, 231_123_652, 192),
     "RepGhost150": (6_575_336, 6_542_368, 301_315_856, 301_315_856, 192),
     "RepGhost200": (9_796_124, 9_752_212, 515_869_856, 515_869_856, 192),
+    # deploy: batch norms and layer scales of the feed-forward networks folded too
+    "FastViTT8": (4_026_232, 3_992_392, 528_592_896, 524_773_248, 106),
+    "FastViTT12": (7_553_704, 7_502_952, 1_070_405_632, 1_065_212_416, 122),
+    "FastViTS12": (9_473_576, 9_422_824, 1_378_686_976, 1_373_493_760, 122),
+}
+# multiply-adds (train, deploy) at the size of those that are trained at another one
+AT_THEIR_SIZE = {
+    "FastViTT8": (256, 690_149_376, 685_160_448),
+    "FastViTT12": (256, 1_397_727_232, 1_390_944_256),
+    "FastViTS12": (256, 1_800_380_416, 1_793_597_440),
 }
 
 
@@ -66,6 +76,14 @@ def test_parameters_and_multiply_adds(arch):
     found = [models.profile(network) for network in (train, deploy)]
     parameters, macs = zip(*found, strict=True)
     assert (*parameters, *macs, len(deploy.state_dict())) == TABLE[arch]
+
+
+@pytest.mark.parametrize("arch", AT_THEIR_SIZE)
+def test_multiply_adds_at_another_size(arch):
+    size, *macs = AT_THEIR_SIZE[arch]
+    with init.uninitialized():
+        networks = models.create(arch), models.create(arch, deploy=True)
+    assert [models.profile(network, size).macs for network in networks] == macs
 
 
 @pytest.mark.parametrize(
@@ -106,6 +124,8 @@ def test_look_up_ignores_case_and_separators(name):
         ("repvit_m0_9", "RepViTM0_9"),
         ("repghost_100", "RepGhost100"),
         ("repvgg_a0_qa", "RepVGGA0-qa"),
+        ("fastvit_t8", "FastViTT8"),
+        ("FastViT-T8", "FastViTT8"),
     ],
 )
 def test_other_spellings(name, arch):
@@ -113,7 +133,7 @@ def test_other_spellings(name, arch):
 
 
 @pytest.mark.parametrize("deploy", [False, True])
-@pytest.mark.parametrize("arch", ["MobileOneS0", "RepViTM0_6", "RepGhost050"])
+@pytest.mark.parametrize("arch", ["MobileOneS0", "RepViTM0_6", "RepGhost050", "FastViTT8"])
 def test_features_of_the_other_families(arch, deploy, images):
     model = models.create(arch, 3, deploy=deploy)
     model.eval()

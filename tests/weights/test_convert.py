@@ -85,6 +85,8 @@ CASES = {
     "timm-repvit_m0_9": ("RepViTM0_9", "timm", "RGB", as_safetensors),
     "repghost-repghostnet_1_0x": ("RepGhost100", "repghost", "RGB", as_ema_pth),
     "timm-repghostnet_100": ("RepGhost100", "timm", "RGB", as_safetensors),
+    "apple-fastvit_t8": ("FastViTT8", "apple", "RGB", as_ema_pth),
+    "timm-fastvit_t8": ("FastViTT8", "timm", "RGB", as_safetensors),
 }
 
 
@@ -92,7 +94,8 @@ def golden(case):
     """The source's own checkpoint, and the archive."""
     archive = np.load(GOLDEN / f"{case}.npz")
     shapes = json.loads(str(archive["shapes"]))
-    return golden_weights.fill(shapes, float(archive["gamma"])), archive
+    gain = float(archive["gain"]) if "gain" in archive else 1.0
+    return golden_weights.fill(shapes, float(archive["gamma"]), gain), archive
 
 
 LARGE = {"basecls-repvgg_d2", "dingxiaoh-RepVGGplus-L2pse"}
@@ -480,7 +483,7 @@ def test_the_published_weights_are_listed(command):
     assert re.search(r"basecls +repvgg_a0 +RepVGGA0 +72.25 +90.49 ", out)
     status, out, _ = command("convert_pretrained_weight", "--list", "--json")
     entries = json.loads(out)
-    assert len(entries) == 14 + 13 + 11 + 5 + 5 + 6 + 5 + 8 + 8
+    assert len(entries) == 14 + 13 + 11 + 5 + 5 + 6 + 5 + 8 + 8 + 6 + 6
     assert {entry["arch"] for entry in entries} <= set(models.list_models())
     assert all(entry["reported_by"] for entry in entries if entry["top1"])
     status, _, err = command(
