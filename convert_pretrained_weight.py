@@ -15,8 +15,10 @@ import json
 import os
 import pickle
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 
+import models
 from models import environment, equivalence
 
 import numpy as np
@@ -58,6 +60,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help="layout of the checkpoint: %(choices)s (default: recognized from its tensors)",
         metavar="LAYOUT",
     )
+    cli.add_flags(
+        what,
+        "--stride",
+        help="total stride of the network, one of %(choices)s (default: told from its tensors; 32 "
+        "where these fit both 32 and 8, which the report then says)",
+    )
     what.add_argument("--list", action="store_true", help="list published weights and exit")
     output = parser.add_argument_group("output")
     output.add_argument(
@@ -79,7 +87,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def read(path: Path, args: argparse.Namespace) -> checkpoint.Checkpoint:
     """Return the checkpoint in a file; raise CheckpointError unless it is of --model-arch."""
-    converted = checkpoint.read(path, args.model_arch, args.source)
+    converted = checkpoint.read(path, args.model_arch, args.source, args.stride)
     if args.model_arch not in (None, converted.arch):
         raise checkpoint.CheckpointError(
             f"{path} holds {converted.arch}, but --model-arch says {args.model_arch}"
@@ -99,7 +107,7 @@ def relative_error_of_fusion(path: Path, args: argparse.Namespace) -> float:
                 f"{path} was not converted: {key} holds numbers that are not finite, or negative "
                 "variances; give a checkpoint of a training that did not diverge"
             )
-    model = weights.load(converted)
+    model = weights.load(replace(converted, note=None))  # the report has it
     del converted  # the file's tensors and both forms of the network are much memory together
     size = model.check_size
     images = np.random.default_rng(0).standard_normal((4, 3, size, size)).astype(np.float32)
@@ -118,7 +126,7 @@ def target_path(save_dir: str, converted: checkpoint.Checkpoint, suffix: str) ->
     if path.suffix and not os.path.isdir(path):  # False too for a name too long
         return path
     form = "-deploy" if converted.form == "deploy" else ""
-    return path / f"{converted.arch}{form}{suffix}"
+    return path / f"{models.variant_name(converted.arch, converted.options)}{form}{suffix}"
 
 
 def save_export(converted: checkpoint.Checkpoint, layout: str, save_dir: str) -> Path:
@@ -128,7 +136,8 @@ def save_export(converted: checkpoint.Checkpoint, layout: str, save_dir: str) ->
     """
     state_dict = converted.state_dict
     tensors = convert.export(state_dict, converted.arch, layout)
-    again = convert.recognize(tensors, converted.path, converted.arch, layout).state_dict
+    stride = converted.options.get("stride", 32)
+    again = convert.recognize(tensors, converted.path, converted.arch, layout, stride).state_dict
     if any(not np.array_equal(again[key], value) for key, value in state_dict.items()):
         raise convert.ConversionError(f"{layout} cannot hold {converted.arch} exactly")
     if layout in ("basecls", "port"):
@@ -193,6 +202,7 @@ def main(argv: list[str] | None = None) -> int:
         "dropped": converted.dropped,
         "arch": converted.arch,
         "options": converted.options,
+        "note": converted.note,
         "form": converted.form,
         "classes": converted.num_classes,
         "colour_order": converted.preprocessing.color,
@@ -227,6 +237,8 @@ def show(report: dict, export: str | None) -> None:
         ("sha256", report["sha256"]),
     ):
         print(f"{label + ':':14}{value}")
+    if report["note"]:
+        print(f"note: {report['note']}")
     if export:
         print(f"note: the network expects {report['colour_order']} images, also in this layout")
 

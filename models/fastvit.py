@@ -170,6 +170,7 @@ class FastViT(StagedClassifier):
         ratio: factor of the channels inside the feed-forward networks.
         num_classes: length of the logits.
         in_chans: number of channels of the images.
+        stride: total stride, 8, 16 or 32.
         deploy: build the fused form.
     """
 
@@ -182,15 +183,17 @@ class FastViT(StagedClassifier):
         ratio: int,
         num_classes: int = 1000,
         in_chans: int = 3,
+        stride: int = 32,
         deploy: bool = False,
     ):
-        super().__init__()
+        super().__init__(stride)
         self.num_features, self.num_classes = tuple(channels), num_classes
         first, last = channels[0], channels[-1]
+        down1, down2, *_ = self.down_samplings
         gelu: dict[str, Any] = {"activation": F.gelu, "deploy": deploy}
         self.stage0 = M.Sequential(
-            MobileOneUnit(in_chans, first, 3, 2, **gelu),
-            MobileOneUnit(first, first, 3, 2, groups=first, **gelu),
+            MobileOneUnit(in_chans, first, 3, down1, **gelu),
+            MobileOneUnit(first, first, 3, down2, groups=first, **gelu),
             MobileOneUnit(first, first, 1, **gelu),
         )
         for stage, (width, depth) in enumerate(zip(channels, depths, strict=True), 1):

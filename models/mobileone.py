@@ -151,6 +151,7 @@ class MobileOne(StagedClassifier):
         se: squeeze-and-excitation in the last five blocks of stage 3 and in stage 4.
         depths: number of blocks (a depthwise and a pointwise unit) in stages 1 to 4.
         num_classes: length of the logits.
+        stride: total stride, 8, 16 or 32.
         deploy: build the fused form.
     """
 
@@ -161,14 +162,15 @@ class MobileOne(StagedClassifier):
         se: bool = False,
         depths: Sequence[int] = (2, 8, 10, 1),
         num_classes: int = 1000,
+        stride: int = 32,
         deploy: bool = False,
     ):
-        super().__init__()
+        super().__init__(stride)
         base = (64, 128, 256, 512)
         self.num_features = tuple(int(b * w) for b, w in zip(base, width, strict=True))
         self.num_classes = num_classes
         channels = min(64, self.num_features[0])
-        self.stage0 = MobileOneUnit(3, channels, 3, stride=2, deploy=deploy)
+        self.stage0 = MobileOneUnit(3, channels, 3, self.down_samplings[0], deploy=deploy)
         all_units = [self.stage0]
         for stage, (depth, out_channels) in enumerate(
             zip(depths, self.num_features, strict=True), 1
@@ -180,9 +182,9 @@ class MobileOne(StagedClassifier):
                     "se": se and (stage == 4 or (stage == 3 and i >= depth - 5)),
                     "deploy": deploy,
                 }
-                stride = 2 if i == 0 else 1
+                down = self.down_samplings[stage] if i == 0 else 1
                 units += [
-                    MobileOneUnit(channels, channels, 3, stride, groups=channels, **common),
+                    MobileOneUnit(channels, channels, 3, down, groups=channels, **common),
                     MobileOneUnit(channels, out_channels, 1, **common),
                 ]
                 channels = out_channels

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -63,6 +64,14 @@ def canonical_name(arch: str) -> str:
     return name
 
 
+def variant_name(arch: str, options: Mapping[str, Any]) -> str:
+    """Return a name for files: `arch`, and its total stride where that is not 32.
+
+    For RepVGGA0 with {"stride": 8}, `options` being those of a network, it is "RepVGGA0-stride8".
+    """
+    return f"{arch}-stride{options['stride']}" if "stride" in options else arch
+
+
 def state_shapes(model: M.Module) -> dict[str, tuple[int, ...]]:
     """Return the shape of every tensor of `model.state_dict()` by key, without copying tensors."""
     norms = {
@@ -88,6 +97,7 @@ def create(
     arch: str,
     num_classes: int = 1000,
     deploy: bool = False,
+    stride: int = 32,
     **options: Any,
 ) -> M.Module:
     """Return a new network, in training mode.
@@ -96,10 +106,13 @@ def create(
         arch: a name of `list_models()`, in any spelling that `canonical_name` takes.
         num_classes: length of the logits.
         deploy: build the fused form, with one convolution per block.
+        stride: total stride: pixels of the input, along one side, for each position of the last
+            map; 8 or 16 instead of 32 for small images, such as CIFAR's.
         options: further arguments of the family: `heads` and `legacy` for RepViT. A checkpoint
-            records the ones of its network.
+            records the ones of its network, and its stride where that is not 32.
 
-    Raises ValueError for an unknown name, and for `pretrained`, as `weights.load` reads files.
+    Raises ValueError for an unknown name, for another stride, and for `pretrained`, as
+    `weights.load` reads files.
     """
     if num_classes < 1:
         raise ValueError(f"num_classes is {num_classes}, but a classifier needs at least one class")
@@ -109,6 +122,8 @@ def create(
             f"models.create reads no file; use weights.load({options['pretrained']!r}, {name!r})"
         )
     network, config = _REGISTRY[name]
-    model = network(**config, **options, num_classes=num_classes, deploy=deploy)
+    model = network(**config, **options, num_classes=num_classes, stride=stride, deploy=deploy)
+    if stride != 32:
+        options["stride"] = stride
     model.arch, model.options = name, options
     return model

@@ -156,6 +156,7 @@ class RepViT(StagedClassifier):
         heads: number of heads, 1 or 2.
         legacy: use the token mixer of the first checkpoints, see RepVGGDW.
         num_classes: length of the logits.
+        stride: total stride, 8, 16 or 32.
         deploy: build the fused form.
     """
 
@@ -169,15 +170,17 @@ class RepViT(StagedClassifier):
         heads: int = 2,
         legacy: bool = False,
         num_classes: int = 1000,
+        stride: int = 32,
         deploy: bool = False,
     ):
-        super().__init__()
+        super().__init__(stride)
         if heads not in (1, 2):
             raise ValueError(f"heads is {heads}, but a RepViT has 1 or 2")
         self.num_features, self.num_classes = tuple(channels), num_classes
         first = channels[0]
-        self.stem1 = FusibleConvBN(3, first // 2, 3, 2, deploy=deploy)
-        self.stem2 = FusibleConvBN(first // 2, first, 3, 2, deploy=deploy)
+        down1, down2, *_ = self.down_samplings
+        self.stem1 = FusibleConvBN(3, first // 2, 3, down1, deploy=deploy)
+        self.stem2 = FusibleConvBN(first // 2, first, 3, down2, deploy=deploy)
         for stage, (width, depth) in enumerate(zip(channels, rows, strict=True), 1):
             blocks = []
             if stage > 1:  # the block without SE that ends one stage is the first of the next here

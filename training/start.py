@@ -49,7 +49,8 @@ def locate(args: argparse.Namespace) -> tuple[Path, Path | None]:
 
     Raises UserError where a new run would overwrite another.
     """
-    home = args.save / args.arch
+    options = {"stride": args.stride} if args.stride not in (None, 32) else {}
+    home = args.save / models.variant_name(args.arch, options)
     if args.resume == "auto":
         latest = checkpoint.newest(home / args.tag if args.tag else home, "latest.pkl")
         if latest is not None:
@@ -81,14 +82,15 @@ class StartingPoint:
         self.saved: checkpoint.Checkpoint | None = None
         self.note: str | None = None
         if resume_from is not None:
-            self.saved = checkpoint.read(resume_from, args.arch)
+            self.saved = checkpoint.read(resume_from, args.arch, stride=args.stride)
             self.model = weights.load(self.saved, args.arch, num_classes, deploy=False)
         elif args.pretrained is not None:
-            self.saved = checkpoint.read(catalog.locate(args.pretrained), args.arch)
+            file = catalog.locate(args.pretrained)
+            self.saved = checkpoint.read(file, args.arch, stride=args.stride)
             self.model, dropped = weights.load_for_fine_tuning(self.saved, args.arch, num_classes)
             self.note = self._kept(args.pretrained, dropped)
         else:
-            self.model = models.create(args.arch, num_classes)
+            self.model = models.create(args.arch, num_classes, stride=args.stride or 32)
         preprocessing = Preprocessing() if self.saved is None else self.saved.preprocessing
         self.preprocessing = replace(preprocessing, size=args.size, crop_ratio=args.crop_ratio)
 
@@ -179,8 +181,9 @@ def _memory_is_short(
 def describe(args: argparse.Namespace, trainer: Trainer) -> str:
     """Return a line that sums up a run."""
     train, val = trainer.data.train.dataset, trainer.data.val.dataset
+    name = models.variant_name(args.arch, trainer.network.model.options)
     line = (
-        f"{args.arch} on {train.name}: {len(train)} training and {len(val)} validation images, "
+        f"{name} on {train.name}: {len(train)} training and {len(val)} validation images, "
         f"{len(train.classes)} classes, {args.size} px; {args.epochs} epochs of "
         f"{trainer.steps_per_epoch} steps of {args.batch_size} images; "
         f"learning rate {trainer.settings.lr:g} (--lr {args.lr:g} x {args.batch_size}/256)"

@@ -49,6 +49,7 @@ class Checkpoint:
         path: file that it was read from, for messages; not saved.
         source: whose layout the file is in, for reports; not saved.
         dropped: names of the file's tensors that were left out on purpose; not saved.
+        note: what was assumed of it, as its tensors do not tell it, or None; not saved.
     """
 
     arch: str
@@ -63,9 +64,10 @@ class Checkpoint:
     path: PathLike | str = "the checkpoint"
     source: str = OURS
     dropped: list[str] = field(default_factory=list)
+    note: str | None = None
 
 
-_NOT_SAVED = ("path", "source", "dropped")
+_NOT_SAVED = ("path", "source", "dropped", "note")
 
 
 def of_model(
@@ -102,21 +104,34 @@ def save(checkpoint: Checkpoint, path: str | PathLike) -> None:
     write_atomically(path, lambda file: pickle.dump(contents, file, protocol=5))
 
 
-def read(path: str | PathLike, arch: str | None = None, source: str | None = None) -> Checkpoint:
+def read(
+    path: str | PathLike,
+    arch: str | None = None,
+    source: str | None = None,
+    stride: int | None = None,
+) -> Checkpoint:
     """Return the checkpoint in a file, in the form that it has; others' layouts are converted.
 
     Args:
         path: a file of any kind that weights.files reads.
         arch: architecture to look for in another repository's file, where that is known.
         source: name of the repository in whose layout the file must be; None to recognize it.
+        stride: total stride that the network must have; None for the one that the file tells.
 
     Raises UserError when the file is missing, broken or asks for code, CheckpointError or
     weights.convert.ConversionError when it holds something else.
     """
     contents = files.read(path)
     if source is None and _is_ours(contents):
-        return _of_contents(contents, path)
-    return of_foreign(convert.recognize(contents, path, arch, source), path)
+        checkpoint = _of_contents(contents, path)
+        own = checkpoint.options.get("stride", 32)
+        if stride not in (None, own):
+            raise CheckpointError(
+                f"{path} has a total stride of {own}, but --stride {stride} was asked for; leave "
+                "--stride out or give another file"
+            )
+        return checkpoint
+    return of_foreign(convert.recognize(contents, path, arch, source, stride), path)
 
 
 def _is_ours(contents: Any) -> bool:
@@ -169,6 +184,7 @@ def of_foreign(foreign: convert.Foreign, path: str | PathLike) -> Checkpoint:
         path=path,
         source=f"{foreign.source.name} ({foreign.source.title})",
         dropped=foreign.dropped,
+        note=foreign.note,
     )
 
 

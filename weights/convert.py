@@ -14,7 +14,7 @@ import numpy as np
 from data.transforms import Preprocessing
 from utils import UserError
 
-from . import apple, basecls, dingxiaoh, fastvit, port, repghost, repvit, timm
+from . import apple, basecls, chenyaofo, dingxiaoh, fastvit, port, repghost, repvit, timm
 from .keymap import Source, Tensors
 from .state import Shapes, class_count, form_of, misfits, shapes_of
 
@@ -53,6 +53,7 @@ class Foreign:
         num_classes: length of the logits.
         state_dict: name -> float32 array; a view of the file's array where no change is needed.
         dropped: keys of the file that were left out on purpose.
+        note: what was assumed, as the tensors do not tell it, or None.
     """
 
     source: Source
@@ -61,6 +62,7 @@ class Foreign:
     num_classes: int
     state_dict: Tensors
     dropped: list[str]
+    note: str | None = None
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -70,20 +72,30 @@ class Foreign:
 
 
 def recognize(
-    contents: Any, path: str | PathLike, arch: str | None = None, source: str | None = None
+    contents: Any,
+    path: str | PathLike,
+    arch: str | None = None,
+    source: str | None = None,
+    stride: int | None = None,
 ) -> Foreign:
     """Return what a file's contents are, told from the names and shapes of their tensors.
 
     Args:
         contents: what files.read returned.
         path: the file, for messages.
-        arch, source: architecture and layout that they must be of, where that is known.
+        arch, source, stride: architecture, layout and total stride that they must be of, where
+            that is known.
 
-    Raises ConversionError when a tensor is unknown, missing or of another shape, or when `arch` or
-    `source` contradict the contents.
+    Raises ConversionError when a tensor is unknown, missing or of another shape, or when `arch`,
+    `source` or `stride` contradict the contents.
     """
     renamings = _renamings(_tensors_in(contents, path), path, source)
-    network = _fitting_network(renamings, path, arch)
+    network, note = _fitting_network(renamings, path, arch, stride), None
+    if stride is None and _may_be_for_cifar(network):
+        if chenyaofo.is_published(path):
+            network = replace(network, stride=chenyaofo.STRIDE)
+        else:
+            note = chenyaofo.note(network.arch, network.num_classes)
     if arch not in (None, network.arch):
         raise ConversionError(
             f"{path} holds {network.arch}, but {arch} was asked for; leave the architecture out or "
@@ -102,6 +114,7 @@ def recognize(
         network.num_classes,
         state_dict,
         renaming.dropped,
+        note,
     )
 
 
@@ -202,6 +215,7 @@ class _Network:
 
     arch: str
     renaming: _Renaming
+    stride: int = 32
 
     @property
     def num_classes(self) -> int:
@@ -211,7 +225,8 @@ class _Network:
     def options(self) -> dict[str, Any]:
         source, tensors = self.renaming.source, self.renaming.tensors
         own = fnmatchcase(self.arch, source.archs)  # not when another family was asked for
-        return source.options(tensors) if own and form_of(tensors) == "train" else {}
+        options = source.options(tensors) if own and form_of(tensors) == "train" else {}
+        return options if self.stride == 32 else {**options, "stride": self.stride}
 
     @property
     def shapes(self) -> Shapes:
@@ -224,11 +239,14 @@ class _Network:
 
 
 def _fitting_network(
-    renamings: list[_Renaming], path: str | PathLike, arch: str | None
+    renamings: list[_Renaming], path: str | PathLike, arch: str | None, stride: int | None
 ) -> _Network:
-    """Return the network whose tensors these are, `arch` if it is one of several."""
+    """Return the network whose tensors these are, `arch` if it is one of several.
+
+    Where no `stride` is given, the total stride is 32 if that fits, else 8.
+    """
     networks = {
-        name: _Network(name, renaming)
+        name: _Network(name, renaming, stride or 32)
         for renaming in reversed(renamings)
         for name in models.list_models()
         # nobody else has "-qa" in train form, and the deploy form is that of the twin without
@@ -239,12 +257,28 @@ def _fitting_network(
             return networks[name]
     where = f"{path} ({renamings[0].source.title})"
     if arch is not None:
-        network = networks.get(arch) or _Network(arch, renamings[0])
-        raise ConversionError(f"{where} does not fit {arch}: {_some(network.problems)}")
-    nearest = min(networks.values(), key=lambda network: len(network.problems))
+        nearest = networks.get(arch) or _Network(arch, renamings[0], stride or 32)
+    else:
+        nearest = min(networks.values(), key=lambda network: len(network.problems))
+    if stride is None and not (other := replace(nearest, stride=8)).problems:
+        return other
+    if stride is not None and stride != 32:
+        where += f" with a total stride of {stride}"
+    if arch is not None:
+        raise ConversionError(f"{where} does not fit {arch}: {_some(nearest.problems)}")
     raise ConversionError(
         f"{where} fits no architecture; the nearest is {nearest.arch}, "
         f"but {_some(nearest.problems)}"
+    )
+
+
+def _may_be_for_cifar(network: _Network) -> bool:
+    """Return whether it fits the stride of a network for CIFAR too, and is of a kind published."""
+    return (
+        network.stride == 32
+        and network.renaming.source is dingxiaoh.REPVGG
+        and (network.arch, network.num_classes) in chenyaofo.PUBLISHED
+        and not replace(network, stride=chenyaofo.STRIDE).problems
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from os import PathLike
 
 import models
@@ -32,6 +33,8 @@ def load(
         deploy: True for the deploy form, fusing a train-form checkpoint; False for the train form,
             which a deploy-form checkpoint no longer has; None for the form of the checkpoint.
 
+    What was assumed of a file, as its tensors do not tell it, is printed to stderr.
+
     Raises utils.UserError when the file is missing, damaged or asks for code, and its subclasses
     CheckpointError and ConversionError when the file holds something else.
     """
@@ -39,6 +42,7 @@ def load(
     if not isinstance(source, Checkpoint):
         source = read(catalog.locate(source), arch)
     _check(source, arch, num_classes, deploy)
+    _say_what_is_assumed(source)
     with init.uninitialized():
         fused = source.form == "deploy"
         model = models.create(source.arch, source.num_classes, fused, **source.options)
@@ -58,6 +62,7 @@ def load_for_fine_tuning(
     _check(checkpoint, arch, deploy=False)
     if checkpoint.num_classes == num_classes:
         return load(checkpoint), []
+    _say_what_is_assumed(checkpoint)
     model = models.create(checkpoint.arch, num_classes, **checkpoint.options)
     dropped = [name for name in models.head_names(model) if name in checkpoint.state_dict]
     own = {name: value for name, value in model.state_dict().items() if name in dropped}
@@ -83,6 +88,11 @@ def load_state(model: M.Module, state_dict: Tensors, path: str | PathLike) -> No
         return state_dict[key].reshape(shapes[key])
 
     model.load_state_dict(next_tensor)
+
+
+def _say_what_is_assumed(checkpoint: Checkpoint) -> None:
+    if checkpoint.note is not None:
+        print(f"note: {checkpoint.path}: {checkpoint.note}", file=sys.stderr)
 
 
 def _check(

@@ -11,6 +11,8 @@ from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 
+import models
+
 import megengine.module as M
 import numpy as np
 import onnx
@@ -118,7 +120,7 @@ def write_kit(
     from deployment.onnx_export import export_onnx
 
     files = calibration.files(images, count)
-    names = names_of(model.arch, preprocessing.size)
+    names = names_of(models.variant_name(model.arch, model.options), preprocessing.size)
     color = preprocessing.color.lower()
     values = {
         "arch": model.arch,
