@@ -76,7 +76,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         choices=sources,
         metavar="LAYOUT",
         help="write the layout of another repository, one of %(choices)s, instead of this "
-        "project's (a .safetensors file; for basecls and port a .pkl file)",
+        "project's (a .safetensors file; for basecls, port and megengine a .pkl file)",
     )
     cli.add_flags(output, "--json")
     args = parser.parse_args(argv)
@@ -110,7 +110,8 @@ def relative_error_of_fusion(path: Path, args: argparse.Namespace) -> float:
     model = weights.load(replace(converted, note=None))  # the report has it
     del converted  # the file's tensors and both forms of the network are much memory together
     size = model.check_size
-    images = np.random.default_rng(0).standard_normal((4, 3, size, size)).astype(np.float32)
+    shape = (4 if size <= 64 else 1, 3, size, size)
+    images = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     check = equivalence.compare(model, images, consume=True)
     if not check.holds:
         raise convert.ConversionError(
@@ -140,7 +141,7 @@ def save_export(converted: checkpoint.Checkpoint, layout: str, save_dir: str) ->
     again = convert.recognize(tensors, converted.path, converted.arch, layout, stride).state_dict
     if any(not np.array_equal(again[key], value) for key, value in state_dict.items()):
         raise convert.ConversionError(f"{layout} cannot hold {converted.arch} exactly")
-    if layout in ("basecls", "port"):
+    if layout in ("basecls", "port", "megengine"):
         target = target_path(save_dir, converted, ".pkl")
         content = OrderedDict(sorted(tensors.items()))
         utils.write_atomically(target, lambda file: pickle.dump(content, file))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # MegEngine takes a second to import, which --help need not
 
 # one of each structural kind: dense, made for int8, grouped, SE before the ReLU, SE after it,
 # several branches, depthwise with SE, a batch norm after the sum and two heads, ghost modules,
-# a subtracted branch and layer scales
+# a subtracted branch and layer scales, large kernels
 DEFAULT_ARCHS = [
     "RepVGGA0",
     "RepVGGA0-qa",
@@ -34,6 +34,7 @@ DEFAULT_ARCHS = [
     "RepViTM0_6",
     "RepGhost050",
     "FastViTT8",
+    "RepLKNet31B",
 ]
 BATCH = 8
 SIZE = 64

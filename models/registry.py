@@ -9,7 +9,7 @@ from typing import Any
 
 import megengine.module as M
 
-from . import fastvit, mobileone, repghost, repvgg, repvgg_plus, repvit
+from . import fastvit, mobileone, repghost, replknet, repvgg, repvgg_plus, repvit
 
 # name -> (class, its keyword arguments)
 _REGISTRY: dict[str, tuple[type[M.Module], dict[str, Any]]] = {
@@ -19,6 +19,7 @@ _REGISTRY: dict[str, tuple[type[M.Module], dict[str, Any]]] = {
     **{name: (repvit.RepViT, config) for name, config in repvit.VARIANTS.items()},
     **{name: (repghost.RepGhost, config) for name, config in repghost.VARIANTS.items()},
     **{name: (fastvit.FastViT, config) for name, config in fastvit.VARIANTS.items()},
+    **{name: (replknet.RepLKNet, config) for name, config in replknet.VARIANTS.items()},
 }
 
 # name -> (class, its keyword arguments), of every kind of block, for verification
@@ -33,6 +34,8 @@ BLOCKS: dict[str, tuple[type[M.Module], dict[str, Any]]] = {
     **{f"FastViT {k}": (fastvit.FastViTBlock, c) for k, c in fastvit.BLOCKS.items()},
     **{f"FastViT {k}": (fastvit.PatchEmbedding, c) for k, c in fastvit.EMBEDDINGS.items()},
     **{f"FastViT {k}": (mobileone.MobileOneUnit, c) for k, c in fastvit.UNITS.items()},
+    **{f"RepLKNet {k}": (replknet.RepLKNetBlock, c) for k, c in replknet.BLOCKS.items()},
+    **{f"RepLKNet {k}": (replknet.Transition, c) for k, c in replknet.TRANSITIONS.items()},
 }
 
 

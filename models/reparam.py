@@ -6,6 +6,7 @@ functions below combine them:
 
     batch_norm(convolution(conv, read), bn, read)           a convolution and its batch norm
     batch_norm(identity(channels, groups, read), bn, read)  a batch norm alone
+    batch_norm_before(bn, a, read)                          the reverse, for 1x1 convolutions
     add(a, b, ...)                                          parallel branches, odd kernel sizes
     scaled(a, factors), negative(a)                         a layer scale; a subtracted branch
 
@@ -120,11 +121,17 @@ def _add_centred(kernel: Numbers, smaller: Numbers) -> Numbers:
     return kernel + placed.reshape(kernel.shape)
 
 
-def batch_norm_before(bn: M.BatchNorm1d, linear: M.Linear, read: Read) -> LinearMap:
-    """Return `bn` in evaluation mode followed by a linear layer: kernel [O, I], bias [O]."""
+def linear(layer: M.Linear, read: Read) -> LinearMap:
+    """Return the map of a linear layer: kernel [O, I], bias [O]."""
+    return LinearMap(read(layer.weight), read(layer.bias))
+
+
+def batch_norm_before(bn: M.Module, after: LinearMap, read: Read) -> LinearMap:
+    """Return `bn` in evaluation mode followed by a linear layer or a 1x1 convolution."""
     gain, shift = _gain_and_shift(bn, read)
-    weight = read(linear.weight)
-    return LinearMap(weight * gain, read(linear.bias) + weight @ shift)
+    weight = after.kernel.reshape(*after.kernel.shape[:2])  # without 1x1
+    kernel = (weight * gain).reshape(*after.kernel.shape)
+    return LinearMap(kernel, after.bias + weight @ shift)
 
 
 def mean(*maps: LinearMap) -> LinearMap:

@@ -217,6 +217,9 @@ class RepViT(StagedClassifier):
         """Replace the heads by one linear layer; the blocks fuse themselves."""
         if self.linear is None:
             heads = [head for head in (self.head, self.head_dist) if head is not None]
-            maps = [reparam.batch_norm_before(head.bn, head.linear, read) for head in heads]
+            maps = [
+                reparam.batch_norm_before(head.bn, reparam.linear(head.linear, read), read)
+                for head in heads
+            ]
             self.linear = reparam.to_linear(reparam.mean(*maps), like=self.head.linear)
             self.head = self.head_dist = None

@@ -81,6 +81,14 @@ _FASTVIT = {
     "t12": ((79.3, 80.3), (79.276, 94.570), (80.364, 95.040)),
     "s12": ((79.9, 81.1), (79.882, 94.798), (81.074, 95.278)),
 }
+# top-1 and where it is from; the 384 px networks take whole images, resized to a square
+_REPLKNET = {
+    "RepLKNet-31B_224": ("RepLKNet31B", 83.5, ""),
+    "RepLKNet-31B_384": ("RepLKNet31B", 84.8, " at 384 px"),
+    "22K-31B_224": ("RepLKNet31B", 85.2, " (22K)"),
+    "22K-31B_384": ("RepLKNet31B", 86.0, " at 384 px (22K)"),
+    "22K-31L_384": ("RepLKNet31L", 86.6, " at 384 px (22K)"),
+}
 _FASTVIT_URL = "https://docs-assets.developer.apple.com/ml-research/models/fastvit"
 _BASECLS: dict[str, tuple[float | None, float | None]] = {
     "repvgg_a0": (72.254, 90.494),  # the only one with reported figures
@@ -219,6 +227,27 @@ PUBLISHED = (
         )
         for name, (_, *evaluated) in _FASTVIT.items()
         for ending, figures in zip(("", "_dist"), evaluated, strict=True)
+    ),
+    Published(
+        "megengine",
+        "replknet31_base",
+        "RepLKNet31B",
+        83.58,
+        None,
+        "MegEngine/RepLKNet",
+        "https://data.megengine.org.cn/research/replknet/replknet31_base_224_pt1k_basecls.pkl",
+    ),
+    *(
+        Published(
+            "replknet",
+            name,
+            arch,
+            top1,
+            None,
+            "DingXiaoH/RepLKNet-pytorch" + how,
+            "https://github.com/DingXiaoH/RepLKNet-pytorch",
+        )
+        for name, (arch, top1, how) in _REPLKNET.items()
     ),
 )
 

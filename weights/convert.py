@@ -14,7 +14,7 @@ import numpy as np
 from data.transforms import Preprocessing
 from utils import UserError
 
-from . import apple, basecls, chenyaofo, dingxiaoh, fastvit, port, repghost, repvit, timm
+from . import apple, basecls, chenyaofo, dingxiaoh, fastvit, port, repghost, replknet, repvit, timm
 from .keymap import Source, Tensors
 from .state import Shapes, class_count, form_of, misfits, shapes_of
 
@@ -33,6 +33,8 @@ SOURCES = (
     repvit.TIMM,
     fastvit.APPLE,
     fastvit.TIMM,
+    replknet.MEGENGINE,
+    replknet.PYTORCH,
 )
 
 # Where checkpoints keep the weights beside other things; averaged weights are the ones evaluated.

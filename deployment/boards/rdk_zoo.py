@@ -31,7 +31,9 @@ _FAMILIES = {
     r"RepViT(.+)": _Family("repvit_{1}", "RepViT_{1}", "RepViT", (_REMOVE,)),
     r"RepGhost(.+)": _Family("repghostnet_{1}", "RepGhost_{1}", "RepGhost", (_DEBUG,)),
     r"FastViT(.+)": _Family("fastvit_{1}", "FastViT_{0}", "FastViT", (), "_mix"),
-    r"MobileOne(.+)": _Family("mobileone_{1}", "MobileOne_{1}", "MobileOne"),  # not in the zoo
+    # not in the zoo
+    r"MobileOne(.+)": _Family("mobileone_{1}", "MobileOne_{1}", "MobileOne"),
+    r"RepLKNet(.+)": _Family("replknet_{1}", "RepLKNet_{0}", "RepLKNet"),
 }
 
 _GELUS_OF_THE_STEM = tuple(f"stage0.{i}.Mul_2" for i in range(3))

@@ -19,7 +19,12 @@ from weights import checkpoint
 @pytest.mark.parametrize(
     "arch",
     # one of the "-qa" variants, which differ from their twins in the block alone
-    [name for name in models.list_models() if not name.endswith("-qa")] + ["RepVGGB1g4-qa"],
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name.startswith("RepLKNet") else name
+        for name in models.list_models()
+        if not name.endswith("-qa")
+    ]
+    + ["RepVGGB1g4-qa"],
 )
 def test_every_network_is_equal_after_fusion(arch):
     with init.uninitialized():

@@ -87,6 +87,7 @@ CASES = {
     "timm-repghostnet_100": ("RepGhost100", "timm", "RGB", as_safetensors),
     "apple-fastvit_t8": ("FastViTT8", "apple", "RGB", as_ema_pth),
     "timm-fastvit_t8": ("FastViTT8", "timm", "RGB", as_safetensors),
+    "megengine-replknet31_base": ("RepLKNet31B", "megengine", "BGR", as_nested_pickle),
 }
 
 
@@ -98,7 +99,7 @@ def golden(case):
     return golden_weights.fill(shapes, float(archive["gamma"]), gain), archive
 
 
-LARGE = {"basecls-repvgg_d2", "dingxiaoh-RepVGGplus-L2pse"}
+LARGE = {"basecls-repvgg_d2", "dingxiaoh-RepVGGplus-L2pse", "megengine-replknet31_base"}
 
 
 @pytest.mark.parametrize(
@@ -148,7 +149,15 @@ def numbered(shape, first):
 
 
 @pytest.mark.parametrize("form", ["train", "deploy"])
-@pytest.mark.parametrize("arch", [n for n in models.list_models() if not n.endswith("-qa")])
+@pytest.mark.parametrize(
+    "arch",
+    [
+        # the shapes and names of a smaller one: test_replknet.py
+        pytest.param(name, marks=pytest.mark.slow) if name.startswith("RepLKNet") else name
+        for name in models.list_models()
+        if not name.endswith("-qa")
+    ],
+)
 def test_every_layout_is_the_same_in_both_directions(arch, form):
     shapes = shapes_of(arch, 5, form)
     state = {key: numbered(shape, i + 1) for i, (key, shape) in enumerate(shapes.items())}
@@ -483,7 +492,7 @@ def test_the_published_weights_are_listed(command):
     assert re.search(r"basecls +repvgg_a0 +RepVGGA0 +72.25 +90.49 ", out)
     status, out, _ = command("convert_pretrained_weight", "--list", "--json")
     entries = json.loads(out)
-    assert len(entries) == 14 + 13 + 11 + 5 + 5 + 6 + 5 + 8 + 8 + 6 + 6
+    assert len(entries) == 14 + 13 + 11 + 5 + 5 + 6 + 5 + 8 + 8 + 6 + 6 + 1 + 5
     assert {entry["arch"] for entry in entries} <= set(models.list_models())
     assert all(entry["reported_by"] for entry in entries if entry["top1"])
     status, _, err = command(

@@ -141,6 +141,7 @@ def test_the_network_is_equalized_and_its_ranges_are_told(tmp_path, tiny, photos
         ("RepViTM0_9", "repvit_m0_9", "RepViT_m0_9", "RepViT", "r"),
         ("RepGhost100", "repghostnet_100", "RepGhost_100", "RepGhost", "d"),
         ("MobileOneS0", "mobileone_s0", "MobileOne_s0", "MobileOne", ""),
+        ("RepLKNet31B", "replknet_31b", "RepLKNet_31B", "RepLKNet", ""),
         ("FastViTT8", "fastvit_t8", "FastViT_T8", "FastViT", "n" + 10 * '"'),
     ],
 )
