@@ -66,8 +66,8 @@ class Settings:
     decay_rule: str = setting(
         "repvgg",
         choices=tuple(DECAY_RULES),
-        help="parameters that decay: repvgg: kernels and the scales of identity branches; "
-        "timm: kernels; all: biases and batch norms too",
+        help="parameters that decay: repvgg: kernels, layer scales and the scales of identity "
+        "branches; timm: kernels and layer scales; all: biases and batch norms too",
     )
     custom_l2: bool = setting(
         False,
@@ -285,6 +285,13 @@ class RunOptions:
         None,
         metavar="NAME",
         help="flags from recipes/NAME.conf or from a file; flags that are typed win",
+    )
+    stride: int | None = setting(
+        None,
+        group="network and data",
+        choices=(8, 16, 32),
+        help="total stride of the network: with 8 or 16, for small images such as CIFAR's, the "
+        "first down-samplings are left out (default: that of --pretrained or --resume, else 32)",
     )
     size: int | None = setting(
         None,
