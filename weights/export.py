@@ -70,9 +70,9 @@ def save_for_hub(checkpoint: Checkpoint, folder: str | PathLike) -> list[Path]:
     """
     published = catalog.published("timm", checkpoint.arch)
     if published is None:
+        names = [name for name in convert.layouts(checkpoint.arch) if name != "timm"]
         raise convert.ConversionError(
-            f"timm has no {checkpoint.arch}; --export writes it in the layouts "
-            f"{', '.join(convert.layouts(checkpoint.arch))}"
+            f"timm has no {checkpoint.arch}; --export writes it in the layouts {', '.join(names)}"
         )
     if "stride" in checkpoint.options:
         raise convert.ConversionError(

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import weights
+from data.transforms import Preprocessing
 from tests.golden import weights as golden_weights
 from tests.weights.test_convert import golden, numbered
 from weights import checkpoint, convert
@@ -87,7 +88,10 @@ def test_the_sources_fused_form_is_folded_the_rest_of_the_way(source):
     foreign = convert.recognize(fused, "file")
     assert (foreign.source.name, foreign.arch) == (source, "FastViTT8")
     assert form_of(foreign.state_dict) == "deploy" and len(foreign.state_dict) == 106
-    assert foreign.preprocessing.size == 256 and foreign.preprocessing.crop_ratio == 0.9
+    said = checkpoint.of_foreign(foreign, "file").preprocessing
+    assert said == Preprocessing(
+        size=256, crop_ratio=0.9, interpolation="bicubic", resize_backend="pillow"
+    )
     exported = convert.export(foreign.state_dict, "FastViTT8", source)
     assert {k: v.shape for k, v in exported.items()} == {k: v.shape for k, v in fused.items()}
     expected = archive["logits"]

@@ -1,5 +1,7 @@
 """RepLKNet's two layouts, in train form and in what each source calls its deploy form."""
 
+from dataclasses import replace
+
 import models
 from models import equivalence
 from models.replknet import RepLKNet
@@ -9,8 +11,10 @@ import numpy as np
 import pytest
 
 import weights
+from data.transforms import BASECLS, TORCHVISION, Preprocessing
 from tests.weights.test_convert import state_of
-from weights import checkpoint, convert
+from weights import checkpoint, convert, export
+from weights.channels import with_input_channels
 from weights.state import form_of
 
 CLASSES = 6  # in no other test: shapes are remembered by architecture and number of classes
@@ -60,8 +64,8 @@ def test_pytorchs_names(network):
         assert theirs[key].shape == shape, key
     foreign = convert.recognize(theirs, "file")
     assert (foreign.source.name, foreign.arch) == ("replknet", "RepLKNet31B")
-    assert foreign.preprocessing.color == "RGB"
-    assert foreign.preprocessing.interpolation == "bicubic"
+    said = checkpoint.of_foreign(foreign, "file").preprocessing
+    assert said == replace(TORCHVISION, interpolation="bicubic")
     for key, value in state_of(network).items():
         np.testing.assert_array_equal(foreign.state_dict[key], value)
 
@@ -100,10 +104,35 @@ def test_megengines_deploy_form_keeps_the_last_norm(network, images):
         assert key in theirs, key
     norm = {key: train[key] for key in train if key.startswith(("norm.", "head."))}
     foreign = convert.recognize(theirs | norm, "file")
-    assert (foreign.source.name, foreign.preprocessing.color) == ("megengine", "BGR")
+    assert foreign.source.name == "megengine"
+    said = checkpoint.of_foreign(foreign, "file").preprocessing
+    assert said == replace(BASECLS, interpolation="bicubic")
     assert form_of(foreign.state_dict) == "deploy"
     network.eval()
     assert_same(logits(theirs | norm, images), network(mge.Tensor(images)).numpy())
     broken = {key: value for key, value in (theirs | norm).items() if key != "norm.running_mean"}
     with pytest.raises(convert.ConversionError, match="norm.weight is unknown"):
         convert.recognize(broken, "file")
+
+
+@pytest.mark.parametrize("form", ["train", "deploy"])
+def test_own_names_and_grey_images(network, form):
+    state = state_of(network if form == "train" else models.to_deploy(network))
+    foreign = convert.recognize(state, "file")
+    assert (foreign.source.name, foreign.arch, foreign.options) == ("own", "RepLKNet31B", {})
+    converted, _ = with_input_channels(checkpoint.of_foreign(foreign, "file"), 1)
+    for layout in ("own", "megengine", "replknet"):
+        theirs = convert.export(converted.state_dict, "RepLKNet31B", layout)
+        grey = convert.recognize(theirs, "file")
+        assert (grey.source.name, grey.options) == (layout, {"in_chans": 1})
+
+
+@pytest.mark.parametrize("layout", ["own", "megengine", "replknet"])
+def test_files_keep_the_preprocessing(network, layout, tmp_path):
+    said = Preprocessing("BGR", size=96, crop_ratio=0.8)
+    before = checkpoint.of_model(network, said, list("abcdef"))
+    path = tmp_path / ("a.safetensors" if layout == "replknet" else "a.pkl")
+    export.save(before, layout, path)
+    after = checkpoint.read(path)
+    assert (after.preprocessing, after.classes) == (said, before.classes)
+    assert set(after.origins.values()) == {"the file"}
