@@ -74,7 +74,7 @@ def outputs(
         )
 
     try:
-        return replay(model, images.shape[2:], images.astype(np.float64), visit)
+        return replay(model, images.shape[2:], images.astype(np.float64), visit)[0]
     finally:
         model.train(training)
 
