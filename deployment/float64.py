@@ -74,7 +74,8 @@ def outputs(
         )
 
     try:
-        return replay(model, images.shape[2:], images.astype(np.float64), visit)[0]
+        (result,) = replay(model, images.shape[2:], images.astype(np.float64), visit)
+        return result
     finally:
         model.train(training)
 

@@ -618,7 +618,7 @@ def test_backbones_without_a_classifier(arch, layout, form, tmp_path):
     theirs = in_layout(arch, layout, form=form)
     theirs = {k: v for k, v in theirs.items() if not k.startswith(HEADS[arch, layout])}
     path = pickled(prefixed("backbone.", theirs), tmp_path / "backbone.pkl")
-    found = read(path, color_matters=False)
+    found = read(path, stated={"color": ("RGB", "--color")})
     assert (found.arch, found.form, found.num_classes) == (arch, form, 0)
     with pytest.raises(UserError, match="is a backbone without a classifier; fine-tune it by"):
         weights.load(found)
