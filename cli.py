@@ -130,6 +130,11 @@ SHARED_FLAGS = {
         "metavar": "PIXELS",
         "help": "side of the square input images (default: the checkpoint's)",
     },
+    "--stride": {
+        "type": int,
+        "choices": (8, 16, 32),
+        "help": "total stride of the network: 32, or 8 or 16 for small images, such as CIFAR's",
+    },
     "--crop-ratio": {
         "type": number(float, 0, 1, open_low=True),
         "metavar": "R",

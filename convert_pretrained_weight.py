@@ -13,9 +13,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import models
 from models import environment, equivalence
 
 import numpy as np
@@ -62,6 +63,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help="layout of the checkpoint: %(choices)s (default: recognized from its tensors)",
         metavar="LAYOUT",
     )
+    cli.add_flags(
+        what,
+        "--stride",
+        help="total stride of the network, one of %(choices)s (default: told from its tensors; 32 "
+        "where these fit both 32 and 8, which the report then says)",
+    )
     cli.add_flags(what, "--entry")
     what.add_argument(
         "--in-chans",
@@ -83,8 +90,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         choices=[*sources, HUB],
         metavar="LAYOUT",
         help="write the layout of another repository, one of %(choices)s, instead of this "
-        "project's (a .safetensors file; for basecls, own and port a .pkl file; for hf a folder "
-        "with config.json, model.safetensors and a model card, for timm and the Hugging Face hub)",
+        "project's (a .safetensors file; for basecls, megengine, own and port a .pkl file; for hf "
+        "a folder with config.json, model.safetensors and a model card, for timm and the Hugging "
+        "Face hub)",
     )
     cli.add_flags(output, "--json")
     args = parser.parse_args(argv)
@@ -96,7 +104,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def read(path: Path, args: argparse.Namespace) -> checkpoint.Checkpoint:
     """Return the checkpoint in a file; raise CheckpointError unless it is of --model-arch."""
     stated = preprocessing.of_flags(args)
-    converted = checkpoint.read(path, args.model_arch, args.source, args.entry, stated)
+    converted = checkpoint.read(
+        path, args.model_arch, args.source, args.entry, stated, stride=args.stride
+    )
     if args.model_arch not in (None, converted.arch):
         raise checkpoint.CheckpointError(
             f"{path} holds {converted.arch}, but --model-arch says {args.model_arch}"
@@ -125,15 +135,22 @@ def check_fusion(path: Path, args: argparse.Namespace) -> equivalence.Equivalenc
                 f"{path} was not converted: {key} holds numbers that are not finite, or negative "
                 "variances; give a checkpoint of a training that did not diverge"
             )
-    model = weights.load(converted, classifier=False)
-    size, fused_here = converted.preprocessing.size, converted.form == "train"
+    # the report has what is assumed
+    model = weights.load(replace(converted, note=None), classifier=False)
+    size, fused_here = (
+        max(converted.preprocessing.size, model.check_size),
+        converted.form == "train",
+    )
     del converted  # the file's tensors and both forms of the network are much memory together
-    images = np.random.default_rng(0).standard_normal((2, model.in_chans, size, size))
+    count = 2 if model.check_size <= 64 else 1
+    images = np.random.default_rng(0).standard_normal((count, model.in_chans, size, size))
     images = images.astype(np.float32)
     check = equivalence.compare(model, images, consume=True)
     del model
     if not check.holds and fused_here:
-        model = weights.load(for_channels(read(path, args), args)[0], classifier=False)
+        again, _ = for_channels(read(path, args), args)
+        model = weights.load(replace(again, note=None), classifier=False)
+        del again
         check = float64.confirmed(check, model, images[:1])
     if not check.holds:
         raise convert.ConversionError(
@@ -149,7 +166,7 @@ def target_path(save_dir: str, converted: checkpoint.Checkpoint, suffix: str) ->
     if path.suffix and not os.path.isdir(path):  # False too for a name too long
         return path
     form = "-deploy" if converted.form == "deploy" else ""
-    return path / f"{converted.arch}{form}{suffix}"
+    return path / f"{models.variant_name(converted.arch, converted.options)}{form}{suffix}"
 
 
 def save_export(converted: checkpoint.Checkpoint, layout: str, save_dir: str) -> Path:
@@ -224,6 +241,7 @@ def main(argv: list[str] | None = None) -> int:
         "arch": converted.arch,
         "options": converted.options,
         "input": input_channels,
+        "note": converted.note,
         "form": converted.form,
         "classes": converted.num_classes,
         "colour_order": converted.preprocessing.color,
@@ -273,6 +291,8 @@ def show(report: dict, converted: checkpoint.Checkpoint, layout: str | None) -> 
         ("sha256", report["sha256"]),
     ):
         print(f"{label + ': ':14}{value}")
+    if report["note"]:
+        print(f"note: {report['note']}")
     if layout == HUB and report["colour_order"] == "BGR":
         print("note: as timm feeds RGB images, the first kernels take them in this folder")
     elif layout:

@@ -166,15 +166,15 @@ def _batch(text: str) -> int | str:
         raise argparse.ArgumentTypeError(f"{error}, nor 'dynamic'") from None
 
 
-def target_path(args: argparse.Namespace, arch: str) -> Path:
-    """Return the file to write."""
+def target_path(args: argparse.Namespace, name: str) -> Path:
+    """Return the file to write, called `name` unless the arguments or the checkpoint name it."""
     suffix = SUFFIX[args.format]
     if args.out is None:
-        beside = Path(args.model) if args.model and os.path.isfile(args.model) else Path(arch)
+        beside = Path(args.model) if args.model and os.path.isfile(args.model) else Path(name)
         return beside.with_suffix(suffix)
     path = Path(args.out)
     if path.is_dir() or not path.suffix:
-        return path / f"{arch}{suffix}"
+        return path / f"{name}{suffix}"
     if path.suffix != suffix:
         raise utils.UserError(
             f"--out {path} does not end in {suffix}; give another name or --format"
@@ -210,7 +210,7 @@ def main(argv: list[str] | None = None) -> int:
     size = (preprocessing.size,) * 2 if free_size or not args.size else args.size
     if args.kit:
         return command.write_kit(args, model, replace(preprocessing, size=size[0]), metadata)
-    target = target_path(args, model.arch)
+    target = target_path(args, models.variant_name(model.arch, model.options))
     if args.features:
         metadata = {**metadata, "features": list(model.num_features)}
     common = {

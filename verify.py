@@ -25,7 +25,8 @@ if TYPE_CHECKING:  # MegEngine takes a second to import, which --help need not
     import numpy as np
 
 # one of each structural kind: dense, made for int8, grouped, SE before the ReLU, SE after it,
-# several branches, depthwise with SE, a batch norm after the sum and two heads, ghost modules
+# several branches, depthwise with SE, a batch norm after the sum and two heads, ghost modules,
+# a subtracted branch and layer scales, large kernels
 DEFAULT_ARCHS = [
     "RepVGGA0",
     "RepVGGA0-qa",
@@ -36,9 +37,12 @@ DEFAULT_ARCHS = [
     "MobileOneS4",
     "RepViTM0_6",
     "RepGhost050",
+    "FastViTT8",
+    "RepLKNet31B",
 ]
 BATCH = 8
 SIZE = 64
+LARGE_BATCH = 2  # of larger images, which take longer
 
 EXAMPLES = """\
   python verify.py                                      one network of each kind
@@ -64,7 +68,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     cli.add_flags(
         what,
         "--size",
-        help=f"side of the random images (default: that of a checkpoint's own images, else {SIZE})",
+        help="side of the random images (default: that of a checkpoint's own images, else "
+        f"{SIZE}, or more where a kernel is larger than the last maps would be)",
     )
     cli.add_preprocessing_flags(parser)
     cli.add_flags(parser.add_argument_group("output"), "--json")
@@ -90,8 +95,8 @@ def comparisons(args: argparse.Namespace) -> Iterator[tuple[str, equivalence.Equ
 
     rng = np.random.default_rng(0)
 
-    def random_images(size: int, channels: int = 3) -> np.ndarray:
-        return rng.standard_normal((BATCH, channels, size, size)).astype(np.float32)
+    def random_images(size: int, channels: int = 3, batch: int = BATCH) -> np.ndarray:
+        return rng.standard_normal((batch, channels, size, size)).astype(np.float32)
 
     def compare(network: M.Module, images: np.ndarray) -> equivalence.Equivalence:
         return float64.confirmed(equivalence.compare(network, images), network, images[:1])
@@ -111,21 +116,27 @@ def comparisons(args: argparse.Namespace) -> Iterator[tuple[str, equivalence.Equ
             ):
                 tqdm.write(line)
         network = weights.load(trained, arch, deploy=False, classifier=False)
-        # At a size it was not trained at, logits may reach 1e7, and rounding errors grow with them.
-        images = random_images(args.size or trained.preprocessing.size, network.in_chans)
-        yield network.arch, compare(network, images)
+        # At a size it was not trained at, logits may reach 1e7, and rounding errors grow with them;
+        # but no tap of a large kernel may meet padding alone.
+        size = args.size or max(trained.preprocessing.size, network.check_size)
+        batch = BATCH if network.check_size <= SIZE else LARGE_BATCH
+        yield network.arch, compare(network, random_images(size, network.in_chans, batch))
         return
     images = random_images(args.size or SIZE)
     for name, (block, config) in models.BLOCKS.items():
         channels = config.get("in_channels") or config["channels"]
-        maps = rng.standard_normal((BATCH, channels, 14, 14)).astype(np.float32)
+        side = max(14, config.get("kernel_size", 0) + 1)
+        maps = rng.standard_normal((BATCH, channels, side, side)).astype(np.float32)
         network = block(**config)
         equivalence.randomize(network, maps)
         yield name, equivalence.compare(network, maps)
     for name in args.arch:
         network = models.create(name)
-        equivalence.randomize(network, images)
-        yield name, compare(network, images)
+        shown = images
+        if not args.size and network.check_size > SIZE:
+            shown = random_images(network.check_size, batch=LARGE_BATCH)
+        equivalence.randomize(network, shown)
+        yield name, compare(network, shown)
 
 
 def main(argv: list[str] | None = None) -> int:

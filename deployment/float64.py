@@ -161,6 +161,7 @@ _OPERATORS: dict[Any, Callable[..., np.ndarray]] = {
     F.mean: _mean,
     F.flatten: _flatten,
     "__add__": lambda x, y: x + y,
+    "__sub__": lambda x, y: x - y,
     "__mul__": lambda x, y: x * y,
     "__truediv__": lambda x, y: x / y,
     M.Dropout: lambda x: x,

@@ -135,6 +135,7 @@ HANDLERS = {
     F.mean: _mean,
     F.flatten: _flatten,
     "__add__": _binary("Add"),
+    "__sub__": _binary("Sub"),
     "__mul__": _binary("Mul"),
     "__truediv__": _binary("Div"),
     M.Dropout: lambda graph, x: x,  # the identity in evaluation mode

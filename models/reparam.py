@@ -6,7 +6,9 @@ functions below combine them:
 
     batch_norm(convolution(conv, read), bn, read)           a convolution and its batch norm
     batch_norm(identity(channels, groups, read), bn, read)  a batch norm alone
+    batch_norm_before(bn, a, read)                          the reverse, for 1x1 convolutions
     add(a, b, ...)                                          parallel branches, odd kernel sizes
+    scaled(a, factors), negative(a)                         a layer scale; a subtracted branch
 
 The argument `read` says how parameters become numbers. With `float64` they are NumPy arrays, and
 are rounded once, when `to_conv2d` makes the fused convolution; as kernels are large, a function may
@@ -80,12 +82,23 @@ def batch_norm(linear: LinearMap, bn: M.BatchNorm2d, read: Read) -> LinearMap:
     That is (x - mean) / sqrt(var + eps) * scale + shift for each output channel x of `linear`.
     """
     gain, shift = _gain_and_shift(bn, read)
-    gains = gain.reshape(-1, 1, 1, 1)
+    kernel, bias = scaled(linear, gain)
+    return LinearMap(kernel, bias + shift)
+
+
+def scaled(linear: LinearMap, factors: Numbers) -> LinearMap:
+    """Return `linear` with its output channels multiplied by `factors`, as many numbers."""
+    gains = factors.reshape(-1, 1, 1, 1)
     if isinstance(linear.kernel, np.ndarray):
         kernel = np.multiply(linear.kernel, gains, out=linear.kernel)
     else:
         kernel = linear.kernel * gains
-    return LinearMap(kernel, linear.bias * gain + shift)
+    return LinearMap(kernel, linear.bias * factors.reshape(-1))
+
+
+def negative(linear: LinearMap) -> LinearMap:
+    """Return `linear` times -1, for a branch that is subtracted."""
+    return LinearMap(-linear.kernel, -linear.bias)
 
 
 def add(*branches: LinearMap) -> LinearMap:
@@ -117,11 +130,17 @@ def _add_centred(kernel: Numbers, smaller: Numbers) -> Numbers:
     return kernel + placed.reshape(kernel.shape)
 
 
-def batch_norm_before(bn: M.BatchNorm1d, linear: M.Linear, read: Read) -> LinearMap:
-    """Return `bn` in evaluation mode followed by a linear layer: kernel [O, I], bias [O]."""
+def linear(layer: M.Linear, read: Read) -> LinearMap:
+    """Return the map of a linear layer: kernel [O, I], bias [O]."""
+    return LinearMap(read(layer.weight), read(layer.bias))
+
+
+def batch_norm_before(bn: M.Module, after: LinearMap, read: Read) -> LinearMap:
+    """Return `bn` in evaluation mode followed by a linear layer or a 1x1 convolution."""
     gain, shift = _gain_and_shift(bn, read)
-    weight = read(linear.weight)
-    return LinearMap(weight * gain, read(linear.bias) + weight @ shift)
+    weight = after.kernel.reshape(*after.kernel.shape[:2])  # without 1x1
+    kernel = (weight * gain).reshape(*after.kernel.shape)
+    return LinearMap(kernel, after.bias + weight @ shift)
 
 
 def mean(*maps: LinearMap) -> LinearMap:

@@ -62,7 +62,7 @@ def _options(field: Field, hint: Any) -> dict[str, Any]:
     if meta["value_if_bare"] is not None:
         options |= {"nargs": "?", "const": kind(meta["value_if_bare"])}
     if meta["choices"]:
-        return options | {"choices": meta["choices"]}
+        return options | {"type": kind, "choices": meta["choices"]}
     if kind in (int, float):
         is_open = meta["above"] is not None
         low = meta["above"] if is_open else meta["at_least"]

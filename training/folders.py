@@ -8,6 +8,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import models
+
 from utils import UserError
 from weights import checkpoint
 
@@ -17,7 +19,7 @@ from .run_folder import RunFolder
 def find(args: argparse.Namespace) -> Path | None:
     """Return the checkpoint that --resume asks for, or None."""
     if args.resume == "auto":
-        home = args.save / args.arch
+        home = _home(args)
         return checkpoint.newest(home / args.tag if args.tag else home, "latest.pkl")
     return None if args.resume is None else Path(args.resume)
 
@@ -27,7 +29,7 @@ def open_folder(args: argparse.Namespace, latest: Path | None, silent: bool) -> 
 
     Raises UserError where another run is writing to the folder, or would be overwritten.
     """
-    home = args.save / args.arch
+    home = _home(args)
     if latest is not None and (args.resume == "auto" or not args.tag):
         path = latest.parent
     else:
@@ -51,6 +53,12 @@ def bring_best(best: Path | None, folder: RunFolder) -> None:
     """Copy the best.pkl of the run that is resumed into its folder, unless it is there."""
     if best is not None and not folder.best.exists():
         folder.write(folder.best.name, best.read_bytes())
+
+
+def _home(args: argparse.Namespace) -> Path:
+    """Return the folder of all runs of the architecture, with the total stride of --stride."""
+    options = {"stride": args.stride} if args.stride not in (None, 32) else {}
+    return args.save / models.variant_name(args.arch, options)
 
 
 def _new_folder(home: Path, silent: bool) -> Path:

@@ -73,6 +73,13 @@ class RunOptions:
         metavar="NAME",
         help="flags from recipes/NAME.conf or from a file; flags that are typed win",
     )
+    stride: int | None = setting(
+        None,
+        group="network and data",
+        choices=(8, 16, 32),
+        help="total stride of the network: with 8 or 16, for small images such as CIFAR's, the "
+        "first down-samplings are left out (default: that of --pretrained or --resume, else 32)",
+    )
     size: int | None = setting(
         None,
         defaults={"": 224, "digits": 32},

@@ -61,8 +61,8 @@ class Settings:
     decay_rule: str = setting(
         "repvgg",
         choices=tuple(DECAY_RULES),
-        help="parameters that decay: repvgg: kernels and the scales of identity branches; "
-        "timm: kernels; all: biases and batch norms too",
+        help="parameters that decay: repvgg: kernels, layer scales and the scales of identity "
+        "branches; timm: kernels and layer scales; all: biases and batch norms too",
     )
     custom_l2: bool = setting(
         False,

@@ -67,12 +67,14 @@ class StartingPoint:
         self.saved: checkpoint.Checkpoint | None = None
         self.notes: list[str] = []
         if resume_from is not None:
-            self.saved = checkpoint.read(resume_from, args.arch, stated=stated)
+            self.saved = checkpoint.read(resume_from, args.arch, stride=args.stride, stated=stated)
             self.model = weights.load(self.saved, args.arch, num_classes, deploy=False)
             _check_channels(args.in_chans, self.model, resume_from)
         elif args.pretrained is not None:
             path = catalog.locate(args.pretrained)
-            self.saved = checkpoint.read(path, args.arch, entry=args.entry, stated=stated)
+            self.saved = checkpoint.read(
+                path, args.arch, entry=args.entry, stride=args.stride, stated=stated
+            )
             converted = None
             if args.in_chans is not None:
                 self.saved, converted = with_input_channels(self.saved, args.in_chans)
@@ -82,7 +84,9 @@ class StartingPoint:
                 kept += f"; for images of {converted}"
             self.notes = [kept, *self._preprocessing()]
         else:
-            self.model = models.create(args.arch, num_classes, in_chans=args.in_chans or 3)
+            self.model = models.create(
+                args.arch, num_classes, in_chans=args.in_chans or 3, stride=args.stride or 32
+            )
         if self.saved is not None:
             self.preprocessing = self.saved.preprocessing
         else:
@@ -226,8 +230,9 @@ def describe(args: argparse.Namespace, trainer: Trainer) -> str:
     """Return a line that sums up a run."""
     train, val = trainer.data.train.dataset, trainer.data.val.dataset
     source = f" ({val.split})" if val.split not in ("", "val/") else ""
+    name = models.variant_name(args.arch, trainer.network.model.options)
     line = (
-        f"{args.arch} on {train.name}: {len(train)} training and {len(val)} validation images"
+        f"{name} on {train.name}: {len(train)} training and {len(val)} validation images"
         f"{source}, "
         f"{len(train.classes)} classes, {args.size} px; {args.epochs} epochs of "
         f"{trainer.steps_per_epoch} steps of {args.batch_size} images; "

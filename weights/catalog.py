@@ -40,16 +40,21 @@ class Published(NamedTuple):
     @property
     def licence(self) -> str:
         """Licence of the weights, by the repository of those who trained them."""
-        name = "basecls" if self.source == "basecls" else self.name.lower()
-        return next((v for k, v in _LICENCES.items() if name.startswith(k)), "unknown")
+        for name, licence in _LICENCES.items():
+            if name == self.source or self.arch.lower().startswith(name):
+                return licence
+        return "unknown"
 
 
 _LICENCES = {  # timm converted the weights of others, which stay under their licence
     "basecls": "Apache-2.0",
+    "megengine": "Apache-2.0",
     "repvgg": "MIT",
     "mobileone": "Apple's own",
+    "fastvit": "Apple's own",
     "repvit": "Apache-2.0",
     "repghost": "MIT",
+    "replknet": "MIT",
 }
 
 _ORIGINAL = {  # from the repository's table; sizes and epochs as there
@@ -95,6 +100,22 @@ _REPGHOST = {  # the repository's own evaluation, top-1 and top-5, and top-1 as 
     "150": (77.454, 93.500, 77.474),
     "200": (78.806, 94.326, 78.802),
 }
+# top-1 as Apple reports it, plain and distilled; top-1 and top-5 as timm evaluates the same files
+_FASTVIT = {
+    "t8": ((76.2, 77.2), (76.184, 93.042), (77.170, 93.274)),
+    "t12": ((79.3, 80.3), (79.276, 94.570), (80.364, 95.040)),
+    "s12": ((79.9, 81.1), (79.882, 94.798), (81.074, 95.278)),
+}
+# top-1 and where it is from; the 384 px networks take whole images, resized to a square
+_REPLKNET = {
+    "RepLKNet-31B_224": ("RepLKNet31B", 83.5, ""),
+    "RepLKNet-31B_384": ("RepLKNet31B", 84.8, " at 384 px"),
+    "22K-31B_224": ("RepLKNet31B", 85.2, " (22K)"),
+    "22K-31B_384": ("RepLKNet31B", 86.0, " at 384 px (22K)"),
+    "22K-31L_384": ("RepLKNet31L", 86.6, " at 384 px (22K)"),
+}
+_FASTVIT_IMAGES = (256, 0.9)  # size and crop ratio
+_FASTVIT_URL = "https://docs-assets.developer.apple.com/ml-research/models/fastvit"
 _BASECLS: dict[str, tuple[float | None, float | None]] = {
     "repvgg_a0": (72.254, 90.494),  # the only one with reported figures
 }
@@ -211,6 +232,57 @@ PUBLISHED = (
             f"https://huggingface.co/timm/repghostnet_{name}.in1k",
         )
         for name, (_, _, top1) in _REPGHOST.items()
+    ),
+    *(
+        Published(
+            "apple",
+            f"fastvit_{name}{ending}",
+            f"FastViT{name.upper()}",
+            top1,
+            None,
+            "apple/ml-fastvit at 256 px",
+            f"{_FASTVIT_URL}/image_classification_{folder}/fastvit_{name}.pth.tar",
+            *_FASTVIT_IMAGES,
+        )
+        for name, (reported, _, _) in _FASTVIT.items()
+        for ending, folder, top1 in zip(
+            ("", "_dist"), ("models", "distilled_models"), reported, strict=True
+        )
+    ),
+    *(
+        Published(
+            "timm",
+            f"fastvit_{name}{ending}",
+            f"FastViT{name.upper()}",
+            *figures,
+            "timm at 256 px",
+            f"https://huggingface.co/timm/fastvit_{name}.apple{ending}_in1k",
+            *_FASTVIT_IMAGES,
+        )
+        for name, (_, *evaluated) in _FASTVIT.items()
+        for ending, figures in zip(("", "_dist"), evaluated, strict=True)
+    ),
+    Published(
+        "megengine",
+        "replknet31_base",
+        "RepLKNet31B",
+        83.58,
+        None,
+        "MegEngine/RepLKNet",
+        "https://data.megengine.org.cn/research/replknet/replknet31_base_224_pt1k_basecls.pkl",
+    ),
+    *(
+        Published(
+            "replknet",
+            name,
+            arch,
+            top1,
+            None,
+            "DingXiaoH/RepLKNet-pytorch" + how,
+            "https://github.com/DingXiaoH/RepLKNet-pytorch",
+            *((384, 1.0) if name.endswith("384") else ()),
+        )
+        for name, (arch, top1, how) in _REPLKNET.items()
     ),
 )
 

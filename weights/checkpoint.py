@@ -53,6 +53,7 @@ class Checkpoint:
         other_entries: names of the file's other sets of weights; not saved.
         origins: field of the preprocessing, or "classes" -> where its value is from, for reports;
             not saved.
+        note: what was assumed of it, as its tensors do not tell it, or None; not saved.
     """
 
     arch: str
@@ -70,9 +71,10 @@ class Checkpoint:
     entry: str | None = None
     other_entries: list[str] = field(default_factory=list)
     origins: dict[str, str] = field(default_factory=dict)
+    note: str | None = None
 
 
-_NOT_SAVED = ("path", "source", "dropped", "entry", "other_entries", "origins")
+_NOT_SAVED = ("path", "source", "dropped", "entry", "other_entries", "origins", "note")
 
 
 def of_model(
@@ -119,6 +121,7 @@ def read(
     entry: str | None = None,
     stated: preprocessing.Statements | None = None,
     color_matters: bool = True,
+    stride: int | None = None,
 ) -> Checkpoint:
     """Return the checkpoint in a file, in the form that it has; others' layouts are converted.
 
@@ -133,6 +136,7 @@ def read(
             `preprocessing.of_flags`.
         color_matters: False where no image is to be read, so that a file which does not tell its
             colour order is no error.
+        stride: total stride that the network must have; None for the one that the file tells.
 
     Raises UserError when the file is missing, broken or asks for code, or nothing tells its colour
     order, CheckpointError or weights.convert.ConversionError when it holds something else.
@@ -145,9 +149,12 @@ def read(
                 f"entry {entry!r} out"
             )
         checkpoint = _of_contents(contents.tree, path)
+        _check_stride(path, stride, checkpoint.options.get("stride", 32))
         own = preprocessing.of_habit(checkpoint.preprocessing, "the file")
         return _resolved(checkpoint, own, stated or {})
-    foreign = convert.recognize(contents, path, arch, source, entry)
+    recorded = preprocessing.recorded_stride(contents.tree, contents.metadata)
+    _check_stride(path, stride, recorded)
+    foreign = convert.recognize(contents, path, arch, source, entry, stride or recorded)
     if contents.metadata.get(preprocessing.CHANNELS) == "reversed":
         foreign.state_dict = convert.with_reversed_channels(foreign.state_dict)
     said = preprocessing.of_file(contents.tree, contents.metadata, contents.config)
@@ -162,6 +169,15 @@ def read(
             "entry=NAME)"
         )
     return checkpoint
+
+
+def _check_stride(path: str | PathLike, wanted: int | None, own: int | None) -> None:
+    """Raise CheckpointError when a file says that its total stride is not the one asked for."""
+    if None not in (wanted, own) and wanted != own:
+        raise CheckpointError(
+            f"{path} has a total stride of {own}, but --stride {wanted} was asked for; leave "
+            "--stride out or give another file"
+        )
 
 
 def _resolved(checkpoint: Checkpoint, *statements: preprocessing.Statements) -> Checkpoint:
@@ -192,7 +208,14 @@ def _of_contents(contents: dict[str, Any], path: str | PathLike) -> Checkpoint:
         }
         saved: dict[str, Any] = {**contents, "preprocessing": Preprocessing(**settings)}
         checkpoint = Checkpoint(
-            **saved, path=path, source=OURS, dropped=[], entry=None, other_entries=[], origins={}
+            **saved,
+            path=path,
+            source=OURS,
+            dropped=[],
+            entry=None,
+            other_entries=[],
+            origins={},
+            note=None,
         )
         _check_values(checkpoint)
         return checkpoint
@@ -243,6 +266,7 @@ def of_foreign(foreign: convert.Foreign, path: str | PathLike) -> Checkpoint:
         entry=foreign.entry,
         other_entries=foreign.others,
         origins=origins,
+        note=foreign.note,
     )
 
 

@@ -15,13 +15,16 @@ from . import (
     apple,
     basecls,
     catalog,
+    chenyaofo,
     dingxiaoh,
     entries,
+    fastvit,
     foreign,
     own,
     port,
     preprocessing,
     repghost,
+    replknet,
     repvit,
     timm,
 )
@@ -41,6 +44,8 @@ SOURCES = (
     own.MOBILEONE,
     own.REPVIT,
     own.REPGHOST,
+    own.FASTVIT,
+    own.REPLKNET,
     port.REPVGG,
     port.REPVGG_PLUS,
     apple.MOBILEONE,
@@ -49,6 +54,10 @@ SOURCES = (
     repghost.TIMM,
     repvit.THU,
     repvit.TIMM,
+    fastvit.APPLE,
+    fastvit.TIMM,
+    replknet.MEGENGINE,
+    replknet.PYTORCH,
 )
 
 Fit = tuple[entries.Entry, Network]  # an entry whose tensors are those of a network
@@ -66,6 +75,7 @@ class Foreign:
         dropped: keys of the file that were left out on purpose.
         entry: name of the set of weights that was taken; others: those of the others.
         source_given: whether the layout was asked for, and not only recognized.
+        note: what was assumed, as the tensors do not tell it, or None.
     """
 
     source: Source
@@ -77,6 +87,7 @@ class Foreign:
     entry: str = entries.ROOT
     others: list[str] = field(default_factory=list)
     source_given: bool = False
+    note: str | None = None
 
     @property
     def habit(self) -> preprocessing.Statements:
@@ -107,17 +118,19 @@ def recognize(
     arch: str | None = None,
     source: str | None = None,
     entry: str | None = None,
+    stride: int | None = None,
 ) -> Foreign:
     """Return what a file's contents are, told from the names and shapes of their tensors.
 
     Args:
         contents: what files.read returned, or the tensors alone.
         path: the file, for messages.
-        arch, source: architecture and layout that they must be of, where that is known.
+        arch, source, stride: architecture, layout and total stride that they must be of, where
+            that is known.
         entry: name of the set of weights to take, where the file has several.
 
     Raises ConversionError when a tensor is unknown, missing or of another shape, or when `arch`,
-    `source` or `entry` contradict the contents.
+    `source`, `entry` or `stride` contradict the contents.
     """
     if not isinstance(contents, Contents):
         contents = Contents(contents)
@@ -125,7 +138,7 @@ def recognize(
     attempts = [
         attempt
         for candidate in entries.entries(contents.tree)
-        for attempt in Search(sources, arch).attempts(candidate)
+        for attempt in Search(sources, arch, stride).attempts(candidate)
     ]
     if entry is not None:
         attempts = _called(entry, attempts, path)
@@ -139,11 +152,16 @@ def recognize(
             )
         if not attempts:
             raise ConversionError(f"{path} holds no tensors; give a checkpoint or a state dict")
-        layouts = sorted({layout.name for layout in sources})
-        raise_misfit(max(attempts, key=lambda attempt: attempt.known), path, arch, layouts)
+        names = sorted({layout.name for layout in sources})
+        raise_misfit(max(attempts, key=lambda attempt: attempt.known), path, arch, names, stride)
     taken, network = _preferred(fitting, arch)
-    renaming = network.renaming
+    renaming, note = network.renaming, None
     assert_numbers(renaming.tensors, path)
+    if stride is None and _may_be_for_cifar(network):
+        if chenyaofo.is_published(path):
+            network = replace(network, stride=chenyaofo.STRIDE)
+        else:
+            note = chenyaofo.note(*_kind(network))
     if arch not in (None, network.arch):
         raise ConversionError(
             f"{path} holds {network.arch}, but {arch} was asked for; leave the architecture out or "
@@ -165,6 +183,7 @@ def recognize(
         taken.name,
         [other.name for other, _ in fitting if other is not taken],
         source is not None,
+        note,
     )
 
 
@@ -176,14 +195,20 @@ def export(state_dict: Tensors, arch: str, name: str) -> Tensors:
     sources = [source for source in SOURCES if fnmatchcase(arch, source.archs)]
     source = next((source for source in sources if source.name == name), None)
     if source is None:
-        names = sorted({source.name for source in sources})
-        raise ConversionError(f"{name} has no {arch}; it can be exported as {', '.join(names)}")
+        raise ConversionError(
+            f"{name} has no {arch}; it can be exported as {', '.join(layouts(arch))}"
+        )
     try:
         return source.from_ours(state_dict)
     except KeyError as error:
         raise ConversionError(
             f"{name} has no place for {error.args[0]} of {arch}; export the other form"
         ) from None
+
+
+def layouts(arch: str) -> list[str]:
+    """Return the names of the layouts that have an architecture."""
+    return sorted({source.name for source in SOURCES if fnmatchcase(arch, source.archs)})
 
 
 def with_reversed_channels(state_dict: Tensors) -> Tensors:
@@ -200,6 +225,20 @@ def with_reversed_channels(state_dict: Tensors) -> Tensors:
 
 
 # ---------------------------------------------------------------- contents -> entry
+
+
+def _may_be_for_cifar(network: Network) -> bool:
+    """Return whether it fits the stride of a network for CIFAR too, and is of a kind published."""
+    return (
+        network.stride == 32
+        and network.renaming.source is dingxiaoh.REPVGG
+        and _kind(network) in chenyaofo.PUBLISHED
+        and not replace(network, stride=chenyaofo.STRIDE).problems
+    )
+
+
+def _kind(network: Network) -> tuple[str, int]:
+    return network.arch, class_count(network.renaming.tensors) or 0
 
 
 def _called(name: str, attempts: list[Attempt], path: str | PathLike) -> list[Attempt]:

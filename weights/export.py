@@ -18,7 +18,7 @@ from . import catalog, convert, model_card, preprocessing
 from .checkpoint import Checkpoint
 from .keymap import Tensors
 
-PICKLED = ("basecls", "own", "port")  # the others' files are safetensors
+PICKLED = ("basecls", "megengine", "own", "port")  # the others' files are safetensors
 
 
 def tensors(checkpoint: Checkpoint, layout: str) -> Tensors:
@@ -28,7 +28,10 @@ def tensors(checkpoint: Checkpoint, layout: str) -> Tensors:
     """
     state_dict = checkpoint.state_dict
     exported = convert.export(state_dict, checkpoint.arch, layout)
-    again = convert.recognize(exported, checkpoint.path, checkpoint.arch, layout).state_dict
+    stride = checkpoint.options.get("stride", 32)
+    again = convert.recognize(
+        exported, checkpoint.path, checkpoint.arch, layout, stride=stride
+    ).state_dict
     if any(not np.array_equal(again[key], value) for key, value in state_dict.items()):
         raise convert.ConversionError(f"{layout} cannot hold {checkpoint.arch} exactly")
     return exported
@@ -50,6 +53,8 @@ def save(checkpoint: Checkpoint, layout: str, path: str | PathLike) -> None:
     }
     if checkpoint.classes is not None:
         content["classes"] = checkpoint.classes
+    if "stride" in checkpoint.options:
+        content[preprocessing.STRIDE] = checkpoint.options["stride"]
     write_atomically(path, lambda file: pickle.dump(content, file))
 
 
@@ -60,14 +65,19 @@ def save_for_hub(checkpoint: Checkpoint, folder: str | PathLike) -> list[Path]:
     network for BGR, the input channels of the first kernels are exchanged, and a note of it in the
     metadata makes reading here exchange them back.
 
-    Raises ConversionError for an architecture that timm lacks, and for the deploy form, which timm
-    cannot open from a folder.
+    Raises ConversionError for an architecture or a total stride that timm lacks, and for the deploy
+    form, which timm cannot open from a folder.
     """
     published = catalog.published("timm", checkpoint.arch)
     if published is None:
+        names = [name for name in convert.layouts(checkpoint.arch) if name != "timm"]
         raise convert.ConversionError(
-            f"timm has no {checkpoint.arch}; export it to a layout that has, such as "
-            "--export repvgg or --export repvit"
+            f"timm has no {checkpoint.arch}; --export writes it in the layouts {', '.join(names)}"
+        )
+    if "stride" in checkpoint.options:
+        raise convert.ConversionError(
+            f"timm has no {checkpoint.arch} with a total stride of {checkpoint.options['stride']}, "
+            f"which {checkpoint.path} has; use --export timm for the tensors alone"
         )
     if checkpoint.form == "deploy":
         raise convert.ConversionError(
@@ -98,6 +108,8 @@ def _metadata(checkpoint: Checkpoint) -> dict[str, str]:
     metadata = {"format": "pt", preprocessing.RECORD: json.dumps(asdict(checkpoint.preprocessing))}
     if checkpoint.classes is not None:
         metadata["classes"] = json.dumps(checkpoint.classes)
+    if "stride" in checkpoint.options:
+        metadata[preprocessing.STRIDE] = str(checkpoint.options["stride"])
     return metadata
 
 
@@ -114,6 +126,7 @@ _LAYERS = {
     "MobileOne": (["stem.conv_kxk.0.conv", "stem.conv_scale.conv"], ["head.fc"]),
     "RepViT": (["stem.conv1.c"], ["head.head.l", "head.head_dist.l"]),
     "RepGhost": (["conv_stem"], ["classifier"]),
+    "FastViT": (["stem.0.conv_kxk.0.conv", "stem.0.conv_scale.conv"], ["head.fc"]),
 }
 
 

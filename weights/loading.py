@@ -11,6 +11,8 @@ import megengine as mge
 import megengine.module as M
 import numpy as np
 
+from utils import say_once
+
 from . import catalog
 from .channels import with_input_channels
 from .checkpoint import Checkpoint, CheckpointError, read
@@ -43,6 +45,8 @@ def load(
             colour images are converted, see `channels.with_input_channels`; None for the
             checkpoint's.
 
+    What was assumed of a file, as its tensors do not tell it, is printed to stderr.
+
     Raises utils.UserError when the file is missing, damaged or asks for code, and its subclasses
     CheckpointError and ConversionError when the file holds something else.
     """
@@ -50,6 +54,7 @@ def load(
     if not isinstance(source, Checkpoint):
         source = read(catalog.locate(source), arch, entry=entry, color_matters=False)
     _check(source, arch, num_classes if source.num_classes else None, deploy)
+    _say_what_is_assumed(source)
     if in_chans is not None:
         source, _ = with_input_channels(source, in_chans)
     if source.num_classes == 0:
@@ -80,6 +85,7 @@ def load_for_fine_tuning(
     _check(checkpoint, arch, deploy=False)
     if checkpoint.num_classes == num_classes:
         return load(checkpoint), []
+    _say_what_is_assumed(checkpoint)
     return _with_new_head(checkpoint, num_classes)
 
 
@@ -118,6 +124,11 @@ def load_state(model: M.Module, state_dict: Tensors, path: str | PathLike) -> No
         return state_dict[key].reshape(shapes[key])
 
     model.load_state_dict(next_tensor)
+
+
+def _say_what_is_assumed(checkpoint: Checkpoint) -> None:
+    if checkpoint.note is not None:
+        say_once(f"note: {checkpoint.path}: {checkpoint.note}")
 
 
 def _check(

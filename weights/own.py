@@ -65,3 +65,23 @@ REPGHOST = _source(
     _same("stem.{p}", "last.{p}", "head.{p}"),
     _LINEAR,
 )
+FASTVIT = _source(
+    "FastViT*",
+    product(
+        _same("stage0.{i}.", "last."),
+        (*_LEAVES, *_same("dense.{p}")),
+    ),
+    product(_STAGES, _same("token.{p}", "ffn.{p}", "spread.{p}", "mix.{p}")),
+    _LINEAR,
+)
+REPLKNET = _source(
+    "RepLKNet*",
+    product(_same("stage0.{i}."), _same("conv.{p}", "bn.{p}", "reparam.{p}")),
+    product(
+        _STAGES,
+        _same("enter.{p}", "spread.{p}", "leave.{p}", "expand.{p}", "project.{p}")
+        + _same("widen.{p}", "depthwise.{p}"),
+    ),
+    _same("norm.{p}"),
+    _LINEAR,
+)

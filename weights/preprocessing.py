@@ -30,6 +30,7 @@ LABELS = {
     "classes": "class names",
 }
 RECORD = "preprocessing"  # of safetensors' metadata, and beside "state_dict" in an exported pickle
+STRIDE = "total_stride"  # of both too, where it is not 32
 CHANNELS = "input_channels"  # of the metadata: "reversed" where not in the record's colour order
 _FLAGS = {field: "--" + field.replace("_", "-") for field in LABELS} | {"classes": "--class-names"}
 
@@ -188,6 +189,12 @@ def of_file(
     if isinstance(record, Mapping):
         statements |= of_record(record, tree.get("classes"))
     return statements | of_metadata(metadata)
+
+
+def recorded_stride(tree: Any, metadata: Mapping[str, str]) -> int | None:
+    """Return the total stride that a file exported here records; None where it records none."""
+    said = metadata.get(STRIDE, tree.get(STRIDE) if isinstance(tree, dict) else None)
+    return {"8": 8, "16": 16, "32": 32}.get(str(said))
 
 
 def of_config(config: Any, origin: str) -> dict[str, tuple[Any, str]]:

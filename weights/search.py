@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from os import PathLike
 from typing import Any, NamedTuple, NoReturn
@@ -66,8 +66,8 @@ class Attempt:
 class Search:
     """The ways to take an entry, with prefixes of its keys or without them."""
 
-    def __init__(self, sources: Sequence[Source], arch: str | None):
-        self.sources, self.arch = sources, arch
+    def __init__(self, sources: Sequence[Source], arch: str | None, stride: int | None = None):
+        self.sources, self.arch, self.stride = sources, arch, stride
         self.left = EVALUATIONS
 
     def attempts(self, entry: Entry) -> list[Attempt]:
@@ -93,7 +93,7 @@ class Search:
 
         lowest = min(map(rank, renamings))
         best = [renaming for renaming in renamings if rank(renaming) == lowest]
-        network = None if best[0].unknown else _fitting_network(best, self.arch)
+        network = None if best[0].unknown else _fitting_network(best, self.arch, self.stride)
         return Attempt(entry, best, network)
 
 
@@ -106,14 +106,16 @@ class Network:
 
     arch: str
     renaming: Renaming
+    stride: int = 32
 
     @property
     def options(self) -> dict[str, Any]:
         source, tensors = self.renaming.source, self.renaming.tensors
         own = fnmatchcase(self.arch, source.archs)  # not when another family was asked for
         options = source.options(tensors) if own and form_of(tensors) == "train" else {}
-        channels = input_channels(tensors)
-        return options if channels == 3 else {**options, "in_chans": channels}
+        if (channels := input_channels(tensors)) != 3:
+            options = {**options, "in_chans": channels}
+        return options if self.stride == 32 else {**options, "stride": self.stride}
 
     @property
     def shapes(self) -> Shapes:
@@ -127,10 +129,10 @@ class Network:
         return misfits(self.renaming.tensors, self.shapes)
 
 
-def _networks(renamings: list[Renaming], arch: str | None) -> dict[str, Network]:
+def _networks(renamings: list[Renaming], arch: str | None, stride: int) -> dict[str, Network]:
     """Return the networks that the renamings may be, by name, `arch` first."""
     networks = {
-        name: Network(name, renaming)
+        name: Network(name, renaming, stride)
         for renaming in reversed(renamings)
         for name in models.list_models()
         # the deploy form is that of the twin without "-qa"
@@ -140,14 +142,32 @@ def _networks(renamings: list[Renaming], arch: str | None) -> dict[str, Network]
     return dict(sorted(networks.items(), key=lambda item: item[0] != arch))
 
 
-def _fitting_network(renamings: list[Renaming], arch: str | None) -> Network | None:
-    """Return the network whose tensors these are, `arch` if it is one of several."""
-    networks = _networks(renamings, arch).values()
-    return next((network for network in networks if not network.problems), None)
+def _fitting_network(
+    renamings: list[Renaming], arch: str | None, stride: int | None
+) -> Network | None:
+    """Return the network whose tensors these are, `arch` if it is one of several.
+
+    Where no `stride` is given, the total stride is 32 if that fits, else 8.
+    """
+    networks = _networks(renamings, arch, stride or 32)
+    problems = {}
+    for name, network in networks.items():
+        problems[name] = len(network.problems)
+        if not problems[name]:
+            return network
+    if stride is not None or not problems:
+        return None
+    nearest = arch if arch in networks else min(problems, key=lambda name: problems[name])
+    other = replace(networks[nearest], stride=8)
+    return None if other.problems else other
 
 
 def raise_misfit(
-    attempt: Attempt, path: str | PathLike, arch: str | None, layouts: Sequence[str]
+    attempt: Attempt,
+    path: str | PathLike,
+    arch: str | None,
+    layouts: Sequence[str],
+    stride: int | None = None,
 ) -> NoReturn:
     """Raise ConversionError with what keeps an entry from being a network of these layouts."""
     first = attempt.renamings[0]
@@ -162,9 +182,11 @@ def raise_misfit(
     where = f"{path} ({first.source.title})"
     if first.unknown:
         raise ConversionError(f"{where} has tensors that no rule knows: {some(first.unknown)}")
-    networks = _networks(attempt.renamings, arch)
+    networks = _networks(attempt.renamings, arch, stride or 32)
+    if stride not in (None, 32):
+        where += f" with a total stride of {stride}"
     if arch is not None:
-        network = networks.get(arch) or Network(arch, first)
+        network = networks.get(arch) or Network(arch, first, stride or 32)
         raise ConversionError(f"{where} does not fit {arch}: {some(network.problems)}")
     nearest = min(networks.values(), key=lambda network: len(network.problems))
     raise ConversionError(

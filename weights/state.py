@@ -30,7 +30,8 @@ def class_count(state_dict: Tensors) -> int | None:
 _FIRST_KERNELS = (
     *("stage0.reparam.weight", "stem1.reparam.weight", "stem.reparam.weight"),
     *("stage0.dense.conv.weight", "stage0.dense.0.conv.weight"),
-    *("stem1.conv.weight", "stem.conv.weight"),
+    *("stem1.conv.weight", "stem.conv.weight", "stage0.0.reparam.weight"),
+    *("stage0.0.dense.0.conv.weight", "stage0.0.conv.weight"),
 )
 
 

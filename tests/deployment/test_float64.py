@@ -17,7 +17,7 @@ def test_small_networks_of_every_kind(tiny, images, kind):
     assert_same(model, images[:2])
 
 
-@pytest.mark.parametrize("arch", ["RepGhost050", "RepViTM0_6", "MobileOneS0"])
+@pytest.mark.parametrize("arch", ["RepGhost050", "RepViTM0_6", "MobileOneS0", "FastViTT8"])
 @pytest.mark.parametrize("deploy", [False, True])
 def test_networks_of_the_other_families(arch, deploy, images):
     mge.random.seed(0)

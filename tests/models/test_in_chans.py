@@ -7,7 +7,7 @@ import megengine as mge
 import numpy as np
 import pytest
 
-ONE_OF_EACH = ["RepVGGA0", "RepVGGA0-qa", "MobileOneS0", "RepViTM0_6", "RepGhost050"]
+ONE_OF_EACH = ["RepVGGA0", "RepVGGA0-qa", "MobileOneS0", "RepViTM0_6", "RepGhost050", "FastViTT8"]
 
 
 @pytest.mark.parametrize(
@@ -46,5 +46,7 @@ def test_both_forms_are_equal(arch, channels):
 
 def test_three_are_no_option():
     assert models.create("RepGhost050", in_chans=3).options == {}
+    both = models.create("RepGhost050", in_chans=1, stride=8)
+    assert both.options == {"in_chans": 1, "stride": 8}
     with pytest.raises(ValueError, match="in_chans is 0"):
         models.create("RepGhost050", in_chans=0)

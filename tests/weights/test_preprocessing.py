@@ -189,6 +189,11 @@ def test_the_arguments_of_timms_training_count(tmp_path):
         ("timm", "RepVGGD2se", 1.0, 320, "bilinear", "pillow"),
         ("repvgg", "RepVGGA0", 0.875, 224, "bilinear", "pillow"),
         ("basecls", "RepVGGD2se", 0.875, 320, "bilinear", "opencv"),
+        ("apple", "FastViTT8", 0.9, 256, "bicubic", "pillow"),
+        ("timm", "FastViTS12", 0.9, 256, "bicubic", "pillow"),
+        ("megengine", "RepLKNet31B", 0.875, 224, "bicubic", "opencv"),
+        ("replknet", "RepLKNet31B", 0.875, 224, "bicubic", "pillow"),
+        ("replknet", "RepLKNet31L", 1.0, 384, "bicubic", "pillow"),
     ],
 )
 def test_habits_are_those_that_each_source_publishes(
@@ -218,6 +223,9 @@ def test_names_that_networks_of_both_kinds_have_need_the_colour_order(tmp_path):
 # ---------------------------------------------------------------- out and in again
 
 
+SMALL = ("RepVGGA0", "RepVGGA0-qa", "MobileOneS1", "RepViTM0_6", "RepGhost050")
+
+
 @pytest.mark.parametrize("said", [ODD, TORCHVISION, BASECLS], ids=["odd", "torchvision", "basecls"])
 @pytest.mark.parametrize(
     "layout, arch",
@@ -226,7 +234,7 @@ def test_names_that_networks_of_both_kinds_have_need_the_colour_order(tmp_path):
         for source in convert.SOURCES
         for arch in [
             name
-            for name in ("RepVGGA0", "RepVGGA0-qa", "MobileOneS1", "RepViTM0_6", "RepGhost050")
+            for name in (*SMALL, "FastViTT8")  # RepLKNet's: test_replknet.py
             if fnmatchcase(name, source.archs)
         ][:1]
     ],
@@ -243,7 +251,9 @@ def test_every_layout_keeps_every_field(tmp_path, layout, arch, said):
 
 
 @pytest.mark.parametrize("said", [ODD, TORCHVISION], ids=["BGR", "RGB"])
-@pytest.mark.parametrize("arch", ["RepVGGA0", "MobileOneS1", "RepViTM0_9", "RepGhost050"])
+@pytest.mark.parametrize(
+    "arch", ["RepVGGA0", "MobileOneS1", "RepViTM0_9", "RepGhost050", "FastViTT8"]
+)
 def test_a_folder_for_the_hub_keeps_every_field(tmp_path, arch, said):
     names = [f"class {i}" for i in range(10)]
     before = checkpoint_of(arch, said, names=names)
@@ -252,6 +262,17 @@ def test_a_folder_for_the_hub_keeps_every_field(tmp_path, arch, said):
     after = checkpoint.read(tmp_path / "model.safetensors", arch)
     assert (after.preprocessing, after.classes) == (said, names)
     assert all(np.array_equal(after.state_dict[k], v) for k, v in before.state_dict.items())
+
+
+def test_the_files_of_a_fastvit_for_the_hub(tmp_path):
+    export.save_for_hub(checkpoint_of("FastViTT8", ODD), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config["architecture"], config["num_features"]) == ("fastvit_t8", 768)
+    cfg = config["pretrained_cfg"]
+    with safe_open(tmp_path / "model.safetensors", "numpy") as file:
+        for layer, channels in zip(cfg["first_conv"], (3, 3), strict=True):
+            assert file.get_tensor(f"{layer}.weight").shape[1] == channels
+        assert file.get_tensor(f"{cfg['classifier']}.weight").shape == (10, 768)
 
 
 def test_the_files_for_the_hub_are_for_rgb_images(tmp_path):
@@ -306,7 +327,11 @@ def test_the_licence_of_a_known_source_is_on_the_card(tmp_path):
 
 @pytest.mark.parametrize(
     "arch, form, sentence",
-    [("RepVGGB2g2", "train", "timm has no RepVGGB2g2"), ("RepVGGA0", "deploy", "in deploy form")],
+    [
+        ("RepVGGB2g2", "train", "timm has no RepVGGB2g2; .* basecls, own, port, repvgg$"),
+        ("RepLKNet31B", "train", "timm has no RepLKNet31B; .* megengine, own, replknet$"),
+        ("RepVGGA0", "deploy", "in deploy form"),
+    ],
 )
 def test_what_timm_cannot_open_is_refused(tmp_path, arch, form, sentence):
     state = {key: np.zeros(shape, np.float32) for key, shape in shapes_of(arch, 10, form).items()}
@@ -316,10 +341,33 @@ def test_what_timm_cannot_open_is_refused(tmp_path, arch, form, sentence):
     assert not (tmp_path / "hub").exists()
 
 
+def test_a_total_stride_is_kept_by_files_and_refused_for_the_hub(tmp_path):
+    """Nothing in the names and shapes of this form tells it."""
+    shapes = shapes_of("RepVGGA0", 10, "deploy", stride=8)
+    state = {key: np.zeros(shape, np.float32) for key, shape in shapes.items()}
+    small = checkpoint.Checkpoint("RepVGGA0", "deploy", 10, None, TORCHVISION, state)
+    small.options = {"stride": 8}
+    for layout, name in (("repvgg", "a.safetensors"), ("basecls", "a.pkl"), ("own", "b.pkl")):
+        export.save(small, layout, tmp_path / name)
+        again = checkpoint.read(tmp_path / name)
+        assert (again.options, again.note) == ({"stride": 8}, None)
+        with pytest.raises(checkpoint.CheckpointError, match="stride of 8, but --stride 32 was"):
+            checkpoint.read(tmp_path / name, stride=32)
+    with pytest.raises(convert.ConversionError, match="with a total stride of 8, which the check"):
+        export.save_for_hub(small, tmp_path / "hub")
+
+
 def test_every_published_name_has_a_licence_or_says_that_it_is_unknown():
     known = {"Apache-2.0", "MIT", "Apple's own", "unknown"}
     assert {entry.licence for entry in catalog.PUBLISHED} <= known
-    assert catalog.published("timm", "RepGhost050").licence == "MIT"
+    for source, arch, licence in (
+        ("timm", "RepGhost050", "MIT"),
+        ("timm", "FastViTT8", "Apple's own"),
+        ("megengine", "RepLKNet31B", "Apache-2.0"),
+        ("replknet", "RepLKNet31L", "MIT"),
+    ):
+        assert catalog.published(source, arch).licence == licence
+    assert "unknown" not in {entry.licence for entry in catalog.PUBLISHED}
 
 
 def test_architectures_of_the_catalog_exist():

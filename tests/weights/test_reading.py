@@ -569,7 +569,14 @@ def test_pretrained_true_is_one_sentence():
 
 
 @pytest.mark.parametrize("form", ["train", "deploy"])
-@pytest.mark.parametrize("arch", models.list_models())
+@pytest.mark.parametrize(
+    "arch",
+    [
+        # a smaller one of the same names: test_replknet.py
+        pytest.param(name, marks=pytest.mark.slow) if name.startswith("RepLKNet") else name
+        for name in models.list_models()
+    ],
+)
 def test_own_state_dicts_of_every_network_are_recognized(arch, form):
     state = {
         key: np.broadcast_to(np.float32(1), shape)
@@ -600,6 +607,8 @@ HEADS = {
     ("RepGhost050", "repghost"): ("classifier.", "conv_head.", "blocks.9."),
     ("RepViTM0_6", "timm"): ("head.",),
     ("RepVGGA0", "own"): ("linear.",),
+    ("FastViTT8", "apple"): ("head.", "conv_exp."),
+    ("FastViTT8", "own"): ("linear.", "last."),
 }
 
 
