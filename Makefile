@@ -10,7 +10,7 @@ PIP := env -u PYTHONPATH -u PYTHONHOME $(PYTHON) -m pip --disable-pip-version-ch
 
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV
 
-.PHONY: help demo test test-slow lint format verify bench show-samples docs docs-update clean
+.PHONY: help demo test test-slow torture gpu-check lint format verify bench show-samples docs docs-update clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -27,11 +27,21 @@ demo: .venv/runtime ## train ARCH (RepVGGA0) on the digits, fuse it, compare bot
 	  '  python test.py --model checkpoints/$(ARCH)/demo/best-deploy.pkl --deploy 1' \
 	  '  open checkpoints/$(ARCH)/demo/curves.png        what the training looked like'
 
-test: .venv/runtime .venv/development ## run the tests: 12 minutes on 2 cores
+test: .venv/runtime .venv/development ## run the tests: about 20 minutes on 2 cores
 	$(PYTHON) -m pytest --numprocesses 2 --dist worksteal -m 'not slow'
 
-test-slow: .venv/runtime .venv/development ## run the tests that take longest: 8 minutes on 2 cores
+test-slow: .venv/runtime .venv/development ## run the tests that take longest: about 15 minutes on 2 cores
 	$(PYTHON) -m pytest --numprocesses 2 --dist worksteal -m slow
+
+torture: .venv/runtime .venv/development ## stop and kill runs at random moments, read damaged files: about half an hour
+	$(PYTHON) tests/torture/stop.py --times 50
+	$(PYTHON) tests/torture/stop.py --times 5 --ngpus 2
+	$(PYTHON) tests/torture/kill.py --times 20
+	$(PYTHON) tests/torture/kill.py --times 5 --ngpus 2
+	$(PYTHON) tests/torture/mutate.py --files 10000
+
+gpu-check: .venv/runtime ## run what needs a GPU, and print a table for an issue: 10 minutes at most
+	@PYTHONPATH=. $(PYTHON) tests/gpu/check.py
 
 lint: .venv/runtime .venv/development ## check style and formatting with ruff, types with mypy
 	$(PYTHON) -m ruff check .

@@ -26,7 +26,7 @@ EXAMPLES = """\
   python benchmark.py infer --batch 1 8 --threads 1 2
   python benchmark.py infer --arch 'RepVGGA*' RepGhost100 --csv speed.csv --chart speed.png
   python benchmark.py infer --arch all --batch 1 --threads 1 --forms forms.png \\
-      --variants '*form, MegEngine' 'ONNX, onnxruntime' --scatter accuracy.png --record infer_networks
+      --variants '*form, MegEngine' 'ONNX, onnxruntime' --scatter accuracy.png
   python benchmark.py throughput --model best.pkl --streams 1 4
   python benchmark.py train --arch RepVGGB0 --point 64x16 --rounds 5 --json
   python benchmark.py data --data imagenette
@@ -62,6 +62,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from models import environment
 
+    environment.hide_unsupported_gpu()
     environment.tune_for_training()
     command = {
         "infer": time_inference,
@@ -135,7 +136,7 @@ def networks(args: argparse.Namespace, batches: list[int]) -> Iterator[tuple]:
     from benchmarks.inference.turns import Settings
 
     for arch in args.arch or ([None] if args.model else ["RepVGGA0"]):
-        network = candidates.load(arch, args.model)
+        network = candidates.load(arch, args.model, args.entry)
         if args.int8:
             candidates.check_int8(args.int8, network.arch, args.size, batches)
         for variant, reason in candidates.left_out(network).items():

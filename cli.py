@@ -104,11 +104,17 @@ SHARED_FLAGS = {
     },
     "--model": {
         "metavar": "FILE",
-        "help": "checkpoint to load (default: the newest best.pkl under checkpoints/)",
+        "help": "checkpoint to load: a file or folder, an http(s) URL, or SOURCE:NAME of published "
+        "weights (default: the newest best.pkl under checkpoints/)",
+    },
+    "--entry": {
+        "metavar": "NAME",
+        "help": "set of weights to take from a file of several, such as state_dict_ema (default: "
+        "the one that its source evaluates, else the averaged one)",
     },
     "--data": {
         "metavar": "DIR",
-        "help": "folder with val/CLASS/IMAGE or test/CLASS/IMAGE",
+        "help": "folder with val/CLASS/IMAGE, or with valid/, validation/ or test/",
     },
     "--calibration": {
         "metavar": "DIR",
@@ -124,11 +130,46 @@ SHARED_FLAGS = {
         "metavar": "PIXELS",
         "help": "side of the square input images (default: the checkpoint's)",
     },
+    "--stride": {
+        "type": int,
+        "choices": (8, 16, 32),
+        "help": "total stride of the network: 32, or 8 or 16 for small images, such as CIFAR's",
+    },
     "--crop-ratio": {
         "type": number(float, 0, 1, open_low=True),
         "metavar": "R",
         "help": "side of the centre crop divided by the short side of the resized image "
         "(default: the model file's)",
+    },
+    "--color": {
+        "choices": ("rgb", "bgr"),
+        "help": "colour order of the images that the weights expect: %(choices)s",
+    },
+    "--mean": {
+        "type": number(float, -255, 255),
+        "nargs": 3,
+        "metavar": ("R", "G", "B"),
+        "help": "mean of each channel in the colour order of the weights, for pixels from 0 to 1 "
+        "or, where a value is above 1, from 0 to 255",
+    },
+    "--std": {
+        "type": number(float, 0, open_low=True),
+        "nargs": 3,
+        "metavar": ("R", "G", "B"),
+        "help": "standard deviation of each channel, in the order and for the pixels of --mean",
+    },
+    "--interpolation": {
+        "choices": ("bilinear", "bicubic"),
+        "help": "interpolation by which images are resized: %(choices)s",
+    },
+    "--resize-backend": {
+        "choices": ("pillow", "opencv"),
+        "help": "library whose resizing the weights expect: pillow, antialiased, as PyTorch's and "
+        "timm's networks do, or opencv, as BaseCls's",
+    },
+    "--class-names": {
+        "metavar": "FILE",
+        "help": "text file with a class name in each line, or JSON file with a list of them",
     },
     "--val-batch-size": {
         "type": COUNT,
@@ -161,6 +202,19 @@ SHARED_FLAGS = {
     },
     "--json": {"action": "store_true", "help": "print the results as JSON"},
 }
+
+
+# What a file of weights may leave unsaid; `weights.preprocessing.of_flags` reads them.
+PREPROCESSING = ("--color", "--mean", "--std", "--interpolation", "--resize-backend",
+                 "--crop-ratio", "--class-names")  # fmt: skip
+
+
+def add_preprocessing_flags(parser: argparse.ArgumentParser, *but: str) -> None:
+    """Add a group with the flags of `PREPROCESSING`, without those `but`, to a parser."""
+    group = parser.add_argument_group(
+        "preprocessing of the images, instead of what the model file says or is known for"
+    )
+    add_flags(group, *(flag for flag in PREPROCESSING if flag not in but))
 
 
 def add_flags(parser: argparse._ActionsContainer, *flags: str, **changes: Any) -> None:

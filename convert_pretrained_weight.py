@@ -13,10 +13,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import pickle
-from collections import OrderedDict
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import models
 from models import environment, equivalence
 
 import numpy as np
@@ -24,15 +24,19 @@ import numpy as np
 import cli
 import utils
 import weights
-from weights import catalog, checkpoint, convert, files
+from deployment import float64
+from weights import catalog, channels, checkpoint, convert, entries, export, files, preprocessing
 
 EXAMPLES = """\
   python convert_pretrained_weight.py --origin-dir RepVGG-A0-train.pth --save-dir checkpoints
   python convert_pretrained_weight.py --origin-dir basecls:repvgg_a0 --save-dir a0.pkl \\
       --model-arch RepVGGA0
   python convert_pretrained_weight.py --origin-dir best.pkl --save-dir a0.safetensors --export timm
+  python convert_pretrained_weight.py --origin-dir best.pkl --save-dir hub --export hf
+  python convert_pretrained_weight.py --origin-dir mine.pkl --save-dir a0.pkl --color rgb
   python convert_pretrained_weight.py --list
 """
+HUB = "hf"  # --export: the folder that timm and the Hugging Face hub expect
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -43,8 +47,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     what.add_argument(
         "--origin-dir",
         metavar="FILE",
-        help="checkpoint to convert: a file (.pkl, .pth, .pth.tar, .safetensors, .npz), an http(s) "
-        "URL, or basecls:NAME for a published BaseCls pickle",
+        help="checkpoint to convert: a file (PyTorch, safetensors, .npz or a pickle, told by its "
+        "content), a folder that holds one, an http(s) URL, or SOURCE:NAME of --list, such as "
+        "basecls:repvgg_a0",
     )
     what.add_argument(
         "--model-arch",
@@ -58,17 +63,36 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help="layout of the checkpoint: %(choices)s (default: recognized from its tensors)",
         metavar="LAYOUT",
     )
+    cli.add_flags(
+        what,
+        "--stride",
+        help="total stride of the network, one of %(choices)s (default: told from its tensors; 32 "
+        "where these fit both 32 and 8, which the report then says)",
+    )
+    cli.add_flags(what, "--entry")
+    what.add_argument(
+        "--in-chans",
+        type=cli.COUNT,
+        metavar="N",
+        help="number of channels of the images, such as 1 for grey ones: the first kernels are "
+        "summed over the colours, or repeated for more channels (default: the checkpoint's)",
+    )
     what.add_argument("--list", action="store_true", help="list published weights and exit")
+    cli.add_preprocessing_flags(parser)
     output = parser.add_argument_group("output")
     output.add_argument(
-        "--save-dir", metavar="OUT", help="file to write, or folder for a file called ARCH.pkl"
+        "--save-dir",
+        metavar="OUT",
+        help="file to write, or folder for a file called ARCH.pkl; with --export hf, a folder",
     )
     output.add_argument(
         "--export",
-        choices=sources,
+        choices=[*sources, HUB],
         metavar="LAYOUT",
         help="write the layout of another repository, one of %(choices)s, instead of this "
-        "project's (a .safetensors file; for basecls and port a .pkl file)",
+        "project's (a .safetensors file; for basecls, megengine, own and port a .pkl file; for hf "
+        "a folder with config.json, model.safetensors and a model card, for timm and the Hugging "
+        "Face hub)",
     )
     cli.add_flags(output, "--json")
     args = parser.parse_args(argv)
@@ -79,7 +103,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def read(path: Path, args: argparse.Namespace) -> checkpoint.Checkpoint:
     """Return the checkpoint in a file; raise CheckpointError unless it is of --model-arch."""
-    converted = checkpoint.read(path, args.model_arch, args.source)
+    stated = preprocessing.of_flags(args)
+    converted = checkpoint.read(
+        path, args.model_arch, args.source, args.entry, stated, stride=args.stride
+    )
     if args.model_arch not in (None, converted.arch):
         raise checkpoint.CheckpointError(
             f"{path} holds {converted.arch}, but --model-arch says {args.model_arch}"
@@ -87,28 +114,50 @@ def read(path: Path, args: argparse.Namespace) -> checkpoint.Checkpoint:
     return converted
 
 
-def relative_error_of_fusion(path: Path, args: argparse.Namespace) -> float:
-    """Return the relative error of fusing the network in a file, 0 for one that is fused already.
+def for_channels(
+    converted: checkpoint.Checkpoint, args: argparse.Namespace
+) -> tuple[checkpoint.Checkpoint, str | None]:
+    """Return the checkpoint for --in-chans, and a sentence if its first kernels were converted."""
+    if args.in_chans is None:
+        return converted, None
+    return channels.with_input_channels(converted, args.in_chans)
+
+
+def check_fusion(path: Path, args: argparse.Namespace) -> equivalence.Equivalence:
+    """Compare the network in a file before and after fusion, at its own size.
 
     Raises ConversionError when it is too large, or a weight or an output is not finite.
     """
-    converted = read(path, args)
+    converted, _ = for_channels(read(path, args), args)
     for key, value in converted.state_dict.items():  # ReLU may hide a NaN
         if not np.isfinite(value).all() or (key.endswith("running_var") and value.min() < 0):
             raise convert.ConversionError(
                 f"{path} was not converted: {key} holds numbers that are not finite, or negative "
                 "variances; give a checkpoint of a training that did not diverge"
             )
-    model = weights.load(converted)
+    # the report has what is assumed
+    model = weights.load(replace(converted, note=None), classifier=False)
+    size, fused_here = (
+        max(converted.preprocessing.size, model.check_size),
+        converted.form == "train",
+    )
     del converted  # the file's tensors and both forms of the network are much memory together
-    images = np.random.default_rng(0).standard_normal((4, 3, 64, 64)).astype(np.float32)
+    count = 2 if model.check_size <= 64 else 1
+    images = np.random.default_rng(0).standard_normal((count, model.in_chans, size, size))
+    images = images.astype(np.float32)
     check = equivalence.compare(model, images, consume=True)
+    del model
+    if not check.holds and fused_here:
+        again, _ = for_channels(read(path, args), args)
+        model = weights.load(replace(again, note=None), classifier=False)
+        del again
+        check = float64.confirmed(check, model, images[:1])
     if not check.holds:
         raise convert.ConversionError(
             f"{path} was not converted: fusing it moves the logits by "
             f"{check.relative_error:.1e} of the largest, above {equivalence.TOLERANCE:.0e}"
         )
-    return check.relative_error
+    return check
 
 
 def target_path(save_dir: str, converted: checkpoint.Checkpoint, suffix: str) -> Path:
@@ -117,43 +166,39 @@ def target_path(save_dir: str, converted: checkpoint.Checkpoint, suffix: str) ->
     if path.suffix and not os.path.isdir(path):  # False too for a name too long
         return path
     form = "-deploy" if converted.form == "deploy" else ""
-    return path / f"{converted.arch}{form}{suffix}"
+    return path / f"{models.variant_name(converted.arch, converted.options)}{form}{suffix}"
 
 
 def save_export(converted: checkpoint.Checkpoint, layout: str, save_dir: str) -> Path:
-    """Write a checkpoint in another repository's layout, and return the file.
+    """Write a checkpoint in another repository's layout, and return the file with the weights.
 
-    Raises ConversionError when the tensors, converted back, are not the same to the last bit.
+    Raises ConversionError when that layout cannot hold it.
     """
-    state_dict = converted.state_dict
-    tensors = convert.export(state_dict, converted.arch, layout)
-    again = convert.recognize(tensors, converted.path, converted.arch, layout).state_dict
-    if any(not np.array_equal(again[key], value) for key, value in state_dict.items()):
-        raise convert.ConversionError(f"{layout} cannot hold {converted.arch} exactly")
-    if layout in ("basecls", "port"):
-        target = target_path(save_dir, converted, ".pkl")
-        content = OrderedDict(sorted(tensors.items()))
-        utils.write_atomically(target, lambda file: pickle.dump(content, file))
-    else:
-        from safetensors.numpy import save
-
-        target = target_path(save_dir, converted, ".safetensors")
-        content = {key: np.ascontiguousarray(value) for key, value in tensors.items()}
-        utils.write_atomically(target, lambda file: file.write(save(content)))
+    if layout == HUB:
+        return next(
+            file
+            for file in export.save_for_hub(converted, save_dir)
+            if file.suffix == ".safetensors"
+        )
+    suffix = ".pkl" if layout in export.PICKLED else ".safetensors"
+    target = target_path(save_dir, converted, suffix)
+    export.save(converted, layout, target)
     return target
 
 
 def show_list(as_json: bool) -> None:
     """Print the catalogue of published weights."""
     if as_json:
-        print(json.dumps([entry._asdict() for entry in catalog.PUBLISHED], indent=2))
+        rows = [{**entry._asdict(), "licence": entry.licence} for entry in catalog.PUBLISHED]
+        print(json.dumps(rows, indent=2))
         return
     print("Weights trained on ImageNet elsewhere. The accuracy is what they report; none of it was")
-    print("measured here.\n")
-    line = "{:8} {:17} {:16} {:>6} {:>6}  {:43} {}"
+    print("measured here. They stay under the licence of those who trained them.\n")
+    line = "{:8} {:17} {:16} {:>6} {:>6}  {:>4} {:>5}  {:12} {:43} {}"
     print(
         line.format(
-            "source", "their name", "architecture", "top-1", "top-5", "reported by", "where"
+            *("source", "their name", "architecture", "top-1", "top-5", "size", "crop"),
+            *("licence", "reported by", "where"),
         )
     )
     for entry in catalog.PUBLISHED:
@@ -164,6 +209,9 @@ def show_list(as_json: bool) -> None:
                 entry.name,
                 entry.arch,
                 *figures,
+                entry.size,
+                entry.crop_ratio,
+                entry.licence,
                 entry.reported_by or "-",
                 entry.where,
             ).rstrip()
@@ -177,10 +225,10 @@ def main(argv: list[str] | None = None) -> int:
         show_list(args.json)
         return 0
     path = catalog.locate(args.origin_dir)
-    error = relative_error_of_fusion(path, args)
+    check = check_fusion(path, args)
     # Read a second time: with the file's tensors kept through the equivalence check, which has
     # both forms of the network, a large network would take three times the memory of its file.
-    converted = read(path, args)
+    converted, input_channels = for_channels(read(path, args), args)
     if args.export:
         target = save_export(converted, args.export, args.save_dir)
     else:
@@ -192,44 +240,66 @@ def main(argv: list[str] | None = None) -> int:
         "dropped": converted.dropped,
         "arch": converted.arch,
         "options": converted.options,
+        "input": input_channels,
+        "note": converted.note,
         "form": converted.form,
         "classes": converted.num_classes,
         "colour_order": converted.preprocessing.color,
-        "relative_error": error,
+        "preprocessing": asdict(converted.preprocessing),
+        "class_names": converted.classes,
+        "origins": converted.origins,
+        "relative_error": check.relative_error,
+        "precision": check.precision,
+        "entry": converted.entry,
+        "other_entries": converted.other_entries,
         "output": str(target),
         "sha256": files.sha256(target),
     }
     if args.json:
         print(json.dumps(report, indent=2))
     else:
-        show(report, args.export)
+        show(report, converted, args.export)
     return 0
 
 
-def show(report: dict, export: str | None) -> None:
+def show(report: dict, converted: checkpoint.Checkpoint, layout: str | None) -> None:
     """Print the report of a conversion."""
-    counters = [key for key in report["dropped"] if key.endswith("num_batches_tracked")]
-    others = [key for key in report["dropped"] if key not in counters]
-    dropped = ([f"{len(counters)} x num_batches_tracked"] if counters else []) + others
+    ends = [key.rpartition(".")[2] for key in report["dropped"]]
+    counts = {name: ends.count(name) for name in dict.fromkeys(ends) if name in entries.COUNTERS}
+    dropped = [f"{count} x {name}" for name, count in counts.items()]
+    dropped += [key for key, end in zip(report["dropped"], ends, strict=True) if end not in counts]
     architecture = ", ".join([report["arch"], *(f"{k}={v}" for k, v in report["options"].items())])
     verified = f"relative error {report['relative_error']:.1e} after fusion"
+    if report["precision"] != "float32":
+        verified += f", in {report['precision']}"
     if report["form"] == "deploy":
         verified = "fused already; the logits are finite"
+    classes = f"{report['classes']} classes" if report["classes"] else "no classifier"
+    entry = report["entry"] or entries.ROOT
+    if report["other_entries"]:
+        entry += f" was taken; there is also {', '.join(report['other_entries'])} (--entry NAME)"
     for label, value in (
         ("source", report["source"]),
-        ("architecture", f"{architecture}, {report['form']} form, {report['classes']} classes"),
+        *([("entry", entry)] if entry != entries.ROOT or report["other_entries"] else []),
+        ("architecture", f"{architecture}, {report['form']} form, {classes}"),
         ("tensors", f"{report['mapped']} mapped; dropped: {', '.join(dropped) or 'none'}"),
-        ("colour order", report["colour_order"]),
+        *([("input", report["input"])] if report["input"] else []),
+        *preprocessing.report(converted.preprocessing, converted.classes, converted.origins),
         ("verified", verified),
-        ("layout", export or "this project's"),
+        ("layout", layout or "this project's"),
         ("output", report["output"]),
         ("sha256", report["sha256"]),
     ):
-        print(f"{label + ':':14}{value}")
-    if export:
+        print(f"{label + ': ':14}{value}")
+    if report["note"]:
+        print(f"note: {report['note']}")
+    if layout == HUB and report["colour_order"] == "BGR":
+        print("note: as timm feeds RGB images, the first kernels take them in this folder")
+    elif layout:
         print(f"note: the network expects {report['colour_order']} images, also in this layout")
 
 
 if __name__ == "__main__":
+    environment.hide_unsupported_gpu()
     environment.return_freed_memory()
     utils.run(main)

@@ -19,20 +19,28 @@ dependencies = ["megengine", "numpy", "cv2", "requests", "tqdm"]
 
 def _entry_point(arch: str, name: str) -> _abc.Callable[..., _M.Module]:
     def create(
-        pretrained: str | None = None, num_classes: int = 1000, deploy: bool = False
+        pretrained: str | None = None,
+        num_classes: int = 1000,
+        deploy: bool = False,
+        entry: str | None = None,
+        in_chans: int | None = None,
     ) -> _M.Module:
-        if pretrained is None:
-            return _models.create(arch, num_classes, deploy=deploy)
-        return _weights.load(pretrained, arch, num_classes, deploy)
+        if pretrained is None or pretrained is False:
+            return _models.create(arch, num_classes, deploy=deploy, in_chans=in_chans or 3)
+        return _weights.load(pretrained, arch, num_classes, deploy, entry=entry, in_chans=in_chans)
 
     create.__name__ = name
     create.__doc__ = f"""Return {arch}, in training mode.
 
     Args:
-        pretrained: a checkpoint: a file or an http(s) URL, in this project's layout or any that
+        pretrained: a checkpoint: a file, a folder, an http(s) URL or the name of published weights
+            such as "basecls:repvgg_a0", in this project's layout or any that
             convert_pretrained_weight.py reads. None for random weights.
         num_classes: number of classes; must be the checkpoint's.
         deploy: True for the deploy form, to which a train-form checkpoint is fused.
+        entry: set of weights to take from a file of several, such as "state_dict_ema".
+        in_chans: number of channels of the images, to which the first kernels of a checkpoint for
+            colour images are converted (default: the checkpoint's; without one, 3).
 
     Raises utils.UserError when the file is missing or damaged, or holds another network.
     """

@@ -2,29 +2,39 @@
 """Classify images: files, folders of images and URLs.
 
 The network is a checkpoint in any layout that convert_pretrained_weight.py reads, or an .onnx or
-.mge file of export.py; without --model, the newest best.pkl under checkpoints/.
+.mge file; without --model, the newest best.pkl under checkpoints/. An .onnx file that export.py did
+not write needs --color, --mean, --std and --class-names.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
+import io
 import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import cv2
 import numpy as np
+from tqdm import tqdm
 
 import cli
 import utils
 
 if TYPE_CHECKING:  # MegEngine takes a second to import, which --help need not
+    from deployment.classification import Result
     from deployment.network import Network
 
 EXAMPLES = """\
   python predict.py dog.jpg photos/ https://example.com/cat.png --model a0.pkl
   python predict.py photos/ --model RepVGGA0.onnx --top 3 --json
+  python predict.py photos/ --model best.pkl --csv classes.csv --top 1
   python predict.py photos/ --model best.pkl --save labelled
+  python predict.py dog.jpg --model resnet.onnx --color rgb --mean 0.485 0.456 0.406 \\
+      --std 0.229 0.224 0.225 --class-names imagenet.txt
 """
 
 
@@ -37,13 +47,24 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     cli.add_flags(
         parser,
         "--model",
-        help="checkpoint, .onnx or .mge file (default: the newest best.pkl under checkpoints/)",
+        help="checkpoint, .onnx or .mge file: a file or folder, an http(s) URL, or SOURCE:NAME of "
+        "published weights (default: the newest best.pkl under checkpoints/)",
     )
-    parser.add_argument(
+    cli.add_flags(parser, "--entry")
+    cli.add_preprocessing_flags(parser)
+    cli.add_flags(parser, "--size", help="side of the square input images (default: the file's)")
+    output = parser.add_argument_group("output")
+    output.add_argument(
         "--top", type=cli.COUNT, default=5, metavar="N", help="number of classes to show per image"
     )
-    cli.add_flags(parser, "--json")
-    parser.add_argument(
+    form = output.add_mutually_exclusive_group()
+    cli.add_flags(form, "--json")
+    form.add_argument(
+        "--csv",
+        metavar="FILE",
+        help="write the results to this file as a table with a line for each image",
+    )
+    output.add_argument(
         "--save", metavar="DIR", help="folder to write each image to with its labels drawn on it"
     )
     return parser.parse_args(argv)
@@ -54,43 +75,88 @@ def main(argv: list[str] | None = None) -> int:
 
     from models import environment
 
-    from data import caption, sources
-    from data.decoding import BadImageError
+    from data import sources
     from deployment import network
-    from weights import catalog, checkpoint
+    from weights import catalog, checkpoint, preprocessing
 
+    environment.hide_unsupported_gpu()
     environment.tune_for_training()
     path = catalog.locate(args.model) if args.model else checkpoint.newest_best()
-    net = network.load(path, args.arch)
+    stated = preprocessing.of_flags(args)
+    if args.size is not None:
+        stated["size"] = (args.size, "--size")
+    net = network.load(path, args.arch, args.entry, stated)
+    for line in preprocessing.lines(net.preprocessing, net.classes, net.origins):
+        print(line, file=sys.stderr)
     names = list(sources.expand(args.images))
-    results = []
-    for name, stem in zip(names, sources.stems(names), strict=True):
-        try:
-            image = sources.read(name)
-        except BadImageError as error:
-            results.append({"image": name, "error": str(error)})
-            utils.fail(str(error))
-            continue
-        best = _best(net, image, args.top)
-        results.append({"image": name, "predictions": best})
-        if not args.json:
-            print(name)
-            for row in best:
-                print(f"  {row['probability']:7.2%}  {row['class']:4}  {row['name']}")
-        if args.save:
-            lines = [f"{row['probability']:.1%} {row['name']}" for row in best]
-            _save(caption.labelled(image, lines), Path(args.save, f"{stem}-labelled.jpg"))
+    results = reported(net, names, args)
+    if args.csv:
+        bad = write_csv(Path(args.csv), results, min(args.top, net.num_classes))
+        print(f"{len(names) - bad} of {len(names)} images classified: {args.csv}")
+        return 2 if bad else 0
+    bad, rows = 0, []
+    for result in results:
+        bad += result.error is not None
+        if args.json:
+            answer = (
+                {"error": result.error} if result.error else {"predictions": result.predictions}
+            )
+            rows.append({"image": utils.shown(result.name), **answer})
+        elif not result.error:
+            tqdm.write("\n".join([utils.shown(result.name), *map(_line, result.predictions)]))
     if args.json:
-        print(json.dumps({"model": str(path), "arch": net.arch, "images": results}, indent=2))
-    return 2 if any("error" in result for result in results) else 0
+        print(json.dumps({"model": str(path), "arch": net.arch, "images": rows}, indent=2))
+    return 2 if bad else 0
 
 
-def _best(net: Network, image: np.ndarray, count: int) -> list[dict]:
-    probabilities = net.probabilities(image)
-    return [
-        {"class": int(i), "name": net.classes[i], "probability": float(probabilities[i])}
-        for i in np.argsort(-probabilities, kind="stable")[:count]
-    ]
+def reported(net: Network, names: Sequence[str], args: argparse.Namespace) -> Iterator[Result]:
+    """Yield what became of each image; show progress and errors, and save pictures for --save."""
+    from data import caption, sources
+    from deployment.classification import BATCH, classify
+
+    stems = sources.stems(names)
+    results = classify(net, names, args.top, keep_images=bool(args.save))
+    few = True if len(names) <= BATCH else None  # None: no bar where there is no terminal
+    with tqdm(total=len(names), unit="image", leave=False, disable=few) as bar:
+        for result, stem in zip(results, stems, strict=True):
+            bar.update()
+            if result.error:
+                utils.fail(result.error)
+            elif args.save:
+                rows = result.predictions
+                lines = [f"{row['probability']:.1%} {row['name']}" for row in rows]
+                picture = caption.labelled(result.image, lines)
+                _save(picture, Path(args.save, f"{stem}-labelled.jpg"))
+            yield result
+
+
+def write_csv(path: Path, results: Iterable[Result], count: int) -> int:
+    """Write a table with the `count` best classes of each image; return the number of errors.
+
+    Raises UserError when the file cannot be written.
+    """
+    columns = ("class", "name", "probability")
+    header = ["image", *(f"{column}{n}" for n in range(1, count + 1) for column in columns)]
+    bad = 0
+
+    def write(file: BinaryIO) -> None:
+        nonlocal bad
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
+        table = csv.writer(text)
+        table.writerow([*header, "error"])
+        for result in results:
+            bad += result.error is not None
+            best = [row[column] for row in result.predictions for column in columns]
+            empty = [""] * (len(header) - 1 - len(best))
+            table.writerow([utils.shown(result.name), *best, *empty, result.error or ""])
+        text.detach()
+
+    utils.write_atomically(path, write)
+    return bad
+
+
+def _line(row: dict[str, Any]) -> str:
+    return f"  {row['probability']:7.2%}  {row['class']:4}  {row['name']}"
 
 
 def _save(picture: np.ndarray, path: Path) -> None:

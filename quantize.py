@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -32,6 +33,7 @@ from data.loader import Loader
 from data.transforms import Preprocessing
 from deployment.int8 import calibration, ptq, qdq, ranges, report, runtime, source
 from utils import write_atomically
+from weights import preprocessing as said
 from weights.files import sha256
 
 EXAMPLES = """\
@@ -42,6 +44,7 @@ EXAMPLES = """\
   python quantize.py --model RepVGGA0.onnx --calibration photos --images 32 --weights per-tensor
 """
 BATCH = 25  # batch size of the evaluation
+FEW = 16  # calibration images, below which their ranges are a matter of chance
 BASELINE = "W8A8 per-tensor, plain"  # the scheme that the chart compares with
 
 
@@ -55,6 +58,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help="checkpoint in any layout that convert_pretrained_weight.py reads, or an .onnx file "
         "that export.py wrote",
     )
+    cli.add_flags(parser, "--entry")
     cli.add_flags(
         parser,
         "--calibration",
@@ -66,7 +70,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--data",
         help="folder with val/CLASS/IMAGE or test/CLASS/IMAGE to measure the accuracy on",
     )
-    cli.add_flags(parser, "--crop-ratio")
+    cli.add_preprocessing_flags(parser)
     parser.add_argument(
         "--weights",
         choices=("per-channel", "per-tensor"),
@@ -108,7 +112,14 @@ def main(argv: list[str] | None = None) -> int:
     if args.calibration is None:
         return write_trained(args, target)
     files = calibration.files(args.calibration, args.images)
-    model, preprocessing, metadata = source.read(args.model, args.arch, args.crop_ratio)
+    if len(files) < FEW:
+        print(
+            f"quantize.py: warning: {len(files)} calibration images are few, and the ranges of the "
+            f"activations a matter of chance; give {FEW} or more, better 64, by --calibration and "
+            "--images",
+            file=sys.stderr,
+        )
+    model, preprocessing, metadata = _read(args)
     test = _test_set(args, metadata)
     if test is not None:
         calibration.assert_disjoint(files, test.images)
@@ -153,16 +164,14 @@ def main(argv: list[str] | None = None) -> int:
         "chart": str(chart),
     }
     print(json.dumps(result, indent=2) if args.json else _text(result, rows))
-    if args.record:
-        about = {key: value for key, value in result.items() if key != "networks"}
-        record.write(args.record, result["networks"], about)
+    _record(args, result)
     return 0
 
 
 def write_trained(args: argparse.Namespace, target: Path) -> int:
     """Write the int8 network of a checkpoint of train.py --qat, with the ranges of its training."""
     bounds = source.trained_ranges(args.model, args.arch)
-    model, preprocessing, metadata = source.read(args.model, args.arch, args.crop_ratio)
+    model, preprocessing, metadata = _read(args)
     if missing := [name for name in qdq.activations(model) if name not in bounds]:
         raise utils.UserError(
             f"{args.model} has no range of {missing[0]}: it was trained by another version of "
@@ -171,7 +180,8 @@ def write_trained(args: argparse.Namespace, target: Path) -> int:
     proto = qdq.to_qdq(model, bounds)
     settings = {"weights": "per-channel", "clip": "trained"}
     proto.metadata_props.add(key="quantization", value=json.dumps(settings))
-    _write(proto, target, np.zeros((1, 3, preprocessing.size, preprocessing.size), np.float32))
+    shape = (1, preprocessing.channels, preprocessing.size, preprocessing.size)
+    _write(proto, target, np.zeros(shape, np.float32))
     test, rows = _test_set(args, metadata), []
     if test is not None:
         networks = {"float": model, "W8A8 per-channel, trained": proto}
@@ -184,9 +194,7 @@ def write_trained(args: argparse.Namespace, target: Path) -> int:
         "bytes": target.stat().st_size,
         "sha256": sha256(target),
     }
-    if args.record:
-        about = {key: value for key, value in result.items() if key != "networks"}
-        record.write(args.record, result["networks"], about)
+    _record(args, result)
     if args.json:
         print(json.dumps(result, indent=2))
         return 0
@@ -194,6 +202,22 @@ def write_trained(args: argparse.Namespace, target: Path) -> int:
         print(f"on {len(test)} images of {args.data}:\n{report.table(rows)}")
     print(f"{result['file']}, {result['bytes'] / 1e6:.1f} MB, with the ranges of its training")
     return 0
+
+
+def _read(args: argparse.Namespace) -> source.Source:
+    """Return the network to quantize, and print what its preprocessing is and why."""
+    read = source.read(args.model, args.arch, said.of_flags(args), args.entry)
+    if not args.json:
+        origins = read.metadata.get("origins", {})
+        for line in said.lines(read.preprocessing, read.metadata["classes"], origins):
+            print(line)
+    return read
+
+
+def _record(args: argparse.Namespace, result: dict) -> None:
+    if args.record:
+        about = {key: value for key, value in result.items() if key != "networks"}
+        record.write(args.record, result["networks"], about)
 
 
 def _test_set(args: argparse.Namespace, metadata: dict) -> datasets.Dataset | None:
@@ -266,5 +290,6 @@ def _text(result: dict, rows: list[report.Row]) -> str:
 
 
 if __name__ == "__main__":
+    environment.hide_unsupported_gpu()
     environment.return_freed_memory()
     utils.run(main)

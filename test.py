@@ -1,9 +1,10 @@
 #!/usr/bin/env python
 """Test a network: top-1 and top-5 accuracy, before and after fusion.
 
-After quantization-aware training, the accuracy of the int8 network is measured too, simulated in
-float. Without --model, the newest best.pkl under checkpoints/ is tested; without --data, the images
-are the handwritten digits that come with scikit-learn.
+The network is a checkpoint, or an .onnx or .mge file of export.py or quantize.py, which is scored
+as it is. After quantization-aware training, the accuracy of the int8 network is measured too,
+simulated in float. Without --model, the newest best.pkl under checkpoints/ is tested; without
+--data, the images are the handwritten digits that come with scikit-learn.
 """
 
 from __future__ import annotations
@@ -18,18 +19,34 @@ from benchmarks import record
 EXAMPLES = """\
   python test.py --switch-deploy 1
   python test.py --data imagenet --arch RepVGGA0 --model best.pkl --val-batch-size 100
+  python test.py --data imagenet --split test --model best.pkl
   python test.py --data imagenet --model best-deploy.pkl --deploy 1
+  python test.py --data imagenet --model a0-int8.onnx
 """
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = cli.ArgumentParser(__doc__, EXAMPLES)
     what = parser.add_argument_group("network and data")
-    cli.add_flags(what, "--arch", "--model")
+    cli.add_flags(what, "--arch")
+    cli.add_flags(
+        what,
+        "--model",
+        help="checkpoint, .onnx or .mge file: a file or folder, an http(s) URL, or SOURCE:NAME of "
+        "published weights (default: the newest best.pkl under checkpoints/)",
+    )
+    cli.add_flags(what, "--entry")
     cli.add_flags(
         what,
         "--data",
-        help="folder with val/CLASS/IMAGE or test/CLASS/IMAGE (default: the handwritten digits)",
+        help="folder with val/CLASS/IMAGE, or with valid/, validation/ or test/ (default: the "
+        "handwritten digits)",
+    )
+    what.add_argument(
+        "--split",
+        metavar="NAME",
+        help="folder in --data to test on, such as train or test (default: the first that is there "
+        "of val, valid, validation and test)",
     )
     what.add_argument(
         "--deploy",
@@ -57,10 +74,14 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--skip-bad-images",
         "--ngpus",
     )
+    cli.add_preprocessing_flags(parser, "--crop-ratio")
     output = parser.add_argument_group("output")
     cli.add_flags(output, "--print-freq", "--json")
     record.add_argument(output)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.split and not args.data:
+        parser.error("--split names a folder in --data, so it needs that")
+    return args
 
 
 def main(argv: list[str] | None = None) -> int:

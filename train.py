@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 import utils
-from training import options, recipe
+from training import signals
 
 if TYPE_CHECKING:
     from training.distributed import Workers
@@ -21,61 +21,75 @@ if TYPE_CHECKING:
 
 def main(argv: list[str] | None = None) -> int:
     """Parse the arguments, and train or print what they ask for; returns the exit status."""
-    args = options.parse(__doc__, argv)
-    if args.show_config:
-        print("\n".join(recipe.lines(args)))
-        return 0
-    # not at the top: MegEngine takes a second, which --help and a wrong flag need not wait for
-    from models import environment, list_models
+    with signals.StopSignal():  # also while all this is imported
+        from training import options, recipe
 
-    from training import gpu, launch
+        args = options.parse(__doc__, argv)
+        if args.show_config:
+            print("\n".join(recipe.lines(args)))
+            return 0
+        # MegEngine takes a second, which --help and a wrong flag need not wait for
+        from models import environment, list_models
 
-    if args.list_archs:
-        print("\n".join(list_models()))
-        return 0
-    gpu.check(args.amp, args.dtr)
-    environment.tune_for_training()
-    return launch.run(
-        partial(train, args),
-        args.ngpus,
-        args.world_size,
-        args.rank,
-        args.dist_addr,
-        args.dist_port,
-    )
+        from training import gpu, launch
+
+        if args.list_archs:
+            print("\n".join(list_models()))
+            return 0
+        launch.refuse_unsupported_gpu(args.ngpus, args.world_size)
+        gpu.check(args.amp, args.dtr)
+        environment.tune_for_training()
+        return launch.run(
+            partial(train, args),
+            args.ngpus,
+            launch.Hosts(args.world_size, args.rank, args.dist_addr, args.dist_port),
+            args.worker_timeout,
+            advice="; go on from the last checkpoint with --resume auto",
+        )
 
 
 def train(args: argparse.Namespace, workers: Workers) -> int:
     """Train as one of `workers`; returns the exit status."""
-    from training import find_lr, signals, start  # MegEngine, as in main
+    from training import agreement, find_lr, folders, start  # MegEngine, as in main
 
     train_set, val_set = start.open_data(args)
-    folder, resume_from = start.locate(args)
-    network = start.StartingPoint(args, len(train_set.classes), resume_from)
+    seen = folders.find(args)
+    resume_from, unshared = agreement.on_checkpoint(seen, workers)
     if args.show_samples is not None:
+        network = start.StartingPoint(args, len(train_set.classes), resume_from)
         if workers.rank == 0:
             start.show_samples(train_set, network.preprocessing, args.seed, args.show_samples)
         return 0
-    trainer = start.make_trainer(args, network, train_set, val_set, folder, workers)
-    log = trainer.run.folder.log
-    if resume_from is not None:
-        trainer.resume(network.saved)
-        log(f"resuming {resume_from} after step {trainer.step} of {trainer.total_steps}")
-    elif network.note is not None:
-        log(network.note)
-    trainer.run.folder.write_run({name: str(value) for name, value in vars(args).items()})
-    log(start.describe(args, trainer))
-    if args.find_lr:
-        log(find_lr.suggest(trainer))
-        return 0
+    folder = folders.open_folder(args, seen, silent=workers.rank > 0)
     try:
+        network = start.StartingPoint(args, len(train_set.classes), resume_from)
+        trainer = start.make_trainer(args, network, train_set, val_set, folder, workers)
+        if resume_from is not None:
+            best = folders.best_of(resume_from, folder)
+            trainer.resume(network.saved, has_best=best is not None)
+            folders.bring_best(best, folder)
+    except utils.UserError:
+        folder.remove_if_unused()
+        raise
+    log = folder.log
+    if unshared is not None:
+        log(unshared)
+    if resume_from is not None:
+        log(f"resuming {resume_from} after step {trainer.step} of {trainer.total_steps}")
+    for line in network.notes:
+        log(line)
+    folder.write_run({name: str(value) for name, value in vars(args).items()})
+    log(start.describe(args, trainer))
+    for warning in start.warnings(train_set, val_set):
+        log(warning)
+    try:
+        if args.find_lr:
+            with trainer.stop:
+                log(find_lr.suggest(trainer))
+            return 0
         trainer.fit()
     except signals.Interrupted as interrupted:
-        latest = trainer.run.folder.latest
-        log(
-            f"stopped by {interrupted} after step {trainer.step}; saved {latest}; "
-            f"go on with the same command and --resume {latest}"
-        )
+        log(start.interruption(args, trainer, interrupted))
         return 128 + interrupted.signal
     for line in start.summarize(trainer):
         log(line)

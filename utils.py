@@ -2,40 +2,121 @@
 
 from __future__ import annotations
 
+import codecs
 import os
+import re
+import socket
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from os import PathLike
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import BinaryIO, NoReturn, TextIO
 
 ROOT = Path(__file__).resolve().parent
 
+_LONGEST = 2000  # characters of a message
+
+# a program for `python -c`: runs the module that its second argument names, found in the folder
+# that its first one names. With `python -m`, files in the working directory would come first.
+_RUN_MODULE = (
+    "import sys; sys.path[0] = sys.argv[1]; del sys.argv[:2]; "
+    "import runpy; runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
+)
+
+
+def _visible(text: str) -> str:
+    """Return a text on one line: what cannot be printed as \\n or \\u200b, bytes as \\xe9."""
+    return "".join(
+        c
+        if c.isprintable()
+        else f"\\x{ord(c) & 0xFF:02x}"
+        if "\udc80" <= c <= "\udcff"  # a byte of a file's name that is not UTF-8
+        else ascii(c)[1:-1]
+        for c in text
+    )
+
+
+def _escape(error: UnicodeError) -> tuple[str, int]:
+    """Replace what a stream cannot encode: a byte by \\xe9, a letter by \\u4e2d."""
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end]
+    escaped = (_visible(c) if not c.isprintable() else ascii(c)[1:-1] for c in text)
+    return "".join(escaped), error.end
+
+
+codecs.register_error("escaped", _escape)  # for text that may hold names of files
+
 
 class UserError(Exception):
-    """An error that the user can correct; the message is one sentence that says how."""
+    """An error that the user can correct; the message is one sentence that says how.
+
+    What it quotes may come from a file of anyone's: line ends, control characters and names in
+    other encodings are escaped, and the end of a very long message is left out.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(_visible(message)[:_LONGEST])
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Exit with the status of a command's `main`; a UserError is printed and gives status 2."""
     # matplotlib keeps its list of fonts in the virtual environment, not in the home directory
     os.environ.setdefault("MPLCONFIGDIR", str(Path(sys.prefix) / "matplotlib"))
+    _open_standard_streams()
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # names of files may be in any encoding
+            stream.reconfigure(errors="escaped")
+    status: object
     try:
-        sys.exit(main())
+        status = main()
+        sys.stdout.flush()
+    except SystemExit as leaving:  # of the parser
+        status = leaving.code
     except UserError as error:
-        sys.exit(fail(str(error)))
+        status = fail(str(error))
     except BrokenPipeError:  # the reader of a pipe has ended, as in `verify.py | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+        status = 1
     except KeyboardInterrupt:
-        sys.exit(130)
+        status = 130
+    except OSError as error:
+        if not _is_unwritable(sys.stdout, "\n"):
+            raise
+        status = fail(f"cannot write to the standard output: {error.strerror}")
+    if _is_unwritable(sys.stdout):  # or Python would try once more, and complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(status)
 
 
 def fail(message: str) -> int:
     """Print an error sentence to stderr and return exit status 2."""
-    print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
+    with suppress(OSError):
+        # in one piece also where Python's output is unbuffered, beside that of other workers
+        sys.stderr.write(f"{Path(sys.argv[0]).name}: error: {message}\n")
     return 2
+
+
+def shown(name: str | PathLike) -> str:
+    """Return a file's name as it can be printed: on one line, and in any encoding.
+
+    Bytes that are not UTF-8 are written as \\xe9, and characters that cannot be seen as \\n.
+    """
+    return _visible(os.fsdecode(name))
+
+
+def module_command(module: str, *options: str) -> list[str]:
+    """Return the start of a command line that runs a module of this project, as `python -m` does.
+
+    Unlike there, no file in the working directory is imported. `options` are Python's own.
+    """
+    return [sys.executable, *options, "-c", _RUN_MODULE, str(ROOT), module]
+
+
+@cache
+def say_once(message: str) -> None:
+    """Print a line to stderr, and not again in this process."""
+    print(message, file=sys.stderr)
 
 
 def write_atomically(path: str | PathLike, write: Callable[[BinaryIO], object]) -> None:
@@ -44,7 +125,7 @@ def write_atomically(path: str | PathLike, write: Callable[[BinaryIO], object]) 
     Raises UserError when the file cannot be written.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{_host()}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
@@ -64,3 +145,57 @@ def write_atomically(path: str | PathLike, write: Callable[[BinaryIO], object]) 
         raise UserError(
             f"cannot save {path}: {reason}{kept}; free some space or choose another folder"
         ) from None
+
+
+def remove_temporary_files(folder: Path) -> list[Path]:
+    """Remove what `write_atomically` left in a folder when its process was killed.
+
+    Files of processes that still run, and of other hosts, stay. Returns the files removed.
+    """
+    removed = []
+    for file in folder.glob(".*.tmp"):
+        match = re.fullmatch(rf"\..+\.{re.escape(_host())}\.(\d+)\.tmp", file.name)
+        if match and not _is_running(int(match[1])):
+            with suppress(OSError):
+                file.unlink()
+                removed.append(file)
+    return removed
+
+
+def _host() -> str:
+    return socket.gethostname().replace("/", "_")
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return True
+
+
+def _open_standard_streams() -> None:
+    """Make printing safe: a stream that is closed, as after `>&-`, is opened to nowhere.
+
+    Otherwise the next file to be opened would get the number of the stream.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        with suppress(OSError):
+            os.fstat(number)
+            continue
+        os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
+        if getattr(sys, name) is None:
+            mode = "r" if number == 0 else "w"
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115
+
+
+def _is_unwritable(stream: TextIO, more: str = "") -> bool:
+    """Return whether what is left in a stream's buffer, and `more`, cannot be written."""
+    try:
+        stream.write(more)
+        stream.flush()
+    except OSError:
+        return True
+    return False

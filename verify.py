@@ -1,9 +1,10 @@
 #!/usr/bin/env python
 """Verify that a fused network computes the same function as the network it was made from.
 
-Both forms are compared on random images. Every batch norm and every weight is random too, so that
-an error in any part of the fusion shows. Each kind of block is verified alone, then whole networks.
-With `--model` it is a checkpoint, with its own weights.
+Both forms are compared on random images, and again in float64 where float32 shows a difference.
+Every batch norm and every weight is random too, so that an error in any part of the fusion shows.
+Each kind of block is verified alone, then whole networks. With `--model` it is a checkpoint, with
+its own weights.
 """
 
 from __future__ import annotations
@@ -20,8 +21,12 @@ import utils
 if TYPE_CHECKING:  # MegEngine takes a second to import, which --help need not
     from models import equivalence
 
+    import megengine.module as M
+    import numpy as np
+
 # one of each structural kind: dense, made for int8, grouped, SE before the ReLU, SE after it,
-# several branches, depthwise with SE, a batch norm after the sum and two heads, ghost modules
+# several branches, depthwise with SE, a batch norm after the sum and two heads, ghost modules,
+# a subtracted branch and layer scales, large kernels
 DEFAULT_ARCHS = [
     "RepVGGA0",
     "RepVGGA0-qa",
@@ -32,9 +37,12 @@ DEFAULT_ARCHS = [
     "MobileOneS4",
     "RepViTM0_6",
     "RepGhost050",
+    "FastViTT8",
+    "RepLKNet31B",
 ]
 BATCH = 8
 SIZE = 64
+LARGE_BATCH = 2  # of larger images, which take longer
 
 EXAMPLES = """\
   python verify.py                                      one network of each kind
@@ -50,12 +58,20 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     what.add_argument("--arch", nargs="+", metavar="NAME", default=None,
                       help="names of networks, or 'all'; patterns such as 'RepVGGB*' work too "
                            f"(default: {' '.join(DEFAULT_ARCHS)})")  # fmt: skip
-    cli.add_flags(what, "--model", help="a train-form checkpoint to verify instead")
+    cli.add_flags(
+        what,
+        "--model",
+        help="train-form checkpoint to verify instead: a file or folder, an http(s) URL, or "
+        "SOURCE:NAME of published weights",
+    )
+    cli.add_flags(what, "--entry")
     cli.add_flags(
         what,
         "--size",
-        help=f"side of the random images (default: that of a checkpoint's own images, else {SIZE})",
+        help="side of the random images (default: that of a checkpoint's own images, else "
+        f"{SIZE}, or more where a kernel is larger than the last maps would be)",
     )
+    cli.add_preprocessing_flags(parser)
     cli.add_flags(parser.add_argument_group("output"), "--json")
     args = parser.parse_args(argv)
     if args.model is None:
@@ -71,34 +87,56 @@ def comparisons(args: argparse.Namespace) -> Iterator[tuple[str, equivalence.Equ
     from models import equivalence
 
     import numpy as np
+    from tqdm import tqdm
 
     import weights
-    from weights import checkpoint
+    from deployment import float64
+    from weights import catalog, checkpoint, preprocessing
 
     rng = np.random.default_rng(0)
 
-    def random_images(size: int) -> np.ndarray:
-        return rng.standard_normal((BATCH, 3, size, size)).astype(np.float32)
+    def random_images(size: int, channels: int = 3, batch: int = BATCH) -> np.ndarray:
+        return rng.standard_normal((batch, channels, size, size)).astype(np.float32)
+
+    def compare(network: M.Module, images: np.ndarray) -> equivalence.Equivalence:
+        return float64.confirmed(equivalence.compare(network, images), network, images[:1])
 
     if args.model:
         arch = args.arch and models.canonical_name(args.arch[0])
-        trained = checkpoint.read(args.model, arch)
-        network = weights.load(trained, arch, deploy=False)
-        # At a size it was not trained at, logits may reach 1e7, and rounding errors grow with them.
-        images = random_images(args.size or trained.preprocessing.size)
-        yield network.arch, equivalence.compare(network, images)
+        trained = checkpoint.read(
+            catalog.locate(args.model),
+            arch,
+            entry=args.entry,
+            stated=preprocessing.of_flags(args),
+            color_matters=False,
+        )
+        if not args.json:
+            for line in preprocessing.lines(
+                trained.preprocessing, trained.classes, trained.origins
+            ):
+                tqdm.write(line)
+        network = weights.load(trained, arch, deploy=False, classifier=False)
+        # At a size it was not trained at, logits may reach 1e7, and rounding errors grow with them;
+        # but no tap of a large kernel may meet padding alone.
+        size = args.size or max(trained.preprocessing.size, network.check_size)
+        batch = BATCH if network.check_size <= SIZE else LARGE_BATCH
+        yield network.arch, compare(network, random_images(size, network.in_chans, batch))
         return
     images = random_images(args.size or SIZE)
     for name, (block, config) in models.BLOCKS.items():
         channels = config.get("in_channels") or config["channels"]
-        maps = rng.standard_normal((BATCH, channels, 14, 14)).astype(np.float32)
+        side = max(14, config.get("kernel_size", 0) + 1)
+        maps = rng.standard_normal((BATCH, channels, side, side)).astype(np.float32)
         network = block(**config)
         equivalence.randomize(network, maps)
         yield name, equivalence.compare(network, maps)
     for name in args.arch:
         network = models.create(name)
-        equivalence.randomize(network, images)
-        yield name, equivalence.compare(network, images)
+        shown = images
+        if not args.size and network.check_size > SIZE:
+            shown = random_images(network.check_size, batch=LARGE_BATCH)
+        equivalence.randomize(network, shown)
+        yield name, compare(network, shown)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -109,6 +147,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from tqdm import tqdm
 
+    environment.hide_unsupported_gpu()
     environment.tune_for_training()
     line = "{:39} {:>11} {:>2} {:>11} {:>10} {:>10} {:>7}  {}"
     header = line.format(
@@ -127,7 +166,8 @@ def main(argv: list[str] | None = None) -> int:
             f"{result.max_abs_error:.1e}",
             f"{result.relative_error:.1e}",
             f"{result.argmax_agreement:.0%}",
-            "equal" if result.holds else "DIFFERENT",
+            ("equal" if result.holds else "DIFFERENT")
+            + (" in float64" if result.precision == "float64" else ""),
         )
         results.append({"name": name, **result._asdict(), "holds": result.holds})
         if not result.holds:

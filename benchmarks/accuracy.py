@@ -1,16 +1,18 @@
-"""Accuracy of a checkpoint on labelled images, in each form that it can take."""
+"""Accuracy of a checkpoint, in each form that it can take, or of an exported file."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import models
 
+import megengine as mge
 import megengine.module as M
 from tqdm import tqdm
 
@@ -18,8 +20,12 @@ import weights
 from data import datasets
 from data.evaluation import Score, evaluate
 from data.loader import Loader
+from data.transforms import Preprocessing
+from deployment import network
+from deployment.verification import Runner
 from training.distributed import Workers
-from weights import checkpoint
+from utils import UserError
+from weights import catalog, checkpoint, preprocessing
 
 from . import record
 
@@ -29,50 +35,17 @@ Say = Callable[[str], object]  # prints a line, or nothing
 def run(args: argparse.Namespace, workers: Workers) -> int:
     """Test a network as one of `workers`, by the arguments of test.py; returns the exit status.
 
-    Raises UserError for a checkpoint or images that cannot be used.
+    Raises UserError for a model file or images that cannot be used.
     """
     say = print if workers.rank == 0 and not args.json else lambda _: None
-    path = Path(args.model) if args.model else checkpoint.newest_best()
+    path = catalog.locate(args.model) if args.model else checkpoint.newest_best()
     if not args.model:
         say(f"testing the newest checkpoint, {path}")
-    contents = checkpoint.read(path, args.arch)
-    if args.deploy == 1 and contents.form == "train":
-        raise checkpoint.CheckpointError(
-            f"{path} is in train form, but --deploy 1 expects the deploy form; "
-            "use --switch-deploy 1 to fuse it"
-        )
-    model = weights.load(contents, args.arch, deploy=False if args.deploy == 0 else None)
-    loader = _loader(args, contents, workers)
-
-    def test(network: M.Module, form: str) -> dict[str, Any]:
-        score = _evaluate(network, loader, form, args.print_freq, say).over_all(workers)
-        say(
-            f"{model.arch}, {form} form: top-1 {score.top1:.2f} % ({score.correct1} of "
-            f"{score.total}), top-5 {score.top5:.2f} %"
-        )
-        return {"form": form, "correct1": score.correct1, "correct5": score.correct5,
-                "total": score.total, "top1": score.top1, "top5": score.top5}  # fmt: skip
-
-    result = {"arch": model.arch, "model": str(path), "results": [test(model, contents.form)]}
-    if contents.activation_ranges is not None:
-        from training import qat  # needs ONNX
-
-        quantized = qat.FakeQuantized(model, contents.activation_ranges)
-        result["results"].append(test(quantized, "simulated int8"))
-    if args.switch_deploy:
-        deployed = models.to_deploy(model)
-        result["results"].append(test(deployed, "deploy"))
-        target = path.with_name(f"{path.stem.removesuffix('-deploy')}-deploy.pkl")
-        if workers.rank == 0:
-            deploy_form = checkpoint.of_model(
-                deployed,
-                contents.preprocessing,
-                contents.classes,
-                activation_ranges=contents.activation_ranges,
-            )
-            checkpoint.save(deploy_form, target)
-        result["saved"] = str(target)
-        say(f"saved the deploy form: {target}")
+    stated = preprocessing.of_flags(args)
+    test = _test_exported if network.is_exported(path) else _test_checkpoint
+    result, loader = test(args, path, stated, workers, say)
+    if loader.dataset.folder is not None:
+        result["split"] = loader.dataset.folder.name
     skipped = int(workers.gather([len(loader.skipped)]).sum())
     if skipped:
         result["skipped"] = skipped
@@ -85,24 +58,173 @@ def run(args: argparse.Namespace, workers: Workers) -> int:
     return 0
 
 
-def _loader(args: argparse.Namespace, contents: checkpoint.Checkpoint, workers: Workers) -> Loader:
-    """Return a loader of this worker's share of the test images."""
-    dataset = datasets.image_folder(args.data, "val") if args.data else datasets.digits()[1]
-    dataset = datasets.with_class_order(dataset, contents.num_classes, contents.classes)
-    changes = {"size": args.size, "crop_ratio": args.crop_ratio}
-    preprocessing = replace(
-        contents.preprocessing,
-        **{name: value for name, value in changes.items() if value is not None},
-    )
+def _check(score: Score, path: Path, form: str) -> None:
+    """Raise UserError for a score that means nothing."""
+    if score.total == 0:
+        raise UserError(
+            "none of the images could be read; leave --skip-bad-images away, and the first of them "
+            "is named"
+        )
+    if score.not_finite:
+        raise UserError(
+            f"{path} in {form} form computes infinities or NaN for {score.not_finite} of "
+            f"{score.total} images; use other weights"
+        )
+
+
+def _test_exported(
+    args: argparse.Namespace,
+    path: Path,
+    stated: preprocessing.Statements,
+    workers: Workers,
+    say: Say,
+) -> tuple[dict[str, Any], Loader]:
+    """Return the results of an .onnx or .mge file, and the loader that it was tested with."""
+    if args.switch_deploy or args.deploy == 0:
+        raise UserError(
+            f"{path} is an exported network, not a checkpoint that can be in train form or be "
+            "fused; leave out --switch-deploy and --deploy"
+        )
+    if args.size is not None:
+        stated = {**stated, "size": (args.size, "--size")}
+    net = network.load(path, args.arch, args.entry, stated)
+    for line in preprocessing.lines(net.preprocessing, net.class_ids, net.origins):
+        say(line)
+    height, width = net.size
+    if height != width:
+        raise UserError(
+            f"{path} takes images of {height} x {width}, and accuracy is measured on squares; "
+            "export the network again with --size and one number, or dynamic"
+        )
+    given = replace(net.preprocessing, size=height)
+    loader = _loader(args, given, net.num_classes, net.class_ids, workers, say)
+    row = _test(_Running(net.run), path, net.arch, net.form, loader, args.print_freq, workers, say)
+    return {
+        "arch": net.arch,
+        "model": str(path),
+        "preprocessing": asdict(given),
+        "origins": net.origins,
+        "results": [row],
+    }, loader
+
+
+class _Running(M.Module):
+    """A network in a file as a Module: images [N, C, H, W] -> logits [N, classes]."""
+
+    def __init__(self, run: Runner):
+        super().__init__()
+        self.run = run
+
+    def forward(self, images: mge.Tensor) -> mge.Tensor:
+        return mge.Tensor(self.run(images.numpy()))
+
+
+def _test_checkpoint(
+    args: argparse.Namespace,
+    path: Path,
+    stated: preprocessing.Statements,
+    workers: Workers,
+    say: Say,
+) -> tuple[dict[str, Any], Loader]:
+    """Return the results of a checkpoint, and the loader that it was tested with."""
+    contents = checkpoint.read(path, args.arch, entry=args.entry, stated=stated)
+    for line in preprocessing.lines(contents.preprocessing, contents.classes, contents.origins):
+        say(line)
+    if args.deploy == 1 and contents.form == "train":
+        raise checkpoint.CheckpointError(
+            f"{path} is in train form, but --deploy 1 expects the deploy form; "
+            "use --switch-deploy 1 to fuse it"
+        )
+    if args.deploy == 0 and contents.form == "deploy":
+        raise checkpoint.CheckpointError(
+            f"{path} is in deploy form, but --deploy 0 expects the train form; use --deploy 1, or "
+            "give the train-form file it was fused from"
+        )
+    model = weights.load(contents, args.arch)
+    given = replace(contents.preprocessing, size=args.size or contents.preprocessing.size)
+    loader = _loader(args, given, contents.num_classes, contents.classes, workers, say)
+
+    def test(network: M.Module, form: str) -> dict[str, Any]:
+        return _test(network, path, model.arch, form, loader, args.print_freq, workers, say)
+
+    result = {
+        "arch": model.arch,
+        "model": str(path),
+        "preprocessing": asdict(loader.preprocessing),
+        "origins": contents.origins,
+        "results": [test(model, contents.form)],
+    }
+    if contents.activation_ranges is not None:
+        from training import qat  # needs ONNX
+
+        quantized = qat.FakeQuantized(model, contents.activation_ranges)
+        result["results"].append(test(quantized, "simulated int8"))
+    if args.switch_deploy:
+        deployed = models.to_deploy(model)
+        result["results"].append(test(deployed, "deploy"))
+        beside = path if not args.model or os.path.exists(args.model) else Path(model.arch)
+        target = beside.with_name(f"{beside.stem.removesuffix('-deploy')}-deploy.pkl")
+        if workers.rank == 0:
+            deploy_form = checkpoint.of_model(
+                deployed,
+                contents.preprocessing,
+                contents.classes,
+                activation_ranges=contents.activation_ranges,
+            )
+            checkpoint.save(deploy_form, target)
+        result["saved"] = str(target)
+        say(f"saved the deploy form: {target}")
+    return result, loader
+
+
+def _loader(
+    args: argparse.Namespace,
+    given: Preprocessing,
+    num_classes: int,
+    classes: list[str] | None,
+    workers: Workers,
+    say: Say,
+) -> Loader:
+    """Return a loader of this worker's share of the test images; say which these are."""
+    if args.data:
+        dataset = datasets.image_folder(args.data, args.split or "val", exact=bool(args.split))
+    else:
+        dataset = datasets.digits()[1]
+    if dataset.folder is not None:
+        say(f"testing on {dataset.split} of {dataset.name}: {len(dataset)} images")
+    for warning in datasets.left_out([dataset]):
+        say(warning)
+    dataset = datasets.with_class_order(dataset, num_classes, classes)
     return Loader(
         dataset,
-        preprocessing,
+        given,
         args.val_batch_size,
         args.workers,
         args.skip_bad_images,
         workers.rank,
         workers.size,
     )
+
+
+def _test(
+    model: M.Module,
+    path: Path,
+    arch: str,
+    form: str,
+    loader: Loader,
+    print_freq: int,
+    workers: Workers,
+    say: Say,
+) -> dict[str, Any]:
+    """Return the score of a network over the images of all workers, and say it."""
+    score = _evaluate(model, loader, form, print_freq, say).over_all(workers)
+    _check(score, path, form)
+    say(
+        f"{arch}, {form} form: top-1 {score.top1:.2f} % ({score.correct1} of "
+        f"{score.total}), top-5 {score.top5:.2f} %"
+    )
+    return {"form": form, "correct1": score.correct1, "correct5": score.correct5,
+            "total": score.total, "top1": score.top1, "top5": score.top5}  # fmt: skip
 
 
 def _evaluate(model: M.Module, loader: Loader, form: str, print_freq: int, say: Say) -> Score:

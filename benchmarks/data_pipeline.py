@@ -15,7 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from multiprocessing import get_context
 from multiprocessing.pool import Pool
@@ -30,7 +30,7 @@ import psutil
 from data.augment import Augmentation, crop_box
 from data.datasets import Dataset, image_files
 from data.loader import Loader
-from data.transforms import Preprocessing
+from data.transforms import TORCHVISION, Preprocessing
 from utils import UserError
 
 
@@ -155,13 +155,14 @@ def measure(
 
     The pipelines take turns, each in its own process; `after_pass` is called after every pass.
     """
+    preprocessing = replace(TORCHVISION, size=size)  # as new networks are trained
     results = {name: [] for name in pipelines}
     with ExitStack() as stack:
         processes = {name: stack.enter_context(_process(name)) for name in pipelines}
         for epoch in range(rounds):
             for name, pipeline in pipelines.items():
                 arguments = (
-                    pipeline, dataset, Preprocessing(size=size), batch_size, epoch, batches
+                    pipeline, dataset, preprocessing, batch_size, epoch, batches
                 )  # fmt: skip
                 results[name].append(processes[name].apply(_pass, arguments))
                 after_pass()

@@ -75,7 +75,13 @@ def add_inference(commands: argparse._SubParsersAction) -> None:
             help="architectures, as names, shell patterns such as 'RepVGG*' or 'all' (default: the "
             "checkpoint's architecture; without a checkpoint, RepVGGA0)",
         )
-        cli.add_flags(command, "--model", help="checkpoint to measure (default: random weights)")
+        cli.add_flags(
+            command,
+            "--model",
+            help="checkpoint to measure: a file or folder, an http(s) URL, or SOURCE:NAME of "
+            "published weights (default: random weights)",
+        )
+        cli.add_flags(command, "--entry")
         command.add_argument(
             "--int8", metavar="FILE", help="ONNX file of quantize.py to measure beside the others"
         )

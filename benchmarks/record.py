@@ -63,7 +63,9 @@ def write(record: str, rows: list[dict[str, Any]], about: dict[str, Any] | None 
         **({"about": about} if about else {}),
     }
     text = _PARENT_FOLDERS.sub("", json.dumps(contents, indent=2, ensure_ascii=False)) + "\n"
-    utils.write_atomically(FOLDER / f"{record}.json", lambda file: file.write(text.encode()))
+    utils.write_atomically(
+        FOLDER / f"{record}.json", lambda file: file.write(text.encode(errors="escaped"))
+    )
 
 
 def machine() -> str:

@@ -23,8 +23,8 @@ from data.augment import Augmentation
 from data.datasets import Dataset
 from data.loader import Loader
 from data.transforms import Preprocessing
-from training import find_lr, launch
-from training.distributed import MPI, Workers, rank_in_environment
+from training import find_lr, launch, scheduler
+from training.distributed import MPI, Workers
 from training.groups import Data, Network, Run
 from training.loop import Trainer
 from training.run_folder import RunFolder
@@ -35,7 +35,7 @@ from .training_step import Point
 
 def seconds_per_step(point: Point, count: int, steps: int) -> list[float]:
     """Return the seconds of `steps` steps, after two warm-up steps, with `count` workers."""
-    worker = [sys.executable, "-m", __name__, point.arch, str(point.size), str(point.batch)]
+    worker = [*utils.module_command(__name__), point.arch, str(point.size), str(point.batch)]
     command = [*worker, str(steps + 2)]
     if count > 1:
         command = [*launch.mpiexec(count), *command]
@@ -88,7 +88,7 @@ def work(point: Point, steps: int, workers: Workers) -> list[float]:
 if __name__ == "__main__":
     environment.tune_for_training()
     arch, size, batch, steps = sys.argv[1:]
-    workers = Workers() if rank_in_environment() is None else MPI()
+    workers = Workers() if scheduler.mpi_rank() is None else MPI()
     seconds = work(Point(arch, int(size), int(batch)), int(steps), workers)
     if workers.rank == 0:
         print(json.dumps(seconds))

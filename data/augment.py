@@ -213,7 +213,7 @@ def _random_resized_crop(
         part = image[box.top : box.top + box.height, box.left : box.left + box.width]
     else:
         part = decode_crop(image, lambda h, w: crop_box(h, w, scale, rng), size)
-    preprocessing.resize(part, size, size, out)
+    preprocessing.resize_for_training(part, size, size, out)
 
 
 def _random_affine(
@@ -225,7 +225,7 @@ def _random_affine(
     if not isinstance(image, np.ndarray):
         image = decode(image)
     size = preprocessing.size
-    image = preprocessing.resize(image, size, size)
+    image = preprocessing.resize_for_training(image, size, size)
     angle, scale = rng.uniform(-10, 10), rng.uniform(0.9, 1.1)
     matrix: np.ndarray = cv2.getRotationMatrix2D(((size - 1) / 2, (size - 1) / 2), angle, scale)
     matrix[:, 2] += rng.uniform(-0.06 * size, 0.06 * size, 2)
@@ -244,7 +244,7 @@ def _padding_crop(
         image = decode(image)
     size = preprocessing.size
     if image.shape[:2] != (size, size):
-        image = preprocessing.resize(image, size, size)
+        image = preprocessing.resize_for_training(image, size, size)
     # the colour around it is black, as no other is given
     image = cv2.copyMakeBorder(image, padding, padding, padding, padding, cv2.BORDER_CONSTANT)
     top, left = rng.integers(2 * padding + 1, size=2)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from utils import UserError
+from utils import UserError, shown
 
 from .augment import Augmentation
 from .decoding import decode
+from .folders import LeftOut, entries, image_files, is_folder
+from .formats import SUFFIXES
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
+# names of the folder of a split; the first one that is there is taken
+_FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation", "test")}
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,9 @@ class Dataset:
         labels: int32 [N].
         classes: names of the classes; classes[i] is that of label i.
         augment: augmentation of training unless other settings are given.
+        folder: the folder of the classes; None for images that are not in one.
+        split: name of the part of the data that this is, for people.
+        left_out: what in the folder is not in the data set.
     """
 
     name: str
@@ -33,6 +40,9 @@ class Dataset:
     labels: np.ndarray
     classes: list[str]
     augment: Augmentation
+    folder: Path | None = None
+    split: str = ""
+    left_out: LeftOut = field(default_factory=LeftOut)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -41,11 +51,6 @@ class Dataset:
         """Return the decoded image, uint8 BGR [H, W, 3]; raise BadImageError for a broken file."""
         image = self.images[index]
         return image if isinstance(image, np.ndarray) else decode(image)
-
-
-def image_files(folder: str | Path) -> list[Path]:
-    """Return the image files in a folder and in all folders below, sorted."""
-    return sorted(file for file in Path(folder).rglob("*") if file.suffix.lower() in SUFFIXES)
 
 
 # ---------------------------------------------------------------- data sets
@@ -74,37 +79,89 @@ def digits() -> tuple[Dataset, Dataset]:
     return train, val
 
 
-def image_folder(root: str | Path, split: str) -> Dataset:
-    """Return the images in `root`/train, or for split "val" those in `root`/val or `root`/test.
+def image_folder(root: str | Path, split: str, exact: bool = False) -> Dataset:
+    """Return the images in the folder `root`/`split`, in which each class has a folder.
 
-    Each class has a folder with its name; labels follow the sorted names. Raises UserError when a
-    folder is missing or holds no image.
+    For the split "val" the folder may also be valid/, validation/ or test/, unless `exact`. Labels
+    follow the sorted names of the classes; bytes in them that are not UTF-8 are escaped. Raises
+    UserError when a folder is missing or holds no image.
     """
     root = Path(root)
-    names = ("train",) if split == "train" else ("val", "test")
-    wanted = " or ".join(f"{name}/" for name in names)
-    if not root.is_dir():
-        raise UserError(
-            f"there is no data folder {root}; give one with {wanted}<class>/<image> in it"
-        )
-    folder = next((root / name for name in names if (root / name).is_dir()), None)
-    if folder is None:
-        raise UserError(f"the data folder {root} has no {wanted}; it needs {wanted}<class>/<image>")
-    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
-    if not classes:
-        raise UserError(f"{folder} has no class folders; it needs one folder of images a class")
+    folder = _split_folder(root, split, exact)
+    left_out = LeftOut()
+    classes: list[str] = []
     images: list[Path] = []
     labels: list[int] = []
-    for label, name in enumerate(classes):
-        files = image_files(folder / name)
+    for entry in entries(folder, left_out):
+        if not is_folder(entry):
+            left_out.add_file(entry)
+            continue
+        files = image_files(entry.path, left_out)
         if not files:
             raise UserError(
-                f"the class folder {folder / name} has no images ({', '.join(sorted(SUFFIXES))}); "
-                "fill it or remove it"
+                f"the class folder {shown(entry.path)} has no images "
+                f"({', '.join(sorted(SUFFIXES))}); fill it or remove it"
             )
+        labels += [len(classes)] * len(files)
+        classes.append(shown(entry.name))
         images += files
-        labels += [label] * len(files)
-    return Dataset(root.resolve().name, images, np.array(labels, np.int32), classes, Augmentation())
+    if not classes:
+        raise UserError(
+            f"{shown(folder)} has no class folders; it needs one folder of images a class"
+        )
+    return Dataset(
+        shown(root.resolve().name),
+        images,
+        np.array(labels, np.int32),
+        classes,
+        Augmentation(),
+        folder,
+        f"{folder.name}/",
+        left_out,
+    )
+
+
+def _split_folder(root: Path, split: str, exact: bool) -> Path:
+    """Return the folder of a split; raise UserError when there is none."""
+    names = (split,) if exact else _FOLDERS[split]
+    wanted = " or ".join(f"{name}/" for name in (names[0], *names[3:]))
+    if not root.is_dir():
+        raise UserError(
+            f"there is no data folder {shown(root)}; give one with {wanted}<class>/<image> in it"
+        )
+    for name in names:
+        if (root / name).is_dir():
+            return root / name
+    advice = f"it needs {wanted}<class>/<image>"
+    if exact:
+        there = [shown(entry.name) for entry in entries(root, LeftOut()) if is_folder(entry)]
+        advice = f"give one of its folders to --split: {', '.join(there) or 'it has none'}"
+    elif split == "val":
+        advice += ", or valid/ or validation/; for training, --holdout 0.1 takes a tenth of train/"
+    raise UserError(f"the data folder {shown(root)} has no {wanted}; {advice}")
+
+
+def left_out(datasets: Sequence[Dataset]) -> list[str]:
+    """Return a warning about what is in the folders but not in the data sets; [] if nothing is."""
+    texts = {dataset.folder: str(dataset.left_out) for dataset in datasets}
+    parts = [f"{text} in {shown(folder)}" for folder, text in texts.items() if folder and text]
+    return [f"warning: left out: {'; '.join(parts)}"] if parts else []
+
+
+def single_class(dataset: Dataset) -> list[str]:
+    """Return a warning about a training set of one class; [] if there are more."""
+    if len(dataset.classes) > 1:
+        return []
+    warning = f"warning: {dataset.classes[0]} is the only class, so there is nothing to tell apart"
+    if dataset.folder is not None:
+        [only] = filter(is_folder, entries(dataset.folder, LeftOut()))
+        below = [shown(entry.name) for entry in entries(only.path, LeftOut()) if is_folder(entry)]
+        if len(below) > 1:
+            warning += (
+                f"; if the folders in it, such as {below[0]} and {below[1]}, are the classes, move "
+                f"them up into {shown(dataset.folder)}"
+            )
+    return [warning]
 
 
 def imagenet_classes() -> dict[str, str]:

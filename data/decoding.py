@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -11,17 +10,18 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from utils import UserError
+from utils import UserError, shown
 
-from . import jpeg
+from . import chunks, jpeg, pillow
+from .formats import Format, identify
 from .jpeg import Box
+from .jpeg_header import read_header
+from .quiet import quiet
 
-_REDUCED = {
-    1: cv2.IMREAD_COLOR,
-    2: cv2.IMREAD_REDUCED_COLOR_2,
-    4: cv2.IMREAD_REDUCED_COLOR_4,
-    8: cv2.IMREAD_REDUCED_COLOR_8,
-}
+Choose = Callable[[int, int], Box]  # (height, width) -> the part that is wanted
+
+_CHUNKS = {"PNG": chunks.png, "WEBP": chunks.webp}
+_FULL_SCALE = 1 << 31  # pixels; no side is that long
 
 
 class BadImageError(UserError):
@@ -39,13 +39,10 @@ def decode(path: Path | str) -> np.ndarray:
 
 def decode_content(content: bytes, name: Path | str) -> np.ndarray:
     """Return the image in a file's content, as `decode` does; `name` is for the error."""
-    image = _decode(_complete(content, name))
-    if image is None:
-        raise _bad(name)
-    return image
+    return _decode(content, name, lambda height, width: Box(0, 0, height, width), _FULL_SCALE)
 
 
-def decode_crop(path: Path | str, choose: Callable[[int, int], Box], side: int) -> np.ndarray:
+def decode_crop(path: Path | str, choose: Choose, side: int) -> np.ndarray:
     """Return the box of an image that `choose(height, width)` returns, uint8 BGR [h, w, 3].
 
     Of a JPEG only that part is decoded, and at a half, a quarter or an eighth of the scale where it
@@ -54,50 +51,72 @@ def decode_crop(path: Path | str, choose: Callable[[int, int], Box], side: int) 
 
     Raises BadImageError naming the file.
     """
-    content = _complete(_read(path), path)
-    header = jpeg.read_header(content)
-    if header is None:
-        image = _decode(content)
-        if image is None:
-            raise _bad(path)
-        return _part(image, choose(*image.shape[:2]))
-    if header.orientation >= 5:  # height and width are exchanged
-        box = choose(header.width, header.height)
-    else:
-        box = choose(header.height, header.width)
-    reduction = 8
+    return _decode(_read(path), path, choose, side)
+
+
+def _decode(content: bytes, name: Path | str, choose: Choose, side: int) -> np.ndarray:
+    kind = identify(content, str(name))
+    part = None
+    if kind is not None and kind.decoder == "libjpeg-turbo":
+        part = _decode_jpeg(content, kind, choose, side)
+    elif kind is not None:
+        image = _decode_whole(content, kind)
+        part = None if image is None else _part(image, choose(*image.shape[:2]))
+    if part is None:
+        raise BadImageError(
+            f"the image {shown(name)} is corrupt or truncated, or no image of a format that is "
+            "read; replace it"
+        )
+    return part
+
+
+def _decode_jpeg(content: bytes, kind: Format, choose: Choose, side: int) -> np.ndarray | None:
+    header = read_header(content)
+    if header is None or not header.complete:
+        return None
+    turned = pillow.orientation(content, kind) if header.has_metadata else 1
+    height, width = header.height, header.width
+    box = choose(*((width, height) if turned >= 5 else (height, width)))
+    reduction = 8 if header.lossy else 1
     while reduction > 1 and min(box.height, box.width) // reduction < side:
         reduction //= 2
     if reduction > 1:
         box = Box(*(value // reduction for value in box))
-    part = jpeg.decode_box(content, box, reduction) if header.orientation == 1 else None
-    if part is None:
-        image = _decode(content, reduction)
-        part = None if image is None else _part(image, box)
-    if part is None or part.shape[:2] != (box.height, box.width):
-        raise _bad(path)
-    return part
-
-
-def _part(image: np.ndarray, box: Box) -> np.ndarray:
-    return image[box.top : box.top + box.height, box.left : box.left + box.width]
-
-
-def _decode(content: bytes, reduction: int = 1) -> np.ndarray | None:
-    with suppress(cv2.error):  # an image of more than 2^30 pixels, say
-        image = cv2.imdecode(np.frombuffer(content, np.uint8), _REDUCED[reduction])
-        if image is not None or reduction > 1:
+    image = None
+    if header.lossy and turned == 1:
+        image = jpeg.decode_box(content, box, reduction)
+        if image is not None:
             return image
-    return _decode_gif(content) if content.startswith(b"GIF8") else None
+    elif header.lossy:
+        everything = Box(0, 0, -(-height // reduction), -(-width // reduction))
+        image = jpeg.decode_box(content, everything, reduction)
+    if image is None:
+        image = pillow.decode(content, kind, reduction)
+    else:
+        image = pillow.upright(image, turned)
+    return None if image is None else _part(image, box)
 
 
-def _decode_gif(content: bytes) -> np.ndarray | None:
-    """Return the first picture of a GIF, decoded by Pillow: this OpenCV is built without GIF."""
-    from PIL import Image
-
-    with suppress(Exception), Image.open(io.BytesIO(content)) as image:
-        return np.asarray(image.convert("RGB"))[:, :, ::-1].copy()
+def _decode_whole(content: bytes, kind: Format) -> np.ndarray | None:
+    complete, plain = _CHUNKS[kind.name](content) if kind.name in _CHUNKS else (True, True)
+    if not complete:
+        return None
+    if kind.decoder == "Pillow" or not plain:
+        return pillow.decode(content, kind)
+    with quiet(), suppress(cv2.error):  # an image of more than 2^30 pixels, say
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+        # of a grey PAM it returns one channel
+        return (
+            cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
+            if image is not None and image.ndim == 2
+            else image
+        )
     return None
+
+
+def _part(image: np.ndarray, box: Box) -> np.ndarray | None:
+    part = image[box.top : box.top + box.height, box.left : box.left + box.width]
+    return part if part.shape[:2] == (box.height, box.width) else None
 
 
 def _read(path: Path | str) -> bytes:
@@ -110,31 +129,5 @@ def _read(path: Path | str) -> bytes:
             os.close(file)
     except OSError as error:
         raise BadImageError(
-            f"cannot read the image {path} ({error.strerror}); replace it"
+            f"cannot read the image {shown(path)} ({error.strerror}); replace it"
         ) from None
-
-
-def _complete(content: bytes, name: Path | str) -> bytes:
-    """Return the content; raise BadImageError unless it ends as an image of its kind must."""
-    if not content or _is_truncated(content):
-        raise _bad(name)
-    return content
-
-
-def _bad(name: Path | str) -> BadImageError:
-    return BadImageError(
-        f"the image {name} is corrupt or truncated, or no image that OpenCV reads; replace it"
-    )
-
-
-def _is_truncated(content: bytes) -> bool:
-    """Return whether the end marker of a JPEG or PNG is missing.
-
-    Decoders do not report it: they fill the missing part of the image with grey.
-    """
-    if content.startswith(b"\xff\xd8"):  # no end of image, or a scan that starts after the last
-        end = content.rfind(b"\xff\xd9")
-        return end < 0 or content.find(b"\xff\xda", end) >= 0
-    if content.startswith(b"\x89PNG"):
-        return b"IEND" not in content[-64:]
-    return False

@@ -21,12 +21,17 @@ class Gathers(Protocol):
 
 @dataclass
 class Score:
-    """Numbers of right answers among `total` images, and the sum of their cross entropies."""
+    """Numbers of right answers among `total` images, and the sum of their cross entropies.
+
+    `not_finite` is the number of images with a logit that is infinite or not a number; they count
+    as wrong.
+    """
 
     total: int = 0
     correct1: int = 0
     correct5: int = 0
     loss: float = 0.0
+    not_finite: int = 0
 
     def add(self, logits: np.ndarray, labels: np.ndarray, loss: float) -> None:
         """Add a batch: logits [N, classes], labels [N], and the mean loss.
@@ -36,19 +41,21 @@ class Score:
         if labels.ndim == 2:
             labels = labels.argmax(axis=1)
         top5 = np.argsort(-logits, axis=1, kind="stable")[:, :5]  # [N, min(5, classes)]
-        hits = top5 == labels[:, None]
+        finite = np.isfinite(logits).all(axis=1)
+        hits = (top5 == labels[:, None]) & finite[:, None]
         self.total += len(labels)
         self.correct1 += int(hits[:, 0].sum())
         self.correct5 += int(hits.any(axis=1).sum())
         self.loss += loss * len(labels)
+        self.not_finite += int((~finite).sum())
 
     def __add__(self, other: Score) -> Score:
         return Score(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
     def over_all(self, workers: Gathers) -> Score:
         """Return the sum of the scores of all workers."""
-        total, correct1, correct5, loss = workers.gather(astuple(self)).sum(axis=0).tolist()
-        return Score(int(total), int(correct1), int(correct5), loss)
+        sums = workers.gather(astuple(self)).sum(axis=0).tolist()
+        return Score(*(type(mine)(sum) for mine, sum in zip(astuple(self), sums, strict=True)))
 
     @property
     def top1(self) -> float:

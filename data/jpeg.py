@@ -10,9 +10,8 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib.util
-import threading
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -32,51 +31,6 @@ class Box(NamedTuple):
     width: int
 
 
-class Header(NamedTuple):
-    """What a JPEG says: size as stored, in pixels; EXIF's orientation, 1 (as stored) to 8."""
-
-    height: int
-    width: int
-    orientation: int
-
-
-def read_header(content: bytes) -> Header | None:
-    """Return the header of a JPEG file's bytes; None when they are something else or broken."""
-    if not content.startswith(b"\xff\xd8"):
-        return None
-    position, orientation = 2, 1
-    while position + 9 <= len(content) and content[position] == 0xFF:
-        marker = content[position + 1]
-        if marker == 0xFF:  # a fill byte
-            position += 1
-            continue
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a start of frame
-            height = int.from_bytes(content[position + 5 : position + 7], "big")
-            width = int.from_bytes(content[position + 7 : position + 9], "big")
-            return Header(height, width, orientation) if height and width else None
-        length = int.from_bytes(content[position + 2 : position + 4], "big")
-        if marker == 0xE1 and content[position + 4 : position + 10] == b"Exif\0\0":
-            orientation = _orientation(content[position + 10 : position + 2 + length])
-        position += 2 + length
-    return None
-
-
-def _orientation(tiff: bytes) -> int:
-    """Return tag 0x0112 of the first directory of an EXIF block; 1 without it."""
-    order: Literal["little", "big"] = "little" if tiff.startswith(b"II") else "big"
-
-    def number(start: int, size: int) -> int:
-        return int.from_bytes(tiff[start : start + size], order)
-
-    directory = number(4, 4)
-    end = min(len(tiff), directory + 2 + 12 * number(directory, 2))
-    for entry in range(directory + 2, end, 12):
-        if number(entry, 2) == 0x0112:
-            value = number(entry + 8, 2)
-            return value if 1 <= value <= 8 else 1
-    return 1
-
-
 def decode_box(content: bytes, box: Box, reduction: int) -> np.ndarray | None:
     """Return `box` of a JPEG whose sides are divided by `reduction` (1, 2, 4 or 8).
 
@@ -87,7 +41,17 @@ def decode_box(content: bytes, box: Box, reduction: int) -> np.ndarray | None:
     turbo = _library()
     if turbo is None:
         return None
-    handle = _decompressor(turbo, threading.get_ident())
+    # a new one for each image: tables that an image lacks would be those of the image before it
+    handle = turbo.tj3Init(_DECOMPRESS)
+    try:
+        return _decode_box(turbo, handle, content, box, reduction)
+    finally:
+        turbo.tj3Destroy(handle)
+
+
+def _decode_box(
+    turbo: ctypes.CDLL, handle: int, content: bytes, box: Box, reduction: int
+) -> np.ndarray | None:
     if turbo.tj3DecompressHeader(handle, content, len(content)):
         return None
     subsampling = turbo.tj3Get(handle, _SUBSAMPLING)
@@ -117,12 +81,6 @@ class _Fraction(ctypes.Structure):
 
 
 @functools.cache
-def _decompressor(turbo: ctypes.CDLL, _thread: int) -> int:
-    """Return the decompressor of a thread, the same for every image that it decodes."""
-    return turbo.tj3Init(_DECOMPRESS)
-
-
-@functools.cache
 def _library() -> ctypes.CDLL | None:
     package = importlib.util.find_spec("turbojpeg")
     if package is None or package.origin is None:
@@ -136,6 +94,7 @@ def _library() -> ctypes.CDLL | None:
     library.tj3Init.restype = handle
     for name, *arguments in (
         ("tj3Init", integer),
+        ("tj3Destroy", handle),
         ("tj3Get", handle, integer),
         ("tj3GetErrorCode", handle),
         ("tj3DecompressHeader", handle, data, size),

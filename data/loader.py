@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 
 import numpy as np
 
+from . import stalls
 from .datasets import Dataset
 from .decoding import BadImageError
+from .prepare import Job, Prepare
 from .transforms import Preprocessing
-from .workers import Job, Prepare, Workers
+from .workers import Workers
 
 AHEAD = 3  # batches in preparation while the network computes another
 
@@ -19,7 +21,7 @@ Batch = tuple[np.ndarray, np.ndarray]
 
 
 class Loader:
-    """Loads batches (images float32 [B, 3, size, size], labels int32 [B]) of a Dataset.
+    """Loads batches (images float32 [B, C, size, size], labels int32 [B]) of a Dataset.
 
     Order and pixels depend only on the seed, the epoch and the image: neither on the number of
     workers nor, over all ranks together, on the number of ranks.
@@ -34,6 +36,11 @@ class Loader:
             BadImageError. Batches are then smaller, and may be empty.
         rank: number of this process in distributed training.
         world: number of processes in distributed training.
+        stall_timeout: seconds after which an image that is not ready is an error; 0 for never.
+
+    Attributes:
+        while_waiting: function that is called now and then while a batch is not ready; what it
+            raises ends the loading.
     """
 
     def __init__(
@@ -45,6 +52,7 @@ class Loader:
         skip_bad: bool = False,
         rank: int = 0,
         world: int = 1,
+        stall_timeout: float = stalls.LIMIT,
     ):
         self.dataset = dataset
         self.preprocessing = preprocessing
@@ -52,6 +60,8 @@ class Loader:
         self.workers = 0 if isinstance(dataset.images, np.ndarray) else workers
         self.skip_bad = skip_bad
         self.rank, self.world = rank, world
+        self.stall_timeout = stall_timeout
+        self.while_waiting: Callable[[], object] = lambda: None
         self.skipped: set[int] = set()  # indices of this rank's broken images
         self._arrays: list[np.ndarray] = []  # see _array
 
@@ -99,11 +109,16 @@ class Loader:
             side = self.preprocessing.size
             pixels = np.empty((largest, side, side, 3), np.uint8)
             for samples in batches:
-                part = pixels[: len(samples)]
-                yield self._finish(samples, part, prepare(self._jobs(samples, key), part))
+                part, jobs = pixels[: len(samples)], self._jobs(samples, key)
+                names = [job.image for job in jobs]
+                with stalls.watched(names, self.stall_timeout, self.while_waiting) as note:
+                    bad = prepare(jobs, part, note)
+                yield self._finish(samples, part, bad)
             return
         to_submit = iter(batches)
-        with Workers(prepare, min(self.workers, largest), AHEAD, largest) as workers:
+        count = min(self.workers, largest)
+        timing = self.stall_timeout, self.while_waiting
+        with Workers(prepare, count, AHEAD, largest, *timing) as workers:
             for samples in islice(to_submit, AHEAD):
                 workers.submit(self._jobs(samples, key))
             for samples in batches:
@@ -133,7 +148,7 @@ class Loader:
         return images, self.dataset.labels[samples[kept, 0]]
 
     def _array(self, count: int) -> np.ndarray:
-        """Return an array, float32 [count, 3, size, size], of an earlier batch no longer in use.
+        """Return an array, float32 [count, C, size, size], of an earlier batch no longer in use.
 
         Fresh memory for a batch takes the system as long as filling it takes this process.
         """
@@ -141,6 +156,6 @@ class Loader:
             if sys.getrefcount(array) == 3 and len(array) >= count:  # the list, the loop, the call
                 return array[:count]
         side = self.preprocessing.size
-        array = np.empty((count, 3, side, side), np.float32)
+        array = np.empty((count, self.preprocessing.channels, side, side), np.float32)
         self._arrays = [*self._arrays[-2:], array]
         return array[:count]

@@ -11,8 +11,11 @@ import numpy as np
 import requests
 from urllib3.exceptions import HTTPError, ReadTimeoutError
 
-from .datasets import SUFFIXES, image_files
+from utils import shown
+
 from .decoding import BadImageError, decode, decode_content
+from .folders import image_files
+from .formats import SUFFIXES
 
 LIMIT = 64 << 20  # largest download in bytes
 TIMEOUT = (10, 10)  # seconds to connect, and to wait for more bytes
@@ -38,7 +41,9 @@ def read(name: str) -> np.ndarray:
     if is_url(name):
         return decode_content(_download(name), name)
     if Path(name).is_dir():
-        raise BadImageError(f"the folder {name} holds no images ({', '.join(sorted(SUFFIXES))})")
+        raise BadImageError(
+            f"the folder {shown(name)} holds no images ({', '.join(sorted(SUFFIXES))})"
+        )
     return decode(name)
 
 

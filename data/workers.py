@@ -17,23 +17,21 @@ import traceback
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import cached_property
 from mmap import mmap
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, cast
+from typing import BinaryIO, cast
 
 import cv2
 import numpy as np
 
-from utils import ROOT, UserError
+import utils
+from utils import UserError
 
-from .augment import Augmentation, augment
-from .decoding import BadImageError, decode
-from .keyed_random import KeyedRandom
-from .transforms import Preprocessing
+from . import cgroup, stalls
+from .prepare import Job, Prepare
+from .processes import JOB_SIGNALS, end_with_parent, release_signals, signals_held_back
 
 # Settings of glibc's allocator: one heap that keeps freed memory, in huge pages where glibc can.
 # Memory for pixels is allocated and freed for each image anew, and fresh pages are slow.
@@ -44,53 +42,9 @@ _KEEP_FREED_MEMORY = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
 
+_START = 60.0  # more seconds for the first image of a worker, which is still starting
+
 cv2.setNumThreads(0)  # the processes already use all cores
-
-
-class Job(NamedTuple):
-    """One image to prepare: a file or pixels, and the arguments of KeyedRandom.at.
-
-    Without a key the image is prepared for evaluation.
-    """
-
-    image: Path | str | np.ndarray
-    key: tuple[int, ...] | None
-
-
-@dataclass(frozen=True)
-class Prepare:
-    """Prepares images: for training by the augmentation, for evaluation by the centre crop."""
-
-    preprocessing: Preprocessing
-    augmentation: Augmentation
-
-    @cached_property
-    def _random(self) -> KeyedRandom:
-        return KeyedRandom()
-
-    def __call__(
-        self, jobs: list[Job], out: np.ndarray, note: Callable[[int], None] | None = None
-    ) -> dict[int, str]:
-        """Write each job's pixels to its row of `out`, uint8 [N, size, size, 3].
-
-        `note` is called with each row before its job begins. Returns row -> sentence for the
-        broken files.
-        """
-        bad: dict[int, str] = {}
-        for row, (job, target) in enumerate(zip(jobs, out, strict=True)):
-            if note is not None:
-                note(row)
-            try:
-                if job.key is not None:
-                    rng = self._random.at(*job.key)
-                    augment(job.image, rng, self.augmentation, self.preprocessing, target)
-                else:
-                    image = job.image
-                    image = image if isinstance(image, np.ndarray) else decode(image)
-                    target[:] = self.preprocessing.evaluation_crop(image)
-            except BadImageError as error:
-                bad[row] = str(error)
-        return bad
 
 
 class _Memory:
@@ -116,10 +70,22 @@ class Workers:
     """Context manager that prepares batches of up to `batch` images in `count` processes.
 
     At most `slots` batches are under way. Worker i modulo `count` prepares row i of a batch.
+    An image may take `limit` seconds, 0 for any time. `while_waiting` is called now and then while
+    a batch is not ready, and may raise an exception.
     """
 
-    def __init__(self, prepare: Prepare, count: int, slots: int, batch: int):
+    def __init__(
+        self,
+        prepare: Prepare,
+        count: int,
+        slots: int,
+        batch: int,
+        limit: float = stalls.LIMIT,
+        while_waiting: Callable[[], object] = lambda: None,
+    ):
         self.count = count
+        self._limit, self._while_waiting = limit, while_waiting
+        self._kills = cgroup.kills()
         self._slots = slots
         self._batches: deque[list[Job]] = deque()  # the jobs of each batch under way
         self._submitted = self._collected = 0
@@ -127,6 +93,7 @@ class Workers:
         with _anonymous_file() as file:
             memory = file.fileno()
             self._memory = _Memory(memory, count, slots, batch, size)
+            self._memory.progress[:] = -1  # nobody has begun
             self._workers = [_Worker(memory) for _ in range(count)]
         for number, worker in enumerate(self._workers):
             with suppress(OSError):  # a worker that has died is noticed when it is waited for
@@ -153,11 +120,12 @@ class Workers:
 
         The pixels are uint8 [N, size, size, 3] and valid until the next `submit`.
 
-        Raises UserError naming the image when a worker has died.
+        Raises UserError naming the image when a worker has died or takes too long over one.
         """
         bad: dict[int, str] = {}
         for number, worker in enumerate(self._workers):
             try:
+                self._wait(number)
                 answer = worker.connection.recv()
             except (EOFError, OSError):
                 raise self._death(number) from None
@@ -168,6 +136,16 @@ class Workers:
         self._collected += 1
         jobs = self._batches.popleft()
         return self._memory.pixels[slot, : len(jobs)], bad
+
+    def _wait(self, number: int) -> None:
+        """Wait until a worker has answered or died."""
+        patience = stalls.Patience(self._limit)
+        tick = min(stalls.TICK, self._limit / 4) if self._limit else stalls.TICK
+        while not self._workers[number].connection.poll(tick):
+            self._while_waiting()
+            message, row = self._memory.progress[number].tolist()
+            if patience.ends((message, row), tick, extra=_START if message < 0 else 0.0):
+                raise stalls.stalled(self._at(number), self._limit)
 
     def _at(self, number: int) -> Path | str:
         """Return the image that a worker is preparing, or the first that it has not begun."""
@@ -182,14 +160,14 @@ class Workers:
         with suppress(subprocess.TimeoutExpired):
             process.wait(5)
         status = process.returncode
+        how, advice = f"ended with exit status {status}", "look at that file"
         if status is not None and status < 0:
             how = f"was ended by {signal.Signals(-status).name}"
-        else:
-            how = f"ended with exit status {status}"
+        if status == -signal.SIGKILL:
+            advice = f"it {cgroup.reason(self._kills)}; fewer --workers need less"
         return UserError(
             f"data worker {number + 1} of {self.count} {how} at the image {self._at(number)}; "
-            "look at that file, and at the memory that is left if it was killed: fewer --workers "
-            "need less"
+            f"{advice}"
         )
 
 
@@ -198,16 +176,10 @@ class _Worker:
 
     def __init__(self, memory: int):
         self.connection, theirs = Pipe()
-        search = filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(search),
-            "OPENBLAS_NUM_THREADS": "1",
-            **_KEEP_FREED_MEMORY,
-        }
-        with theirs:
+        environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", **_KEEP_FREED_MEMORY}
+        with theirs, signals_held_back():
             self.process = subprocess.Popen(
-                [sys.executable, "-m", __name__, str(theirs.fileno()), str(memory)],
+                [*utils.module_command(__name__), str(theirs.fileno()), str(memory)],
                 stdin=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(), memory),
                 env=environment,
@@ -217,7 +189,8 @@ class _Worker:
     def close(self) -> None:
         self.connection.close()
         self.process.kill()  # it has nothing to lose
-        self.process.wait()
+        with suppress(subprocess.TimeoutExpired):  # while a network drive does not answer
+            self.process.wait(5)
 
 
 def _anonymous_file() -> BinaryIO:
@@ -228,8 +201,10 @@ def _anonymous_file() -> BinaryIO:
 
 def serve(connection: Connection, file: int) -> None:
     """Prepare batches until the parent closes the connection or has ended."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # the parent decides when to stop
+    for number in JOB_SIGNALS:  # the parent decides when to stop
         signal.signal(number, signal.SIG_IGN)
+    release_signals()
+    end_with_parent(connection.fileno())
     with suppress(EOFError, OSError):
         prepare, worker, layout = connection.recv()
         memory = _Memory(file, *layout)

@@ -21,7 +21,7 @@ import numpy as np
 
 from data.transforms import Preprocessing
 
-from .tracing import ExportError
+from .tracing import ExportError, in_channels
 
 
 def raw_pixels(preprocessing: Preprocessing) -> Preprocessing:
@@ -30,11 +30,16 @@ def raw_pixels(preprocessing: Preprocessing) -> Preprocessing:
 
 
 def in_color_order(preprocessing: Preprocessing, color: str) -> Preprocessing:
-    """Return `preprocessing` with channels in the order `color`, "RGB" or "BGR"."""
-    if color == preprocessing.color:
-        return preprocessing
-    mean, std = preprocessing.mean[::-1], preprocessing.std[::-1]
-    return replace(preprocessing, color=color, mean=mean, std=std)
+    """Return `preprocessing` with channels in the order `color`, "RGB" or "BGR".
+
+    Raises ExportError where the images do not have three channels.
+    """
+    if preprocessing.channels != 3:
+        raise ExportError(
+            f"the network takes images of {preprocessing.channels} channels, which have no order "
+            f"{color}; leave out --rgb-input and --bgr-input"
+        )
+    return preprocessing.in_color_order(color)
 
 
 def describe(file_input: Preprocessing, size: tuple[int, int]) -> dict[str, Any]:
@@ -55,30 +60,38 @@ def adapt(model: M.Module, model_input: Preprocessing, file_input: Preprocessing
     """Return a network that takes images preprocessed by `file_input` in place of `model_input`.
 
     Its logits are those of `model`, which is not changed; all weights but the first kernel are
-    shared. Raises ExportError unless exactly one convolution reads the image, as in deploy form.
+    shared. Raises ExportError unless exactly one convolution reads the image, as in deploy form,
+    and for a network that takes another number of channels than `model_input` has.
     """
+    if in_channels(model) != model_input.channels:
+        raise ExportError(
+            f"the network takes images of {in_channels(model)} channels, and its preprocessing has "
+            f"{model_input.channels}; give a Preprocessing with channels={in_channels(model)}"
+        )
     if file_input == model_input:
         return model
     model = copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
-    on_image = [
-        (parent, name, child)
-        for parent in model.modules()
-        for name, child in parent.named_children()
-        if isinstance(child, Conv2d) and child.in_channels == 3
-    ]
+    on_image = _convolutions_on_image(model)
     if len(on_image) != 1:
         raise ExportError(
             f"the input format can be changed where one convolution reads the image, not "
             f"{len(on_image)}; fuse the network"
         )
-    parent, name, conv = on_image[0]
+    conv = on_image[0]
+    ((parent, name),) = (
+        (parent, name)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if child is conv
+    )
 
-    own = in_color_order(model_input, file_input.color)
-    own_mean, own_std = np.array(own.mean), np.array(own.std)
-    mean, std = np.array(file_input.mean), np.array(file_input.std)
+    same_order = file_input.color == model_input.color
+    own = model_input if same_order else in_color_order(model_input, file_input.color)
+    own_mean, own_std = own.per_channel(own.mean), own.per_channel(own.std)
+    mean, std = file_input.per_channel(file_input.mean), file_input.per_channel(file_input.std)
     # pixels = x * std + mean, and the weights expect (pixels - own_mean) / own_std
     kernel = conv.weight.numpy().astype(np.float64)
-    if file_input.color != model_input.color:
+    if not same_order:
         kernel = kernel[:, ::-1]
     kernel = kernel * (std / own_std)[:, None, None]
     shift = (mean - own_mean) / std
@@ -94,3 +107,20 @@ def adapt(model: M.Module, model_input: Preprocessing, file_input: Preprocessing
     changed.train(conv.training)
     setattr(parent, name, changed)
     return model
+
+
+def _convolutions_on_image(model: M.Module) -> list[Conv2d]:
+    """Return the convolutions that read the image."""
+    image = mge.Tensor(np.zeros((1, in_channels(model), 32, 32), np.float32))
+    on_image: list[Conv2d] = []
+
+    def note(conv: Conv2d, inputs: tuple) -> None:
+        if inputs[0] is image:
+            on_image.append(conv)
+
+    convolutions = [module for module in model.modules() if isinstance(module, Conv2d)]
+    hooks = [conv.register_forward_pre_hook(note) for conv in convolutions]
+    model(image)
+    for hook in hooks:
+        hook.remove()
+    return on_image

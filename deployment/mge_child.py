@@ -1,7 +1,7 @@
 """The process in which MegEngine's runtime loads and runs one .mge file, for `mge_runtime`.
 
 `python -m deployment.mge_child CONNECTION FILE SECONDS` first sends the file's metadata, then
-answers each array of images with the network's output, as messages of `Channel`. The process ends
+answers each array of images with the network's outputs, as messages of `Channel`. The process ends
 when its connection is closed, or by SIGALRM when an answer takes longer than SECONDS.
 """
 
@@ -18,48 +18,55 @@ from models import environment
 
 import megengine.core.tensor.megbrain_graph as G
 import numpy as np
-from megengine.utils.comp_graph_tools import GraphInference
+from megengine.utils.comp_graph_tools import GraphInference, get_dep_vars
 
 from deployment.child_process import end_at_once_on_exit, time_limit
 from weights.unpickle import Unpickler
 
 
 class Channel:
-    """One end of a connection that carries messages: a JSON object, then an array's bytes."""
+    """One end of a connection that carries messages: a JSON object, then the bytes of arrays."""
 
     def __init__(self, connection: Connection):
         self.connection = connection
 
-    def send(self, array: np.ndarray | None = None, **values: Any) -> None:
-        """Send plain values and optionally an array, as float32."""
-        shape = None if array is None else array.shape
-        self.connection.send_bytes(json.dumps({**values, "shape": shape}).encode())
-        if array is not None:
+    def send(self, *arrays: np.ndarray, **values: Any) -> None:
+        """Send plain values and arrays, as float32."""
+        shapes = [array.shape for array in arrays]
+        self.connection.send_bytes(json.dumps({**values, "shapes": shapes}).encode())
+        for array in arrays:
             self.connection.send_bytes(np.ascontiguousarray(array, np.float32).tobytes())
 
-    def receive(self) -> tuple[dict[str, Any], np.ndarray | None]:
+    def receive(self) -> tuple[dict[str, Any], list[np.ndarray]]:
         """Wait for a message; raises EOFError or OSError when the other end is closed."""
         values = json.loads(self.connection.recv_bytes())
-        shape = values.pop("shape")
-        if shape is None:
-            return values, None
-        return values, np.frombuffer(self.connection.recv_bytes(), np.float32).reshape(shape)
+        shapes = values.pop("shapes")
+        return values, [
+            np.frombuffer(self.connection.recv_bytes(), np.float32).reshape(shape)
+            for shape in shapes
+        ]
 
 
 def describe(path: str) -> dict[str, Any]:
-    """Return the metadata that `export_mge` wrote into a file, and its memory layout.
+    """Return what a file says: `export_mge`'s metadata, its memory layout, its input's shape.
 
     Raises OSError or RuntimeError where MegEngine cannot read the file.
     """
     with open(path, "rb") as file:
-        metadata = G.load_graph(file).metadata
+        loaded = G.load_graph(file)
+    metadata = loaded.metadata
+    inputs = get_dep_vars(loaded.output_vars_list, "Host2DeviceCopy")
     options = G.deserialize_infer_option(metadata.optimize_options)
     layouts = [name[len("enable_") :] for name in options if name.startswith("enable_nchw")]
     try:
         properties = dict(json.loads(Unpickler(io.BytesIO(metadata.user_info)).load()))
     except Exception:  # of a file from elsewhere: a pickle of anything, or none
         properties = {}
-    return {"metadata": properties, "layout": layouts[0] if layouts else "nchw"}
+    return {
+        "metadata": properties,
+        "layout": layouts[0] if layouts else "nchw",
+        "input_shape": list(map(int, inputs[0].shape)),
+    }
 
 
 def load(path: str, channel: Channel) -> GraphInference | None:
@@ -93,16 +100,16 @@ def main() -> None:
     end_at_once_on_exit()
     while True:
         try:
-            _, images = channel.receive()
+            _, (images,) = channel.receive()
         except (EOFError, OSError):
             return
         with time_limit(float(seconds)):
             try:
-                output = next(iter(graph.run(images).values()))
+                outputs = graph.run(images).values()
             except RuntimeError as error:
                 channel.send(error=str(error).splitlines()[0])
             else:
-                channel.send(output)
+                channel.send(*outputs)
 
 
 if __name__ == "__main__":

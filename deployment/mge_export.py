@@ -28,9 +28,11 @@ from megengine.jit import trace
 
 from data.transforms import Preprocessing
 
+from . import features as maps
 from .input_format import adapt, describe
 from .mge_runtime import MgeFile
-from .tracing import ExportError, Unsupported, replay
+from .onnx_export import check_sizes
+from .tracing import ExportError, Unsupported, in_channels, replay
 from .verification import write_verified
 
 _FUSED = {"enable_fuse_conv_bias_nonlinearity": True}
@@ -55,6 +57,8 @@ def export_mge(
     input_name: str = "input",
     output_name: str = "logits",
     metadata: dict[str, Any] | None = None,
+    features: bool = False,
+    free_size: bool = False,
 ) -> Exported:
     """Write `model` in its current form and in evaluation mode as an .mge file for any batch size.
 
@@ -62,8 +66,8 @@ def export_mge(
     are compared with the live network's.
 
     Args:
-        model, path, preprocessing, file_input, size, input_name, output_name, metadata: see
-            `onnx_export.export_onnx`.
+        model, path, preprocessing, file_input, size, input_name, output_name, metadata, features,
+            free_size: see `onnx_export.export_onnx`.
         layout: "nchw", which runs on every processor, or "nchw88".
 
     Raises ExportError when the logits differ, and UserError when the file cannot be written or does
@@ -74,20 +78,21 @@ def export_mge(
     training = model.training
     model.eval()
     try:
-        replay(model, size, None, _refuse_clip)
-        adapted = adapt(model, preprocessing, file_input)
+        network = maps.backbone(model) if features else model
+        replay(network, size, None, _refuse_clip)
+        adapted = adapt(network, preprocessing, file_input)
         properties = {**(metadata or {}), "preprocessing": describe(file_input, size)}
         options = _options(adapted, layout)
-        content = _dump(adapted, size, options, input_name, output_name, properties)
+        names = list(maps.NAMES) if features else [output_name]
+        content = _dump(adapted, size, options, input_name, names, properties)
         check = write_verified(
             path,
             content,
             lambda temporary: MgeFile(temporary, path),
-            model,
+            network,
             preprocessing,
             file_input,
-            size,
-            batches=(1, 3),
+            check_sizes(size, free_size, (1, 3)),
         )
     finally:
         model.train(training)
@@ -122,7 +127,7 @@ def _dump(
     size: tuple[int, int],
     options: dict[str, bool],
     input_name: str,
-    output_name: str,
+    output_names: list[str],
     properties: dict[str, Any],
 ) -> bytes:
     """Return the content of the file."""
@@ -131,11 +136,11 @@ def _dump(
         tensors = (*model.parameters(), *model.buffers())
         model = copy.deepcopy(model, {id(t): mge.Parameter(t.numpy()) for t in tensors})
         traced = trace(lambda x: model(x), symbolic=True, capture_as_const=True)
-        traced(mge.Tensor(np.zeros((1, 3, *size), np.float32)))
+        traced(mge.Tensor(np.zeros((1, in_channels(model), *size), np.float32)))
         traced.dump(
             file,
             arg_names=[input_name],
-            output_names=[output_name],
+            output_names=output_names,
             user_info=json.dumps(properties),
             **options,
         )

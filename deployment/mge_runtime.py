@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import tempfile
 import weakref
 from contextlib import suppress
@@ -32,10 +31,10 @@ CHILD = "deployment.mge_child"  # the module that is run
 
 
 class MgeFile:
-    """An .mge file with one input and one output, loaded by MegEngine's runtime.
+    """An .mge file with one input, loaded by MegEngine's runtime.
 
-    Call it with float32 images [N, 3, H, W] to get logits [N, classes]. The child process ends with
-    the object.
+    Call it with float32 images [N, C, H, W] to get logits [N, classes], or the list of outputs
+    where there are several. The child process ends with the object.
 
     Args:
         path: the file.
@@ -44,6 +43,7 @@ class MgeFile:
     Attributes:
         metadata: metadata that `mge_export.export_mge` wrote; empty for a file from elsewhere.
         layout: memory layout of the feature maps, "nchw" or "nchw88".
+        input_shape: shape [N, C, H, W] of the images that the file was written for.
 
     Raises UserError when the file is not an .mge file, and when the runtime fails, crashes or gives
     no answer within TIME_LIMIT seconds. No code in the file is executed.
@@ -54,7 +54,7 @@ class MgeFile:
         ours, theirs = Pipe()
         errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed by _end)
         with theirs:
-            command = [sys.executable, "-W", "ignore", "-m", CHILD]
+            command = utils.module_command(CHILD, "-W", "ignore")
             self._process = subprocess.Popen(
                 [*command, str(theirs.fileno()), os.path.abspath(path), str(TIME_LIMIT)],
                 cwd=utils.ROOT,
@@ -72,18 +72,19 @@ class MgeFile:
                 "give an .mge file that was written completely"
             )
         self.metadata, self.layout = description["metadata"], description["layout"]
+        self.input_shape: list[int] = description["input_shape"]
         if "error" in description:
             raise UserError(self._failure(f"failed ({description['error']})"))
 
-    def __call__(self, images: np.ndarray) -> np.ndarray:
+    def __call__(self, images: np.ndarray) -> np.ndarray | list[np.ndarray]:
         with suppress(OSError):  # the process has ended; _receive reports how
             self._channel.send(images)
-        answer, logits = self._receive()
+        answer, outputs = self._receive()
         if "error" in answer:
             raise UserError(self._failure(f"failed ({answer['error']})"))
-        return logits
+        return outputs[0] if len(outputs) == 1 else outputs
 
-    def _receive(self) -> tuple[dict, np.ndarray | None]:
+    def _receive(self) -> tuple[dict, list[np.ndarray]]:
         try:
             return self._channel.receive()
         except (EOFError, OSError):

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
 import megengine as mge
 import numpy as np
 
 import weights
 from data import datasets
-from data.transforms import Preprocessing
+from data.transforms import TORCHVISION, Preprocessing
 from utils import UserError
 from weights import checkpoint
+from weights import preprocessing as said
 
+from .network_file import NetworkFile, is_exported, properties, read
 from .verification import Runner
+
+__all__ = ["Network", "is_exported", "load", "properties"]
 
 
 @dataclass(frozen=True)
@@ -25,105 +27,172 @@ class Network:
     """A network of a file and a function that runs it.
 
     Attributes:
-        arch: name of the architecture.
-        classes: readable name of each class.
+        arch: name of the architecture; of a file from elsewhere, the file's name.
+        form: "train", "deploy" or "int8".
+        num_classes: number of classes.
+        class_ids: name of each class as the file has it, or None.
         preprocessing: preprocessing of the images that `run` takes.
-        run: function from images float32 [1, 3, size, size] to logits [1, classes].
+        size: their height and width in pixels.
+        run: function from images float32 [N, C, *size] to logits [N, classes].
+        gives_probabilities: whether `run` returns probabilities instead, as some files do.
+        origins: where each field of the preprocessing is from, for reports.
     """
 
     arch: str
-    classes: list[str]
+    form: str
+    num_classes: int
+    class_ids: list[str] | None
     preprocessing: Preprocessing
+    size: tuple[int, int]
     run: Runner
+    gives_probabilities: bool = False
+    origins: dict[str, str] = field(default_factory=dict)
 
-    def probabilities(self, image: np.ndarray) -> np.ndarray:
-        """Return the probabilities, float64 [classes], of an image, uint8 BGR [H, W, 3].
+    @property
+    def classes(self) -> list[str]:
+        """Readable name of each class."""
+        return datasets.class_names(self.class_ids, self.num_classes)
 
-        Raises UserError when a logit is not finite.
+    def prepare(self, image: np.ndarray) -> np.ndarray:
+        """Return an image, uint8 BGR [H, W, 3], as input of the network, float32 [C, *size]."""
+        height, width = self.size
+        if height == width:
+            return replace(self.preprocessing, size=height).evaluation(image)
+        return self.preprocessing.normalize(_crop(image, self.preprocessing, height, width))
+
+    def probabilities(self, inputs: np.ndarray) -> np.ndarray:
+        """Return the probabilities, float64 [N, classes], of inputs [N, C, *size].
+
+        Those of a single class are sigmoids of the logits. Raises UserError when a logit is not
+        finite.
         """
-        logits = self.run(self.preprocessing.evaluation(image)[None])[0].astype(np.float64)
+        logits = np.asarray(self.run(inputs)).astype(np.float64)
         if not np.isfinite(logits).all():
             raise UserError(f"this {self.arch} computes no numbers but NaN; use other weights")
-        powers = np.exp(logits - logits.max())
-        return powers / powers.sum()
+        if self.gives_probabilities:
+            return logits
+        if self.num_classes == 1:
+            return np.exp(-np.logaddexp(0, -logits))
+        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return powers / powers.sum(axis=1, keepdims=True)
 
 
-def load(path: str | PathLike, arch: str | None = None) -> Network:
-    """Load the network of a checkpoint, which is fused, or of an .onnx or .mge file of export.py.
+def _crop(image: np.ndarray, preprocessing: Preprocessing, height: int, width: int) -> np.ndarray:
+    """Return the centre crop of `height` x `width` pixels, uint8 BGR.
 
-    If `arch` is given, the file must hold that architecture. Raises UserError for a file that is
-    missing, broken or of another architecture.
+    As in Preprocessing.evaluation_crop, the crop takes `crop_ratio` of the resized image in the
+    direction in which the image is shorter, compared with the crop.
     """
-    kind = Path(path).suffix.lower()
-    if kind in (".onnx", ".mge"):
-        if not Path(path).is_file():
-            raise UserError(f"there is no file {path}; give one that export.py wrote")
-        return _from_metadata(
-            path, arch, *(_load_onnx(path) if kind == ".onnx" else _load_mge(path))
-        )
-    contents = checkpoint.read(path, arch)
+    tall, wide = image.shape[:2]
+    scale = max(height / tall, width / wide) / preprocessing.crop_ratio
+    tall, wide = max(height, round(tall * scale)), max(width, round(wide * scale))
+    image = preprocessing.resize(image, wide, tall)
+    top, left = (tall - height) // 2, (wide - width) // 2
+    return image[top : top + height, left : left + width]
+
+
+def load(
+    path: str | PathLike,
+    arch: str | None = None,
+    entry: str | None = None,
+    stated: said.Statements | None = None,
+) -> Network:
+    """Load the network of a checkpoint, which is fused, or of an .onnx or .mge file.
+
+    Args:
+        path: the file; one from elsewhere needs a statement of everything that it does not say.
+        arch: architecture that the file must hold, if given.
+        entry: name of the set of weights to take from a checkpoint of several.
+        stated: preprocessing and class names to use instead of the file's, as from
+            `weights.preprocessing.of_flags`.
+
+    Raises UserError for a file that is missing, broken or of another architecture, or does not say
+    what `stated` leaves open.
+    """
+    stated = stated or {}
+    if is_exported(path):
+        if entry is not None:
+            raise UserError(f"{path} is an exported network, which has no entries to choose from")
+        return _of_file(path, arch, stated)
+    contents = checkpoint.read(path, arch, entry=entry, stated=stated)
     model = weights.load(contents, arch, deploy=True)
     model.eval()
+    side = contents.preprocessing.size
     return Network(
         contents.arch,
-        datasets.class_names(contents.classes, contents.num_classes),
+        "deploy",
+        contents.num_classes,
+        contents.classes,
         contents.preprocessing,
+        (side, side),
         lambda images: model(mge.Tensor(images)).numpy(),
+        origins=contents.origins,
     )
 
 
-def _load_onnx(path: str | PathLike) -> tuple[dict, Runner]:
-    from .int8 import runtime
-
+def _of_file(path: str | PathLike, arch: str | None, stated: said.Statements) -> Network:
+    """Return the network of an .onnx or .mge file, of export.py or from elsewhere."""
+    file = read(path)
+    metadata = file.metadata
+    if metadata.get("features"):
+        raise UserError(f"{path} gives feature maps and no classes; export it without --features")
+    if file.size and stated.get("size", (min(file.size), ""))[0] != min(file.size):
+        height, width = file.size
+        raise UserError(f"{path} takes images of {height} x {width} only; leave out --size")
     try:
-        session = runtime.session(path)
-    except Exception as error:  # onnxruntime's errors have no common class of their own
-        reason = str(error).rpartition(":")[2].strip(" .")
-        raise UserError(f"onnxruntime cannot run {path} ({reason}); export it anew") from None
-    entry = session.get_inputs()[0]
-    if len(entry.shape) != 4 or entry.shape[2] != entry.shape[3]:
-        raise UserError(f"{path} takes {entry.shape}; give a network for square images")
-    copies = entry.shape[0] if isinstance(entry.shape[0], int) else 1
-
-    def run(images: np.ndarray) -> np.ndarray:
-        return session.run(None, {entry.name: np.repeat(images, copies, axis=0)})[0][:1]
-
-    return properties(session.get_modelmeta().custom_metadata_map), run
-
-
-def properties(metadata: dict[str, str]) -> dict[str, Any]:
-    """Return an ONNX file's metadata as the values that `onnx_export.export_onnx` was given."""
-    return {key: _value(text) for key, text in metadata.items()}
-
-
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text  # a string is stored as it is
-
-
-def _load_mge(path: str | PathLike) -> tuple[dict, Runner]:
-    from .mge_runtime import MgeFile
-
-    file = MgeFile(path)
-    return file.metadata, file
+        recorded = Preprocessing(
+            **{
+                key: tuple(value) if isinstance(value, list) else value
+                for key, value in metadata["preprocessing"].items()
+            }
+        )
+        actual, num_classes, class_ids = (metadata[k] for k in ("arch", "num_classes", "classes"))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return _of_elsewhere(path, file, stated)
+    if arch not in (None, actual):
+        raise UserError(
+            f"{path} is of {actual}, but {arch} was expected; use --arch {actual} or another file"
+        )
+    own = said.of_habit(recorded, "the file")
+    if class_ids is not None:
+        own["classes"] = (class_ids, "the file")
+    preprocessing, class_ids, origins = said.resolve(
+        own, stated, classes=num_classes, channels=recorded.channels, path=path
+    )
+    return Network(
+        actual,
+        "int8" if "quantization" in metadata else metadata.get("form", "deploy"),
+        num_classes,
+        class_ids,
+        preprocessing,
+        file.size or (preprocessing.size, preprocessing.size),
+        file.run,
+        origins=origins,
+    )
 
 
-def _from_metadata(path: str | PathLike, arch: str | None, metadata: dict, run: Runner) -> Network:
-    """Return the network that a file's metadata describe."""
-    try:
-        classes = datasets.class_names(metadata["classes"], metadata["num_classes"])
-        preprocessing = Preprocessing(**metadata["preprocessing"])
-        network = Network(metadata["arch"], classes, preprocessing, run)
-    except (KeyError, TypeError, ValueError):
+def _of_elsewhere(path: str | PathLike, file: NetworkFile, stated: said.Statements) -> Network:
+    """Return the network of a file that says nothing about itself."""
+    if not {"mean", "std", "color", "classes"} <= stated.keys():
         raise UserError(
             f"{path} does not say which classes and which preprocessing its network has; "
-            "give a file that export.py wrote"
-        ) from None
-    if arch not in (None, network.arch):
-        raise UserError(
-            f"{path} is of {network.arch}, but {arch} was expected; "
-            f"use --arch {network.arch} or another file"
+            "give --mean, --std, --color and --class-names, or a file that export.py wrote"
         )
-    return network
+    if file.channels not in (1, 3):
+        raise UserError(
+            f"{path} takes images {file.shape}; give a network for images [N, 3, height, width]"
+        )
+    own = said.of_habit(TORCHVISION, "assumed: as is usual with PyTorch")
+    if file.size:
+        own["size"] = (min(file.size), "the file")
+    elif "size" not in stated:
+        raise UserError(f"{path} takes images of any size; give --size in pixels")
+    size = file.size or (stated["size"][0],) * 2
+    outputs = file.run(np.zeros((1, file.channels, *size), np.float32)).shape[1]
+    preprocessing, names, origins = said.resolve(
+        own, stated, classes=outputs, channels=file.channels, path=path
+    )
+    return Network(
+        Path(path).stem, "deploy", outputs, names, preprocessing, size, file.run,
+        file.gives_probabilities, origins,
+    )  # fmt: skip

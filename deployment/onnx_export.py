@@ -7,6 +7,8 @@ from collections import Counter
 from os import PathLike
 from typing import Any, NamedTuple
 
+from models.equivalence import TOLERANCE
+
 import megengine.module as M
 import numpy as np
 import onnx
@@ -14,10 +16,12 @@ import onnxruntime
 
 from data.transforms import Preprocessing
 
+from . import features as maps
+from . import half as half_precision
 from .input_format import adapt, describe
 from .onnx_graph import to_onnx
 from .tracing import ExportError
-from .verification import Runner, write_verified
+from .verification import Runner, Sizes, photographs, random_pixels, write_verified
 
 
 class Exported(NamedTuple):
@@ -41,14 +45,17 @@ def export_onnx(
     input_name: str = "input",
     output_name: str = "logits",
     metadata: dict[str, Any] | None = None,
+    features: bool = False,
+    free_size: bool = False,
+    half: bool = False,
 ) -> Exported:
     """Write `model` in its current form and in evaluation mode as an ONNX file.
 
     Before the file gets its name, onnxruntime runs it, at two batch sizes if the batch size is
-    free, and its logits are compared with the live network's.
+    free and at two sizes if the size is, and its outputs are compared with the live network's.
 
     Args:
-        model: network from images [N, 3, H, W] to logits [N, classes]; its mode is kept. Fuse it
+        model: network from images [N, C, H, W] to logits [N, classes]; its mode is kept. Fuse it
             with `models.to_deploy` first to export the deploy form.
         path: file to write; an existing file is replaced.
         preprocessing: preprocessing of the images that `model` takes.
@@ -57,8 +64,11 @@ def export_onnx(
         size: side of the input in pixels, or (height, width).
         opset: version of ONNX's operator set, at least 11.
         batch: batch size, or a name of the dimension for any batch size.
-        input_name, output_name: names of the input float32 [N, 3, H, W] and of the logits.
+        input_name, output_name: names of the input float32 [N, C, H, W] and of the logits.
         metadata: values to write into the file beside the preprocessing, as JSON unless strings.
+        features: write the four feature maps as outputs instead, called `features.NAMES`.
+        free_size: let the file take images of any height and width; `size` is its usual one.
+        half: compute in float16, within a relative error of `half.TOLERANCE` on photographs.
 
     Raises ExportError when an operator has no handler or the logits differ, and UserError when the
     file cannot be written; no file is left behind in either case.
@@ -68,8 +78,11 @@ def export_onnx(
     training = model.training
     model.eval()
     try:
-        adapted = adapt(model, preprocessing, file_input)
-        proto = to_onnx(adapted, size, opset, batch, input_name, output_name)
+        network = maps.backbone(model) if features else model
+        adapted = adapt(network, preprocessing, file_input)
+        names = maps.NAMES if features else output_name
+        proto = to_onnx(adapted, size, opset, batch, input_name, names, free_size)
+        proto = half_precision.to_half(proto) if half else proto
         proto.producer_name = "reparam-megengine"
         properties = {**(metadata or {}), "preprocessing": describe(file_input, size)}
         onnx.helper.set_model_props(proto, {key: _text(value) for key, value in properties.items()})
@@ -80,11 +93,21 @@ def export_onnx(
         content = proto.SerializeToString()
         del proto, graph  # of a large network there are many copies at this point
         _check(content)
-        batches = (batch,) if isinstance(batch, int) else (1, 3)
-        check = write_verified(path, content, load, model, preprocessing, file_input, size, batches)
+        sizes = check_sizes(size, free_size, (batch,) if isinstance(batch, int) else (1, 3))
+        # random images would tell little: their logits are small, beside which errors look large
+        how = (half_precision.TOLERANCE, photographs) if half else (TOLERANCE, random_pixels)
+        check = write_verified(path, content, load, network, preprocessing, file_input, sizes, *how)
     finally:
         model.train(training)
     return Exported(check.relative_error, numbers, initializers, dict(operators))
+
+
+def check_sizes(size: tuple[int, int], free_size: bool, batches: tuple[int, ...]) -> Sizes:
+    """Return the numbers and sizes of the images on which a file is compared with the network."""
+    sizes = [(batch, size) for batch in batches]
+    if free_size:
+        sizes.append((batches[-1], (size[0] + 32, size[1] + 64)))
+    return sizes
 
 
 def _check(content: bytes) -> None:
@@ -95,10 +118,15 @@ def _check(content: bytes) -> None:
 
 
 def load(path: str | PathLike) -> Runner:
-    """Return a function that runs an ONNX file with one input and one output in onnxruntime."""
+    """Return a function that runs an ONNX file with one input in onnxruntime."""
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
-    return lambda images: session.run(None, {name: images})[0]
+
+    def run(images: np.ndarray) -> np.ndarray | list[np.ndarray]:
+        outputs = session.run(None, {name: images})
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    return run
 
 
 def _text(value: Any) -> str:

@@ -107,6 +107,11 @@ def _flatten(graph, inp, start_axis, end_axis):
     return graph.op("Flatten", inp, axis=1)
 
 
+# 1/6, but for the last bit: OpenCV's dnn 4.11 takes any product with HardSigmoid(alpha=1/6) for
+# HardSwish, x * HardSigmoid(x), also where the factor is another tensor, as in a gate.
+_SIXTH = float(np.nextafter(np.float32(1 / 6), np.float32(0)))
+
+
 def _unary(kind, **attributes):
     return lambda graph, x: graph.op(kind, x, **attributes)
 
@@ -126,10 +131,11 @@ HANDLERS = {
     F.relu: _unary("Relu"),
     F.gelu: _gelu,
     F.sigmoid: _unary("Sigmoid"),
-    F.hsigmoid: _unary("HardSigmoid", alpha=1 / 6, beta=0.5),
+    F.hsigmoid: _unary("HardSigmoid", alpha=_SIXTH, beta=0.5),
     F.mean: _mean,
     F.flatten: _flatten,
     "__add__": _binary("Add"),
+    "__sub__": _binary("Sub"),
     "__mul__": _binary("Mul"),
     "__truediv__": _binary("Div"),
     M.Dropout: lambda graph, x: x,  # the identity in evaluation mode

@@ -13,10 +13,15 @@ import weights
 from data.transforms import Preprocessing
 from utils import UserError
 from weights import catalog, checkpoint, files
+from weights import preprocessing as said
 
 
 def load(
-    path: str | None, arch: str | None = None, keep_branches: bool = False
+    path: str | None,
+    arch: str | None = None,
+    keep_branches: bool = False,
+    entry: str | None = None,
+    stated: said.Statements | None = None,
 ) -> tuple[M.Module, Preprocessing, dict[str, Any]]:
     """Return a network, its preprocessing, and the metadata to write into a file of it.
 
@@ -25,16 +30,19 @@ def load(
             random weights.
         arch: architecture; needed when there is no checkpoint or the checkpoint does not name it.
         keep_branches: return the train form instead of fusing it.
+        entry: name of the set of weights to take from a file of several.
+        stated: preprocessing and class names to use instead of the checkpoint's.
 
     Raises UserError for a checkpoint that cannot be used.
     """
     if path is None:
         model = equivalence.random_network(arch)
         model = model if keep_branches else models.to_deploy(model)
-        preprocessing, classes, source = Preprocessing(), None, {"source": "random weights"}
+        source: dict[str, Any] = {"source": "random weights"}
+        preprocessing, classes = Preprocessing(), None
     else:
         path = catalog.locate(path)
-        contents = checkpoint.read(path, arch)
+        contents = checkpoint.read(path, arch, entry=entry, stated=stated)
         if keep_branches and contents.form == "deploy":
             raise UserError(
                 f"{path} is in deploy form, where no branches are left to keep; "
@@ -43,6 +51,8 @@ def load(
         model = weights.load(contents, arch, deploy=not keep_branches)
         preprocessing, classes = contents.preprocessing, contents.classes
         source = {"source": path.name, "source_sha256": files.sha256(path)}
+        if set(contents.origins.values()) != {"the file"}:
+            source["origins"] = contents.origins
     return model, preprocessing, {
         "arch": model.arch,
         "options": model.options,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import reduce
 from typing import Any, NamedTuple
 
 import megengine as mge
 import megengine.module as M
 import numpy as np
+from megengine.traced_module import module_tracer as tracer
 from megengine.traced_module import trace_module
 from megengine.traced_module.expr import CallFunction, CallMethod, GetAttr, Input
 from megengine.traced_module.node import ModuleNode, TensorNode
@@ -25,6 +27,10 @@ class Unsupported(Exception):
     """An operator cannot be exported; the message continues a sentence about its module."""
 
 
+# MegEngine's own layers that are visited operator by operator; it records the others as a whole.
+_OPENED = (M.Linear, M.Conv2d, M.BatchNorm1d, M.BatchNorm2d, M.ReLU, M.Sigmoid, M.GELU, M.Identity)
+
+
 class Weight(NamedTuple):
     """A tensor of the network with its name in the state dict."""
 
@@ -39,22 +45,41 @@ class Weight(NamedTuple):
 Visit = Callable[[str, Callable | str | type, Sequence, dict[str, Any]], Any]
 
 
-def replay(model: M.Module, size: tuple[int, int], image: Any, visit: Visit) -> Any:
-    """Call `visit` for each operator of `model`, in evaluation mode, for images [N, 3, *size].
+def replay(model: M.Module, size: tuple[int, int], image: Any, visit: Visit) -> list[Any]:
+    """Call `visit` for each operator of `model`, in evaluation mode, for images [N, C, *size].
 
-    `image` stands for the input in the arguments. Returns the result of `visit` for the output.
+    `image` stands for the input in the arguments. Returns the result of `visit` for each output.
     Raises ExportError, with the Module's path, when `visit` raises Unsupported.
     """
-    images = mge.Tensor(np.zeros((1, 3, *size), np.float32))
-    traced = trace_module(
-        model, images
-    )  # kept alive: its graphs hold weak references to their modules
+    images = mge.Tensor(np.zeros((1, in_channels(model), *size), np.float32))
+    with _opened_layers():
+        traced = trace_module(model, images)
+    # `traced` is kept alive: its graphs hold weak references to their modules
     return _replay(traced.graph, model, "", (image,), visit)
+
+
+def in_channels(model: M.Module) -> int:
+    """Return the number of channels of a network's images; 3 if it does not say."""
+    return getattr(model, "in_chans", 3)
+
+
+@contextmanager
+def _opened_layers() -> Iterator[None]:
+    """Make MegEngine record what is within `_OPENED`, and not just that they are called."""
+    owner = tracer.module_tracer
+    original = vars(owner)["is_builtin"]
+    owner.is_builtin = staticmethod(
+        lambda module: type(module) in owner._opaque_types and type(module) not in _OPENED
+    )
+    try:
+        yield
+    finally:
+        owner.is_builtin = original
 
 
 def _replay(
     graph: InternalGraph, module: M.Module, path: str, inputs: Sequence, visit: Visit
-) -> Any:
+) -> list[Any]:
     values = dict(zip(graph.inputs, (module, *inputs), strict=True))
 
     def value(argument):
@@ -73,10 +98,11 @@ def _replay(
             continue
         if isinstance(expr, GetAttr):
             result = reduce(getattr, expr.name.split("."), values[expr.inputs[0]])
-            if not isinstance(result, M.Module):
+            if isinstance(result, mge.Tensor):
                 result = Weight(f"{path}.{expr.name}".lstrip("."), result.numpy())
+            results = [result]
         elif isinstance(expr, CallFunction):
-            result = call(path, expr.func, (), expr.named_args)
+            results = [call(path, expr.func, (), expr.named_args)]
         elif isinstance(expr, CallMethod) and isinstance(expr.inputs[0], ModuleNode):
             called = values[expr.inputs[0]]
             inner = expr.inputs[0].qualname.partition(".")[
@@ -84,12 +110,12 @@ def _replay(
             ]  # without the name of the network's class
             arguments = expr.args[1:]
             if expr.graph is None:
-                result = call(inner, type(called), arguments, expr.kwargs)
+                results = [call(inner, type(called), arguments, expr.kwargs)]
             else:
-                result = _replay(expr.graph, called, inner, [value(a) for a in arguments], visit)
+                results = _replay(expr.graph, called, inner, [value(a) for a in arguments], visit)
         elif isinstance(expr, CallMethod):
-            result = call(path, expr.method, expr.args, expr.kwargs)
+            results = [call(path, expr.method, expr.args, expr.kwargs)]
         else:
-            result = call(path, type(expr).__name__, (), {})
-        values[expr.outputs[0]] = result
-    return values[graph.outputs[0]]
+            results = [call(path, type(expr).__name__, (), {})]
+        values.update(zip(expr.outputs, results, strict=False))
+    return [values[output] for output in graph.outputs]

@@ -7,7 +7,15 @@ deployed = models.to_deploy(net)      # a new network: one convolution a block
 
 from . import environment  # first: sets the variables that MegEngine reads when it is imported
 from .profile import Profile, profile
-from .registry import BLOCKS, canonical_name, create, head_names, list_models, state_shapes
+from .registry import (
+    BLOCKS,
+    canonical_name,
+    create,
+    head_names,
+    list_models,
+    state_shapes,
+    variant_name,
+)
 from .reparam import to_deploy
 
 __all__ = [
@@ -21,4 +29,5 @@ __all__ = [
     "profile",
     "state_shapes",
     "to_deploy",
+    "variant_name",
 ]

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+
+from . import gpus
 
 # constants of glibc's malloc.h and Linux's mman.h and prctl.h
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -3, -4, -8
@@ -19,15 +22,31 @@ _MADV_HUGEPAGE = 14
 _HUGE_PAGE = 2 << 20
 _PR_SET_TIMERSLACK = 29
 
+_passed_over: gpus.GPU | None = None
+
 
 def gpu_count() -> int:
-    """Return the number of GPUs that CUDA's driver sees; MegEngine would print lines about it."""
-    count = ctypes.c_int(0)
-    with suppress(OSError):
-        cuda = ctypes.CDLL("libcuda.so.1")
-        if cuda.cuInit(0) == 0 and cuda.cuDeviceGetCount(ctypes.byref(count)) == 0:
-            return count.value
-    return 0
+    """Return how many GPUs MegEngine can compute on; 0 if its device is a CPU."""
+    return 0 if on_cpu() else len(gpus.visible())
+
+
+def unsupported_gpu() -> gpus.GPU | None:
+    """Return the GPU in whose place `set_environment` has chosen the CPU, or None."""
+    return _passed_over
+
+
+def hide_unsupported_gpu(say: bool = True) -> None:
+    """Hide a GPU that MegEngine does not run on from this process, and say so once on stderr.
+
+    Nothing happens where there is none. Call it before MegEngine computes anything, which would
+    take the GPU wherever it is asked for any device, as when it writes .mge files.
+    """
+    global _passed_over
+    if _passed_over is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        if say:
+            print(f"note: {gpus.refusal(_passed_over)}; computing on the CPU", file=sys.stderr)
+        _passed_over = None
 
 
 def processor_has(word: str) -> bool:
@@ -47,17 +66,22 @@ def set_environment() -> None:
 
     - On AMD processors the MKL inside MegEngine takes its slowest path unless told to use AVX2,
       with which it computes 2.7 times the matrix products per second.
-    - Without a GPU, naming the CPU as the device silences four lines about a missing CUDA driver.
+    - Without a GPU, naming the CPU as the device silences four lines about a missing CUDA driver;
+      with one that MegEngine does not run on, it avoids MegEngine's error.
     - On a CPU, MegEngine's threads sleep at once when they have nothing to do. They would spin for
       up to 5 ms, which on one core is taken from the thread they wait for: a training step takes
       1.15 times the processor time. The log level, errors only, silences a warning about this.
     - MegEngine keeps its cache of kernel timings, which nothing here uses, in memory instead of in
       the home directory.
     """
+    global _passed_over
     if processor_has("AuthenticAMD"):
         os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
-    if "MGE_DEFAULT_DEVICE" not in os.environ and gpu_count() == 0:
-        os.environ["MGE_DEFAULT_DEVICE"] = "cpu0"
+    if "MGE_DEFAULT_DEVICE" not in os.environ:
+        first = next(iter(gpus.visible()), None)  # MegEngine's default device
+        if first is None or not first.is_supported:
+            os.environ["MGE_DEFAULT_DEVICE"] = "cpu0"  # also for the processes that are started
+            _passed_over = first
     if on_cpu():
         os.environ.setdefault("MGB_WORKER_MAX_SPIN", "1")
         os.environ.setdefault("RUNTIME_OVERRIDE_LOG_LEVEL", "3")

@@ -23,6 +23,7 @@ class Equivalence(NamedTuple):
     relative_error: float  # the largest error over the largest output
     argmax_agreement: float  # share of images with the same best class (channel, for a block)
     batch_norms_left: int  # in the deploy form
+    precision: str = "float32"  # of the outputs
 
     @property
     def holds(self) -> bool:
@@ -58,6 +59,9 @@ def randomize(model: M.Module, example: np.ndarray, seed: int = 0) -> None:
             module.weight[...] = normal(weight, std)
             if module.bias is not None:
                 module.bias[...] = normal(module.bias, 0.3)
+        elif not isinstance(module, M.BatchNorm2d | M.BatchNorm1d):
+            for scale in module.parameters(recursive=False):  # a layer scale
+                scale[...] = rng.uniform(0.5, 1.5, scale.shape).astype(np.float32)
     for bn in norms:
         bn.weight[...] = rng.uniform(0.5, 1.5, bn.weight.shape).astype(np.float32)
         bn.bias[...] = normal(bn.bias, 0.3)

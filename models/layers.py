@@ -152,6 +152,44 @@ class FusibleConvBN(Reparameterizable):
         return self.conv
 
 
+class LargeKernel(Reparameterizable):
+    """A convolution with a large kernel and one with a small kernel, each with its batch norm.
+
+    The small one makes the large one easier to train; in deploy form both are one convolution with
+    bias. [N, I, H, W] -> [N, O, ceil(H/stride), ceil(W/stride)] for kernels of odd size.
+    Source: Ding et al., Scaling Up Your Kernels to 31x31, CVPR 2022 (arXiv 2203.06717).
+    """
+
+    branch_names = ("large", "small")
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        small_kernel_size: int,
+        stride: int = 1,
+        groups: int = 1,
+        deploy: bool = False,
+    ):
+        super().__init__()
+        shape = (in_channels, out_channels)
+        if deploy:
+            self.reparam = Conv2d(*shape, kernel_size, stride, kernel_size // 2, groups=groups)
+        else:
+            self.large = ConvBN(*shape, kernel_size, stride, groups)
+            self.small = ConvBN(*shape, small_kernel_size, stride, groups)
+
+    def forward_branches(self, x: mge.Tensor) -> mge.Tensor:
+        return self.large(x) + self.small(x)
+
+    def linear_map(self, read: reparam.Read) -> reparam.LinearMap:
+        return reparam.add(self.large.linear_map(read), self.small.linear_map(read))
+
+    def main_convolution(self) -> Conv2d:
+        return self.large.conv
+
+
 def round_channels(channels: float, divisor: int) -> int:
     """Round to the nearest positive multiple of `divisor`, or up if that loses over a tenth."""
     rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)

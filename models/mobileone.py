@@ -7,7 +7,7 @@ Source: Vasu et al., MobileOne: An Improved One millisecond Mobile Backbone, CVP
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import megengine as mge
@@ -66,7 +66,8 @@ class MobileOneUnit(Reparameterizable):
     Args:
         in_channels, out_channels, kernel_size, stride, groups: as in a convolution.
         branches: number of k x k convolutions.
-        se: squeeze-and-excitation with C/16 hidden channels before the ReLU.
+        se: squeeze-and-excitation with C/16 hidden channels before the activation.
+        activation: function in place of the ReLU.
         deploy: build the fused form.
     """
 
@@ -81,6 +82,7 @@ class MobileOneUnit(Reparameterizable):
         groups: int = 1,
         branches: int = 1,
         se: bool = False,
+        activation: Callable[[mge.Tensor], mge.Tensor] = relu,
         deploy: bool = False,
     ):
         super().__init__()
@@ -99,10 +101,11 @@ class MobileOneUnit(Reparameterizable):
             if in_channels == out_channels and stride == 1:
                 self.identity = BatchNorm2d(in_channels)
         self.se = SqueezeExcitation(out_channels, out_channels // 16) if se else None
+        self.activation = activation
 
     def forward(self, x: mge.Tensor) -> mge.Tensor:
         y = super().forward(x)
-        return relu(y if self.se is None else self.se(y))
+        return self.activation(y if self.se is None else self.se(y))
 
     def forward_branches(self, x: mge.Tensor) -> mge.Tensor:
         first, *others = self.branches()
@@ -140,7 +143,7 @@ class MobileOneUnit(Reparameterizable):
 
 
 class MobileOne(StagedClassifier):
-    """A MobileOne classifier: [N, 3, H, W] -> logits [N, num_classes], for any H and W.
+    """A MobileOne classifier: [N, in_chans, H, W] -> logits [N, num_classes], for any H and W.
 
     Args:
         width: multipliers of the stages' 64, 128, 256 and 512 channels.
@@ -148,7 +151,9 @@ class MobileOne(StagedClassifier):
         se: squeeze-and-excitation in the last five blocks of stage 3 and in stage 4.
         depths: number of blocks (a depthwise and a pointwise unit) in stages 1 to 4.
         num_classes: length of the logits.
+        stride: total stride, 8, 16 or 32.
         deploy: build the fused form.
+        in_chans: number of channels of the images.
     """
 
     def __init__(
@@ -158,14 +163,16 @@ class MobileOne(StagedClassifier):
         se: bool = False,
         depths: Sequence[int] = (2, 8, 10, 1),
         num_classes: int = 1000,
+        stride: int = 32,
         deploy: bool = False,
+        in_chans: int = 3,
     ):
-        super().__init__()
+        super().__init__(stride)
         base = (64, 128, 256, 512)
         self.num_features = tuple(int(b * w) for b, w in zip(base, width, strict=True))
-        self.num_classes = num_classes
+        self.num_classes, self.in_chans = num_classes, in_chans
         channels = min(64, self.num_features[0])
-        self.stage0 = MobileOneUnit(3, channels, 3, stride=2, deploy=deploy)
+        self.stage0 = MobileOneUnit(in_chans, channels, 3, self.down_samplings[0], deploy=deploy)
         all_units = [self.stage0]
         for stage, (depth, out_channels) in enumerate(
             zip(depths, self.num_features, strict=True), 1
@@ -177,9 +184,9 @@ class MobileOne(StagedClassifier):
                     "se": se and (stage == 4 or (stage == 3 and i >= depth - 5)),
                     "deploy": deploy,
                 }
-                stride = 2 if i == 0 else 1
+                down = self.down_samplings[stage] if i == 0 else 1
                 units += [
-                    MobileOneUnit(channels, channels, 3, stride, groups=channels, **common),
+                    MobileOneUnit(channels, channels, 3, down, groups=channels, **common),
                     MobileOneUnit(channels, out_channels, 1, **common),
                 ]
                 channels = out_channels

@@ -23,7 +23,8 @@ def profile(model: M.Module, size: int | tuple[int, int] = 224, training: bool =
     Biases, batch norms and activations are not counted as multiply-adds, as is usual.
 
     Args:
-        model: a network for images of three channels; it is not changed, a copy of it runs.
+        model: a network for images of `model.in_chans` channels, or of three if it does not say;
+            it is not changed, a copy of it runs.
         size: side of the image in pixels, or (height, width).
         training: run in training mode, with auxiliary heads; otherwise in evaluation mode.
     """
@@ -42,5 +43,5 @@ def profile(model: M.Module, size: int | tuple[int, int] = 224, training: bool =
     for module in model.modules():
         if isinstance(module, M.Conv2d | M.Linear):
             module.register_forward_hook(count)
-    model(mge.Tensor(np.zeros((1, 3, height, width), np.float32)))
+    model(mge.Tensor(np.zeros((1, getattr(model, "in_chans", 3), height, width), np.float32)))
     return Profile(sum(int(np.prod(p.shape)) for p in model.parameters()), macs)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
 import megengine.module as M
 
-from . import mobileone, repghost, repvgg, repvgg_plus, repvit
+from . import fastvit, mobileone, repghost, replknet, repvgg, repvgg_plus, repvit
 
 # name -> (class, its keyword arguments)
 _REGISTRY: dict[str, tuple[type[M.Module], dict[str, Any]]] = {
@@ -17,6 +18,8 @@ _REGISTRY: dict[str, tuple[type[M.Module], dict[str, Any]]] = {
     **{name: (mobileone.MobileOne, config) for name, config in mobileone.VARIANTS.items()},
     **{name: (repvit.RepViT, config) for name, config in repvit.VARIANTS.items()},
     **{name: (repghost.RepGhost, config) for name, config in repghost.VARIANTS.items()},
+    **{name: (fastvit.FastViT, config) for name, config in fastvit.VARIANTS.items()},
+    **{name: (replknet.RepLKNet, config) for name, config in replknet.VARIANTS.items()},
 }
 
 # name -> (class, its keyword arguments), of every kind of block, for verification
@@ -28,6 +31,11 @@ BLOCKS: dict[str, tuple[type[M.Module], dict[str, Any]]] = {
     **{f"RepViT {k}": (repvit.Downsample, c) for k, c in repvit.DOWNSAMPLES.items()},
     **{f"RepGhost {k}": (repghost.GhostModule, c) for k, c in repghost.BLOCKS.items()},
     **{f"RepGhost {k}": (repghost.Bottleneck, c) for k, c in repghost.BOTTLENECKS.items()},
+    **{f"FastViT {k}": (fastvit.FastViTBlock, c) for k, c in fastvit.BLOCKS.items()},
+    **{f"FastViT {k}": (fastvit.PatchEmbedding, c) for k, c in fastvit.EMBEDDINGS.items()},
+    **{f"FastViT {k}": (mobileone.MobileOneUnit, c) for k, c in fastvit.UNITS.items()},
+    **{f"RepLKNet {k}": (replknet.RepLKNetBlock, c) for k, c in replknet.BLOCKS.items()},
+    **{f"RepLKNet {k}": (replknet.Transition, c) for k, c in replknet.TRANSITIONS.items()},
 }
 
 
@@ -59,6 +67,14 @@ def canonical_name(arch: str) -> str:
     return name
 
 
+def variant_name(arch: str, options: Mapping[str, Any]) -> str:
+    """Return a name for files: `arch`, and its total stride where that is not 32.
+
+    For RepVGGA0 with {"stride": 8}, `options` being those of a network, it is "RepVGGA0-stride8".
+    """
+    return f"{arch}-stride{options['stride']}" if "stride" in options else arch
+
+
 def state_shapes(model: M.Module) -> dict[str, tuple[int, ...]]:
     """Return the shape of every tensor of `model.state_dict()` by key, without copying tensors."""
     norms = {
@@ -84,6 +100,8 @@ def create(
     arch: str,
     num_classes: int = 1000,
     deploy: bool = False,
+    in_chans: int = 3,
+    stride: int = 32,
     **options: Any,
 ) -> M.Module:
     """Return a new network, in training mode.
@@ -92,19 +110,37 @@ def create(
         arch: a name of `list_models()`, in any spelling that `canonical_name` takes.
         num_classes: length of the logits.
         deploy: build the fused form, with one convolution per block.
+        in_chans: number of channels of the images; 1 for grey images.
+        stride: total stride: pixels of the input, along one side, for each position of the last
+            map; 8 or 16 instead of 32 for small images, such as CIFAR's.
         options: further arguments of the family: `heads` and `legacy` for RepViT. A checkpoint
-            records the ones of its network.
+            records the ones of its network, its number of channels where that is not 3, and its
+            stride where that is not 32.
 
-    Raises ValueError for an unknown name, and for `pretrained`, as `weights.load` reads files.
+    Raises ValueError for an unknown name or an impossible number, and for `pretrained`, as
+    `weights.load` reads files.
     """
     if num_classes < 1:
         raise ValueError(f"num_classes is {num_classes}, but a classifier needs at least one class")
+    if in_chans < 1:
+        raise ValueError(f"in_chans is {in_chans}, but an image has at least one channel")
     name = canonical_name(arch)
-    if "pretrained" in options:
-        raise ValueError(
-            f"models.create reads no file; use weights.load({options['pretrained']!r}, {name!r})"
-        )
+    pretrained = options.pop("pretrained", None)
+    if pretrained not in (None, False):
+        file = "FILE" if pretrained is True else pretrained
+        raise ValueError(f"models.create reads no file; use weights.load({file!r}, {name!r})")
     network, config = _REGISTRY[name]
-    model = network(**config, **options, num_classes=num_classes, deploy=deploy)
+    model = network(
+        **config,
+        **options,
+        num_classes=num_classes,
+        stride=stride,
+        deploy=deploy,
+        in_chans=in_chans,
+    )
+    if in_chans != 3:
+        options["in_chans"] = in_chans
+    if stride != 32:
+        options["stride"] = stride
     model.arch, model.options = name, options
     return model

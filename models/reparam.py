@@ -6,7 +6,9 @@ functions below combine them:
 
     batch_norm(convolution(conv, read), bn, read)           a convolution and its batch norm
     batch_norm(identity(channels, groups, read), bn, read)  a batch norm alone
+    batch_norm_before(bn, a, read)                          the reverse, for 1x1 convolutions
     add(a, b, ...)                                          parallel branches, odd kernel sizes
+    scaled(a, factors), negative(a)                         a layer scale; a subtracted branch
 
 The argument `read` says how parameters become numbers. With `float64` they are NumPy arrays, and
 are rounded once, when `to_conv2d` makes the fused convolution; as kernels are large, a function may
@@ -20,7 +22,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import megengine as mge
 import megengine.functional as F
@@ -36,6 +38,15 @@ Read = Callable[[mge.Tensor], Numbers]
 def float64(tensor: mge.Tensor) -> np.ndarray:
     """Return the values of a tensor as a new float64 array."""
     return tensor.numpy().astype(np.float64)
+
+
+class Exact(np.ndarray):
+    """A float64 array that is not rounded where it becomes the weight of a fused layer."""
+
+
+def exact(tensor: mge.Tensor) -> Exact:
+    """Return the values of a tensor as a new float64 array that `to_conv2d` does not round."""
+    return float64(tensor).view(Exact)
 
 
 def differentiable(tensor: mge.Tensor) -> mge.Tensor:
@@ -71,12 +82,23 @@ def batch_norm(linear: LinearMap, bn: M.BatchNorm2d, read: Read) -> LinearMap:
     That is (x - mean) / sqrt(var + eps) * scale + shift for each output channel x of `linear`.
     """
     gain, shift = _gain_and_shift(bn, read)
-    gains = gain.reshape(-1, 1, 1, 1)
+    kernel, bias = scaled(linear, gain)
+    return LinearMap(kernel, bias + shift)
+
+
+def scaled(linear: LinearMap, factors: Numbers) -> LinearMap:
+    """Return `linear` with its output channels multiplied by `factors`, as many numbers."""
+    gains = factors.reshape(-1, 1, 1, 1)
     if isinstance(linear.kernel, np.ndarray):
         kernel = np.multiply(linear.kernel, gains, out=linear.kernel)
     else:
         kernel = linear.kernel * gains
-    return LinearMap(kernel, linear.bias * gain + shift)
+    return LinearMap(kernel, linear.bias * factors.reshape(-1))
+
+
+def negative(linear: LinearMap) -> LinearMap:
+    """Return `linear` times -1, for a branch that is subtracted."""
+    return LinearMap(-linear.kernel, -linear.bias)
 
 
 def add(*branches: LinearMap) -> LinearMap:
@@ -108,11 +130,17 @@ def _add_centred(kernel: Numbers, smaller: Numbers) -> Numbers:
     return kernel + placed.reshape(kernel.shape)
 
 
-def batch_norm_before(bn: M.BatchNorm1d, linear: M.Linear, read: Read) -> LinearMap:
-    """Return `bn` in evaluation mode followed by a linear layer: kernel [O, I], bias [O]."""
+def linear(layer: M.Linear, read: Read) -> LinearMap:
+    """Return the map of a linear layer: kernel [O, I], bias [O]."""
+    return LinearMap(read(layer.weight), read(layer.bias))
+
+
+def batch_norm_before(bn: M.Module, after: LinearMap, read: Read) -> LinearMap:
+    """Return `bn` in evaluation mode followed by a linear layer or a 1x1 convolution."""
     gain, shift = _gain_and_shift(bn, read)
-    weight = read(linear.weight)
-    return LinearMap(weight * gain, read(linear.bias) + weight @ shift)
+    weight = after.kernel.reshape(*after.kernel.shape[:2])  # without 1x1
+    kernel = (weight * gain).reshape(*after.kernel.shape)
+    return LinearMap(kernel, after.bias + weight @ shift)
 
 
 def mean(*maps: LinearMap) -> LinearMap:
@@ -175,6 +203,14 @@ def fuse_in_place(model: M.Module, read: Read = float64) -> None:
         mge._full_sync()  # what MegEngine has queued, it has not freed
 
 
+def unrounded_weights(model: M.Module) -> dict[str, np.ndarray]:
+    """Return the fused weights of `model`'s deploy form by name, in float64 before rounding.
+
+    Weights that fusion does not change are left out.
+    """
+    return {k: v for k, v in _fused(model, exact).items() if isinstance(v, Exact)}
+
+
 def fused_weights(model: M.Module) -> dict[str, mge.Tensor]:
     """Return the tensors of `model`'s deploy form by name, as functions of its parameters.
 
@@ -182,14 +218,18 @@ def fused_weights(model: M.Module) -> dict[str, mge.Tensor]:
     evaluation mode. Computed in float32, they differ from those of `to_deploy` in the last bits.
     Source: RepQ, BMVC 2023 (arXiv 2311.05317).
     """
+    return {k: v for k, v in _fused(model, differentiable).items() if isinstance(v, mge.Tensor)}
+
+
+def _fused(model: M.Module, read: Read) -> dict[str, Any]:
+    """Return what the modules of `model`'s deploy form have as weight and bias, by name."""
     tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}
     deployed = copy.deepcopy(model, tensors)
-    fuse_in_place(deployed, differentiable)
+    fuse_in_place(deployed, read)
     return {
-        f"{path}.{name}": tensor
+        f"{path}.{name}": getattr(module, name, None)
         for path, module in deployed.named_modules()
         for name in ("weight", "bias")
-        if isinstance(tensor := getattr(module, name, None), mge.Tensor)
     }
 
 
@@ -217,6 +257,6 @@ def _gain_and_shift(bn: M.Module, read: Read) -> tuple[Numbers, Numbers]:
 
 def _parameter(numbers: Numbers, shape: tuple[int, ...], dtype: np.dtype) -> mge.Tensor:
     numbers = numbers.reshape(shape)
-    if isinstance(numbers, np.ndarray):
+    if type(numbers) is np.ndarray:
         return mge.Parameter(numbers.astype(dtype))
-    return numbers  # a function of other parameters
+    return numbers  # a function of other parameters, or exact

@@ -168,29 +168,39 @@ class Bottleneck(M.Module):
 
 
 class RepGhost(StagedClassifier):
-    """A RepGhost classifier: [N, 3, H, W] -> logits [N, num_classes], for any H and W.
+    """A RepGhost classifier: [N, in_chans, H, W] -> logits [N, num_classes], for any H and W.
 
     Args:
         width: multiplier of all channels.
         num_classes: length of the logits.
+        stride: total stride, 8, 16 or 32.
         deploy: build the fused form.
+        in_chans: number of channels of the images.
     """
 
     dropout = 0.2
 
-    def __init__(self, width: float, num_classes: int = 1000, deploy: bool = False):
-        super().__init__()
-        self.num_classes = num_classes
+    def __init__(
+        self,
+        width: float,
+        num_classes: int = 1000,
+        stride: int = 32,
+        deploy: bool = False,
+        in_chans: int = 3,
+    ):
+        super().__init__(stride)
+        self.num_classes, self.in_chans = num_classes, in_chans
         channels = round_channels(16 * width, 4)
-        self.stem = FusibleConvBN(3, channels, 3, 2, deploy=deploy)
+        self.stem = FusibleConvBN(in_chans, channels, 3, self.down_samplings[0], deploy=deploy)
         stages: list[list[Bottleneck]] = [[]]
         for row in (row for rows in _ROWS for row in rows):
-            kernel_size, middle, out_channels, se, stride = row
-            if stride > 1:
+            kernel_size, middle, out_channels, se, down = row
+            if down > 1:
+                down = self.down_samplings[len(stages)]
                 stages.append([])
             middle, out_channels = (round_channels(c * width, 4) for c in (middle, out_channels))
             stages[-1].append(
-                Bottleneck(channels, middle, out_channels, kernel_size, se, stride, deploy)
+                Bottleneck(channels, middle, out_channels, kernel_size, se, down, deploy)
             )
             channels = out_channels
         for i, blocks in enumerate(stages):

@@ -192,7 +192,7 @@ _BLOCK_KINDS = {"plain": RepVGGBlock, "qa": QARepVGGBlock}
 
 
 class RepVGG(StagedClassifier):
-    """A RepVGG classifier: [N, 3, H, W] -> logits [N, num_classes], for any H and W.
+    """A RepVGG classifier: [N, in_chans, H, W] -> logits [N, num_classes], for any H and W.
 
     Args:
         depths: number of blocks in stages 1 to 4; stage 0 is always one block.
@@ -201,7 +201,9 @@ class RepVGG(StagedClassifier):
         se: squeeze-and-excitation "before" or "after" the ReLU, or None; see _Block.
         block: "plain", RepVGGBlock, or "qa", QARepVGGBlock.
         num_classes: length of the logits.
+        stride: total stride, 8, 16 or 32.
         deploy: build the fused form.
+        in_chans: number of channels of the images.
     """
 
     def __init__(
@@ -212,15 +214,18 @@ class RepVGG(StagedClassifier):
         se: str | None = None,
         block: str = "plain",
         num_classes: int = 1000,
+        stride: int = 32,
         deploy: bool = False,
+        in_chans: int = 3,
     ):
-        super().__init__()
+        super().__init__(stride)
         make_block = _BLOCK_KINDS[block]
         base = (64, 128, 256, 512)
         self.num_features = tuple(int(b * w) for b, w in zip(base, width, strict=True))
-        self.num_classes = num_classes
+        self.num_classes, self.in_chans = num_classes, in_chans
         channels = min(64, self.num_features[0])
-        self.stage0 = make_block(3, channels, stride=2, se=se, deploy=deploy)
+        down = self.down_samplings[0]
+        self.stage0 = make_block(in_chans, channels, stride=down, se=se, deploy=deploy)
         index = 1  # of the block in the whole network: every second one is grouped, not the last
         for stage, (depth, out_channels) in enumerate(
             zip(depths, self.num_features, strict=True), 1
@@ -232,7 +237,7 @@ class RepVGG(StagedClassifier):
                     make_block(
                         channels,
                         out_channels,
-                        stride=2 if i == 0 else 1,
+                        stride=self.down_samplings[stage] if i == 0 else 1,
                         groups=groups if grouped else 1,
                         se=se,
                         deploy=deploy,

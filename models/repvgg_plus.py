@@ -48,9 +48,19 @@ class RepVGGPlus(RepVGG):
         width: Sequence[float],
         se: str | None = None,
         num_classes: int = 1000,
+        stride: int = 32,
         deploy: bool = False,
+        in_chans: int = 3,
     ):
-        super().__init__(depths, width, se=se, num_classes=num_classes, deploy=deploy)
+        super().__init__(
+            depths,
+            width,
+            se=se,
+            num_classes=num_classes,
+            stride=stride,
+            deploy=deploy,
+            in_chans=in_chans,
+        )
         self.stage1_aux = self.stage2_aux = self.stage3_first_aux = None
         if not deploy:
             first, second, third, _ = self.num_features

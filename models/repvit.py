@@ -144,7 +144,7 @@ class Head(M.Module):
 
 
 class RepViT(StagedClassifier):
-    """A RepViT classifier: [N, 3, H, W] -> logits [N, num_classes], for any H and W.
+    """A RepViT classifier: [N, in_chans, H, W] -> logits [N, num_classes], for any H and W.
 
     The second of two heads is for distillation: in training mode (train form) the output is a dict
     of their logits, "main" and "distilled", whose losses are added; in evaluation mode it is their
@@ -156,7 +156,9 @@ class RepViT(StagedClassifier):
         heads: number of heads, 1 or 2.
         legacy: use the token mixer of the first checkpoints, see RepVGGDW.
         num_classes: length of the logits.
+        stride: total stride, 8, 16 or 32.
         deploy: build the fused form.
+        in_chans: number of channels of the images.
     """
 
     auxiliary_weight = 1.0
@@ -169,15 +171,19 @@ class RepViT(StagedClassifier):
         heads: int = 2,
         legacy: bool = False,
         num_classes: int = 1000,
+        stride: int = 32,
         deploy: bool = False,
+        in_chans: int = 3,
     ):
-        super().__init__()
+        super().__init__(stride)
         if heads not in (1, 2):
             raise ValueError(f"heads is {heads}, but a RepViT has 1 or 2")
-        self.num_features, self.num_classes = tuple(channels), num_classes
+        self.num_features = tuple(channels)
+        self.num_classes, self.in_chans = num_classes, in_chans
         first = channels[0]
-        self.stem1 = FusibleConvBN(3, first // 2, 3, 2, deploy=deploy)
-        self.stem2 = FusibleConvBN(first // 2, first, 3, 2, deploy=deploy)
+        down1, down2, *_ = self.down_samplings
+        self.stem1 = FusibleConvBN(in_chans, first // 2, 3, down1, deploy=deploy)
+        self.stem2 = FusibleConvBN(first // 2, first, 3, down2, deploy=deploy)
         for stage, (width, depth) in enumerate(zip(channels, rows, strict=True), 1):
             blocks = []
             if stage > 1:  # the block without SE that ends one stage is the first of the next here
@@ -214,6 +220,9 @@ class RepViT(StagedClassifier):
         """Replace the heads by one linear layer; the blocks fuse themselves."""
         if self.linear is None:
             heads = [head for head in (self.head, self.head_dist) if head is not None]
-            maps = [reparam.batch_norm_before(head.bn, head.linear, read) for head in heads]
+            maps = [
+                reparam.batch_norm_before(head.bn, reparam.linear(head.linear, read), read)
+                for head in heads
+            ]
             self.linear = reparam.to_linear(reparam.mean(*maps), like=self.head.linear)
             self.head = self.head_dist = None

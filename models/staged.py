@@ -11,26 +11,44 @@ import megengine.module as M
 from . import cpu
 from .layers import global_average_pool
 
+STRIDES = (8, 16, 32)  # total strides that a network can have
+
 
 class StagedClassifier(M.Module):
-    """A classifier on the mean of the last map: [N, 3, H, W] -> logits [N, num_classes].
+    """A classifier on the mean of the last map: [N, in_chans, H, W] -> logits [N, num_classes].
 
-    H and W are any. A subclass creates `stage0` to `stage4` and `linear`, sets `num_features` and
-    `num_classes`, and overrides the methods in which it differs.
+    H and W are any. With a total stride of 16 the first of the five down-samplings has stride 1
+    instead of 2, with 8 the first two, for small images; their blocks have the branches of a block
+    with stride 1. A subclass creates `stage0` to `stage4` and `linear`, sets `num_features`,
+    `num_classes` and `in_chans`, and overrides the methods in which it differs.
 
     Attributes:
         num_features: channels of the four maps that `features` returns.
         num_classes: length of the logits.
-        strides: pixels of the input per position of each of these maps.
+        in_chans: number of channels of the images.
+        down_samplings: stride of each of the five down-samplings before the last map.
+        strides: pixels of the input per position of each of the four maps.
         arch: name of the architecture, set by `models.create`.
-        options: further arguments given to `models.create`, set by it.
+        options: further arguments given to `models.create`, set by it; `in_chans` unless it is 3,
+            and `stride` unless it is 32.
+        check_size: side in pixels of the images for an equivalence check, on which no tap of any
+            kernel meets padding alone.
     """
 
-    strides = (4, 8, 16, 32)
+    check_size = 64
     options: ClassVar[dict[str, Any]] = {}
 
+    def __init__(self, stride: int = 32):
+        """Raises ValueError for a total stride that is not one of `STRIDES`."""
+        super().__init__()
+        if stride not in STRIDES:
+            raise ValueError(f"the total stride is {stride}, but it can be 8, 16 or 32")
+        first = STRIDES[::-1].index(stride)  # number of those that no longer are
+        self.down_samplings = (1,) * first + (2,) * (5 - first)
+        self.strides = tuple(s * stride // 32 for s in (4, 8, 16, 32))
+
     def features(self, x: mge.Tensor) -> list[mge.Tensor]:
-        """Return the maps after stages 1 to 4, at strides 4, 8, 16 and 32, as a backbone does."""
+        """Return the maps after stages 1 to 4, at `strides`, as a backbone does."""
         x = self.before_stages(x)
         maps = []
         for stage in (self.stage1, self.stage2, self.stage3, self.stage4):

@@ -14,6 +14,7 @@ import pytest
 
 import utils
 from tests.support import write_image_folder
+from weights import state
 
 environment.tune_for_training()
 
@@ -60,6 +61,9 @@ def small_repvgg_a0(monkeypatch):
     """Makes RepVGGA0 a network with few blocks and channels."""
     config = {"depths": (1, 2, 4, 1), "width": (0.25, 0.125, 0.125, 0.125)}
     monkeypatch.setitem(models.registry._REGISTRY, "RepVGGA0", (RepVGG, config))
+    state.shapes_of.cache_clear()
+    yield
+    state.shapes_of.cache_clear()
 
 
 @pytest.fixture

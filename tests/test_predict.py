@@ -1,5 +1,6 @@
 """predict.py: what is in files, folders and URLs, by a network in any kind of file."""
 
+import csv
 import json
 import threading
 from dataclasses import replace
@@ -169,8 +170,13 @@ def test_bad_input_is_one_sentence(command, network, photos, tmp_path):
     model = models.to_deploy(network.model)
     export_onnx(model, tmp_path / "bare.onnx", EXPECTS, size=32)
     assert "does not say which classes" in refused(image, "--model", tmp_path / "bare.onnx")
-    export_onnx(model, tmp_path / "wide.onnx", EXPECTS, size=(32, 64))
-    assert "takes ['batch', 3, 32, 64]" in refused(image, "--model", tmp_path / "wide.onnx")
+    metadata = {"arch": "RepVGGA0", "classes": CLASSES, "num_classes": len(CLASSES)}
+    maps = {**metadata, "features": [16, 16, 32, 64]}
+    export_onnx(model, tmp_path / "maps.onnx", EXPECTS, size=32, metadata=maps, features=True)
+    assert "gives feature maps and no classes" in refused(image, "--model", tmp_path / "maps.onnx")
+    export_onnx(model, tmp_path / "a.onnx", EXPECTS, size=32, metadata=metadata)
+    fixed = refused(image, "--model", tmp_path / "a.onnx", "--size", 64)
+    assert "takes images of 32 x 32 only; leave out --size" in fixed
     onnx.save(_double(), tmp_path / "elsewhere.onnx")
     assert "takes ['any']; give" in refused(image, "--model", tmp_path / "elsewhere.onnx")
     (tmp_path / "broken.mge").write_bytes(b"hello")
@@ -178,3 +184,126 @@ def test_bad_input_is_one_sentence(command, network, photos, tmp_path):
     network.model.linear.bias[0] = float("nan")
     checkpoint.save(checkpoint.of_model(network.model, EXPECTS), network.path)
     assert "no numbers but NaN" in refused(image, "--model", network.path)
+
+
+@pytest.mark.parametrize("kind", ["onnx", "mge"])
+def test_a_rectangular_file_is_fed_what_it_says(command, network, photos, tmp_path, kind):
+    """A crop of 32 x 64 pixels, as the live network sees it."""
+    metadata = {"arch": "RepVGGA0", "classes": CLASSES, "num_classes": len(CLASSES)}
+    path = tmp_path / f"wide.{kind}"
+    export = export_onnx if kind == "onnx" else export_mge
+    preprocessing = replace(EXPECTS, crop_ratio=0.8)
+    model = models.to_deploy(network.model)
+    export(model, path, preprocessing, size=(32, 64), metadata=metadata)
+    image = cv2.imread(str(photos / "a.jpg"))  # 50 x 60: its width decides
+    resized = cv2.resize(image, (80, 67), interpolation=cv2.INTER_LINEAR)
+    crop = resized[(67 - 32) // 2 :, 8:][:32, :64]
+    powers = np.exp(network.model(mge.Tensor(EXPECTS.normalize(crop)[None])).numpy()[0])
+    status, text, err = command("predict", photos / "a.jpg", "--model", path, "--json")
+    assert (status, err) == (0, "")
+    rows = json.loads(text)["images"][0]["predictions"]
+    for row in rows:
+        assert abs(row["probability"] - (powers / powers.sum())[row["class"]]) < 1e-5
+
+
+def test_one_class_has_a_probability_of_its_own(command, photos, tmp_path):
+    model = models.create("RepVGGA0", 1)
+    model.linear.bias[0] = 0.25
+    checkpoint.save(checkpoint.of_model(model, EXPECTS, ["apple"]), tmp_path / "one.pkl")
+    model.eval()
+    logit = model(mge.Tensor(EXPECTS.evaluation(decode(photos / "a.jpg"))[None])).numpy()[0, 0]
+    status, out, _ = command("predict", photos / "a.jpg", "--model", tmp_path / "one.pkl", "--json")
+    (row,) = json.loads(out)["images"][0]["predictions"]
+    assert status == 0 and row["name"] == "apple"
+    assert row["probability"] == pytest.approx(1 / (1 + np.exp(-logit)), rel=1e-5)
+
+
+def test_many_images_go_through_in_batches_to_a_table(command, network, tmp_path, rng):
+    """40 images with a broken one among them: in order, and as each alone is classified."""
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for i in range(40):
+        image = rng.integers(0, 256, (40, 40 + i, 3), np.uint8)
+        cv2.imwrite(str(folder / f"{i:02}.png"), image)
+    (folder / "07.png").write_bytes(b"no image")
+    table = tmp_path / "new" / "classes.csv"
+    flags = ["--model", network.path, "--top", 2]
+    status, out, err = command("predict", folder, *flags, "--csv", table)
+    assert status == 2 and out == f"39 of 40 images classified: {table}\n"
+    assert err.count("\n") == 1 and "07.png is corrupt" in err
+    with open(table, newline="", encoding="utf-8") as file:
+        header, *rows = csv.reader(file)
+    assert header == ["image", "class1", "name1", "probability1", "class2", "name2",
+                      "probability2", "error"]  # fmt: skip
+    assert [row[0] for row in rows] == [str(folder / f"{i:02}.png") for i in range(40)]
+    assert rows[7][1:7] == [""] * 6 and "07.png is corrupt" in rows[7][7]
+    for i in (0, 15, 16, 39):
+        expected = network(folder / f"{i:02}.png")
+        best, second = np.argsort(-expected)[:2]
+        assert rows[i][1:3] == [str(best), SHOWN[best]] and rows[i][4] == str(second)
+        assert float(rows[i][3]) == pytest.approx(expected[best], rel=1e-4) and rows[i][7] == ""
+    status, _, err = command("predict", folder, *flags, "--csv", table, "--json")
+    assert status == 2 and "not allowed with" in err
+    before = table.read_bytes()
+    network.model.linear.bias[0] = float("nan")
+    checkpoint.save(checkpoint.of_model(network.model, EXPECTS), network.path)
+    assert command("predict", folder, *flags, "--csv", table)[0] == 2
+    assert table.read_bytes() == before and list(table.parent.iterdir()) == [table]
+
+
+@pytest.mark.parametrize("kind", ["logits", "softmax", "half", "dynamic"])
+def test_a_network_from_elsewhere_with_flags(command, network, photos, tmp_path, kind):
+    """Its file says nothing but shapes; the flags say the rest, for pixels from 0 to 1."""
+    path, names = tmp_path / "foreign.onnx", tmp_path / "names.txt"
+    options = {"half": kind == "half", "free_size": kind == "dynamic", "batch": 1}
+    export_onnx(models.to_deploy(network.model), path, EXPECTS, size=32, **options)
+    proto = onnx.load(path)
+    del proto.metadata_props[:]
+    if kind == "softmax":
+        proto.graph.output[0].name = "probabilities"
+        node = onnx.helper.make_node("Softmax", ["logits"], ["probabilities"])
+        proto.graph.node.append(node)
+    if kind == "half":  # float16 ends, as converters make them
+        for cast in (proto.graph.node[0], proto.graph.node[-1]):
+            proto.graph.node.remove(cast)
+        proto.graph.input[0].name, proto.graph.output[0].name = "input.half", "logits.half"
+        for value in (*proto.graph.input, *proto.graph.output):
+            value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    onnx.save(proto, path)
+    names.write_text("\n".join(SHOWN), encoding="utf-8")
+    flags = ["--color", "bgr", "--class-names", names, "--mean", 0.4055, 0.456, 0.485,
+             "--std", 0.225, 0.224, 0.229, "--resize-backend", "opencv"]  # fmt: skip
+    arguments = [photos / "a.jpg", "--model", path, *flags, "--json"]
+    if kind == "dynamic":
+        status, _, err = command("predict", *arguments)
+        assert status == 2 and "takes images of any size; give --size" in err
+        arguments += ["--size", 32]
+    status, out, err = command("predict", *arguments)
+    assert status == 0
+    assert "colour order: BGR (--color)" in err and "resize backend: opencv (--resize-" in err
+    assert f"size: 32 ({'--size' if kind == 'dynamic' else 'the file'})" in err
+    for line in ("interpolation: bilinear", "crop ratio: 0.875"):
+        assert f"{line} (assumed: as is usual with PyTorch)\n" in err
+    expected = network(photos / "a.jpg")
+    for row in json.loads(out)["images"][0]["predictions"]:
+        assert row["name"] == SHOWN[row["class"]]
+        tolerance = 1e-2 if kind == "half" else 1e-3  # the flags' means are rounded
+        assert abs(row["probability"] - expected[row["class"]]) < tolerance
+
+
+def test_flags_that_do_not_fit_are_one_sentence(command, network, photos, tmp_path):
+    (tmp_path / "names.txt").write_text("one\ntwo\n")
+    (tmp_path / "empty.json").write_text("[]")
+
+    def refused(*flags):
+        status, out, err = command("predict", photos / "a.jpg", "--model", network.path, *flags)
+        assert (status, out, err.count("\n")) == (2, "", 1)
+        return err
+
+    wrong = refused("--class-names", tmp_path / "names.txt")
+    assert "--class-names has 2 class names, but the network in" in wrong and "7 classes" in wrong
+    assert "holds no class names" in refused("--class-names", tmp_path / "empty.json")
+    assert "cannot read the class names" in refused("--class-names", tmp_path / "none.txt")
+    mixed = refused("--mean", 0.4, 0.4, 0.4, "--std", 58, 57, 57)
+    assert "give both for the same pixels" in mixed
+    assert "'-1' is not a number above 0" in refused("--std", -1, 2, 3)

@@ -21,6 +21,14 @@ from training.distributed import Workers
 from weights import checkpoint, loading
 
 
+def warning(images):
+    return (
+        f"quantize.py: warning: {images} calibration images are few, and the ranges of the "
+        "activations a matter of chance; give 16 or more, better 64, by --calibration and "
+        "--images\n"
+    )
+
+
 @pytest.fixture
 def trained(small_repvgg_a0, tmp_path):
     """A checkpoint in train form, of a RepVGGA0 with few blocks and channels."""
@@ -42,7 +50,7 @@ def test_report_and_files(command, trained, photos, tmp_path):
     flags = ["--model", trained, "--calibration", photos / "train", "--out", out, "--images", 10]
     status, said, err = command("quantize", *flags, "--data", photos, "--crop-ratio", 1, "--json")
     said = json.loads(said)
-    assert (status, err) == (0, "")
+    assert (status, err) == (0, warning(10))
     assert {path.name for path in out.parent.iterdir()} == {"a0-int8.onnx", "a0-int8.png"}
     assert cv2.imread(said["chart"]).shape[0] > 100
     assert said["calibration_images"] == 10 and said["measured_on"] == f"6 images of {photos}"
@@ -81,6 +89,8 @@ def test_text_and_onnx_input(command, trained, photos, tmp_path):
     status, said, err = command("quantize", *flags, "--clip", "mse", "--crop-ratio", 1)
     assert (status, err) == (0, "")
     lines = said.splitlines()
+    rows = [lines.pop(0) for _ in range(8)]
+    assert rows[5:7] == ["resize backend: opencv (the file)", "crop ratio: 1.0 (--crop-ratio)"]
     assert lines[0] == "architecture:  RepVGGA0"
     assert lines[1] == f"calibration:   18 images of {photos}, crop ratio 1.0"
     assert "mse; SQNR of the logits there: mse" in said and "per-tensor" in lines[-3]
@@ -95,7 +105,7 @@ def test_full_range(command, trained, photos, tmp_path):
     for option in ((), ("--full-range",)):
         out = tmp_path / "int8.onnx"
         status, said, err = command("quantize", *flags, "--out", out, *option)
-        assert (status, err) == (0, "") and json.loads(said)["full_range"] == bool(option)
+        assert (status, err) == (0, warning(2)) and json.loads(said)["full_range"] == bool(option)
         tensors = map(onnx.numpy_helper.to_array, onnx.load(out).graph.initializer)
         kernels = [t for t in tensors if t.dtype == np.int8 and t.ndim == 4]
         pairs[option] = max(map(weights.largest_pair, kernels))
@@ -107,7 +117,10 @@ def test_full_range(command, trained, photos, tmp_path):
 def test_bad_input_leaves_nothing(command, trained, photos, tmp_path, monkeypatch):
     float_onnx, branches = tmp_path / "float.onnx", tmp_path / "branches.onnx"
     old, int8 = tmp_path / "old.onnx", tmp_path / "int8.onnx"
+    half, maps = tmp_path / "half.onnx", tmp_path / "maps.onnx"
     common = ["export", "--model", trained, "--out"]
+    assert command(*common, half, "--half")[0] == 0
+    assert command(*common, maps, "--features")[0] == 0
     assert command(*common, float_onnx)[0] == 0
     assert command(*common, branches, "--keep-branches")[0] == 0
     assert command(*common, old, "--opset", 11)[0] == 0
@@ -133,7 +146,8 @@ def test_bad_input_leaves_nothing(command, trained, photos, tmp_path, monkeypatc
     def refused(message, model=float_onnx, folder=photos / "train", *options):
         flags = ["--model", model, "--calibration", folder, "--out", tmp_path / "new.onnx"]
         status, out, err = command("quantize", *flags, *options)
-        assert (status, out) == (2, "") and message in err and err.count("\n") == 1
+        told = err.replace(warning(12), "").replace(warning(3), "")
+        assert (status, out) == (2, "") and message in told and told.count("\n") == 1
         assert sorted(tmp_path.rglob("*")) == before
 
     refused("there is no folder", folder=tmp_path / "none")
@@ -142,6 +156,8 @@ def test_bad_input_leaves_nothing(command, trained, photos, tmp_path, monkeypatc
     refused("is quantized already", model=int8)
     refused("is in train form", model=branches)
     refused("has ONNX opset 11", model=old)
+    refused("is in half precision; export it again without --half", model=half)
+    refused("gives feature maps; export it again without --features", model=maps)
     refused("has weights that are no numbers, in", model=tmp_path / "nan.pkl")
     refused("has weights that are no numbers, in", model=tmp_path / "inf.onnx")
     refused("is no ONNX file", model=tmp_path / "text.onnx")

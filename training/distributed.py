@@ -7,10 +7,12 @@ NCCL. launch.py starts them. One process alone is a group of size 1.
 from __future__ import annotations
 
 import os
+import socket
 import time
+import warnings
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from models import environment
 
@@ -24,6 +26,8 @@ from utils import UserError
 if TYPE_CHECKING:
     import mpi4py.MPI
 
+T = TypeVar("T")
+
 _BUCKET = 4 << 20  # numbers in one all-reduce: a few large messages instead of hundreds of small
 
 
@@ -33,10 +37,20 @@ class Workers:
     Attributes:
         rank: number of this process, 0 to size - 1. Rank 0 writes files and prints.
         size: number of processes.
+        local_size: number of processes on this host.
+        hosts: name of the host of each process; empty where that is not known.
+        under_way: whether training has begun, so that a failed run can be gone on with.
     """
 
     rank = 0
     size = 1
+    local_size = 1
+    hosts: Sequence[str] = ()
+    under_way = False
+
+    def name(self, rank: int) -> str:
+        """Return "worker 1", or "worker 1 on HOST" where there are several hosts."""
+        return f"worker {rank}" + (f" on {self.hosts[rank]}" if len(set(self.hosts)) > 1 else "")
 
     def sum(self, x: mge.Tensor) -> mge.Tensor:
         """Return the sum of `x` over all processes; every one gets the same bits."""
@@ -52,6 +66,17 @@ class Workers:
 
     def broadcast(self, tensors: Sequence[mge.Tensor]) -> None:
         """Give the tensors the values that they have in rank 0."""
+
+    def broadcast_bytes(self, content: bytes | None) -> bytes:
+        """Return the `content` of rank 0, in all processes."""
+        sizes = self.gather(divmod(len(content or b""), 1 << 20))  # exact as float32 too
+        length = int(sizes[0] @ (1 << 20, 1))
+        padded = np.zeros(-(-length // 4), np.int32)
+        if self.rank == 0:
+            padded.view(np.uint8)[:length] = np.frombuffer(content or b"", np.uint8)
+        tensor = mge.Tensor(padded)
+        self.broadcast([tensor])
+        return tensor.numpy().tobytes()[:length]
 
     def average(self, tensors: Sequence[mge.Tensor]) -> None:
         """Replace the values of the tensors by their mean over all processes."""
@@ -69,11 +94,18 @@ class MPI(Workers):
     """The processes that mpiexec has started, on the CPUs of one host or several."""
 
     def __init__(self):
-        import mpi4py.MPI
+        # the reason of a failure is to be the last line
+        os.environ.setdefault("MPIR_CVAR_SUPPRESS_ABORT_MESSAGE", "1")
+        with warnings.catch_warnings():  # mpi_environment.check says it
+            warnings.filterwarnings("ignore", "suspicious MPI execution environment")
+            import mpi4py.MPI
 
         self._comm = mpi4py.MPI.COMM_WORLD
         self._in_place = mpi4py.MPI.IN_PLACE
         self.rank, self.size = self._comm.rank, self._comm.size
+        local = self._comm.Split_type(mpi4py.MPI.COMM_TYPE_SHARED)
+        self.local_rank, self.local_size = local.rank, local.size
+        self.hosts = self._comm.allgather(socket.gethostname())
         self._received: dict[int, np.ndarray] = {}  # by size; new memory would cost more than MPI
 
     def sum(self, x: mge.Tensor) -> mge.Tensor:
@@ -102,6 +134,14 @@ class MPI(Workers):
             _wait(self._comm.Ibcast(values))
             tensor._reset(mge.Tensor(values))
 
+    def agree(self, value: T) -> T:
+        """Return the `value` of worker 0, any picklable object, in all workers."""
+        return self._comm.bcast(value)
+
+    def duplicate(self) -> mpi4py.MPI.Comm:
+        """Return a communicator for messages apart from these; all must call it."""
+        return self._comm.Dup()
+
     def abort(self, status: int) -> None:
         """End all processes at once."""
         self._comm.Abort(status)
@@ -119,13 +159,30 @@ def _wait(request: mpi4py.MPI.Request) -> None:
 
 
 class NCCL(Workers):
-    """The processes that megengine.distributed.launcher has started, one per GPU. Not tested."""
+    """The processes of MegEngine's process group, one per GPU. Not tested on GPUs.
 
-    def __init__(self):
+    Args:
+        rank, size: number of this process and number of all.
+        device: number of its GPU on this host.
+        address, port: those of MegEngine's server; see rendezvous.Server.
+        hosts: see Workers.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        size: int,
+        device: int,
+        address: str,
+        port: int,
+        hosts: Sequence[str] = (),
+    ):
         import megengine.distributed as dist
 
+        os.environ["NCCL_LAUNCH_MODE"] = "PARALLEL"  # as MegEngine's launcher does, for deadlocks
+        dist.init_process_group(address, port, size, rank, device, "nccl")
         self._ops = F.distributed
-        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self.rank, self.size, self.hosts = rank, size, hosts
 
     def sum(self, x: mge.Tensor) -> mge.Tensor:
         """See Workers."""
@@ -177,15 +234,9 @@ def check_equal(model: M.Module, workers: Workers) -> None:
     checksums = workers.gather((checksum >> 16, checksum & 0xFFFF))
     different = np.flatnonzero((checksums != checksums[0]).any(axis=1))
     if len(different):
+        name = workers.name(int(different[0]))
         raise UserError(
-            f"worker {different[0]} no longer holds the same weights as worker 0; the hosts must "
-            "have the same kind of processor and the same packages"
+            f"{name} no longer holds the same weights as worker 0; the likely reasons, the first "
+            "before all: another kind of processor, other versions of packages (run.json has those "
+            "of worker 0), another MKL_DEBUG_CPU_TYPE, faulty memory"
         )
-
-
-def rank_in_environment() -> int | None:
-    """Return the rank that mpiexec (MPICH, Intel MPI, Open MPI) or Slurm's srun gave, or None."""
-    for name in ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK"):
-        if name in os.environ:
-            return int(os.environ[name])
-    return None

@@ -57,12 +57,12 @@ def _options(field: Field, hint: Any) -> dict[str, Any]:
         action = argparse.BooleanOptionalAction if meta["negatable"] else "store_true"
         return options | {"action": action}
     if typing.get_origin(kind) is tuple:  # of a known length, or of any: (float, ...)
-        kind, second = typing.get_args(kind)
-        options["nargs"] = "+" if second is Ellipsis else 2
+        kind, *others = typing.get_args(kind)
+        options["nargs"] = "+" if others == [Ellipsis] else 1 + len(others)
     if meta["value_if_bare"] is not None:
         options |= {"nargs": "?", "const": kind(meta["value_if_bare"])}
     if meta["choices"]:
-        return options | {"choices": meta["choices"]}
+        return options | {"type": kind, "choices": meta["choices"]}
     if kind in (int, float):
         is_open = meta["above"] is not None
         low = meta["above"] if is_open else meta["at_least"]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import megengine.module as M
 
+from data.evaluation import Score
 from data.loader import Loader
 from utils import UserError
 
+from . import identity
 from .distributed import Workers
 from .run_folder import RunFolder
 from .settings import Settings
@@ -46,6 +49,11 @@ class Data:
     train: Loader
     val: Loader
 
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint records of the images, see identity.describe."""
+        return identity.describe(self.train.dataset, self.val.dataset)
+
 
 @dataclass(frozen=True)
 class Run:
@@ -58,6 +66,7 @@ class Run:
         print_freq: steps between log lines.
         save_freq: steps between saves, beside the one after every epoch; 0 for none.
         low_memory: compute activations again instead of keeping them.
+        extend: let a run that is resumed have more epochs than it had.
     """
 
     folder: RunFolder
@@ -65,6 +74,7 @@ class Run:
     print_freq: int = 20
     save_freq: int = 0
     low_memory: bool = False
+    extend: bool = False
 
 
 def check_sizes(network: Network, data: Data, settings: Settings, run: Run) -> None:
@@ -82,4 +92,13 @@ def check_sizes(network: Network, data: Data, settings: Settings, run: Run) -> N
         raise UserError(
             f"the batch of {settings.batch_size} has less than one image for each of the "
             f"{workers} workers; use --batch-size {workers} or more"
+        )
+
+
+def check_any(score: Score, kind: str) -> None:
+    """Raise UserError when a score is of no image; `kind` is what they are for."""
+    if score.total == 0:
+        raise UserError(
+            f"none of the {kind} images could be read, so there is nothing to go by; run without "
+            "--skip-bad-images, which names the first of them"
         )

@@ -1,146 +1,131 @@
-"""Starting the processes of a distributed run, and ending all of them when one fails."""
+"""Starting the processes of a distributed run, and ending all of them when one fails.
+
+The parent runs mpiexec, which starts the workers, binds them to cores, passes their output on and
+ends them all when one is killed. What it does not do is left to the parent: to say why the run
+ended, as the last line; to end workers that wait outside of MPI, as those on GPUs do; and to pass a
+signal to worker 0 alone, so that all save before they end.
+"""
 
 from __future__ import annotations
 
 import os
-import selectors
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
-import time
-import traceback
-from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
-from models import environment
+from models import environment, gpus
 
 import utils
+from data import processes
 from utils import UserError
 
-from .distributed import MPI, NCCL, Workers, rank_in_environment
+from . import scheduler, signals, worker
+from .distributed import Workers
+from .scheduler import ONE_HOST, Hosts
+from .worker import FOLDER, Work
+from .worker_monitor import WorkerMonitor
 
-Work = Callable[[Workers], int]  # what a process does; returns its exit status
-
-_FOLDER = "WORKERS_FOLDER"  # where each CPU worker notes its process, and how it ended
-_DONE = "done"
-# runs its arguments as a command that gets SIGTERM when the parent is killed (PR_SET_PDEATHSIG)
+# runs its arguments as a command that is killed with its parent (PR_SET_PDEATHSIG)
 _EXECUTE = """
 import ctypes, os, signal, sys
-ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 os.execv(sys.argv[1], sys.argv[1:])
 """
-_GRACE = 2.0  # seconds that mpiexec has to end the other workers
 
 
 def run(
     work: Work,
     count: int,
-    nodes: int = 1,
-    node: int = 0,
-    address: str = "localhost",
-    port: int = 23456,
+    hosts: Hosts = ONE_HOST,
+    timeout: float = 120.0,
+    advice: str = "",
 ) -> int:
-    """Do `work` in `count` processes on each of `nodes` hosts; returns the exit status.
+    """Do `work` in `count` processes on this host; returns the exit status.
 
-    - Within an mpiexec of the user's own, this process joins the others there.
-    - On GPUs there is one process per GPU, started by MegEngine's launcher; this host is number
-      `node`, and number 0 listens at `address` and `port`. This has never been run on a GPU.
-    - On CPUs this very command is started `count` times more, by mpiexec.
+    - Within an mpiexec of the user's own, or under Slurm's srun, this process joins the others.
+    - Otherwise this very command is started `count` times more, by mpiexec, for GPUs and CPUs
+      alike. On GPUs the same may happen on other hosts, and their workers meet where `hosts` says.
+
+    Args:
+        work: what each worker does with the group that it is in; returns an exit status.
+        count: number of workers on this host; one for each GPU where there are GPUs.
+        hosts: several hosts with GPUs, if the command is started on each.
+        timeout: seconds without a sign of life from a worker after which all end.
+        advice: what to do after a failure of work that was under way, as the end of a sentence.
 
     Raises UserError where the machine does not allow it.
     """
-    if rank_in_environment() is not None:
-        return _as_worker(work)
-    gpus = environment.gpu_count()
-    if gpus and count * nodes > 1:
-        if count > gpus:
-            raise UserError(f"--ngpus {count}, but this machine has {gpus}; give --ngpus {gpus}")
-        return _on_gpus(work, count, nodes, node, address, port)
-    if nodes > 1:
+    if scheduler.mpi_rank() is not None or scheduler.slurm_task(count) is not None:
+        return worker.run(work, count, hosts, timeout, advice)
+    available = environment.gpu_count()
+    if available and count * hosts.count > 1:
+        if count > available:
+            raise UserError(
+                f"--ngpus {count}, but this machine has {available}; give --ngpus {available}"
+            )
+        for gpu in gpus.visible()[:count]:
+            if not gpu.is_supported:
+                raise UserError(gpus.refusal(gpu))
+        return _supervise(count, hosts, advice)
+    if hosts.count > 1:
         raise UserError(
             "--world-size counts hosts with GPUs, and this one has none; several hosts of CPUs "
             "are joined by MPI: mpiexec -n N -hosts A,B python train.py ..."
         )
-    return _on_cpus(count) if count > 1 else work(Workers())
+    environment.hide_unsupported_gpu()
+    return _supervise(count, hosts, advice) if count > 1 else work(Workers())
 
 
-def _on_gpus(work: Work, count: int, nodes: int, node: int, address: str, port: int) -> int:
-    import megengine.distributed as dist
-
-    launch = dist.launcher(
-        _on_gpu,
-        n_gpus=count,
-        world_size=count * nodes,
-        rank_start=count * node,
-        master_ip=address,
-        port=port,
-    )
-    launch(work)
-    return 0
+def refuse_unsupported_gpu(count: int, hosts: int) -> None:
+    """Raise UserError where several workers are wanted on GPUs that MegEngine does not run on."""
+    gpu = environment.unsupported_gpu()
+    if gpu is not None and count * hosts > 1:
+        raise UserError(f"{gpus.refusal(gpu)}; set MGE_DEFAULT_DEVICE=cpu0 to train on the CPU")
 
 
-def _on_gpu(work: Work) -> None:
-    status = work(NCCL())
-    if status:
-        sys.exit(status)  # the launcher ends the other processes
-
-
-# ---------------------------------------------------------------- CPUs: the parent
-
-
-def _on_cpus(count: int) -> int:
+def _supervise(count: int, hosts: Hosts, advice: str) -> int:
     """Run this command as `count` processes of MPI; returns when all have ended.
 
-    SIGINT and SIGTERM go to worker 0, which tells the others at the next step; a second one ends
-    everything at once.
+    Signals go to worker 0, which tells the others at the next step; see signals.StopSignal. When
+    this process is killed, all are.
     """
-    with tempfile.TemporaryDirectory(prefix="workers-") as folder:
-        process = subprocess.Popen(
-            [
-                sys.executable,
-                "-c",
-                _EXECUTE,
-                *mpiexec(count),
-                sys.executable,
-                *sys.argv,
-            ],
-            env=os.environ
-            | {
-                _FOLDER: folder,
-                "MPIR_CVAR_SUPPRESS_ABORT_MESSAGE": "1",
-                "PYTHONUNBUFFERED": "1",  # lines appear when they are printed
-            },
-            stdout=subprocess.PIPE,
-            start_new_session=True,  # so that Ctrl-C on the terminal reaches this process alone
-        )
-        workers = _WorkerMonitor(Path(folder), count)
+    with tempfile.TemporaryDirectory(prefix="workers-") as folder, signals.StopSignal() as stop:
+        command = [sys.executable, "-I", "-c", _EXECUTE, *mpiexec(count), sys.executable, *sys.argv]
+        with processes.signals_held_back():
+            process = subprocess.Popen(
+                command,
+                env=os.environ
+                | {
+                    FOLDER: folder,
+                    "MPIR_CVAR_SUPPRESS_ABORT_MESSAGE": "1",
+                    "PYTHONUNBUFFERED": "1",  # lines appear when they are printed
+                },
+                stdin=subprocess.DEVNULL,  # mpiexec would read what is meant for others
+                stdout=subprocess.PIPE,
+                start_new_session=True,  # so that Ctrl-C on the terminal reaches this process alone
+            )
+        workers = WorkerMonitor(Path(folder), count, stop, hosts)
         watch = threading.Thread(target=workers.watch, args=(process,), daemon=True)
         watch.start()
-        received: list[int] = []
-
-        def forward(number: int, _frame: object) -> None:
-            received.append(number)
-            if len(received) > 1 or not workers.tell(0, number):
-                process.terminate()  # mpiexec ends the workers
-
-        previous = {s: signal.signal(s, forward) for s in (signal.SIGINT, signal.SIGTERM)}
         try:
             explanation = _relay(process.stdout)
             status = process.wait()
             watch.join()
         finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
             process.kill()
-        if received:
-            return 128 + received[0]
-        if status == 0 and workers.all_done():
-            return 0
-        utils.fail(workers.verdict(explanation or f"exit status {status}"))
+        statuses = workers.statuses()
+        if reason := workers.reason():
+            utils.fail(reason)
+            return max(status or 0 for status in statuses) or 1
+        if None not in statuses:  # after a signal, here or on another host, 128 + its number
+            return max(statuses)
+        if stop.number is not None and explanation == signal.strsignal(stop.number).lower():
+            return 128 + stop.number  # work that has nothing to save
+        utils.fail(workers.verdict(explanation or f"exit status {status}", advice))
         return status or 1
 
 
@@ -154,7 +139,8 @@ def mpiexec(count: int) -> list[str]:
     if program is None:
         raise UserError("there is no mpiexec; install the pinned requirements (make demo does)")
     cores = len(os.sched_getaffinity(0)) // count
-    return [program, "-n", str(count), *(["-bind-to", f"core:{cores}"] if cores else [])]
+    here = ["-rmk", "user", "-launcher", "fork"]  # not on the hosts that Slurm has given
+    return [program, *here, "-n", str(count), *(["-bind-to", f"core:{cores}"] if cores else [])]
 
 
 def _relay(stdout: subprocess.PIPE) -> str:
@@ -168,101 +154,8 @@ def _relay(stdout: subprocess.PIPE) -> str:
             if "EXIT STRING: " in text:
                 explanation = text.partition("EXIT STRING: ")[2].partition(" (")[0].strip().lower()
         elif text.strip():
-            print(text, end="", flush=True)
+            try:
+                print(text, end="", flush=True)
+            except OSError:  # nobody reads it: the workers are told to stop
+                signal.raise_signal(signal.SIGPIPE)
     return explanation
-
-
-class _WorkerMonitor:
-    """What the parent process learns about the workers from their notes and from their end."""
-
-    def __init__(self, folder: Path, count: int):
-        self._folder, self._count = folder, count
-        self._first: int | None = None  # rank of the first that ended unfinished
-
-    def notes(self, rank: int) -> list[str]:
-        with suppress(FileNotFoundError):
-            return (self._folder / str(rank)).read_text().split("\n", 1)
-        return []
-
-    def all_done(self) -> bool:
-        return all(self.notes(rank)[1:] == [_DONE] for rank in range(self._count))
-
-    def tell(self, rank: int, signal_number: int) -> bool:
-        """Send a signal; returns False when the worker has not started or has ended."""
-        with suppress(IndexError, ProcessLookupError):
-            os.kill(int(self.notes(rank)[0]), signal_number)
-            return True
-        return False
-
-    def watch(self, mpiexec: subprocess.Popen) -> None:
-        """Note which worker ends first, and make the others end too, until mpiexec ends."""
-        watched: set[int] = set()
-        with selectors.DefaultSelector() as selector:
-            ended_at = None
-            running = True
-            while running:
-                running = mpiexec.poll() is None  # and once more after it has ended
-                for rank in set(range(self._count)) - watched:
-                    with suppress(IndexError, ProcessLookupError):
-                        pid = int(self.notes(rank)[0])
-                        selector.register(os.pidfd_open(pid), selectors.EVENT_READ, rank)
-                        watched.add(rank)
-                for key, _ in selector.select(timeout=0.1):
-                    selector.unregister(key.fileobj)
-                    os.close(key.fileobj)
-                    if self._first is None and self.notes(key.data)[1:] != [_DONE]:
-                        self._first, ended_at = key.data, time.monotonic()
-                if running and ended_at is not None and time.monotonic() > ended_at + _GRACE:
-                    for rank in range(self._count):  # they wait for the one that has ended
-                        self.tell(rank, signal.SIGKILL)
-                    ended_at = None
-
-    def verdict(self, explanation: str) -> str:
-        """Return one sentence about the worker that ended first."""
-        for rank in range(self._count):
-            reason = self.notes(rank)[1:]
-            if reason not in ([], [_DONE]):
-                return f"worker {rank}: {reason[0]}"
-        if self._first is None:
-            return f"the workers ended before they had begun ({explanation})"
-        return (
-            f"worker {self._first} ended before its work was done ({explanation}), and so the "
-            "others were ended; go on from the last checkpoint with --resume auto"
-        )
-
-
-# ---------------------------------------------------------------- CPUs: a worker
-
-
-def _as_worker(work: Work) -> int:
-    """Do the work as a worker; when it fails, note the reason and end all workers."""
-    workers = MPI()
-    note = None
-    if _FOLDER in os.environ:
-        note = Path(os.environ[_FOLDER]) / str(workers.rank)
-        _write(note, f"{os.getpid()}")
-    try:
-        status = work(workers)
-        workers.gather([status])  # nobody leaves, and so ends the others, while one still works
-    except BaseException as error:
-        reason, status = str(error), 2
-        if not isinstance(error, UserError):
-            traceback.print_exc()
-            reason, status = f"{type(error).__name__}: {error}".partition("\n")[0], 1
-        if note is not None:
-            _write(note, f"{os.getpid()}\n{reason}")
-        else:
-            utils.fail(f"worker {workers.rank}: {reason}")
-        sys.stdout.flush()
-        sys.stderr.flush()
-        workers.abort(status)
-        os._exit(status)  # as MPI's abort may return before mpiexec ends this process
-    if note is not None:
-        _write(note, f"{os.getpid()}\n{_DONE}")
-    return status
-
-
-def _write(note: Path, text: str) -> None:
-    new = note.with_suffix(".new")
-    new.write_text(text)
-    new.replace(note)

@@ -22,8 +22,9 @@ from utils import UserError
 from weights import checkpoint
 from weights.checkpoint import Checkpoint
 
-from . import accumulation, distributed, low_memory, precise_bn, resume, schedule
-from .groups import Data, Network, Run, check_sizes
+from . import accumulation, distributed, low_memory, precise_bn, resume
+from .best import BestEpoch
+from .groups import Data, Network, Run, check_any, check_sizes
 from .objective import Objective
 from .outcomes import NotFiniteError, Outcomes
 from .report import Report
@@ -62,23 +63,27 @@ class Trainer:
         # a frozen trunk keeps no activations anyway
         sparing = run.low_memory and not settings.freeze
         self._backward = low_memory.backward if sparing else low_memory.backward_at_once
-        # what best.pkl is chosen by; with an average it holds the average
-        self.judged_by = "ema_top1" if settings.ema else "val_top1"
+        # best.pkl holds the averaged weights where there are any
+        self.best = BestEpoch("ema_top1" if settings.ema else "val_top1")
         self.step = 0
+        self._save_wanted = False  # by SIGUSR1
         self.history: list[dict[str, float]] = []
         self.outcomes = Outcomes(self.workers)  # of the training images in the current epoch
         self.report = Report(
             run.folder, settings.batch_size, self.steps_per_epoch, self.total_steps
         )
         self.stop = StopSignal()
+        for loader in (data.train, data.val):
+            loader.while_waiting = self._leave_if_alone
 
     def fit(self) -> None:
         """Train to the end.
 
-        Raises Interrupted after saving when SIGINT or SIGTERM arrives, and UserError when the loss
-        is not finite or a checkpoint cannot be written.
+        Raises Interrupted after saving when a signal to stop arrives, and UserError when the loss
+        is not finite, no image can be read or a checkpoint cannot be written.
         """
         self.start()
+        self.workers.under_way = True
         with self.stop, self.report.opened(self.step):
             try:
                 self._fit()
@@ -105,9 +110,12 @@ class Trainer:
                 self.train_step(images, labels, rate)
                 self.report.advance()
                 if self.step % self.run.print_freq == 0:
+                    if self.outcomes.score.total == 0:
+                        self.settle()
                     epochs_left = self.settings.epochs - len(self.history)
                     self.report.show(self.step, epochs_left, self.outcomes.score, rate)
-                if self.run.save_freq and self.step % self.run.save_freq == 0:
+                is_due = self.run.save_freq and self.step % self.run.save_freq == 0
+                if is_due or self._save_wanted:
                     self.save()
 
     def batches(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -117,18 +125,7 @@ class Trainer:
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of step 0, 1, ..."""
-        settings, steps = self.settings, self.steps_per_epoch
-        return schedule.learning_rate(
-            step,
-            self.total_steps,
-            settings.lr,
-            settings.schedule,
-            round(settings.warmup_epochs * steps),
-            settings.warmup_lr,
-            settings.min_lr,
-            [round(epoch * steps) for epoch in settings.milestones],
-            settings.step_factor,
-        )
+        return self.settings.learning_rate(step, self.steps_per_epoch)
 
     def train_step(self, images: np.ndarray, labels: np.ndarray, rate: float) -> None:
         """Train on this worker's share of a batch.
@@ -180,10 +177,17 @@ class Trainer:
 
         Raises Interrupted in all workers when one of them was told to stop.
         """
-        stops, counts = self.workers.gather((self.stop.number or 0, count)).T
+        noted = (self.stop.number or 0, self.stop.save, count)
+        stops, saves, counts = self.workers.gather(noted).T
         if stops.any():
             raise Interrupted(int(stops.max()))
+        self._save_wanted |= bool(saves.any())
         return counts
+
+    def _leave_if_alone(self, _: object = None) -> None:
+        """Raise Interrupted at once where there is one worker; several go on to the next step."""
+        if self.stop.number is not None and self.workers.size == 1:
+            raise Interrupted(self.stop.number)
 
     def settle(self, keep: int = 0) -> None:
         """Count the outcomes of all steps so far but the last `keep`.
@@ -208,7 +212,7 @@ class Trainer:
         """Evaluate the network and its average, and save what is best so far and the latest."""
         self.settle()
         distributed.check_equal(self.model, self.workers)
-        best = max((row[self.judged_by] for row in self.history), default=-1.0)
+        check_any(self.outcomes.score, "training")
         weights = {"val": nullcontext()}
         if self.update.average is not None:
             weights["ema"] = self.update.average.applied()
@@ -216,8 +220,8 @@ class Trainer:
         for name, applied in weights.items():
             with applied, swapped(self.model, self._precise_statistics()):
                 scores[name] = self._evaluate()
-                better = f"{name}_top1" == self.judged_by and scores[name].top1 > best
-                if better and self.workers.rank == 0:
+                chosen = self.best.column == f"{name}_top1" and self.workers.rank == 0
+                if chosen and self.best.improves(self.history, scores[name].top1):
                     checkpoint.save(self._checkpoint(), self.run.folder.best)
         rate = self.learning_rate(self.step)
         self.history.append(self.report.end_epoch(self.step, rate, self.outcomes.score, scores))
@@ -226,17 +230,11 @@ class Trainer:
         self.run.folder.write_metrics(self.history, last=self.step >= self.total_steps)
 
     def _evaluate(self) -> Score:
-        """Score the network as it is on the validation set.
-
-        Raises Interrupted at once where there is one worker; several go on to the next step.
-        """
-
-        def leave_if_alone(_: object) -> None:
-            if self.stop.number is not None and self.workers.size == 1:
-                raise Interrupted(self.stop.number)
-
-        images = self.data.val.evaluation()
-        return evaluate(self.network.computed, images, leave_if_alone).over_all(self.workers)
+        """Score the network as it is on the validation set."""
+        score = evaluate(self.network.computed, self.data.val.evaluation(), self._leave_if_alone)
+        score = score.over_all(self.workers)
+        check_any(score, "validation")
+        return score
 
     def _precise_statistics(self) -> dict[str, mge.Tensor]:
         """Return batch-norm statistics for the present weights; none unless asked for."""
@@ -258,6 +256,7 @@ class Trainer:
 
         Raises UserError instead of replacing the file by weights that are not finite.
         """
+        self._save_wanted = self.stop.save = False
         self.settle()
         if not all(np.isfinite(p.numpy()).all() for p in self.model.parameters()):
             raise self._diverged("weight", self.step)
@@ -268,6 +267,7 @@ class Trainer:
                 "score": asdict(self.outcomes.score),
                 "history": self.history,
                 **self.update.state_dict(),
+                **self.best.state_dict(),
                 **resume.record(self.settings, self.data),
             }
         )
@@ -281,16 +281,20 @@ class Trainer:
             self.model, val.preprocessing, val.dataset.classes, training, ranges
         )
 
-    def resume(self, saved: Checkpoint) -> None:
+    def resume(self, saved: Checkpoint, has_best: bool = True) -> None:
         """Go on where `saved`, a latest.pkl whose weights the model already has, was written.
+
+        `has_best` is whether the best.pkl of that run is there too.
 
         Raises UserError when it is of another run; see resume.check.
         """
-        for warning in resume.check(saved, self.settings, self.data):
-            self.run.folder.log(warning)
+        warnings = resume.check(saved, self.settings, self.data, self.run.extend)
         state = saved.training
         self.step, self.history = state["step"], state["history"]
         self.outcomes.score = Score(**state["score"])
         self.update.load_state_dict(state)
         if self.network.quantized is not None:
             self.network.quantized.ranges = dict(saved.activation_ranges)
+        missing = self.best.load_state_dict(state, has_best)
+        for warning in (*warnings, *filter(None, [missing])):
+            self.run.folder.log(warning)

@@ -103,7 +103,7 @@ def usual_need(model: M.Module, size: int, images: int) -> int:
     layers = [module for module in model.modules() if not list(module.children())]
     hooks = [layer.register_forward_hook(count) for layer in layers]
     state = [(tensor, tensor.detach()) for tensor in model.buffers()]
-    model(mge.Tensor(np.zeros((1, 3, size, size), np.float32)))
+    model(mge.Tensor(np.zeros((1, model.in_chans, size, size), np.float32)))
     for hook in hooks:
         hook.remove()
     for tensor, value in state:

@@ -6,6 +6,8 @@ import resource
 from contextlib import suppress
 from pathlib import Path
 
+from data import cgroup
+
 
 def peak_memory(process: int | str = "self") -> float:
     """Return the most memory that a process has had resident so far, in MB (2^20 bytes).
@@ -20,9 +22,13 @@ def peak_memory(process: int | str = "self") -> float:
 
 
 def available_memory() -> float:
-    """Return the bytes that new processes can take without swapping (Linux); else infinity."""
+    """Return the bytes that new processes can take without swapping (Linux); else infinity.
+
+    The limit of a container or of a batch system's job counts where it is lower than the host's.
+    """
+    free = cgroup.available()
     with suppress(OSError):
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return float("inf")
+                free = min(free, int(line.split()[1]) * 1024)
+    return free

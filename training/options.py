@@ -15,13 +15,15 @@ import cli
 from data.augment import Augmentation
 
 from . import flags, recipe
-from .settings import DEFAULT_ARCH, RunOptions, Settings
+from .run_options import DEFAULT_ARCH, PREPROCESSING, RunOptions
+from .settings import Settings
 
 OWNERS = [Settings, Augmentation, RunOptions]
 HEADINGS = {
     "what most runs need": "arch data epochs batch_size lr ngpus tag resume pretrained recipe",
     "instead of training": "",
     "network and data": "size crop_ratio",
+    PREPROCESSING: "",
     "optimization": "",
     "augmentation": "",
     "learning from a teacher": "",
@@ -97,6 +99,14 @@ def check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         parser.error(
             f"--warmup-epochs {args.warmup_epochs:g} leaves nothing of --epochs {args.epochs}"
         )
+    if args.holdout is not None and args.data is None:
+        parser.error("--holdout takes images from the folder of --data, so it needs that")
+    if args.extend and not args.resume:
+        parser.error("--extend goes on with a run, so it needs --resume")
+    if args.entry and not args.pretrained:
+        parser.error("--entry chooses one of several sets of weights in the --pretrained file")
+    if args.in_chans not in (None, 1, 3):
+        parser.error(f"--in-chans {args.in_chans}: an image file gives 3 colours or 1 grey value")
     if args.freeze and not (args.pretrained or args.resume):
         parser.error("--freeze trains the classifier alone, so it needs weights by --pretrained")
     if args.qat and not (args.pretrained or args.resume):

@@ -9,16 +9,18 @@ KINDS = (
     "linear",  # matrices
     "norm",  # scales of batch norms, except for the next
     "identity norm",  # scale of the batch norm that is a block's identity branch
+    "layer scale",  # factors of a residual branch's channels
     "bias",  # of convolutions and linear layers, and the shifts of batch norms
 )
-VECTORS = ("norm", "identity norm", "bias")  # one number per channel, whatever their shape
+# one number per channel, whatever their shape
+VECTORS = ("norm", "identity norm", "layer scale", "bias")
 
 _KERNELS = ("convolution", "branch", "squeeze-and-excitation", "linear")
 # name -> the kinds of parameters that are decayed
 DECAY_RULES = {
     # DingXiaoH/RepVGG and BaseCls: by their names, which spare "bn" and "bias", not "identity"
-    "repvgg": (*_KERNELS, "identity norm"),
-    # timm, and so RepGhost and RepViT: nothing that has one dimension
-    "timm": _KERNELS,
+    "repvgg": (*_KERNELS, "identity norm", "layer scale"),
+    # timm, and so RepGhost, RepViT and FastViT: nothing that has one dimension; layer scales have 3
+    "timm": (*_KERNELS, "layer scale"),
     "all": KINDS,
 }

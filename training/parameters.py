@@ -24,9 +24,11 @@ def kinds(model: M.Module) -> dict[str, str]:
                 kind = "identity norm" if path.endswith("identity") else "norm"
             elif isinstance(module, M.Linear):
                 kind = "linear"
+            elif not name.endswith("weight"):
+                kind = "layer scale"
             elif name.startswith(tuple(gates)):
                 kind = "squeeze-and-excitation"
             else:
                 kind = "branch" if name in branches else "convolution"
             result[name] = kind
-    return result
+    return {name: result[name] for name, _ in model.named_parameters()}

@@ -48,11 +48,13 @@ class Report:
         """Show the state after `step` steps: the epoch's score so far, and the learning rate."""
         seen = self.progress.look(step, self.total - step, epochs_left)
         if self._events is not None:
-            points = {"loss": score.mean_loss, "lr": rate, "images_per_second": seen["speed"]}
+            points = {"lr": rate, "images_per_second": seen["speed"]}
+            if score.total:
+                points["loss"] = score.mean_loss
             self._events.add("step", points, step)
         facts = {
-            "loss": f"{score.mean_loss:.4f}",
-            "top-1": f"{score.top1:.2f} %",
+            "loss": f"{score.mean_loss:.4f}" if score.total else "of no image yet",
+            "top-1": f"{score.top1:.2f} %" if score.total else "of no image yet",
             "lr": f"{rate:.5f}",
             **describe(**seen),
         }

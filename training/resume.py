@@ -10,7 +10,7 @@ from data.augment import Augmentation
 from utils import UserError
 from weights.checkpoint import Checkpoint
 
-from . import flags
+from . import flags, identity
 from .groups import Data
 from .run_folder import versions
 from .settings import Settings
@@ -22,15 +22,21 @@ def record(settings: Settings, data: Data) -> dict[str, Any]:
         "settings": asdict(settings),
         "augmentation": asdict(data.train.dataset.augment),
         "training_images": len(data.train.dataset),
+        **data.identity,
         "versions": versions(),
     }
 
 
-def check(checkpoint: Checkpoint, settings: Settings, data: Data) -> list[str]:
+def check(
+    checkpoint: Checkpoint, settings: Settings, data: Data, extend: bool = False
+) -> list[str]:
     """Return warnings about a run that continues the one which saved `checkpoint`.
 
+    With `extend` there may be more epochs than that run had.
+
     Raises UserError when that run was another: other settings, augmentation, preprocessing or data.
-    Fields that older runs did not have count as their defaults.
+    Fields that older runs did not have count as their defaults, and what they did not record of
+    their data is not compared.
     """
     recorded = checkpoint.training
     if recorded is None:
@@ -39,7 +45,8 @@ def check(checkpoint: Checkpoint, settings: Settings, data: Data) -> list[str]:
             "resume from a latest.pkl"
         )
     now = record(settings, data)
-    _check_fields(Settings, recorded["settings"], now["settings"])
+    warnings = _check_epochs(recorded["settings"]["epochs"], settings.epochs, extend)
+    _check_fields(Settings, {**recorded["settings"], "epochs": settings.epochs}, now["settings"])
     if recorded.get("augmentation") is not None:  # the oldest runs have no record of it
         _check_fields(Augmentation, recorded["augmentation"], now["augmentation"])
     if checkpoint.preprocessing != data.val.preprocessing:
@@ -52,12 +59,56 @@ def check(checkpoint: Checkpoint, settings: Settings, data: Data) -> list[str]:
             f"the run to resume had {recorded['training_images']} training images, and now there "
             f"are {now['training_images']}; give the same --data"
         )
-    return [
+    warnings += _check_images(recorded, now, checkpoint.classes)
+    return warnings + [
         f"warning: {name} was {recorded['versions'].get(name)} and is now {version}: "
         "the result may differ in the last bits"
         for name, version in now["versions"].items()
         if recorded["versions"].get(name) != version
     ]
+
+
+def _check_epochs(before: int, now: int, extend: bool) -> list[str]:
+    """Return what `extend` does to the schedule; raise UserError where the epochs do not fit."""
+    if now == before:
+        return []
+    if not extend or now < before:
+        advice = f"give --epochs {before}, or start a new run with another --tag"
+        if now > before:
+            advice = f"add --extend to go on to {now} epochs, or {advice}"
+        raise UserError(f"the run to resume had epochs {before}, and now it is {now}; {advice}")
+    return [
+        f"--extend: going on to {now} epochs instead of {before}; from here on the learning rate "
+        f"is that of a run of {now} epochs"
+    ]
+
+
+def _check_images(
+    recorded: Mapping[str, Any], now: Mapping[str, Any], classes: list[str] | None
+) -> list[str]:
+    """Return warnings about the images' names.
+
+    Raises UserError when the classes, `classes` where the run recorded none, or the validation set
+    have changed.
+    """
+    before = recorded.get("classes", classes)
+    change = before and identity.class_difference(before, now["classes"])
+    if change:
+        raise UserError(
+            f"the run to resume had other classes: {change}; give the same --data, or start from "
+            "these weights with --pretrained and another --tag"
+        )
+    change = "validation" in recorded and identity.validation_difference(
+        recorded["validation"], now["validation"], now["classes"]
+    )
+    if change:
+        raise UserError(
+            f"the run to resume had another validation set: {change}; give the same --data, or "
+            "start from these weights with --pretrained and another --tag"
+        )
+    if recorded.get("training_names") in (None, now["training_names"]):
+        return []
+    return ["warning: training images have other names, and so another order, than before"]
 
 
 def _check_fields(owner: type, recorded: Mapping[str, Any], now: Mapping[str, Any]) -> None:

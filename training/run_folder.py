@@ -8,20 +8,27 @@ import json
 import math
 import os
 import platform
+import signal
+import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from utils import UserError, write_atomically
+from utils import UserError, remove_temporary_files, write_atomically
+
+from . import lock
 
 
 class RunFolder:
     """The output folder of a run, SAVE/ARCH/TAG, made when it is missing.
 
-    With `silent`, as in all workers but the first, nothing is written or printed. Raises UserError
-    when the folder cannot be written.
+    It belongs to this process alone until the process ends. What another process had not finished
+    writing when it was killed is removed. With `silent`, as in all workers but the first, nothing
+    is written or printed. Raises UserError when the folder cannot be written, or belongs to another
+    process.
     """
 
     def __init__(self, path: Path, silent: bool = False):
@@ -31,11 +38,25 @@ class RunFolder:
             return
         try:
             path.mkdir(parents=True, exist_ok=True)
-            (path / "log.txt").touch()
+            self._log = open(  # noqa: SIM115
+                path / "log.txt", "a", encoding="utf-8", errors="escaped"
+            )
         except OSError as error:
             raise UserError(
                 f"cannot write to the output folder {path}: {error.strerror}; give another --save"
             ) from None
+        if not lock.acquire(self._log):
+            raise UserError(
+                f"another run is writing to {path}; wait until it ends, or give another --tag"
+            )
+        remove_temporary_files(path)
+
+    def remove_if_unused(self) -> None:
+        """Remove the folder if nothing has been written to it."""
+        if not self.silent and not os.fstat(self._log.fileno()).st_size:
+            with suppress(OSError):
+                (self.path / "log.txt").unlink()
+                self.path.rmdir()  # fails unless it is empty
 
     @property
     def latest(self) -> Path:
@@ -48,15 +69,21 @@ class RunFolder:
         return self.path / "best.pkl"
 
     def log(self, line: str) -> None:
-        """Print a line, above the progress bar if there is one, and keep it in log.txt."""
+        """Print a line, above the progress bar if there is one, and keep it in log.txt.
+
+        Where that fails, as when the reader of a pipe has ended, the run is told to save and end.
+        """
         if self.silent:
             return
-        tqdm.write(line)
         try:
-            with open(self.path / "log.txt", "a") as file:
-                file.write(line + "\n")
-        except OSError as error:
-            raise UserError(f"cannot write {self.path / 'log.txt'}: {error.strerror}") from None
+            self._log.write(line + "\n")
+            self._log.flush()
+            tqdm.write(line)
+            sys.stdout.flush()
+        except OSError:
+            signal.raise_signal(signal.SIGPIPE)  # Python ignores it, except while a network trains
+            with suppress(OSError):
+                print(line, file=sys.stderr)
 
     def write_run(self, arguments: dict[str, Any]) -> None:
         """Write run.json: the arguments, and the versions that were used."""

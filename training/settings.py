@@ -1,4 +1,4 @@
-"""The settings of a run: what decides its result, and how it is carried out.
+"""The settings that decide the result of a run; run_options.py has how it is carried out.
 
 Each is one field. Its flag, its key in a recipe, its line in --show-config, its entry in a
 checkpoint and the check when a run is resumed all come from that field.
@@ -7,14 +7,11 @@ checkpoint and the check when a run is resumed all come from that field.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from data.setting import setting
 
 from .parameter_kinds import DECAY_RULES
-from .schedule import SCHEDULES
-
-DEFAULT_ARCH = "RepVGGA0"
+from .schedule import SCHEDULES, learning_rate
 
 
 @dataclass(frozen=True)
@@ -64,8 +61,8 @@ class Settings:
     decay_rule: str = setting(
         "repvgg",
         choices=tuple(DECAY_RULES),
-        help="parameters that decay: repvgg: kernels and the scales of identity branches; "
-        "timm: kernels; all: biases and batch norms too",
+        help="parameters that decay: repvgg: kernels, layer scales and the scales of identity "
+        "branches; timm: kernels and layer scales; all: biases and batch norms too",
     )
     custom_l2: bool = setting(
         False,
@@ -154,8 +151,8 @@ class Settings:
         None,
         group="learning from a teacher",
         metavar="ARCH:FILE",
-        help="trained network for the same classes to learn from; FILE is any file or URL that "
-        "convert_pretrained_weight.py reads",
+        help="trained network for the same classes to learn from; FILE is any file, folder, "
+        "URL or published name that convert_pretrained_weight.py reads",
     )
     distillation: str = setting(
         "hard",
@@ -184,6 +181,15 @@ class Settings:
         at_most=2**31 - 1,
         help="seed of the initial weights, the order of the images and the augmentation",
     )
+    holdout: float | None = setting(
+        None,
+        group="network and data",
+        above=0,
+        at_most=0.9,
+        metavar="FRACTION",
+        help="take this fraction of each class's training images as the validation set, chosen by "
+        "--seed and their names, instead of val/",
+    )
     sync_bn: bool = setting(
         False,
         group="several processes",
@@ -205,152 +211,16 @@ class Settings:
         "int8 form, for quantize.py; needs --pretrained",
     )
 
-
-@dataclass(frozen=True)
-class RunOptions:
-    """The settings of where a run starts, where its results go, and what it uses of the machine."""
-
-    GROUP = "running"
-
-    arch: str | None = setting(
-        None,
-        metavar="NAME",
-        help=f"architecture; --list-archs prints all names (default: {DEFAULT_ARCH})",
-    )
-    data: str | None = setting(
-        None,
-        metavar="DIR",
-        help="folder with train/CLASS/IMAGE and val/CLASS/IMAGE (or test/CLASS/IMAGE); without it "
-        "the handwritten digits of scikit-learn",
-    )
-    ngpus: int = setting(
-        1,
-        at_least=1,
-        metavar="N",
-        help="worker processes on this host, which share each batch: one per GPU (not tested), "
-        "or CPU workers joined by MPI where there is no GPU; within an mpiexec of your own, its "
-        "processes are the workers",
-    )
-    tag: str | None = setting(None, help="name of the run (default: date and time)")
-    resume: str | None = setting(
-        None,
-        metavar="FILE",
-        help="latest.pkl of a run to continue exactly; or auto: the newest one in SAVE/ARCH (with "
-        "--tag: in SAVE/ARCH/TAG), or a new run if there is none",
-    )
-    pretrained: str | None = setting(
-        None,
-        metavar="FILE",
-        help="weights to start from: any file or URL that convert_pretrained_weight.py reads; the "
-        "classifier starts anew where the number of classes differs",
-    )
-    recipe: str | None = setting(
-        None,
-        metavar="NAME",
-        help="flags from recipes/NAME.conf or from a file; flags that are typed win",
-    )
-    size: int | None = setting(
-        None,
-        defaults={"": 224, "digits": 32},
-        group="network and data",
-        at_least=1,
-        metavar="PIXELS",
-        help="side length of the network's input",
-    )
-    crop_ratio: float | None = setting(
-        None,
-        defaults={"": 0.875, "digits": 1.0},
-        group="network and data",
-        above=0,
-        at_most=1,
-        metavar="R",
-        help="side of the centre crop over the short side of the image, in validation",
-    )
-    skip_bad_images: bool = setting(
-        False,
-        group="network and data",
-        help="leave corrupt images out, with a count, instead of stopping",
-    )
-    save: Path = setting(  # noqa: RUF009
-        Path("checkpoints"), metavar="DIR", help="folder for results, which go to DIR/ARCH/TAG"
-    )
-    save_freq: int = setting(
-        500,
-        at_least=0,
-        metavar="STEPS",
-        help="steps between saves of latest.pkl, which every epoch ends with too; 0: after epochs "
-        "only",
-    )
-    print_freq: int = setting(20, at_least=1, metavar="STEPS", help="steps between log lines")
-    val_batch_size: int = setting(
-        100, at_least=1, metavar="IMAGES", help="images per batch in validation"
-    )
-    workers: int = setting(
-        2,
-        at_least=0,
-        metavar="N",
-        help="processes that decode and augment images; 0: none but this one",
-    )
-    low_memory: bool | None = setting(
-        None,
-        negatable=True,
-        help="compute activations again instead of keeping them: the same result from a third of "
-        "the memory, in about twice the time (default: on a CPU with too little memory)",
-    )
-    world_size: int = setting(
-        1,
-        group="several processes",
-        at_least=1,
-        metavar="HOSTS",
-        help="number of hosts with --ngpus GPUs each (GPUs only; not tested)",
-    )
-    rank: int = setting(
-        0,
-        group="several processes",
-        at_least=0,
-        metavar="HOST",
-        help="number of this host among them, counted from 0 (GPUs only; not tested)",
-    )
-    dist_addr: str = setting(
-        "localhost",
-        group="several processes",
-        metavar="ADDRESS",
-        help="address of host 0, to which the others connect (GPUs only; not tested)",
-    )
-    dist_port: int = setting(
-        23456,
-        group="several processes",
-        at_least=1,
-        at_most=65535,
-        metavar="PORT",
-        help="port on which host 0 listens (GPUs only; not tested)",
-    )
-    dtr: str | None = setting(
-        None,
-        metavar="SIZE",
-        help="drop activations above this much memory, such as 5GB, and compute them again (GPUs "
-        "only; not tested)",
-    )
-    list_archs: bool = setting(
-        False,
-        group="instead of training",
-        help="print the name of every architecture, one per line, and exit",
-    )
-    show_config: bool = setting(
-        False,
-        group="instead of training",
-        help="print every setting in the form of a recipe and exit",
-    )
-    show_samples: Path | None = setting(  # noqa: RUF009
-        None,
-        group="instead of training",
-        value_if_bare="samples.png",
-        metavar="FILE",
-        help="write a picture of what the network would see (default: samples.png) and exit",
-    )
-    find_lr: bool = setting(
-        False,
-        group="instead of training",
-        help="try learning rates from very small to too large on 100 steps, write find_lr.csv and "
-        "find_lr.png, suggest one and exit",
-    )
+    def learning_rate(self, step: int, steps_per_epoch: int) -> float:
+        """Return the learning rate of step 0, 1, ..."""
+        return learning_rate(
+            step,
+            self.epochs * steps_per_epoch,
+            self.lr,
+            self.schedule,
+            round(self.warmup_epochs * steps_per_epoch),
+            self.warmup_lr,
+            self.min_lr,
+            [round(epoch * steps_per_epoch) for epoch in self.milestones],
+            self.step_factor,
+        )

@@ -1,38 +1,84 @@
-"""SIGINT and SIGTERM while a network trains: noted at once, acted on between two steps."""
+"""Signals while a network trains: noted at once, acted on between two steps.
+
+SIGINT (Ctrl-C), SIGTERM and SIGHUP (the terminal was closed) end a run after it has saved, and so
+does SIGPIPE, which here means that the output can no longer be written. SIGUSR1 makes it save and
+go on; batch systems can send it some time before they end a job.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
+import time
+from contextlib import suppress
+
+from data.processes import JOB_SIGNALS
+
+SAVING = signal.SIGUSR1
+_NOTED = (*JOB_SIGNALS, signal.SIGPIPE)
+# an environment variable: a worker whose parent decides about a second SIGINT
+SUPERVISED = "WORKERS_FOLDER"
+_BOUNCE = 0.1  # seconds within which a second SIGINT is taken to be the same as the first
 
 
 class Interrupted(Exception):
-    """SIGINT or SIGTERM arrived, and training has stopped; `signal` is the signal's number."""
+    """A signal arrived, and training has stopped; `signal` is its number."""
 
     def __init__(self, number: int):
-        super().__init__(signal.Signals(number).name)
+        name = signal.Signals(number).name
+        why = " (the output can no longer be written)" if number == signal.SIGPIPE else ""
+        super().__init__(name + why)
         self.signal = number
 
 
 class StopSignal:
-    """A context within which SIGINT and SIGTERM are noted and otherwise ignored.
+    """A context within which signals are noted and otherwise ignored.
+
+    Contexts may be nested, also the same one; the inner one knows what the outer has noted. A
+    second SIGINT ends the process at once, unless it is a worker whose parent decides on that.
 
     Attributes:
-        number: the signal that arrived last, or None.
+        number: the first signal to end the run that arrived, or None.
+        save: whether SIGUSR1 has arrived; whoever saves sets it to False.
     """
 
     def __init__(self):
         self.number: int | None = None
-        self._previous: dict[signal.Signals, object] = {}
+        self.save = False
+        self._since = 0.0  # when `number` arrived
+        self._previous: list[dict[signal.Signals, object]] = []
 
     def __enter__(self) -> StopSignal:
-        self._previous = {
-            number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        outer = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+        if isinstance(outer, StopSignal) and self.number is None:
+            self.number, self._since = outer.number, outer._since
+            self.save = outer.save
+        previous = {}
+        for number in _NOTED:
+            # nohup ignores SIGHUP for us
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                previous[number] = signal.signal(number, self._note)
+        self._previous.append(previous)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        for number, handler in self._previous.pop().items():
+            signal.signal(number, handler or signal.SIG_DFL)
 
     def _note(self, number: int, _frame: object) -> None:
-        self.number = number
+        impatient = number == signal.SIGINT and SUPERVISED not in os.environ
+        if number == SAVING:
+            self.save = True
+        elif self.number is None:
+            self.number, self._since = number, time.monotonic()
+            if impatient:
+                _tell("stopping as soon as possible; Ctrl-C again ends at once")
+        elif impatient and time.monotonic() > self._since + _BOUNCE:
+            _tell("ended at once")
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+
+def _tell(line: str) -> None:
+    with suppress(OSError):
+        os.write(2, f"\n{line}\n".encode())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,11 +17,13 @@ import utils
 import weights
 from data import datasets, mixing
 from data.contact_sheet import contact_sheet
+from data.holdout import hold_out
 from data.loader import Loader
-from data.transforms import Preprocessing
-from weights import catalog, checkpoint
+from data.transforms import TORCHVISION, Preprocessing
+from weights import catalog, checkpoint, preprocessing
+from weights.channels import with_input_channels
 
-from . import gpu, low_memory, memory, options
+from . import constant_norms, gpu, low_memory, memory, options, signals
 from .distributed import Workers
 from .groups import Data, Network, Run
 from .loop import Trainer
@@ -39,30 +40,12 @@ def open_data(args: argparse.Namespace) -> tuple[datasets.Dataset, datasets.Data
         train, val = datasets.digits()
     else:
         train = datasets.image_folder(args.data, "train")
-        val = datasets.image_folder(args.data, "val")
-        val = datasets.with_class_order(val, len(train.classes), train.classes)
+        if args.holdout is not None:
+            train, val = hold_out(train, args.holdout, args.seed)
+        else:
+            val = datasets.image_folder(args.data, "val")
+            val = datasets.with_class_order(val, len(train.classes), train.classes)
     return replace(train, augment=options.augmentation(args, train.augment)), val
-
-
-def locate(args: argparse.Namespace) -> tuple[Path, Path | None]:
-    """Return the output folder, and the checkpoint to resume from or None.
-
-    Raises UserError where a new run would overwrite another.
-    """
-    home = args.save / args.arch
-    if args.resume == "auto":
-        latest = checkpoint.newest(home / args.tag if args.tag else home, "latest.pkl")
-        if latest is not None:
-            return latest.parent, latest
-    elif args.resume is not None:
-        latest = Path(args.resume)
-        return home / args.tag if args.tag else latest.parent, latest
-    folder = home / (args.tag or time.strftime("%Y-%m-%d_%H-%M-%S"))
-    if (folder / "latest.pkl").exists():
-        raise utils.UserError(
-            f"{folder} already holds a run; go on with it by --resume auto, or name a new --tag"
-        )
-    return folder, None
 
 
 class StartingPoint:
@@ -72,33 +55,74 @@ class StartingPoint:
         model: in train form.
         preprocessing: of the images, in the colour order that the weights expect.
         saved: the checkpoint that the weights are from, or None for random weights.
-        note: a line about where the weights are from, or None.
+        notes: lines about where the weights and the preprocessing are from.
     """
 
     def __init__(self, args: argparse.Namespace, num_classes: int, resume_from: Path | None):
         """Raises UserError when a checkpoint cannot be read or does not fit."""
         mge.random.seed(args.seed)
+        stated = preprocessing.of_flags(args)
+        for field in ("size", "crop_ratio"):
+            stated[field] = (getattr(args, field), "this run's")
         self.saved: checkpoint.Checkpoint | None = None
-        self.note: str | None = None
+        self.notes: list[str] = []
         if resume_from is not None:
-            self.saved = checkpoint.read(resume_from, args.arch)
+            self.saved = checkpoint.read(resume_from, args.arch, stride=args.stride, stated=stated)
             self.model = weights.load(self.saved, args.arch, num_classes, deploy=False)
+            _check_channels(args.in_chans, self.model, resume_from)
         elif args.pretrained is not None:
-            self.saved = checkpoint.read(catalog.locate(args.pretrained), args.arch)
+            path = catalog.locate(args.pretrained)
+            self.saved = checkpoint.read(
+                path, args.arch, entry=args.entry, stride=args.stride, stated=stated
+            )
+            converted = None
+            if args.in_chans is not None:
+                self.saved, converted = with_input_channels(self.saved, args.in_chans)
             self.model, dropped = weights.load_for_fine_tuning(self.saved, args.arch, num_classes)
-            self.note = self._kept(args.pretrained, dropped)
+            kept = self._kept(args.pretrained, dropped)
+            if converted:
+                kept += f"; for images of {converted}"
+            self.notes = [kept, *self._preprocessing()]
         else:
-            self.model = models.create(args.arch, num_classes)
-        preprocessing = Preprocessing() if self.saved is None else self.saved.preprocessing
-        self.preprocessing = replace(preprocessing, size=args.size, crop_ratio=args.crop_ratio)
+            self.model = models.create(
+                args.arch, num_classes, in_chans=args.in_chans or 3, stride=args.stride or 32
+            )
+        if self.saved is not None:
+            self.preprocessing = self.saved.preprocessing
+        else:
+            self.preprocessing, _, _ = preprocessing.resolve(
+                preprocessing.of_habit(TORCHVISION, "the default"),
+                stated,
+                classes=num_classes,
+                channels=self.model.in_chans,
+                path="the new network",
+            )
+
+    def _preprocessing(self) -> list[str]:
+        saved = self.saved
+        return preprocessing.lines(saved.preprocessing, saved.classes, saved.origins)
 
     def _kept(self, source: str, dropped: list[str]) -> str:
         kept = len(self.saved.state_dict) - len(dropped)
+        if self.saved.num_classes == 0:
+            return (
+                f"starting from {source}: all {kept} tensors kept; it is a backbone, so the "
+                "classifier starts from random weights"
+            )
         if not dropped:
             return f"starting from {source}: all {kept} tensors kept"
         return (
             f"starting from {source}: {kept} tensors kept; dropped, as it has "
             f"{self.saved.num_classes} classes: {', '.join(dropped)}"
+        )
+
+
+def _check_channels(in_chans: int | None, model: M.Module, path: Path) -> None:
+    """Raise UserError when a run to resume has another number of channels than --in-chans."""
+    if in_chans not in (None, model.in_chans):
+        raise utils.UserError(
+            f"the run to resume, {path}, takes images of {model.in_chans} channels; leave out "
+            f"--in-chans {in_chans}, or start a new run with another --tag"
         )
 
 
@@ -121,14 +145,15 @@ def make_trainer(
     start: StartingPoint,
     train_set: datasets.Dataset,
     val_set: datasets.Dataset,
-    folder: Path,
+    folder: RunFolder,
     workers: Workers,
 ) -> Trainer:
-    """Return the trainer that the flags ask for, at its first step; makes the output folder."""
+    """Return the trainer that the flags ask for, at its first step."""
     guide, quantized = None, None
+    if args.class_names is not None:
+        _check_classes(start, train_set.classes)
     if args.teacher is not None:
         guide = open_teacher(args.teacher, train_set.classes, start.preprocessing)
-    folder = RunFolder(folder, silent=workers.rank > 0)
     loaders = [
         Loader(
             dataset,
@@ -138,6 +163,7 @@ def make_trainer(
             args.skip_bad_images,
             workers.rank,
             workers.size,
+            args.stall_timeout,
         )
         for dataset, batch in ((train_set, args.batch_size), (val_set, args.val_batch_size))
     ]
@@ -152,20 +178,39 @@ def make_trainer(
 
         quantized = qat.FakeQuantized(start.model)
     settings = options.settings(args, guide and guide.name)
-    run = Run(folder, workers, args.print_freq, args.save_freq, args.low_memory)
-    return Trainer(Network(start.model, quantized, guide), Data(*loaders), settings, run)
+    run = Run(folder, workers, args.print_freq, args.save_freq, args.low_memory, args.extend)
+    trainer = Trainer(Network(start.model, quantized, guide), Data(*loaders), settings, run)
+    constant = constant_norms.warn(start.model, settings, args.size, workers.size)
+    if constant is not None:
+        folder.log(constant)
+    return trainer
+
+
+def _check_classes(start: StartingPoint, classes: list[str]) -> None:
+    """Raise UserError where a classifier is kept whose classes are others than the data's."""
+    saved = start.saved
+    if saved is not None and saved.num_classes == len(classes) and saved.classes != classes:
+        first, other = next(
+            pair for pair in zip(saved.classes, classes, strict=True) if pair[0] != pair[1]
+        )
+        raise utils.UserError(
+            f"--class-names has {first!r} where the data has the class {other!r}; give the folders "
+            "of the data the names, and thereby the order, that the weights have"
+        )
 
 
 def _memory_is_short(
     args: argparse.Namespace, model: M.Module, workers: Workers, folder: RunFolder
 ) -> bool:
-    """Return whether the CPU workers, taken to be on one host, need more memory than is free."""
+    """Return whether the CPU workers of some host need more memory than is free on it."""
     if environment.gpu_count():
         return False
     images = -(-args.batch_size // (workers.size * args.accumulate))
-    need = workers.size * low_memory.usual_need(model, args.size, images)
-    # all decide alike, by what the first one sees
-    available = workers.gather([memory.available_memory()])[0, 0]
+    need = workers.local_size * low_memory.usual_need(model, args.size, images)
+    # all decide alike, by the host that is shortest of memory
+    needed, free = workers.gather([need, memory.available_memory()]).T
+    worst = int((free - needed).argmin())
+    need, available = needed[worst], free[worst]
     if need < available:
         return False
     folder.log(
@@ -176,16 +221,35 @@ def _memory_is_short(
     return True
 
 
+def warnings(train: datasets.Dataset, val: datasets.Dataset) -> list[str]:
+    """Return what is to be said about the data before training."""
+    return [*datasets.left_out([train, val]), *datasets.single_class(train)]
+
+
 def describe(args: argparse.Namespace, trainer: Trainer) -> str:
     """Return a line that sums up a run."""
     train, val = trainer.data.train.dataset, trainer.data.val.dataset
+    source = f" ({val.split})" if val.split not in ("", "val/") else ""
+    name = models.variant_name(args.arch, trainer.network.model.options)
     line = (
-        f"{args.arch} on {train.name}: {len(train)} training and {len(val)} validation images, "
+        f"{name} on {train.name}: {len(train)} training and {len(val)} validation images"
+        f"{source}, "
         f"{len(train.classes)} classes, {args.size} px; {args.epochs} epochs of "
         f"{trainer.steps_per_epoch} steps of {args.batch_size} images; "
         f"learning rate {trainer.settings.lr:g} (--lr {args.lr:g} x {args.batch_size}/256)"
     )
     return line + (f"; {trainer.workers.size} workers" if trainer.workers.size > 1 else "")
+
+
+def interruption(
+    args: argparse.Namespace, trainer: Trainer, interrupted: signals.Interrupted
+) -> str:
+    """Return the last line of a run that a signal has stopped."""
+    line = f"stopped by {interrupted} after step {trainer.step}; "
+    if args.find_lr:
+        return line + "the range test saves nothing"
+    latest = trainer.run.folder.latest
+    return line + f"saved {latest}; go on with the same command and --resume {latest}"
 
 
 def summarize(trainer: Trainer) -> list[str]:
@@ -198,7 +262,9 @@ def summarize(trainer: Trainer) -> list[str]:
     skipped = int(trainer.workers.gather([skipped]).sum())
     if skipped:
         lines.append(f"{skipped} bad images were skipped")
-    best = max(trainer.history, key=lambda row: row[trainer.judged_by])
+    best, latest = trainer.best.row(trainer.history), trainer.run.folder.latest
+    if best is None:
+        return [*lines, f"no epoch was left to train; the network of the last one: {latest}"]
     whose = " of the averaged weights" if trainer.settings.ema else ""
-    top1, file = best[trainer.judged_by], trainer.run.folder.best
+    top1, file = best[trainer.best.column], trainer.run.folder.best
     return [*lines, f"best top-1{whose} {top1:.2f} % in epoch {best['epoch']}: {file}"]

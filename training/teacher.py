@@ -28,11 +28,12 @@ class Teacher:
         model.eval()
         self.model, self.name = model, name
         self.flip = own.color != given.color
-        mean, std = (np.array(value) for value in (given.mean, given.std))
+        mean, std = given.per_channel(given.mean), given.per_channel(given.std)
         if self.flip:
             mean, std = mean[::-1], std[::-1]
-        self.scale = (std / own.std).astype(np.float32).reshape(3, 1, 1)
-        self.shift = ((mean - own.mean) / own.std).astype(np.float32).reshape(3, 1, 1)
+        own_mean, own_std = own.per_channel(own.mean), own.per_channel(own.std)
+        self.scale = (std / own_std).astype(np.float32).reshape(-1, 1, 1)
+        self.shift = ((mean - own_mean) / own_std).astype(np.float32).reshape(-1, 1, 1)
 
     def convert(self, images: np.ndarray) -> np.ndarray:
         """Return images [N, 3, H, W] in the colour order and normalization of the teacher."""
@@ -63,5 +64,11 @@ def open_teacher(text: str, classes: list[str], given: Preprocessing) -> Teacher
         raise UserError(
             f"the teacher {path} knows other classes than the data, such as {saved.classes[0]!r}; "
             "give one that was trained on this data"
+        )
+    if saved.preprocessing.channels != given.channels:
+        raise UserError(
+            f"the teacher {path} takes images of {saved.preprocessing.channels} channels, and the "
+            f"network in training {given.channels}; convert the teacher with --in-chans "
+            f"{given.channels} first"
         )
     return Teacher(model, saved.preprocessing, given, f"{arch}, sha256 {files.sha256(path)[:16]}")

@@ -1,6 +1,6 @@
 """The original MobileOne (apple/ml-mobileone): PyTorch or .npz files, RGB images."""
 
-from data.transforms import Preprocessing
+from data.transforms import TORCHVISION
 
 from .keymap import Source, product
 
@@ -22,5 +22,5 @@ MOBILEONE = Source(
         ),
         ("linear.{p}", "linear.{p}"),
     ),
-    preprocessing=Preprocessing(),
+    preprocessing=TORCHVISION,
 )

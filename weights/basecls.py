@@ -25,8 +25,6 @@ REPVGG = Source(
         ("head.fc.{p}", "linear.{p}"),
     ),
     preprocessing=BASECLS,
-    sizes={"RepVGGD2se": (320, 0.875)},
-    dropped=(),
     # BaseCls leaves the branches of its deployed networks where they were.
     copies=(("{p}.rbr_reparam.{q}", "{p}.rbr_dense.conv.weight"),),
     pytorch=False,

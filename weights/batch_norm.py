@@ -11,22 +11,68 @@ from .keymap import Tensors
 EPS = 1e-5  # the same in all batch norms here and in the other repositories
 
 
-def fold(tensors: Tensors, conv: str, bn: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """Remove the kernel called `conv` and the batch norm `bn` from `tensors`; return them fused.
+def fold(
+    tensors: Tensors, conv: str, bn: str, before: str | None = None
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Remove the kernel called `conv` and its batch norms from `tensors`; return them fused.
 
-    Returns a kernel [O, I/groups, kh, kw] and a bias [O] in float64. Returns None and removes
-    nothing when a part is missing or does not fit; the comparison with the network's tensors
-    names it.
+    The batch norm `bn` follows the convolution; one called `before`, if any, precedes it, and the
+    kernel is 1x1 then. Returns a kernel [O, I/groups, kh, kw] and a bias [O] in float64. Returns
+    None and removes nothing when a part is missing or does not fit; the comparison with the
+    network's tensors names it.
     """
-    names = [f"{bn}.{part}" for part in ("weight", "bias", "running_mean", "running_var")]
-    if not {conv, *names} <= tensors.keys():
+    kernel = tensors.get(conv)
+    if kernel is None or kernel.ndim < 4:
         return None
-    kernel = tensors[conv]
-    if kernel.ndim != 4 or any(tensors[name].size != len(kernel) for name in names):
+    kernel = kernel.reshape(-1, *kernel.shape[-3:])  # MegEngine's groups: [G, O/G, ...] -> [O, ...]
+    if not _has_norm(tensors, bn, len(kernel)):
         return None
-    weight, bias, mean, variance = (tensors.pop(name) for name in names)
+    if before is not None and not _has_norm(tensors, before, int(np.prod(kernel.shape[1:]))):
+        return None
+    gain, shift = _pop_norm(tensors, bn)
+    del tensors[conv]
+    kernel = kernel * gain[:, None, None, None]
+    if before is None:
+        return kernel, shift
+    matrix, bias = _after(_pop_norm(tensors, before), kernel.reshape(len(kernel), -1), shift)
+    return matrix.reshape(kernel.shape), bias
+
+
+def fold_before(tensors: Tensors, bn: str, linear: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """Remove the batch norm `bn` and the linear layer after it from `tensors`; return them fused.
+
+    Returns a matrix [O, I] and a bias [O] in float64, or None as `fold` does.
+    """
+    names = f"{linear}.weight", f"{linear}.bias"
+    if not set(names) <= tensors.keys():
+        return None
+    matrix, bias = (tensors[name] for name in names)
+    if matrix.ndim != 2 or bias.size != len(matrix) or not _has_norm(tensors, bn, matrix.shape[1]):
+        return None
+    for name in names:
+        del tensors[name]
+    return _after(_pop_norm(tensors, bn), matrix, bias.reshape(-1))
+
+
+def _after(
+    norm: tuple[np.ndarray, np.ndarray], matrix: np.ndarray, bias: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    gain, shift = norm
+    return matrix * gain, bias + matrix @ shift
+
+
+def _parts(bn: str) -> list[str]:
+    return [f"{bn}.{part}" for part in ("weight", "bias", "running_mean", "running_var")]
+
+
+def _has_norm(tensors: Tensors, bn: str, channels: int) -> bool:
+    return all(n in tensors and tensors[n].size == channels for n in _parts(bn))
+
+
+def _pop_norm(tensors: Tensors, bn: str) -> tuple[np.ndarray, np.ndarray]:
+    weight, bias, mean, variance = (tensors.pop(name) for name in _parts(bn))
     gain, shift = map(np.asarray, reparam.gain_and_shift(weight, bias, mean, variance, EPS))
-    return tensors.pop(conv) * gain[:, None, None, None], shift
+    return gain, shift
 
 
 def adding(bias: np.ndarray, bn: str) -> Tensors:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from utils import UserError
 
 from . import basecls
+from .files import in_folder
 
 
 class Published(NamedTuple):
@@ -22,6 +23,8 @@ class Published(NamedTuple):
         top1, top5: accuracy in percent as the publisher reports it, not measured here.
         reported_by: who reports it.
         where: URL of the file, or of the page that links to it.
+        size, crop_ratio: of the images with which that accuracy was measured; see
+            data.transforms.Preprocessing.
     """
 
     source: str
@@ -31,7 +34,28 @@ class Published(NamedTuple):
     top5: float | None
     reported_by: str
     where: str
+    size: int = 224
+    crop_ratio: float = 0.875
 
+    @property
+    def licence(self) -> str:
+        """Licence of the weights, by the repository of those who trained them."""
+        for name, licence in _LICENCES.items():
+            if name == self.source or self.arch.lower().startswith(name):
+                return licence
+        return "unknown"
+
+
+_LICENCES = {  # timm converted the weights of others, which stay under their licence
+    "basecls": "Apache-2.0",
+    "megengine": "Apache-2.0",
+    "repvgg": "MIT",
+    "mobileone": "Apple's own",
+    "fastvit": "Apple's own",
+    "repvit": "Apache-2.0",
+    "repghost": "MIT",
+    "replknet": "MIT",
+}
 
 _ORIGINAL = {  # from the repository's table; sizes and epochs as there
     "RepVGG-A0": 72.41,
@@ -62,6 +86,7 @@ _TIMM = {
     "repvgg_d2se": (83.550, 96.666),
 }
 _APPLE = {"s0": 71.4, "s1": 75.9, "s2": 77.4, "s3": 78.1, "s4": 79.4}
+_APPLE_CROPS = {"s0": 0.875}  # 0.9 for the others; from the configurations of timm 1.0.31
 # best epoch of the network without averaging: trained with distillation for 450 epochs, else 300
 _REPVIT = {"m0_6": 74.1, "m0_9": 79.1, "m1_0": 80.3, "m1_1": 81.2, "m1_5": 82.5, "m2_3": 83.7}
 _TIMM_REPVIT = {"m0_9": 79.058, "m1_0": 80.430, "m1_1": 81.314, "m1_5": 82.520, "m2_3": 83.746}
@@ -75,6 +100,22 @@ _REPGHOST = {  # the repository's own evaluation, top-1 and top-5, and top-1 as 
     "150": (77.454, 93.500, 77.474),
     "200": (78.806, 94.326, 78.802),
 }
+# top-1 as Apple reports it, plain and distilled; top-1 and top-5 as timm evaluates the same files
+_FASTVIT = {
+    "t8": ((76.2, 77.2), (76.184, 93.042), (77.170, 93.274)),
+    "t12": ((79.3, 80.3), (79.276, 94.570), (80.364, 95.040)),
+    "s12": ((79.9, 81.1), (79.882, 94.798), (81.074, 95.278)),
+}
+# top-1 and where it is from; the 384 px networks take whole images, resized to a square
+_REPLKNET = {
+    "RepLKNet-31B_224": ("RepLKNet31B", 83.5, ""),
+    "RepLKNet-31B_384": ("RepLKNet31B", 84.8, " at 384 px"),
+    "22K-31B_224": ("RepLKNet31B", 85.2, " (22K)"),
+    "22K-31B_384": ("RepLKNet31B", 86.0, " at 384 px (22K)"),
+    "22K-31L_384": ("RepLKNet31L", 86.6, " at 384 px (22K)"),
+}
+_FASTVIT_IMAGES = (256, 0.9)  # size and crop ratio
+_FASTVIT_URL = "https://docs-assets.developer.apple.com/ml-research/models/fastvit"
 _BASECLS: dict[str, tuple[float | None, float | None]] = {
     "repvgg_a0": (72.254, 90.494),  # the only one with reported figures
 }
@@ -88,6 +129,7 @@ PUBLISHED = (
             *_BASECLS.get(name, (None, None)),
             "README of Asthestarsfalll/RepVGG-MegEngine" if name in _BASECLS else "",
             basecls.URL.format(name),
+            size=320 if arch == "RepVGGD2se" else 224,
         )
         for name, arch in basecls.PUBLISHED.items()
     ),
@@ -100,6 +142,7 @@ PUBLISHED = (
             None,
             "DingXiaoH/RepVGG" + (" at 320 px" if "se" in name else ""),
             "https://github.com/DingXiaoH/RepVGG",
+            *((320, 1.0) if "se" in name else ()),
         )
         for name, top1 in _ORIGINAL.items()
     ),
@@ -111,6 +154,7 @@ PUBLISHED = (
             *figures,
             "timm" + (" at 320 px" if "se" in name else ""),
             f"https://huggingface.co/timm/{name}.rvgg_in1k",
+            *((320, 1.0) if "se" in name else ()),
         )
         for name, figures in _TIMM.items()
     ),
@@ -123,6 +167,7 @@ PUBLISHED = (
             None,
             "apple/ml-mobileone",
             "https://github.com/apple/ml-mobileone",
+            crop_ratio=_APPLE_CROPS.get(name, 0.9),
         )
         for name, top1 in _APPLE.items()
     ),
@@ -135,6 +180,7 @@ PUBLISHED = (
             None,
             "",
             f"https://huggingface.co/timm/mobileone_{name}.apple_in1k",
+            crop_ratio=_APPLE_CROPS.get(name, 0.9),
         )
         for name in _APPLE
     ),
@@ -159,6 +205,7 @@ PUBLISHED = (
             None,
             "timm (crop 0.95)",
             f"https://huggingface.co/timm/repvit_{name}.dist_450e_in1k",
+            crop_ratio=0.95,
         )
         for name, top1 in _TIMM_REPVIT.items()
     ),
@@ -186,25 +233,102 @@ PUBLISHED = (
         )
         for name, (_, _, top1) in _REPGHOST.items()
     ),
+    *(
+        Published(
+            "apple",
+            f"fastvit_{name}{ending}",
+            f"FastViT{name.upper()}",
+            top1,
+            None,
+            "apple/ml-fastvit at 256 px",
+            f"{_FASTVIT_URL}/image_classification_{folder}/fastvit_{name}.pth.tar",
+            *_FASTVIT_IMAGES,
+        )
+        for name, (reported, _, _) in _FASTVIT.items()
+        for ending, folder, top1 in zip(
+            ("", "_dist"), ("models", "distilled_models"), reported, strict=True
+        )
+    ),
+    *(
+        Published(
+            "timm",
+            f"fastvit_{name}{ending}",
+            f"FastViT{name.upper()}",
+            *figures,
+            "timm at 256 px",
+            f"https://huggingface.co/timm/fastvit_{name}.apple{ending}_in1k",
+            *_FASTVIT_IMAGES,
+        )
+        for name, (_, *evaluated) in _FASTVIT.items()
+        for ending, figures in zip(("", "_dist"), evaluated, strict=True)
+    ),
+    Published(
+        "megengine",
+        "replknet31_base",
+        "RepLKNet31B",
+        83.58,
+        None,
+        "MegEngine/RepLKNet",
+        "https://data.megengine.org.cn/research/replknet/replknet31_base_224_pt1k_basecls.pkl",
+    ),
+    *(
+        Published(
+            "replknet",
+            name,
+            arch,
+            top1,
+            None,
+            "DingXiaoH/RepLKNet-pytorch" + how,
+            "https://github.com/DingXiaoH/RepLKNet-pytorch",
+            *((384, 1.0) if name.endswith("384") else ()),
+        )
+        for name, (arch, top1, how) in _REPLKNET.items()
+    ),
 )
 
 
-def locate(source: str | PathLike) -> Path:
-    """Return the local file of a path, an http(s) URL or a name such as "basecls:repvgg_a0".
+def published(source: str, arch: str) -> Published | None:
+    """Return what `source` has published of an architecture, or None."""
+    return next((p for p in PUBLISHED if (p.source, p.arch) == (source, arch)), None)
 
-    What is not local is downloaded to the cache. Raises UserError when that fails, and for a name
-    that is not published.
+
+def locate(source: str | PathLike) -> Path:
+    """Return the local file of weights that is meant.
+
+    Args:
+        source: a path; a folder, such as a run's or one of a Hugging Face repository; an http(s)
+            URL; or SOURCE:NAME of `PUBLISHED`, such as "basecls:repvgg_a0".
+
+    What is not local is downloaded to the cache. Raises UserError when that fails, for a folder
+    without weights, and for a name that is not published.
     """
+    if not isinstance(source, str | PathLike):
+        raise UserError(
+            f"{source!r} names no weights; give a file, a folder, an http(s) URL or the name of "
+            "published weights, such as 'basecls:repvgg_a0'"
+        )
     text = os.fspath(source)
-    if text.startswith("basecls:"):
-        name = text.removeprefix("basecls:")
-        if name not in basecls.PUBLISHED:
-            raise UserError(
-                f"BaseCls has published no {name!r}; the names are {', '.join(basecls.PUBLISHED)}"
-            )
-        text = basecls.URL.format(name)
+    publisher, _, name = text.partition(":")
+    if publisher in {entry.source for entry in PUBLISHED} and not os.path.exists(text):
+        text = _url(publisher, name)
     if "://" in text:
         from .download import fetch  # requests takes a while, which a local file need not
 
         return fetch(text)
-    return Path(text)
+    return in_folder(text)
+
+
+def _url(publisher: str, name: str) -> str:
+    """Return the address of a published file."""
+    names = {entry.name: entry for entry in PUBLISHED if entry.source == publisher}
+    if name not in names:
+        title = "BaseCls" if publisher == "basecls" else publisher
+        raise UserError(f"{title} has published no {name!r}; the names are {', '.join(names)}")
+    where = names[name].where
+    if publisher == "timm":
+        return f"{where}/resolve/main/model.safetensors"
+    if publisher == "basecls":
+        return basecls.URL.format(name)
+    raise UserError(
+        f"{publisher}:{name} has no address of its own; download it from {where} and give the file"
+    )

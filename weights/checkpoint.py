@@ -7,7 +7,7 @@ A checkpoint file of this project is a pickle of arrays and plain values: those 
 from __future__ import annotations
 
 import pickle
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,9 @@ import megengine.module as M
 import numpy as np
 
 from data.transforms import Preprocessing
-from utils import UserError, write_atomically
+from utils import UserError, say_once, write_atomically
 
-from . import convert, files
+from . import convert, files, preprocessing
 from .keymap import Tensors
 from .state import class_count, form_of
 
@@ -38,7 +38,7 @@ class Checkpoint:
     Attributes:
         arch: name of the architecture.
         form: "train" or "deploy".
-        num_classes: length of the logits.
+        num_classes: length of the logits; 0 for a backbone without a classifier.
         classes: names of the classes, if they are known.
         preprocessing: what images go through before the network.
         state_dict: name -> float array, in the names and shapes of a network made by models.create.
@@ -49,6 +49,11 @@ class Checkpoint:
         path: file that it was read from, for messages; not saved.
         source: whose layout the file is in, for reports; not saved.
         dropped: names of the file's tensors that were left out on purpose; not saved.
+        entry: name of the set of weights in the file that this is; not saved.
+        other_entries: names of the file's other sets of weights; not saved.
+        origins: field of the preprocessing, or "classes" -> where its value is from, for reports;
+            not saved.
+        note: what was assumed of it, as its tensors do not tell it, or None; not saved.
     """
 
     arch: str
@@ -63,9 +68,13 @@ class Checkpoint:
     path: PathLike | str = "the checkpoint"
     source: str = OURS
     dropped: list[str] = field(default_factory=list)
+    entry: str | None = None
+    other_entries: list[str] = field(default_factory=list)
+    origins: dict[str, str] = field(default_factory=dict)
+    note: str | None = None
 
 
-_NOT_SAVED = ("path", "source", "dropped")
+_NOT_SAVED = ("path", "source", "dropped", "entry", "other_entries", "origins", "note")
 
 
 def of_model(
@@ -75,14 +84,17 @@ def of_model(
     training: dict[str, Any] | None = None,
     activation_ranges: dict[str, tuple[float, float]] | None = None,
 ) -> Checkpoint:
-    """Return the checkpoint of a network made by `models.create`, with copies of its tensors."""
+    """Return the checkpoint of a network made by `models.create`, with copies of its tensors.
+
+    The number of channels in the preprocessing becomes that of the network.
+    """
     state_dict = {key: np.array(value) for key, value in model.state_dict().items()}
     return Checkpoint(
         model.arch,
         form_of(state_dict),
         model.num_classes,
         classes,
-        preprocessing,
+        replace(preprocessing, channels=model.options.get("in_chans", 3)),
         state_dict,
         training,
         model.options,
@@ -102,21 +114,85 @@ def save(checkpoint: Checkpoint, path: str | PathLike) -> None:
     write_atomically(path, lambda file: pickle.dump(contents, file, protocol=5))
 
 
-def read(path: str | PathLike, arch: str | None = None, source: str | None = None) -> Checkpoint:
+def read(
+    path: str | PathLike,
+    arch: str | None = None,
+    source: str | None = None,
+    entry: str | None = None,
+    stated: preprocessing.Statements | None = None,
+    color_matters: bool = True,
+    stride: int | None = None,
+) -> Checkpoint:
     """Return the checkpoint in a file, in the form that it has; others' layouts are converted.
 
+    Where the file has several sets of weights, a line on stderr says which one was taken.
+
     Args:
-        path: a file of any kind that weights.files reads.
+        path: a file of any kind that weights.files reads, or a folder.
         arch: architecture to look for in another repository's file, where that is known.
         source: name of the repository in whose layout the file must be; None to recognize it.
+        entry: name of the set of weights to take; None for the one that is meant for evaluation.
+        stated: preprocessing and class names to use instead of the file's, as from
+            `preprocessing.of_flags`.
+        color_matters: False where no image is to be read, so that a file which does not tell its
+            colour order is no error.
+        stride: total stride that the network must have; None for the one that the file tells.
 
-    Raises UserError when the file is missing, broken or asks for code, CheckpointError or
-    weights.convert.ConversionError when it holds something else.
+    Raises UserError when the file is missing, broken or asks for code, or nothing tells its colour
+    order, CheckpointError or weights.convert.ConversionError when it holds something else.
     """
     contents = files.read(path)
-    if source is None and _is_ours(contents):
-        return _of_contents(contents, path)
-    return of_foreign(convert.recognize(contents, path, arch, source), path)
+    if source is None and _is_ours(contents.tree):
+        if entry is not None:
+            raise CheckpointError(
+                f"{path} is a checkpoint of this project, which has one set of weights; leave the "
+                f"entry {entry!r} out"
+            )
+        checkpoint = _of_contents(contents.tree, path)
+        _check_stride(path, stride, checkpoint.options.get("stride", 32))
+        own = preprocessing.of_habit(checkpoint.preprocessing, "the file")
+        return _resolved(checkpoint, own, stated or {})
+    recorded = preprocessing.recorded_stride(contents.tree, contents.metadata)
+    _check_stride(path, stride, recorded)
+    foreign = convert.recognize(contents, path, arch, source, entry, stride or recorded)
+    if contents.metadata.get(preprocessing.CHANNELS) == "reversed":
+        foreign.state_dict = convert.with_reversed_channels(foreign.state_dict)
+    said = preprocessing.of_file(contents.tree, contents.metadata, contents.config)
+    grey = foreign.options.get("in_chans") == 1
+    if color_matters and not grey and not foreign.tells_colour_order:
+        preprocessing.check_color(path, said, stated or {})
+    checkpoint = _resolved(of_foreign(foreign, path), foreign.habit, said, stated or {})
+    if entry is None and checkpoint.other_entries:
+        say_once(
+            f"note: {path} has several sets of weights; {checkpoint.entry} was taken, and there is "
+            f"also {', '.join(checkpoint.other_entries)}, which --entry NAME takes (from Python: "
+            "entry=NAME)"
+        )
+    return checkpoint
+
+
+def _check_stride(path: str | PathLike, wanted: int | None, own: int | None) -> None:
+    """Raise CheckpointError when a file says that its total stride is not the one asked for."""
+    if None not in (wanted, own) and wanted != own:
+        raise CheckpointError(
+            f"{path} has a total stride of {own}, but --stride {wanted} was asked for; leave "
+            "--stride out or give another file"
+        )
+
+
+def _resolved(checkpoint: Checkpoint, *statements: preprocessing.Statements) -> Checkpoint:
+    """Return a checkpoint with the preprocessing and the class names that statements give."""
+    if not checkpoint.num_classes:  # names are of no use to a backbone
+        statements = tuple({k: v for k, v in said.items() if k != "classes"} for said in statements)
+    found, classes, origins = preprocessing.resolve(
+        *statements,
+        classes=checkpoint.num_classes,
+        channels=checkpoint.preprocessing.channels,
+        path=checkpoint.path,
+    )
+    if classes is None and checkpoint.classes is not None:
+        classes, origins["classes"] = checkpoint.classes, "the file"
+    return replace(checkpoint, preprocessing=found, classes=classes, origins=origins)
 
 
 def _is_ours(contents: Any) -> bool:
@@ -131,7 +207,16 @@ def _of_contents(contents: dict[str, Any], path: str | PathLike) -> Checkpoint:
             for key, value in contents["preprocessing"].items()
         }
         saved: dict[str, Any] = {**contents, "preprocessing": Preprocessing(**settings)}
-        checkpoint = Checkpoint(**saved, path=path, source=OURS, dropped=[])
+        checkpoint = Checkpoint(
+            **saved,
+            path=path,
+            source=OURS,
+            dropped=[],
+            entry=None,
+            other_entries=[],
+            origins={},
+            note=None,
+        )
         _check_values(checkpoint)
         return checkpoint
     except (TypeError, KeyError, AttributeError, ValueError) as error:
@@ -149,7 +234,7 @@ def _check_values(checkpoint: Checkpoint) -> None:
     odd = [key for key, value in checkpoint.state_dict.items() if value.dtype.kind != "f"]
     if odd:
         raise ValueError(f"{odd[0]} holds no floating-point numbers")
-    rows = class_count(checkpoint.state_dict)
+    rows = class_count(checkpoint.state_dict) or 0
     if checkpoint.num_classes != rows:
         raise ValueError(
             f"it says {checkpoint.num_classes} classes, its classifier {rows or 'none'}"
@@ -157,18 +242,31 @@ def _check_values(checkpoint: Checkpoint) -> None:
 
 
 def of_foreign(foreign: convert.Foreign, path: str | PathLike) -> Checkpoint:
-    """Return another repository's recognized checkpoint as one of this project."""
+    """Return another repository's recognized checkpoint as one of this project.
+
+    Its preprocessing is the habit of that repository.
+    """
+    habit, _, origins = preprocessing.resolve(
+        foreign.habit,
+        classes=foreign.num_classes,
+        channels=foreign.options.get("in_chans", 3),
+        path=path,
+    )
     return Checkpoint(
         foreign.arch,
         form_of(foreign.state_dict),
         foreign.num_classes,
         None,
-        foreign.preprocessing,
+        habit,
         foreign.state_dict,
         options=foreign.options,
         path=path,
         source=f"{foreign.source.name} ({foreign.source.title})",
         dropped=foreign.dropped,
+        entry=foreign.entry,
+        other_entries=foreign.others,
+        origins=origins,
+        note=foreign.note,
     )
 
 

@@ -2,27 +2,50 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from os import PathLike
-from typing import Any, NamedTuple
-
-import models
+from typing import Any
 
 import numpy as np
 
-from data.transforms import Preprocessing
-from utils import UserError
+from data.transforms import BASECLS
 
-from . import apple, basecls, dingxiaoh, port, repghost, repvit, timm
+from . import (
+    apple,
+    basecls,
+    catalog,
+    chenyaofo,
+    dingxiaoh,
+    entries,
+    fastvit,
+    foreign,
+    own,
+    port,
+    preprocessing,
+    repghost,
+    replknet,
+    repvit,
+    timm,
+)
+from .files import Contents
 from .keymap import Source, Tensors
-from .state import Shapes, class_count, form_of, misfits, shapes_of
+from .search import Attempt, ConversionError, Network, Search, assert_numbers, raise_misfit, some
+from .state import class_count
 
 SOURCES = (
     basecls.REPVGG,
     dingxiaoh.REPVGG,
     dingxiaoh.REPVGG_PLUS,
+    dingxiaoh.QAREPVGG,
     timm.REPVGG,
+    own.REPVGG,  # before the port's, whose names are the same but for RepVGGplus
+    own.REPVGG_PLUS,
+    own.MOBILEONE,
+    own.REPVIT,
+    own.REPGHOST,
+    own.FASTVIT,
+    own.REPLKNET,
     port.REPVGG,
     port.REPVGG_PLUS,
     apple.MOBILEONE,
@@ -31,14 +54,13 @@ SOURCES = (
     repghost.TIMM,
     repvit.THU,
     repvit.TIMM,
+    fastvit.APPLE,
+    fastvit.TIMM,
+    replknet.MEGENGINE,
+    replknet.PYTORCH,
 )
 
-# Where checkpoints keep the weights beside other things; averaged weights are the ones evaluated.
-_NESTED = ("state_dict_ema", "model_ema", "state_dict", "model")
-
-
-class ConversionError(UserError):
-    """Tensors that are not those of a known network; the message lists them."""
+Fit = tuple[entries.Entry, Network]  # an entry whose tensors are those of a network
 
 
 @dataclass
@@ -48,9 +70,12 @@ class Foreign:
     Attributes:
         source: the layout of the file.
         arch, options: name and options of the network for models.create.
-        num_classes: length of the logits.
+        num_classes: length of the logits; 0 where the file holds a backbone without a classifier.
         state_dict: name -> float32 array; a view of the file's array where no change is needed.
         dropped: keys of the file that were left out on purpose.
+        entry: name of the set of weights that was taken; others: those of the others.
+        source_given: whether the layout was asked for, and not only recognized.
+        note: what was assumed, as the tensors do not tell it, or None.
     """
 
     source: Source
@@ -59,35 +84,90 @@ class Foreign:
     num_classes: int
     state_dict: Tensors
     dropped: list[str]
+    entry: str = entries.ROOT
+    others: list[str] = field(default_factory=list)
+    source_given: bool = False
+    note: str | None = None
 
     @property
-    def preprocessing(self) -> Preprocessing:
+    def habit(self) -> preprocessing.Statements:
         """What the source trained and tested this architecture with."""
-        size, crop_ratio = self.source.sizes.get(self.arch, (224, 0.875))
-        return replace(self.source.preprocessing, size=size, crop_ratio=crop_ratio)
+        published = catalog.published(self.source.name, self.arch)
+        name, size, crop_ratio = self.arch, 224, 0.875
+        if published is not None:
+            name, size, crop_ratio = published.name, published.size, published.crop_ratio
+        usual = self.source.preprocessing or BASECLS
+        publisher = self.source.title.partition(",")[0]
+        origin = f"assumed: {publisher}'s for {name}"
+        if not self.tells_colour_order:
+            origin = "assumed: as is usual with MegEngine"
+        usual = replace(usual, size=size, crop_ratio=crop_ratio)
+        return preprocessing.of_habit(usual, origin)
+
+    @property
+    def tells_colour_order(self) -> bool:
+        """Whether the layout is that of one repository alone, which has one colour order."""
+        if self.source.preprocessing is None:
+            return False
+        return self.source_given or not self.source.names_are_ours
 
 
 def recognize(
-    contents: Any, path: str | PathLike, arch: str | None = None, source: str | None = None
+    contents: Any,
+    path: str | PathLike,
+    arch: str | None = None,
+    source: str | None = None,
+    entry: str | None = None,
+    stride: int | None = None,
 ) -> Foreign:
     """Return what a file's contents are, told from the names and shapes of their tensors.
 
     Args:
-        contents: what files.read returned.
+        contents: what files.read returned, or the tensors alone.
         path: the file, for messages.
-        arch, source: architecture and layout that they must be of, where that is known.
+        arch, source, stride: architecture, layout and total stride that they must be of, where
+            that is known.
+        entry: name of the set of weights to take, where the file has several.
 
-    Raises ConversionError when a tensor is unknown, missing or of another shape, or when `arch` or
-    `source` contradict the contents.
+    Raises ConversionError when a tensor is unknown, missing or of another shape, or when `arch`,
+    `source`, `entry` or `stride` contradict the contents.
     """
-    renamings = _renamings(_tensors_in(contents, path), path, source)
-    network = _fitting_network(renamings, path, arch)
+    if not isinstance(contents, Contents):
+        contents = Contents(contents)
+    sources = [layout for layout in SOURCES if source in (None, layout.name)]
+    attempts = [
+        attempt
+        for candidate in entries.entries(contents.tree)
+        for attempt in Search(sources, arch, stride).attempts(candidate)
+    ]
+    if entry is not None:
+        attempts = _called(entry, attempts, path)
+    fitting = [(a.entry, a.network) for a in attempts if a.network is not None]
+    if not fitting:
+        if (pickled := foreign.module_name(contents.tree)) is not None:
+            raise ConversionError(
+                f"{path} holds a whole network, pickled as {pickled}, whose code was not run; load "
+                "it where that code is, and save net.state_dict() instead: torch.save"
+                "(net.state_dict(), 'weights.pth'), or mge.save for MegEngine's"
+            )
+        if not attempts:
+            raise ConversionError(f"{path} holds no tensors; give a checkpoint or a state dict")
+        names = sorted({layout.name for layout in sources})
+        raise_misfit(max(attempts, key=lambda attempt: attempt.known), path, arch, names, stride)
+    taken, network = _preferred(fitting, arch)
+    renaming, note = network.renaming, None
+    assert_numbers(renaming.tensors, path)
+    if stride is None and _may_be_for_cifar(network):
+        if chenyaofo.is_published(path):
+            network = replace(network, stride=chenyaofo.STRIDE)
+        else:
+            note = chenyaofo.note(*_kind(network))
     if arch not in (None, network.arch):
         raise ConversionError(
             f"{path} holds {network.arch}, but {arch} was asked for; leave the architecture out or "
             f"say {network.arch}"
         )
-    renaming, shapes = network.renaming, network.shapes
+    shapes = network.shapes
     with np.errstate(over="ignore"):  # the equivalence check refuses infinite weights
         state_dict = {
             key: tensor.reshape(shapes[key]).astype(np.float32, copy=False)
@@ -97,9 +177,13 @@ def recognize(
         renaming.source,
         network.arch,
         network.options,
-        network.num_classes,
+        class_count(state_dict) or 0,
         state_dict,
-        renaming.dropped,
+        taken.dropped + renaming.dropped,
+        taken.name,
+        [other.name for other, _ in fitting if other is not taken],
+        source is not None,
+        note,
     )
 
 
@@ -111,8 +195,9 @@ def export(state_dict: Tensors, arch: str, name: str) -> Tensors:
     sources = [source for source in SOURCES if fnmatchcase(arch, source.archs)]
     source = next((source for source in sources if source.name == name), None)
     if source is None:
-        names = sorted({source.name for source in sources})
-        raise ConversionError(f"{name} has no {arch}; it can be exported as {', '.join(names)}")
+        raise ConversionError(
+            f"{name} has no {arch}; it can be exported as {', '.join(layouts(arch))}"
+        )
     try:
         return source.from_ours(state_dict)
     except KeyError as error:
@@ -121,131 +206,71 @@ def export(state_dict: Tensors, arch: str, name: str) -> Tensors:
         ) from None
 
 
-# ---------------------------------------------------------------- contents -> tensors
+def layouts(arch: str) -> list[str]:
+    """Return the names of the layouts that have an architecture."""
+    return sorted({source.name for source in SOURCES if fnmatchcase(arch, source.archs)})
 
 
-def _tensors_in(contents: Any, path: str | PathLike) -> Tensors:
-    tensors = _unwrapped(contents)
-    if not tensors:
-        raise ConversionError(f"{path} holds no tensors; give a checkpoint or a state dict")
-    if odd := [key for key, tensor in tensors.items() if tensor.dtype.kind not in "biuf"]:
-        raise ConversionError(f"{path} has tensors that are no real numbers: {_some(odd)}")
-    return tensors
+def with_reversed_channels(state_dict: Tensors) -> Tensors:
+    """Return a state dict whose network takes RGB images where the given one's takes BGR.
 
-
-def _unwrapped(contents: Any) -> Tensors:
-    """Return the flat dict of arrays within "model" and the like, without the prefix "module."."""
-    while isinstance(contents, dict):
-        tensors = {key: value for key, value in contents.items() if _is_array(value)}
-        if tensors and all(isinstance(key, str) for key in tensors):
-            prefix = "module." if all(key.startswith("module.") for key in tensors) else ""
-            return {key.removeprefix(prefix): value for key, value in tensors.items()}
-        inner = (contents[key] for key in _NESTED if isinstance(contents.get(key), dict))
-        contents = next((value for value in inner if value), None)
-    return {}
-
-
-def _is_array(value: Any) -> bool:
-    return isinstance(value, np.ndarray | np.generic)
-
-
-# ---------------------------------------------------------------- tensors -> layout
-
-
-class _Renaming(NamedTuple):
-    """The tensors of a file, renamed by the rules of one layout."""
-
-    source: Source
-    tensors: Tensors
-    dropped: list[str]
-    unknown: list[str]  # keys that no rule knows
-
-
-def _renamings(tensors: Tensors, path: str | PathLike, source: str | None) -> list[_Renaming]:
-    """Return the tensors in the layouts whose rules know the most of their keys.
-
-    Several are left where families share their keys; the shapes tell them apart.
+    The kernels with three input channels are those that read the image.
     """
-    renamings = [
-        _Renaming(candidate, *candidate.to_ours(tensors))
-        for candidate in SOURCES
-        if source in (None, candidate.name)
-    ]
-
-    def rank(renaming: _Renaming) -> tuple[int, int]:
-        return len(renaming.unknown), -len(renaming.tensors)
-
-    lowest = min(map(rank, renamings))
-    best = [renaming for renaming in renamings if rank(renaming) == lowest]
-    first = best[0]
-    if not first.tensors or len(first.unknown) > len(first.tensors):
-        what = f"layout {source!r}" if source else "any known layout"
-        raise ConversionError(
-            f"{path} is not in {what}: it has keys such as {_some(first.unknown)}; "
-            f"the layouts are {', '.join(sorted({s.name for s in SOURCES}))}"
-        )
-    if first.unknown:
-        raise ConversionError(
-            f"{path} ({first.source.title}) has tensors that no rule knows: {_some(first.unknown)}"
-        )
-    return best
-
-
-# ---------------------------------------------------------------- layout -> architecture
-
-
-@dataclass(frozen=True)
-class _Network:
-    """An architecture that renamed tensors may be those of."""
-
-    arch: str
-    renaming: _Renaming
-
-    @property
-    def num_classes(self) -> int:
-        return class_count(self.renaming.tensors) or 1000
-
-    @property
-    def options(self) -> dict[str, Any]:
-        source, tensors = self.renaming.source, self.renaming.tensors
-        own = fnmatchcase(self.arch, source.archs)  # not when another family was asked for
-        return source.options(tensors) if own and form_of(tensors) == "train" else {}
-
-    @property
-    def shapes(self) -> Shapes:
-        form = form_of(self.renaming.tensors)
-        return shapes_of(self.arch, self.num_classes, form, **self.options)
-
-    @property
-    def problems(self) -> list[str]:
-        return misfits(self.renaming.tensors, self.shapes)
-
-
-def _fitting_network(
-    renamings: list[_Renaming], path: str | PathLike, arch: str | None
-) -> _Network:
-    """Return the network whose tensors these are, `arch` if it is one of several."""
-    networks = {
-        name: _Network(name, renaming)
-        for renaming in reversed(renamings)
-        for name in models.list_models()
-        # nobody else has "-qa" in train form, and the deploy form is that of the twin without
-        if fnmatchcase(name, renaming.source.archs) and (name == arch or not name.endswith("-qa"))
+    return {
+        key: np.ascontiguousarray(value[:, ::-1])
+        if value.ndim == 4 and value.shape[1] == 3
+        else value
+        for key, value in state_dict.items()
     }
-    for name in sorted(networks, key=lambda name: name != arch):  # the one asked for first
-        if not networks[name].problems:
-            return networks[name]
-    where = f"{path} ({renamings[0].source.title})"
-    if arch is not None:
-        network = networks.get(arch) or _Network(arch, renamings[0])
-        raise ConversionError(f"{where} does not fit {arch}: {_some(network.problems)}")
-    nearest = min(networks.values(), key=lambda network: len(network.problems))
-    raise ConversionError(
-        f"{where} fits no architecture; the nearest is {nearest.arch}, "
-        f"but {_some(nearest.problems)}"
+
+
+# ---------------------------------------------------------------- contents -> entry
+
+
+def _may_be_for_cifar(network: Network) -> bool:
+    """Return whether it fits the stride of a network for CIFAR too, and is of a kind published."""
+    return (
+        network.stride == 32
+        and network.renaming.source is dingxiaoh.REPVGG
+        and _kind(network) in chenyaofo.PUBLISHED
+        and not replace(network, stride=chenyaofo.STRIDE).problems
     )
 
 
-def _some(items: list[str]) -> str:
-    more = f" and {len(items) - 5} more" if len(items) > 5 else ""
-    return ", ".join(items[:5]) + more
+def _kind(network: Network) -> tuple[str, int]:
+    return network.arch, class_count(network.renaming.tensors) or 0
+
+
+def _called(name: str, attempts: list[Attempt], path: str | PathLike) -> list[Attempt]:
+    """Return the attempts at the entry called `name`."""
+    called = [attempt for attempt in attempts if attempt.entry.is_called(name)]
+    if not called:
+        names = dict.fromkeys(attempt.entry.name for attempt in attempts)
+        raise ConversionError(
+            f"{path} has no entry {name!r}; those with tensors are {some([*names])}"
+        )
+    exact = [attempt for attempt in called if attempt.entry.name == name]
+    return exact or called
+
+
+def _preferred(fitting: list[Fit], arch: str | None) -> Fit:
+    """Return the entry to take: the largest, and of several the one to evaluate."""
+
+    def size(fit: Fit) -> tuple[bool, bool, int]:
+        _, network = fit
+        tensors = network.renaming.tensors
+        return network.arch == arch, class_count(tensors) is not None, len(tensors)
+
+    def preference(fit: Fit) -> tuple[int, bool, bool]:
+        entry, network = fit
+        names = network.renaming.source.entries
+        known = [i for i, name in enumerate(names) if name in entry.path]
+        return (*known, len(names))[0], not entry.is_averaged, entries.MMENGINES_RAW in entry.path
+
+    largest = max(fitting, key=size)
+    equal = [
+        fit
+        for fit in fitting
+        if fit[1].arch == largest[1].arch and size(fit)[:2] == size(largest)[:2]
+    ]
+    return min(equal, key=preference)

@@ -1,6 +1,6 @@
-"""The original RepVGG and RepVGGplus (DingXiaoH/RepVGG): PyTorch files, RGB images."""
+"""The original RepVGG, RepVGGplus (DingXiaoH/RepVGG) and QARepVGG: PyTorch files, RGB images."""
 
-from data.transforms import Preprocessing
+from data.transforms import TORCHVISION
 
 from .keymap import Source, product
 
@@ -28,8 +28,22 @@ REPVGG = Source(
         ),
         ("linear.{p}", "linear.{p}"),
     ),
-    preprocessing=Preprocessing(),
-    sizes={"RepVGGD2se": (320, 1.0)},
+    preprocessing=TORCHVISION,
+)
+
+# cxxgtxy/QARepVGG: a batch norm after the sum, and none in the 1x1 branch
+QAREPVGG = Source(
+    name="qarepvgg",
+    title="cxxgtxy/QARepVGG",
+    archs="RepVGG[ABD]*-qa",
+    rules=(
+        *product(
+            (("stage0.", "stage0."), ("stage{n}.{i}.", "stage{n}.{i}.")),
+            (*BRANCHES, ("bn.{p}", "bn.{p}"), ("se.{p}", "se.{p}")),
+        ),
+        ("linear.{p}", "linear.{p}"),
+    ),
+    preprocessing=TORCHVISION,
 )
 
 REPVGG_PLUS = Source(
@@ -42,6 +56,5 @@ REPVGG_PLUS = Source(
         ("{stage}_aux.0.{p}", "{stage}_aux.downsample.{p}"),
         ("{stage}_aux.3.{p}", "{stage}_aux.linear.{p}"),
     ),
-    preprocessing=Preprocessing(),
-    sizes={"RepVGGplusL2pse": (320, 1.0)},
+    preprocessing=TORCHVISION,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -30,10 +30,11 @@ class Source:
         title: name of the repository, for people.
         archs: shell pattern of the architectures that have this layout.
         rules: pairs of templates (their key, our key); the first that matches decides.
-        preprocessing: what its networks were trained with, but for size and crop ratio.
-        sizes: architecture -> (pixels, crop ratio), where they are not 224 and 0.875.
-        dropped: templates of those of their keys that a network here has no place for.
-        copies: pairs of templates (their key, another of theirs): the first is dropped too where
+        preprocessing: what its networks were trained with, None where the layout does not tell;
+            size and crop ratio of each published one are in the catalog.
+        names_are_ours: whether its tensors are named as in this project, so that the names do not
+            tell whose a file is, nor its colour order.
+        copies: pairs of templates (their key, another of theirs): the first is dropped where
             the second stands beside it.
         pytorch: whether kernels of grouped convolutions are [O, I/G, kh, kw] and biases [O], as
             PyTorch has them, instead of [G, O/G, I/G, kh, kw] and [1, O, 1, 1].
@@ -41,21 +42,23 @@ class Source:
         finish: changes tensors in our names, after they were renamed.
         restore: changes tensors in their names, after they were renamed from ours.
         options: keyword arguments of models.create, from the renamed tensors of a train form.
+        entries: names of sets of weights in one file, the one that its own evaluation uses first;
+            of others, averaged weights come first.
     """
 
     name: str
     title: str
     archs: str
     rules: Rules
-    preprocessing: Preprocessing
-    sizes: dict[str, tuple[int, float]] = field(default_factory=dict)
-    dropped: tuple[str, ...] = ("{p}.num_batches_tracked",)
+    preprocessing: Preprocessing | None
+    names_are_ours: bool = False
     copies: Rules = ()
     pytorch: bool = True
     prepare: Callable[[Tensors], Tensors] = dict
     finish: Callable[[Tensors], Tensors] = dict
     restore: Callable[[Tensors], Tensors] = dict
     options: Callable[[Tensors], dict[str, Any]] = lambda ours: {}
+    entries: tuple[str, ...] = ()
 
     def to_ours(self, tensors: Tensors) -> tuple[Tensors, list[str], list[str]]:
         """Return the renamed tensors, the keys dropped on purpose, and the keys without a rule."""
@@ -64,8 +67,7 @@ class Source:
         unknown: list[str] = []
         tensors = self.prepare(tensors)
         for key, tensor in tensors.items():
-            unwanted = any(_match(template, key) is not None for template in self.dropped)
-            if unwanted or translate(key, self.copies) in tensors:
+            if translate(key, self.copies) in tensors:
                 dropped.append(key)
             elif (name := translate(key, self.rules)) is not None:
                 ours[name] = tensor
@@ -99,6 +101,8 @@ def product(*tables: Rules) -> Rules:
 def translate(key: str, rules: Iterable[tuple[str, str]]) -> str | None:
     """Return `key` renamed by the first rule whose left side matches, or None."""
     for left, right in rules:
+        if not key.startswith(_beginning(left)):  # most rules are passed over by this alone
+            continue
         values = _match(left, key)
         if values is not None:
             name = _render(right, values)
@@ -113,6 +117,11 @@ def _pytorch_shape(tensor: np.ndarray) -> np.ndarray:
     if tensor.ndim == 4 and tensor.shape[0] == 1 and tensor.shape[2:] == (1, 1):  # a bias
         return tensor.reshape(-1)
     return tensor
+
+
+@cache
+def _beginning(template: str) -> str:
+    return template.partition("{")[0]
 
 
 @cache

@@ -21,7 +21,7 @@ REPVGG = Source(
         ("linear.{p}", "linear.{p}"),
     ),
     preprocessing=BASECLS,
-    dropped=(),
+    names_are_ours=True,
     pytorch=False,
 )
 
@@ -47,7 +47,6 @@ REPVGG_PLUS = Source(
         ("{stage}_aux.downsample.{p}", "{stage}_aux.downsample.{p}"),
     ),
     preprocessing=BASECLS,
-    dropped=(),
     pytorch=False,
     prepare=_fold_auxiliary_bias,
 )

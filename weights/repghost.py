@@ -5,9 +5,11 @@ In their deploy form only the branches are fused; all other batch norms are left
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
-from data.transforms import Preprocessing
+from data.transforms import TORCHVISION
 
 from . import batch_norm
 from .keymap import Rules, Source, Tensors, product
@@ -91,7 +93,7 @@ REPGHOST, TIMM = (
         title,
         "RepGhost*",
         _RULES,
-        Preprocessing(interpolation="bicubic"),
+        replace(TORCHVISION, interpolation="bicubic"),
         finish=_fold_the_rest,
         restore=_with_batch_norms,
     )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
-from data.transforms import Preprocessing
+from data.transforms import TORCHVISION
 
 from .keymap import Rules, Source, Tensors, product
 
-_PREPROCESSING = Preprocessing(interpolation="bicubic")
+_PREPROCESSING = replace(TORCHVISION, interpolation="bicubic")
 
 
 def _conv_bn(theirs: str, ours: str) -> Rules:
@@ -49,14 +50,14 @@ def _heads(main: str, distilled: str, fused: str) -> Rules:
     )
 
 
-def _options(ours: Tensors) -> dict[str, Any]:
+def options(ours: Tensors) -> dict[str, Any]:
     """Return options of models.create: one head without distillation; the oldest token mixer."""
-    options: dict[str, Any] = {}
+    chosen: dict[str, Any] = {}
     if not any(key.startswith("head_dist.") for key in ours):
-        options["heads"] = 1
+        chosen["heads"] = 1
     if any(".token.pointwise.conv." in key for key in ours):
-        options["legacy"] = True
-    return options
+        chosen["legacy"] = True
+    return chosen
 
 
 # ---------------------------------------------------------------- timm
@@ -96,7 +97,7 @@ TIMM = Source(
         *_heads("head.head", "head.head_dist", "head"),
     ),
     preprocessing=_PREPROCESSING,
-    options=_options,
+    options=options,
 )
 
 # ---------------------------------------------------------------- the original
@@ -170,6 +171,7 @@ THU = Source(
     ),
     preprocessing=_PREPROCESSING,
     prepare=_into_stages,
-    options=_options,
+    options=options,
     restore=_out_of_stages,
+    entries=("model", "model_ema"),
 )

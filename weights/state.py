@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any
@@ -24,6 +25,35 @@ def class_count(state_dict: Tensors) -> int | None:
     """Return the number of classes, from the classifier; None where there is no classifier."""
     heads = (state_dict.get(key) for key in ("linear.weight", "head.linear.weight"))
     return next((len(head) for head in heads if head is not None and head.ndim and head.size), None)
+
+
+_FIRST_KERNELS = (
+    *("stage0.reparam.weight", "stem1.reparam.weight", "stem.reparam.weight"),
+    *("stage0.dense.conv.weight", "stage0.dense.0.conv.weight"),
+    *("stem1.conv.weight", "stem.conv.weight", "stage0.0.reparam.weight"),
+    *("stage0.0.dense.0.conv.weight", "stage0.0.conv.weight"),
+)
+
+
+def input_channels(state_dict: Tensors) -> int:
+    """Return the number of channels of the images, from the first kernel; 3 where there is none."""
+    kernels = (state_dict.get(key) for key in _FIRST_KERNELS)
+    return next((k.shape[-3] for k in kernels if k is not None and k.ndim >= 4 and k.size), 3)
+
+
+_BACKBONE = re.compile(r"(?:stem\d?|stage\d)\.")
+
+
+def without_head(shapes: Mapping[str, Any], state_dict: Tensors) -> dict[str, Any]:
+    """Return what is given by name, but for the head's tensors that the state dict lacks.
+
+    What stands behind the last stage is the classifier's, also where it is not a linear layer.
+    """
+    return {
+        key: shape
+        for key, shape in shapes.items()
+        if key in state_dict or _BACKBONE.match(key) is not None
+    }
 
 
 @cache

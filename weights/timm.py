@@ -1,6 +1,6 @@
 """timm (huggingface/pytorch-image-models): safetensors or PyTorch files, RGB images."""
 
-from data.transforms import Preprocessing
+from data.transforms import TORCHVISION
 
 from .keymap import Rules, Source, product
 
@@ -28,8 +28,7 @@ REPVGG = Source(
     title="timm",
     archs="RepVGG[ABD]*",
     rules=_rules("conv_1x1"),
-    preprocessing=Preprocessing(),
-    sizes={"RepVGGD2se": (320, 1.0)},
+    preprocessing=TORCHVISION,
 )
 
 MOBILEONE = Source(
@@ -37,5 +36,5 @@ MOBILEONE = Source(
     title="timm",
     archs="MobileOne*",
     rules=_rules("conv_scale"),
-    preprocessing=Preprocessing(),
+    preprocessing=TORCHVISION,
 )

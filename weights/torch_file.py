@@ -12,68 +12,51 @@ import mmap
 import struct
 import zipfile
 from collections.abc import Callable
-from io import BufferedReader
 from os import PathLike
-from pathlib import PurePosixPath, PureWindowsPath
-from typing import Any, BinaryIO, ClassVar
+from pathlib import PurePosixPath
+from typing import IO, Any, ClassVar
 
 import numpy as np
 
-from utils import UserError
-
-from . import unpickle
-from .unpickle import DamagedError
+from . import foreign, torch_tensors, unpickle
+from .unpickle import DamagedError, UnsuitableError
 
 _ZIP = b"PK\3\4"
-_LEGACY = 0x1950A86A20F9469CFC6C.to_bytes(10, "little")  # the magic number, as pickles write it
+LEGACY = 0x1950A86A20F9469CFC6C.to_bytes(10, "little")  # the magic number, as pickles write it
 _HEAD = 512  # bytes at the beginning, which tell the formats apart
-
-# The types of the elements as they are stored; `_decode` turns two of them into NumPy's.
-_STORAGES = {
-    "torch.DoubleStorage": "f8",
-    "torch.FloatStorage": "f4",
-    "torch.HalfStorage": "f2",
-    "torch.BFloat16Storage": "u2",
-    "torch.LongStorage": "i8",
-    "torch.IntStorage": "i4",
-    "torch.ShortStorage": "i2",
-    "torch.CharStorage": "i1",
-    "torch.ByteStorage": "u1",
-    "torch.BoolStorage": "u1",
-    "torch.ComplexFloatStorage": "c8",
-    "torch.ComplexDoubleStorage": "c16",
-    "torch.storage.UntypedStorage": "u1",
-}
-_DTYPES = (
-    *("float64", "float32", "float16", "bfloat16", "complex64", "complex128"),
-    *("int64", "int32", "int16", "int8", "uint8", "bool"),
-)
 
 
 def load(path: str | PathLike) -> Any:
     """Return the object in a PyTorch checkpoint of either format, or in a pickle of arrays.
 
     Tensors and parameters become read-only arrays of their shape and type, views of one storage
-    sharing its memory; bfloat16 becomes float32. They read the file when they are used, so replace
-    it rather than write into it. An argparse.Namespace becomes a dict, a torch.Size a tuple;
-    devices, dtypes and paths become strings.
+    sharing its memory; bfloat16 and float8 become float32. They read the file when they are used,
+    so replace it rather than write into it. An argparse.Namespace becomes a dict, a torch.Size a
+    tuple; devices, dtypes and paths become strings, other objects `foreign.Placeholder`s.
 
     Raises UserError when the file is missing, empty, truncated, contradicts itself or is no
-    checkpoint, and, naming it, when it asks for anything else than tensors and plain values.
+    checkpoint, and, naming it, when it asks for code or holds nothing but placeholders.
     """
     with unpickle.reading(path), open(path, "rb") as file:
-        head = file.read(_HEAD)
-        file.seek(0)
-        if head.startswith(_ZIP):
-            return _Archive(file).load()
-        if _LEGACY in head[:32]:
-            return _load_legacy(file)
-        if head[257:262] == b"ustar":
-            raise UserError(
-                f"{path} is in the tar format of PyTorch before 0.1.10, which is not read; "
-                "load it with PyTorch and save it again"
-            )
-    return unpickle.load(path)
+        return load_file(file)
+
+
+def load_file(file: IO[bytes]) -> Any:
+    """Return the object in an open file, as `load` does, within `unpickle.reading`."""
+    head = file.read(_HEAD)
+    file.seek(0)
+    if head.startswith(_ZIP):
+        contents = _Archive(file).load()
+    elif LEGACY in head[:32]:
+        contents = _load_legacy(file)
+    elif head[257:262] == b"ustar":
+        raise UnsuitableError(
+            "is in the tar format of PyTorch before 0.1.10, which is not read; "
+            "load it with PyTorch and save it again"
+        )
+    else:
+        contents = unpickle.Unpickler(file).load()
+    return unpickle.assert_data(contents)
 
 
 # ---------------------------------------------------------------- the zip format
@@ -86,15 +69,27 @@ def _pickles(archive: zipfile.ZipFile) -> list[str]:
 class _Archive:
     """Checkpoint in the zip format. Storages are mapped, and read when they are used."""
 
-    def __init__(self, file: BinaryIO):
+    def __init__(self, file: IO[bytes]):
         self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self.zip = zipfile.ZipFile(file)
         self.members = {info.filename: info for info in self.zip.infolist()}
         # Weights hardly compress: what would grow a hundredfold was made to fill the memory.
         if sum(info.file_size for info in self.members.values()) > 100 * len(self.map):
-            raise DamagedError("its members say that they are far larger than the file")
+            raise UnsuitableError(
+                "was refused, as its members say that they are far larger than the file; save the "
+                "weights without compression"
+            )
+        if any(PurePosixPath(name).name == "constants.pkl" for name in self.members):
+            raise UnsuitableError(
+                "is a TorchScript program, which holds code beside the weights and was not "
+                "executed; load it by torch.jit.load where PyTorch is installed, and save "
+                "torch.save(model.state_dict(), 'weights.pth')"
+            )
         if len(pickles := _pickles(self.zip)) != 1:
-            raise DamagedError(f"it is a zip with {len(pickles)} members data.pkl instead of one")
+            raise UnsuitableError(
+                f"is a zip with {len(pickles)} members data.pkl instead of one; give a file that "
+                "PyTorch wrote"
+            )
         self.root = pickles[0].removesuffix("data.pkl")
         self.byteorder = "<"
         if self.root + "byteorder" in self.members:
@@ -105,11 +100,11 @@ class _Archive:
         return _Unpickler(io.BytesIO(self._read("data.pkl")), self._storage).load()
 
     def _storage(self, kind: str, key: str, numel: int) -> np.ndarray:
-        dtype = np.dtype(self.byteorder + _STORAGES[kind])
+        dtype = np.dtype(self.byteorder + torch_tensors.STORAGES[kind])
         data = self._read(f"data/{key}", numel * dtype.itemsize)
         # Copied only where another program than PyTorch made the zip, or a big-endian machine.
         stored = np.require(np.frombuffer(data, dtype, numel), dtype.newbyteorder("="), "A")
-        return _decode(kind, stored)
+        return torch_tensors.decode(kind, stored)
 
     def _read(self, name: str, nbytes: int | None = None) -> memoryview | bytes:
         info = self.members.get(self.root + name)
@@ -124,7 +119,10 @@ class _Archive:
             start = info.header_offset + 30 + sum(name_and_extra)
             return memoryview(self.map)[start : start + info.file_size]
         if info.compress_type > zipfile.ZIP_DEFLATED:  # others cannot be stopped while they grow
-            raise DamagedError(f"its member {info.filename} is compressed by an unusual method")
+            raise UnsuitableError(
+                f"has a member {info.filename} that is compressed by an unusual method; save it "
+                "without compression"
+            )
         with self.zip.open(info) as member:
             return member.read(info.file_size)
 
@@ -132,7 +130,7 @@ class _Archive:
 # ---------------------------------------------------------------- the format before 1.6
 
 
-def _load_legacy(file: BufferedReader) -> Any:
+def _load_legacy(file: IO[bytes]) -> Any:
     """Return the object in a file of the format before 1.6.
 
     Such a file holds the magic number, version, system, object and the storages' keys, a pickle
@@ -144,63 +142,40 @@ def _load_legacy(file: BufferedReader) -> Any:
 
     def storage(kind: str, key: str, numel: int) -> np.ndarray:
         # The bytes come behind the pickle, so the tensors are views of what will be filled then.
-        if numel * np.dtype(_STORAGES[kind]).itemsize > size:
+        if numel * np.dtype(torch_tensors.STORAGES[kind]).itemsize > size:
             raise DamagedError(f"storage {key} of {numel} elements is larger than the file")
-        values = np.empty(numel, _decode(kind, np.empty(0, _STORAGES[kind])).dtype)
+        values = np.empty(
+            numel, torch_tensors.decode(kind, np.empty(0, torch_tensors.STORAGES[kind])).dtype
+        )
         storages[key] = kind, values
         return values
 
     _magic, _version, system = (unpickle.Unpickler(file).load() for _ in range(3))
     if not system["little_endian"]:
-        raise UserError(f"{file.name} is of a big-endian machine; save it again with PyTorch 1.6")
-    contents = _Unpickler(file, storage).load()
+        raise UnsuitableError("is of a big-endian machine; save it again with PyTorch 1.6")
+    unpickler = _Unpickler(file, storage)
+    contents = unpickle.assert_data(unpickler.load())
+    if unpickler.other_kinds:
+        raise UnsuitableError(
+            f"has tensors of {', '.join(unpickler.other_kinds)}, which are not read; save them as "
+            "float32"
+        )
     keys = unpickle.Unpickler(file).load()
     if sorted(keys) != sorted(storages):
         raise DamagedError("its list of storages is not that of its tensors")
     for key in keys:
         kind, values = storages[key]
-        decoded = values.dtype != _STORAGES[kind]
-        stored = np.empty(values.size, _STORAGES[kind]) if decoded else values
+        decoded = values.dtype != torch_tensors.STORAGES[kind]
+        stored = np.empty(values.size, torch_tensors.STORAGES[kind]) if decoded else values
         (numel,) = struct.unpack("<q", file.read(8))
-        if numel != stored.size or file.readinto(stored.data) != stored.nbytes:
+        if numel != stored.size or file.readinto(stored.data) != stored.nbytes:  # type: ignore[attr-defined]
             raise DamagedError(f"storage {key} has not the {stored.size} elements it should have")
         if decoded:
-            values[:] = _decode(kind, stored)
+            values[:] = torch_tensors.decode(kind, stored)
     return contents
 
 
-# ---------------------------------------------------------------- tensors
-
-
-def _decode(kind: str, stored: np.ndarray) -> np.ndarray:
-    """Return the values of a storage, [numel]: bfloat16 as float32, bytes of booleans as bool."""
-    if kind == "torch.BFloat16Storage":
-        bits = stored.astype(np.uint32)
-        bits <<= 16  # bfloat16 is the upper half of a float32
-        return bits.view(np.float32)
-    return stored != 0 if kind == "torch.BoolStorage" else stored
-
-
-def _rebuild_tensor(
-    storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *notes: Any
-) -> np.ndarray:
-    """Return a tensor as a view of a storage; offset and strides count elements."""
-    _requires_grad, _hooks, metadata = (*notes, None, None, None)[:3]
-    if metadata:
-        raise unpickle.ForbiddenError("a tensor that is conjugated or negated when it is used")
-    whole = all(type(n) is int and n >= 0 for n in (offset, *size, *stride))
-    if not whole or len(size) != len(stride):
-        raise DamagedError(f"a tensor has offset {offset}, size {size} and stride {stride}")
-    if 0 in size:
-        view = np.empty(size, storage.dtype)
-    else:
-        last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-        if last >= storage.size:
-            raise DamagedError(f"a tensor uses element {last} of a storage of {storage.size}")
-        start, *strides = (step * storage.itemsize for step in (offset, *stride))
-        view = np.ndarray(size, storage.dtype, storage, start, strides)
-    view.flags.writeable = False
-    return view
+# ---------------------------------------------------------------- the pickle in both
 
 
 class _Unpickler(unpickle.Unpickler):
@@ -208,32 +183,33 @@ class _Unpickler(unpickle.Unpickler):
 
     stand_ins: ClassVar[dict[str, Any]] = {
         **unpickle.Unpickler.stand_ins,
-        **{name: name for name in (*_STORAGES, "torch.Tensor", "torch.nn.parameter.Parameter")},
-        **{f"torch.{name}": f"torch.{name}" for name in _DTYPES},
-        "torch._utils._rebuild_tensor": _rebuild_tensor,
-        "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
-        "torch._utils._rebuild_parameter": lambda data, *_notes: data,
-        "torch._utils._rebuild_parameter_with_state": lambda data, *_notes: data,
-        # A tensor with attributes, which are left out.
-        "torch._tensor._rebuild_from_type_v2": lambda rebuild, _type, args, _state: rebuild(*args),
-        "torch.Size": tuple,
-        "torch.device": lambda *parts: ":".join(map(str, parts)),
-        "argparse.Namespace": dict,
-        "collections.Counter": dict,  # in the state of MultiStepLR
-        "pathlib.PosixPath": lambda *parts: str(PurePosixPath(*parts)),
-        "pathlib.WindowsPath": lambda *parts: str(PureWindowsPath(*parts)),
+        **torch_tensors.STAND_INS,
     }
 
-    def __init__(self, file: BinaryIO, storage: Callable[[str, str, int], np.ndarray]):
+    def __init__(self, file: IO[bytes], storage: Callable[[str, str, int], np.ndarray]):
         super().__init__(file)
         self.storage = storage
         self.storages: dict[str, tuple[str, int, np.ndarray]] = {}
+        self.other_kinds: list[str] = []
 
-    def persistent_load(self, mention: tuple) -> np.ndarray:
+    def persistent_load(self, mention: tuple) -> np.ndarray | foreign.Placeholder:
         """Return the storage of a tensor, [numel]; the same one for the same key."""
         what, kind, key, _location, numel, *view = mention
-        valid = what == "storage" and kind in _STORAGES and type(numel) is int and numel >= 0
-        if not valid or any(view):  # a part of a storage, from the time before 0.4
+        if isinstance(kind, type) and issubclass(kind, foreign.Placeholder):
+            self.other_kinds.append(kind.name)  # quantized numbers, say
+            return kind()
+        valid = (
+            what == "storage"
+            and kind in torch_tensors.STORAGES
+            and type(numel) is int
+            and numel >= 0
+        )
+        if any(view):
+            raise UnsuitableError(
+                f"is of PyTorch before 0.4: a tensor uses {mention}, which is no whole storage; "
+                "load it with PyTorch and save it again"
+            )
+        if not valid:
             raise DamagedError(f"a tensor uses {mention}, which is no whole storage")
         if key not in self.storages:
             self.storages[key] = kind, numel, self.storage(kind, key, numel)

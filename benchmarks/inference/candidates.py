@@ -51,17 +51,23 @@ class Network:
     preprocessing: Preprocessing
 
 
-def load(arch: str | None, model: str | None) -> Network:
+def load(arch: str | None, model: str | None, entry: str | None = None) -> Network:
     """Load the network of a checkpoint, or create one with random weights if `model` is None.
 
-    Raises UserError when the checkpoint cannot be used or holds another architecture than `arch`.
+    `entry` is a set of weights in a file of several. Raises UserError when the
+    checkpoint cannot be used or holds another architecture than `arch`.
     """
     if model is None:
         train, preprocessing = equivalence.random_network(arch), Preprocessing()
     else:
-        contents = checkpoint.read(catalog.locate(model), arch)
+        contents = checkpoint.read(catalog.locate(model), arch, entry=entry, color_matters=False)
         preprocessing = contents.preprocessing
         train = weights.load(contents, arch)
+        if train.in_chans != 3:
+            raise UserError(
+                f"{model} takes images of {train.in_chans} channels; benchmark.py times networks "
+                "for images of three"
+            )
         if contents.form == "deploy":
             return Network(train.arch, None, train, preprocessing)
     return Network(train.arch, train, models.to_deploy(train), preprocessing)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -66,7 +65,7 @@ class _Worker:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed in __exit__)
         environment.set_timer_slack(50e-6)  # Linux's default, which the process inherits
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.inference.worker", candidate.runtime,
+            [*utils.module_command("benchmarks.inference.worker"), candidate.runtime,
              candidate.source, *numbers],
             cwd=utils.ROOT,
             env={**os.environ, **process_environment(threads)},

@@ -98,13 +98,15 @@ def write_kit(
         for file, name in zip(progress, names, strict=True):
             prepare(file, preprocessing).tofile(folder / PIXELS / f"{name}.bin")
         (folder / f"{model.arch}_prep_bin.info").write_text(
-            "".join(f"{i} ./{PIXELS}/{n}.bin {size} {size}\n" for i, n in enumerate(names))
+            "".join(f"{i} ./{PIXELS}/{n}.bin {size} {size}\n" for i, n in enumerate(names)),
+            errors="surrogateescape",
         )
         (folder / "val_label.txt").write_text(
             "".join(
                 f"{name}{file.suffix} {label}\n"
                 for file, name, label in zip(images, names, labels, strict=True)
-            )
+            ),
+            errors="surrogateescape",
         )
         (folder / "README.txt").write_text(
             _README.format(
@@ -158,11 +160,11 @@ def labelled_images(
 def prepare(path: str | PathLike, preprocessing: Preprocessing) -> np.ndarray:
     """Return an image file as the network's input, float32 [3, size, size].
 
-    Pillow resizes the short side to `preprocessing.short_side`, bilinearly, with the other side
-    truncated; the centre crop has rounded offsets; pixels are divided by 255, and mean and std are
-    applied in float32. EXIF's orientation is ignored. Raises BadImageError naming the file.
+    Pillow decodes it, ignoring EXIF's orientation; it is resized and cropped as for an evaluation;
+    pixels are divided by 255, and mean and std are applied in float32. For a network that was
+    trained with Pillow's bilinear resizing these are the pixels of Ascend's own script. Raises
+    BadImageError naming the file.
     """
-    size, short = preprocessing.size, preprocessing.short_side
     try:
         with Image.open(path) as image:
             image = _to_rgb(image)
@@ -170,16 +172,9 @@ def prepare(path: str | PathLike, preprocessing: Preprocessing) -> np.ndarray:
         raise BadImageError(
             f"the image {path} is corrupt, or none that Pillow reads; replace it"
         ) from None
-    width, height = image.size
-    if min(width, height) != short:
-        if width < height:
-            width, height = short, int(short * height / width)
-        else:
-            width, height = int(short * width / height), short
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-    top, left = (round((side - size) / 2) for side in (height, width))
-    image = image.crop((left, top, left + size, top + size))
-    planes = np.asarray(image, np.float32).transpose(2, 0, 1)
+    # the order of the colours makes no difference to resizing
+    crop = preprocessing.evaluation_crop(np.asarray(image))
+    planes = crop.astype(np.float32).transpose(2, 0, 1)
     if preprocessing.color == "BGR":
         planes = planes[::-1]
     mean, std = (

@@ -1,16 +1,16 @@
 """Write a kit for D-Robotics' RDK X5, from which its mapper quantizes and compiles a network.
 
-File names, fields and values are those of D-Robotics' model zoo (rdk_model_zoo, commit be4f89b).
+Fields and values are those of D-Robotics' model zoo (rdk_model_zoo, commit be4f89b), and so are the
+names, which rdk_zoo.py has.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import NamedTuple
+
+import models
 
 import megengine.module as M
 import numpy as np
@@ -22,34 +22,11 @@ from data.transforms import Preprocessing
 from deployment.int8 import calibration, graph, ptq
 
 from . import kit
+from .rdk_zoo import names_of
 
 CALIBRATION = "calibration_data_{color}_f32"
 RANGES = "activation_ranges.json"
 _IMAGES_FOR_RANGES = 64  # sufficient; their feature maps are held in memory
-
-_REMOVE = "remove_node_type: 'Quantize;Dequantize;Transpose;Cast;Reshape'"
-_DEBUG = "debug_mode: dump_calibration_data"
-
-
-class _ZooNames(NamedTuple):
-    """Names of a family's files in the zoo, and lines of the mapper's settings for the family."""
-
-    onnx: str
-    config: str
-    compiled: str
-    settings: tuple[str, ...] = ()
-
-
-# pattern of architectures -> names, in which {} is the variant
-_ZOO_NAMES = {
-    r"RepVGGplus(.+)": _ZooNames(
-        "RepVGGplus-{}", "RepVGGplus_{}", "RepVGGplus-{}", (_DEBUG, _REMOVE)
-    ),
-    r"RepVGG(.+)": _ZooNames("RepVGG-{}", "RepVGG_{}", "RepVGG-{}", (_DEBUG, _REMOVE)),
-    r"RepViT(.+)": _ZooNames("repvit_{}", "RepViT_{}", "RepViT", (_REMOVE,)),
-    r"RepGhost(.+)": _ZooNames("repghostnet_{}", "RepGhost_{}", "RepGhost", (_DEBUG,)),
-    r"MobileOne(.+)": _ZooNames("mobileone_{}", "MobileOne_{}", "MobileOne"),  # not in the zoo
-}
 
 _CONFIG = """\
 # {arch} for hb_mapper makertbin
@@ -57,7 +34,7 @@ model_parameters:
   onnx_model: './{onnx}'
   march: 'bayes-e'
   layer_out_dump: False
-  working_dir: '{compiled}'
+  working_dir: '{folder}'
   output_model_file_prefix: '{compiled}'
 {settings}
 input_parameters:
@@ -109,7 +86,7 @@ Run in the vendor's toolchain container, from this folder:
   hb_mapper checker --model-type onnx --march bayes-e --model ./{onnx}
   hb_mapper makertbin --model-type onnx --config {config}
 
-The compiled network is {compiled}/{compiled}.bin. Run on the board:
+The compiled network is {folder}/{compiled}.bin. Run on the board:
 
   hrt_model_exec perf --model_file {compiled}.bin --core_id 0 \\
       --frame_count 200 --thread_num 4 --perf_time 0
@@ -142,7 +119,7 @@ def write_kit(
     from deployment.onnx_export import export_onnx
 
     files = calibration.files(images, count)
-    names = names_of(model.arch, preprocessing.size)
+    names = names_of(models.variant_name(model.arch, model.options), preprocessing.size)
     color = preprocessing.color.lower()
     values = {
         "arch": model.arch,
@@ -192,33 +169,12 @@ def _equalize(path: Path, files: list[Path], preprocessing: Preprocessing) -> pt
     return quantized
 
 
-def names_of(arch: str, size: int) -> dict[str, str]:
-    """Return the zoo's names of the ONNX file, the mapper's settings and the compiled network.
-
-    For RepVGGA0 at 224 px: {"onnx": "RepVGG-A0.onnx", "config": "RepVGG_A0_config.yaml",
-    "compiled": "RepVGG-A0_224x224_nv12", "settings": the family's lines for the mapper}.
-    """
-    family, variant = next(
-        (family, match[1])
-        for pattern, family in _ZOO_NAMES.items()
-        if (match := re.fullmatch(pattern, arch))
-    )
-    if not arch.startswith("RepVGG"):
-        variant = variant.lower()
-    return {
-        "onnx": f"{family.onnx.format(variant)}.onnx",
-        "config": f"{family.config.format(variant)}_config.yaml",
-        "compiled": f"{family.compiled.format(variant)}_{size}x{size}_nv12",
-        "settings": "".join(f"  {line}\n" for line in family.settings),
-    }
-
-
 def calibration_pixels(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
     """Return an image, uint8 BGR [H, W, 3], as float32 [3, size, size] from 0 to 255.
 
-    OpenCV resizes it bilinearly and crops its centre; the mapper normalizes it.
+    It is resized and cropped as for an evaluation; the mapper normalizes it.
     """
-    crop = replace(preprocessing, interpolation="bilinear").evaluation_crop(image)
+    crop = preprocessing.evaluation_crop(image)
     if preprocessing.color == "RGB":
         crop = crop[:, :, ::-1]
     return np.ascontiguousarray(crop.transpose(2, 0, 1), np.float32)

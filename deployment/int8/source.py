@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,8 @@ from data.transforms import Preprocessing
 from deployment.network import properties
 from deployment.onnx_export import export_onnx
 from utils import UserError
-from weights import catalog, checkpoint
+from weights import catalog, checkpoint, formats
+from weights import preprocessing as said
 
 from . import graph
 
@@ -30,17 +31,17 @@ class Source(NamedTuple):
     metadata: dict[str, Any]
 
 
-def read(path: str, arch: str | None, crop_ratio: float | None) -> Source:
+def read(path: str, arch: str | None, stated: said.Statements, entry: str | None = None) -> Source:
     """Read the network of a checkpoint, which is fused and exported, or of export.py's .onnx file.
 
-    If given, `crop_ratio` replaces the one of the preprocessing. Raises UserError when the network
-    cannot be quantized: it is quantized already, in train form, or has weights that are not finite.
+    The file's preprocessing and class names are replaced by those that are `stated`; `entry` is a
+    set of weights in a file of several. Raises UserError when the network cannot be quantized: it
+    is quantized already, in train form, or has weights that are not finite.
     """
-    if path.lower().endswith(".onnx"):
-        return _read_onnx(Path(path), arch, crop_ratio)
-    model, preprocessing, metadata = deployment.source.load(path, arch)
+    if _is_onnx(path):
+        return _read_onnx(catalog.locate(path), arch, stated)
+    model, preprocessing, metadata = deployment.source.load(path, arch, entry=entry, stated=stated)
     _assert_finite(path, {name: tensor.numpy() for name, tensor in model.named_parameters()})
-    preprocessing = replace(preprocessing, crop_ratio=crop_ratio or preprocessing.crop_ratio)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "float.onnx")
         export_onnx(model, file, preprocessing, size=preprocessing.size, metadata=metadata)
@@ -53,8 +54,9 @@ def trained_ranges(path: str, arch: str | None) -> dict[str, tuple[float, float]
     Raises UserError when the checkpoint has none.
     """
     bounds = None
-    if not path.lower().endswith(".onnx"):
-        bounds = checkpoint.read(catalog.locate(path), arch).activation_ranges
+    if not _is_onnx(path):
+        contents = checkpoint.read(catalog.locate(path), arch, color_matters=False)
+        bounds = contents.activation_ranges
     if bounds is None:
         raise UserError(
             f"{path} has not been through train.py --qat, so its activations have no ranges yet; "
@@ -63,7 +65,14 @@ def trained_ranges(path: str, arch: str | None) -> dict[str, tuple[float, float]
     return bounds
 
 
-def _read_onnx(path: Path, arch: str | None, crop_ratio: float | None) -> Source:
+def _is_onnx(path: str) -> bool:
+    file = catalog.locate(path)
+    if not file.is_file():
+        return file.suffix.lower() == ".onnx"
+    return formats.of_file(file) == "onnx"
+
+
+def _read_onnx(path: Path, arch: str | None, stated: said.Statements) -> Source:
     if not path.is_file():
         raise UserError(f"there is no file {path}; give a checkpoint, or a file of export.py")
     try:
@@ -75,7 +84,11 @@ def _read_onnx(path: Path, arch: str | None, crop_ratio: float | None) -> Source
     kinds = {node.op_type for node in model.graph.node}
     if kinds & {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger"}:
         raise UserError(f"{path} is quantized already; give the float network it was made from")
+    if any(tensor.data_type == onnx.TensorProto.FLOAT16 for tensor in model.graph.initializer):
+        raise UserError(f"{path} is in half precision; export it again without --half")
     metadata = properties({entry.key: entry.value for entry in model.metadata_props})
+    if metadata.get("features"):
+        raise UserError(f"{path} gives feature maps; export it again without --features")
     if metadata.get("form") == "train" or "BatchNormalization" in kinds:
         raise UserError(
             f"{path} is in train form, with branches and batch norms; "
@@ -90,7 +103,7 @@ def _read_onnx(path: Path, arch: str | None, crop_ratio: float | None) -> Source
     try:
         preprocessing = Preprocessing(**metadata["preprocessing"])
         actual = metadata["arch"]
-        metadata["num_classes"], metadata["classes"]
+        count, metadata["classes"] = metadata["num_classes"], metadata["classes"]
     except (KeyError, TypeError, ValueError):
         raise UserError(
             f"{path} does not say which network and which preprocessing it has; "
@@ -101,7 +114,13 @@ def _read_onnx(path: Path, arch: str | None, crop_ratio: float | None) -> Source
             f"{path} is of {actual}, but {arch} was expected; use --arch {actual} or another file"
         )
     _assert_finite(str(path), graph.weights(model))
-    preprocessing = replace(preprocessing, crop_ratio=crop_ratio or preprocessing.crop_ratio)
+    own = said.of_habit(preprocessing, "the file")
+    preprocessing, classes, origins = said.resolve(
+        own, stated, classes=count, channels=preprocessing.channels, path=path
+    )
+    metadata["classes"] = classes or metadata["classes"]
+    if stated:
+        metadata["origins"] = origins
     for entry in model.metadata_props:
         if entry.key == "preprocessing":
             entry.value = json.dumps(asdict(preprocessing))

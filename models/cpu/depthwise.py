@@ -210,6 +210,12 @@ class _Large(_Depthwise):
         return dw.reshape(self.weight.shape)
 
 
+def repeat(x: Tensor, times: int) -> Tensor:
+    """Return each channel several times in a row: [N, C, H, W] -> [N, C * times, H, W]."""
+    n, c, h, w = x.shape
+    return F.broadcast_to(x.reshape(n, c, 1, h, w), (n, c, times, h, w)).reshape(n, -1, h, w)
+
+
 @cache
 def choose(rows: Axis, cols: Axis) -> type[_Depthwise] | None:
     """Return the class that is fastest for this geometry; None if none here applies."""

@@ -10,6 +10,7 @@ from benchmarks import data_pipeline
 from data.transforms import Preprocessing
 
 
+@pytest.mark.slow
 def test_it_times_each_pipeline(command, image_folder, tmp_path):
     folder = image_folder()
     arguments = ["--data", folder, "--size", 32, "--images", 8, "--batch-size", 4, "--rounds", 1]

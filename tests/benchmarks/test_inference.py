@@ -63,6 +63,7 @@ def int8_onnx(float_onnx):
     return path
 
 
+@pytest.mark.slow
 def test_inference(command, int8_onnx, tmp_path, monkeypatch):
     running = []  # threads in each process, asked when its memory is
 
@@ -115,6 +116,7 @@ def test_inference(command, int8_onnx, tmp_path, monkeypatch):
     assert min(cv2.imread(str(chart)).shape[:2]) > 300
 
 
+@pytest.mark.slow
 def test_throughput(command):
     status, out, err = command(
         "benchmark", "throughput", "--arch", "RepGhost050", *QUICK, "--streams", 1, 3, "--json"

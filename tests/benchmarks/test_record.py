@@ -23,6 +23,7 @@ def folder(tmp_path, monkeypatch):
     return record.FOLDER
 
 
+@pytest.mark.slow
 def test_a_record_of_each_command(command, folder, photos, small_checkpoint, monkeypatch):
     """Its figures are what --json prints."""
     data = ["data", "--data", photos, "--size", 32, "--images", 8, "--batch-size", 4, "--rounds", 1]

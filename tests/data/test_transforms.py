@@ -1,10 +1,13 @@
 """Pixels: colour order, normalization, crops."""
 
+import math
+
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
-from data.transforms import BASECLS, Preprocessing
+from data.transforms import BASECLS, TORCHVISION, Preprocessing
 
 
 def test_colour_order_and_normalization_are_explicit():
@@ -43,3 +46,53 @@ def test_any_shape_gives_the_size(rng, shape):
     image = rng.integers(0, 256, (*shape, 3), np.uint8)
     preprocessing = Preprocessing(size=64)
     assert preprocessing.evaluation(image).shape == (3, 64, 64)
+
+
+PHOTOGRAPH = (375, 500)  # as ImageNet's
+
+
+@pytest.mark.parametrize("shape", [PHOTOGRAPH, (500, 333), (256, 300), (100, 90), (257, 256)])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("ratio, size", [(0.875, 224), (0.9, 224), (0.95, 97), (1.0, 64)])
+def test_pillows_evaluation_is_torchvisions_to_the_bit(rng, shape, interpolation, ratio, size):
+    """Resize(floor(size / ratio)) and CenterCrop(size) on a PIL image, as torchvision has them."""
+    image = rng.integers(0, 256, (*shape, 3), np.uint8)
+    picture = Image.fromarray(image[..., ::-1])
+    short, (width, height) = math.floor(size / ratio), picture.size
+    if min(width, height) != short:
+        if width < height:
+            new = (short, int(short * height / width))
+        else:
+            new = (int(short * width / height), short)
+        picture = picture.resize(new, Image.Resampling[interpolation.upper()])
+    left, top = (round((side - size) / 2.0) for side in picture.size)
+    expected = np.asarray(picture.crop((left, top, left + size, top + size)))[..., ::-1]
+    preprocessing = Preprocessing(
+        size=size, interpolation=interpolation, crop_ratio=ratio, resize_backend="pillow"
+    )
+    np.testing.assert_array_equal(preprocessing.evaluation_crop(image), expected)
+
+
+def test_shrinking_by_opencv_is_not_antialiased():
+    """Columns that alternate between black and white: grey for Pillow, stripes for OpenCV."""
+    stripes = np.zeros((375, 500, 3), np.uint8)
+    stripes[:, ::2] = 255
+    spread = {
+        backend: Preprocessing(size=170, crop_ratio=1.0, resize_backend=backend)
+        .evaluation_crop(stripes)
+        .astype(float)
+        .std()
+        for backend in ("pillow", "opencv")
+    }
+    assert spread["pillow"] < 3 and spread["opencv"] > 70
+
+
+def test_checkpoints_that_do_not_say_it_keep_opencvs_pixels():
+    assert Preprocessing().resize_backend == BASECLS.resize_backend == "opencv"
+    assert TORCHVISION.resize_backend == "pillow"
+
+
+@pytest.mark.parametrize("wrong", [{"resize_backend": "torch"}, {"mean": (0, 0, float("inf"))}])
+def test_a_preprocessing_that_is_not_possible_is_refused(wrong):
+    with pytest.raises(ValueError, match="makes no sense"):
+        Preprocessing(**wrong)

@@ -1,7 +1,9 @@
 """A small network of each family, with every kind of block that it has."""
 
+from models.fastvit import FastViT
 from models.mobileone import MobileOne
 from models.repghost import RepGhost
+from models.replknet import RepLKNet
 from models.repvgg import RepVGG
 from models.repvgg_plus import RepVGGPlus
 from models.repvit import RepViT
@@ -17,6 +19,8 @@ SMALL = {
     "MobileOne": lambda: MobileOne(_WIDTH, branches=2, se=True, depths=_DEPTHS, num_classes=10),
     "RepViT": lambda: RepViT((16, 24, 32, 40), (1, 1, 2, 1), num_classes=10),
     "RepGhost": lambda: RepGhost(0.25, num_classes=10),
+    "RepLKNet": lambda: RepLKNet((8, 8, 16, 24), (1, 1, 1, 1), (31, 13, 9, 7), num_classes=10),
+    "FastViT": lambda: FastViT((8, 16, 32, 64), (1, 1, 2, 1), 2, num_classes=10),
 }
 
 

@@ -37,7 +37,7 @@ def assert_runs_as(path, model, images):
     assert error <= 1e-5 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("kind", ["RepVGG, SE", "MobileOne", "RepViT"])
+@pytest.mark.parametrize("kind", ["RepVGG, SE", "MobileOne", "RepViT", "FastViT", "RepLKNet"])
 def test_it_runs_as_the_network(kind, network, preprocessing, tmp_path, capfd):
     model, path = network(kind), tmp_path / "a.mge"
     metadata = {"arch": "RepVGGA0", "classes": ["apple"]}

@@ -48,7 +48,7 @@ def test_fused(kind, opset, network, preprocessing, tmp_path):
     assert done.parameters == models.profile(model, 48).parameters
     assert done.initializers == len(model.state_dict())
     assert done.operators.keys() <= FUSED
-    assert ("Erf" in done.operators) == (kind == "RepViT")
+    assert ("Erf" in done.operators) == (kind in ("RepViT", "FastViT", "RepLKNet"))
     assert ("HardSigmoid" in done.operators) == (kind == "RepGhost")
 
     proto = onnx.load(path)
@@ -70,7 +70,7 @@ def test_fused(kind, opset, network, preprocessing, tmp_path):
     assert_close(logits_of(path, images), live(model, images))
 
 
-@pytest.mark.parametrize("kind", ["RepVGGplus", "MobileOne", "RepViT"])
+@pytest.mark.parametrize("kind", ["RepVGGplus", "MobileOne", "RepViT", "FastViT", "RepLKNet"])
 def test_with_its_branches(kind, network, preprocessing, tmp_path):
     model, path = network(kind, deploy=False), tmp_path / "a.onnx"
     done = export_onnx(model, path, preprocessing, size=48)

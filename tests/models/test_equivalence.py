@@ -6,6 +6,8 @@ from dataclasses import replace
 import models
 from models import equivalence, init, reparam
 
+import megengine as mge
+import megengine.module as M
 import numpy as np
 import pytest
 
@@ -17,12 +19,18 @@ from weights import checkpoint
 @pytest.mark.parametrize(
     "arch",
     # one of the "-qa" variants, which differ from their twins in the block alone
-    [name for name in models.list_models() if not name.endswith("-qa")] + ["RepVGGB1g4-qa"],
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name.startswith("RepLKNet") else name
+        for name in models.list_models()
+        if not name.endswith("-qa")
+    ]
+    + ["RepVGGB1g4-qa"],
 )
 def test_every_network_is_equal_after_fusion(arch):
-    images = np.random.default_rng(0).standard_normal((2, 3, 64, 64)).astype(np.float32)
     with init.uninitialized():
         model = models.create(arch)
+    size = model.check_size
+    images = np.random.default_rng(0).standard_normal((2, 3, size, size)).astype(np.float32)
     equivalence.randomize(model, images)
     assert equivalence.compare(model, images, consume=True).holds
 
@@ -62,6 +70,40 @@ def test_verify_sees_a_broken_fusion(monkeypatch, command, name, broken):
     assert status == 1
     rows, failures = out.split("differ by more than")
     assert "DIFFERENT" in failures and "RepVGGA0" in failures  # the failing rows come last
+
+
+def test_verify_sees_one_corner_tap_of_one_kernel(monkeypatch, command):
+    """Of the largest kernels in the smallest maps, at the size that verify chooses itself."""
+    right = reparam.to_conv2d
+
+    def wrong(linear, like):
+        if linear.kernel.shape == (384, 1, 7, 7):
+            linear.kernel[0, 0, 0, 0] = 0
+        return right(linear, like)
+
+    monkeypatch.setattr(models, "BLOCKS", {})
+    assert command("verify", "--arch", "FastViTT8")[0] == 0
+    monkeypatch.setattr(reparam, "to_conv2d", wrong)
+    status, out, _ = command("verify", "--arch", "FastViTT8")
+    assert status == 1 and "1 of 1 differ" in out
+
+
+@pytest.mark.parametrize("arch", ["FastViTT8"])
+def test_no_tap_meets_padding_alone_at_the_size_of_the_check(arch):
+    """Every size of kernel in every map: some output reads a pixel by its first tap."""
+    model = models.create(arch, deploy=True)
+    seen = []
+
+    def note(module, inputs, output):
+        side, tap = inputs[0].shape[2], module.padding[0]
+        seen.append((side, module.kernel_size[0], (output.shape[2] - 1) * module.stride[0] >= tap))
+
+    for module in model.modules():
+        if isinstance(module, M.Conv2d):
+            module.register_forward_hook(note)
+    model(mge.Tensor(np.zeros((1, 3, model.check_size, model.check_size), np.float32)))
+    assert max(kernel for _, kernel, _ in seen) > 3
+    assert all(meets for _, _, meets in seen), seen
 
 
 def test_verify_prints_a_table_and_json(command):

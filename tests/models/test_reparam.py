@@ -146,7 +146,7 @@ def test_any_input_size_works_in_both_forms(tiny, size):
     np.testing.assert_allclose(model.linear(pooled).numpy(), outputs[0], atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "RepViTM0_6"])
+@pytest.mark.parametrize("kind", [*KINDS, "RepViTM0_6", "FastViTT8"])
 def test_fused_weights_are_the_deploy_forms(tiny, images, kind):
     model = tiny(kind) if kind in KINDS else models.create(kind, 3)
     equivalence.randomize(model, images)

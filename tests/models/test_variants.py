@@ -48,6 +48,20 @@ TABLE = {
     "RepGhost130": (5_478_612, 5_450_052, 231_123_652, 231_123_652, 192),
     "RepGhost150": (6_575_336, 6_542_368, 301_315_856, 301_315_856, 192),
     "RepGhost200": (9_796_124, 9_752_212, 515_869_856, 515_869_856, 192),
+    # deploy: batch norms and layer scales of the feed-forward networks folded too
+    "FastViTT8": (4_026_232, 3_992_392, 528_592_896, 524_773_248, 106),
+    "FastViTT12": (7_553_704, 7_502_952, 1_070_405_632, 1_065_212_416, 122),
+    "FastViTS12": (9_473_576, 9_422_824, 1_378_686_976, 1_373_493_760, 122),
+    # deploy: the batch norms before convolutions and the last one folded too
+    "RepLKNet31B": (79_864_168, 79_388_776, 15_431_298_048, 15_353_525_248, 262),
+    "RepLKNet31L": (172_671_016, 171_957_928, 32_780_739_072, 32_664_079_872, 262),
+}
+LARGE = ["RepLKNet31B", "RepLKNet31L"]  # a forward pass takes seconds
+# multiply-adds (train, deploy) at the size of those that are trained at another one
+AT_THEIR_SIZE = {
+    "FastViTT8": (256, 690_149_376, 685_160_448),
+    "FastViTT12": (256, 1_397_727_232, 1_390_944_256),
+    "FastViTS12": (256, 1_800_380_416, 1_793_597_440),
 }
 
 
@@ -59,13 +73,36 @@ def test_every_variant_is_listed():
     assert models.list_models("nothing*") == []
 
 
-@pytest.mark.parametrize("arch", TABLE)
+@pytest.mark.parametrize(
+    "arch", [pytest.param(a, marks=pytest.mark.slow) if a in LARGE else a for a in TABLE]
+)
 def test_parameters_and_multiply_adds(arch):
     with init.uninitialized():
         train, deploy = models.create(arch), models.create(arch, deploy=True)
     found = [models.profile(network) for network in (train, deploy)]
     parameters, macs = zip(*found, strict=True)
     assert (*parameters, *macs, len(deploy.state_dict())) == TABLE[arch]
+
+
+@pytest.mark.parametrize("arch", LARGE)
+def test_parameters_and_multiply_adds_of_a_large_network(arch):
+    """By those at 32 px, where each map has 1/49 of the positions that it has at 224."""
+    parameters, macs = [], []
+    for deploy in (False, True):
+        with init.uninitialized():
+            model = models.create(arch, deploy=deploy)
+        counted, classifier = models.profile(model, 32), model.linear.weight.size
+        parameters.append(counted.parameters)
+        macs.append(49 * (counted.macs - classifier) + classifier)
+    assert (*parameters, *macs, len(model.state_dict())) == TABLE[arch]
+
+
+@pytest.mark.parametrize("arch", AT_THEIR_SIZE)
+def test_multiply_adds_at_another_size(arch):
+    size, *macs = AT_THEIR_SIZE[arch]
+    with init.uninitialized():
+        networks = models.create(arch), models.create(arch, deploy=True)
+    assert [models.profile(network, size).macs for network in networks] == macs
 
 
 @pytest.mark.parametrize(
@@ -106,6 +143,9 @@ def test_look_up_ignores_case_and_separators(name):
         ("repvit_m0_9", "RepViTM0_9"),
         ("repghost_100", "RepGhost100"),
         ("repvgg_a0_qa", "RepVGGA0-qa"),
+        ("fastvit_t8", "FastViTT8"),
+        ("FastViT-T8", "FastViTT8"),
+        ("replknet_31b", "RepLKNet31B"),
     ],
 )
 def test_other_spellings(name, arch):
@@ -113,7 +153,7 @@ def test_other_spellings(name, arch):
 
 
 @pytest.mark.parametrize("deploy", [False, True])
-@pytest.mark.parametrize("arch", ["MobileOneS0", "RepViTM0_6", "RepGhost050"])
+@pytest.mark.parametrize("arch", ["MobileOneS0", "RepViTM0_6", "RepGhost050", "FastViTT8"])
 def test_features_of_the_other_families(arch, deploy, images):
     model = models.create(arch, 3, deploy=deploy)
     model.eval()

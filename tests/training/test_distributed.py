@@ -134,6 +134,7 @@ def test_a_signal_saves_and_another_number_of_workers_goes_on(straight, tmp_path
     assert status == 0 and re.search(r"resuming .* after step [23] of 6", out), out
 
 
+@pytest.mark.slow
 def test_a_bad_image_names_the_file_and_the_worker(tmp_path):
     data = write_image_folder(tmp_path / "data")
     bad = data / "train" / "pear" / "3.jpg"

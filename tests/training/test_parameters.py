@@ -8,7 +8,7 @@ from training.parameters import kinds
 
 def test_every_parameter_of_every_family_has_a_kind():
     seen = set()
-    for arch in ("RepVGGA0", "MobileOneS0", "RepViTM0_6", "RepGhost050"):
+    for arch in ("RepVGGA0", "MobileOneS0", "RepViTM0_6", "RepGhost050", "FastViTT8"):
         model = models.create(arch, num_classes=10)
         found = kinds(model)
         assert list(found) == [name for name, _ in model.named_parameters()]
@@ -45,6 +45,16 @@ def test_every_parameter_of_every_family_has_a_kind():
         ),
         ("RepGhost050", {"stage1.0.ghost1.identity.weight": "identity norm"}),
         ("MobileOneS0", {"stage1.0.dense.3.conv.weight": "convolution"}),
+        (
+            "FastViTT8",
+            {
+                "stage1.0.token.scale": "layer scale",
+                "stage1.0.token.norm.weight": "norm",
+                "stage1.0.ffn.project.scale": "layer scale",
+                "stage1.0.ffn.expand.bias": "bias",
+                "last.se.up.weight": "squeeze-and-excitation",
+            },
+        ),
     ],
 )
 def test_kinds(arch, expected):

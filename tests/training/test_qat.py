@@ -118,7 +118,14 @@ def network(tiny):
 @pytest.mark.parametrize(
     "kind, decibels",
     # what is rounded the other way in one of the two grows over RepViT's many additions
-    [("dense", 60), ("qa, groups, se", 60), ("plus", 60), ("RepGhost050", 40), ("RepViTM0_6", 24)],
+    [
+        ("dense", 60),
+        ("qa, groups, se", 60),
+        ("plus", 60),
+        ("RepGhost050", 40),
+        ("RepViTM0_6", 24),
+        ("FastViTT8", 24),
+    ],
 )
 def test_the_exported_network_gives_the_same_logits(network, kind, decibels):
     model, quantized, images = network(kind)

@@ -85,6 +85,9 @@ CASES = {
     "timm-repvit_m0_9": ("RepViTM0_9", "timm", "RGB", as_safetensors),
     "repghost-repghostnet_1_0x": ("RepGhost100", "repghost", "RGB", as_ema_pth),
     "timm-repghostnet_100": ("RepGhost100", "timm", "RGB", as_safetensors),
+    "apple-fastvit_t8": ("FastViTT8", "apple", "RGB", as_ema_pth),
+    "timm-fastvit_t8": ("FastViTT8", "timm", "RGB", as_safetensors),
+    "megengine-replknet31_base": ("RepLKNet31B", "megengine", "BGR", as_nested_pickle),
 }
 
 
@@ -92,10 +95,11 @@ def golden(case):
     """The source's own checkpoint, and the archive."""
     archive = np.load(GOLDEN / f"{case}.npz")
     shapes = json.loads(str(archive["shapes"]))
-    return golden_weights.fill(shapes, float(archive["gamma"])), archive
+    gain = float(archive["gain"]) if "gain" in archive else 1.0
+    return golden_weights.fill(shapes, float(archive["gamma"]), gain), archive
 
 
-LARGE = {"basecls-repvgg_d2", "dingxiaoh-RepVGGplus-L2pse"}
+LARGE = {"basecls-repvgg_d2", "dingxiaoh-RepVGGplus-L2pse", "megengine-replknet31_base"}
 
 
 @pytest.mark.parametrize(
@@ -145,7 +149,15 @@ def numbered(shape, first):
 
 
 @pytest.mark.parametrize("form", ["train", "deploy"])
-@pytest.mark.parametrize("arch", [n for n in models.list_models() if not n.endswith("-qa")])
+@pytest.mark.parametrize(
+    "arch",
+    [
+        # the shapes and names of a smaller one: test_replknet.py
+        pytest.param(name, marks=pytest.mark.slow) if name.startswith("RepLKNet") else name
+        for name in models.list_models()
+        if not name.endswith("-qa")
+    ],
+)
 def test_every_layout_is_the_same_in_both_directions(arch, form):
     shapes = shapes_of(arch, 5, form)
     state = {key: numbered(shape, i + 1) for i, (key, shape) in enumerate(shapes.items())}
@@ -480,7 +492,7 @@ def test_the_published_weights_are_listed(command):
     assert re.search(r"basecls +repvgg_a0 +RepVGGA0 +72.25 +90.49 ", out)
     status, out, _ = command("convert_pretrained_weight", "--list", "--json")
     entries = json.loads(out)
-    assert len(entries) == 14 + 13 + 11 + 5 + 5 + 6 + 5 + 8 + 8
+    assert len(entries) == 14 + 13 + 11 + 5 + 5 + 6 + 5 + 8 + 8 + 6 + 6 + 1 + 5
     assert {entry["arch"] for entry in entries} <= set(models.list_models())
     assert all(entry["reported_by"] for entry in entries if entry["top1"])
     status, _, err = command(

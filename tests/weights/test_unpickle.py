@@ -1,6 +1,7 @@
 """Pickles are data: what asks for more is refused, and nothing is executed."""
 
 import pickle
+import tracemalloc
 from collections import OrderedDict
 from pathlib import Path
 
@@ -90,3 +91,13 @@ def test_missing_files_and_folders_give_one_sentence(tmp_path):
         unpickle.load(tmp_path / "none.pkl")
     with pytest.raises(UserError, match="cannot read .*directory"):
         unpickle.load(tmp_path)
+
+
+def test_a_size_that_the_file_makes_up_takes_no_memory(tmp_path):
+    path = tmp_path / "bomb.pkl"
+    path.write_bytes(b"\x80\x05" + pickle.BYTEARRAY8 + (1 << 33).to_bytes(8, "little") + b"few.")
+    tracemalloc.start()
+    with pytest.raises(UserError, match=f"an array of {1 << 33} bytes is larger than the file"):
+        unpickle.load(path)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 24
+    tracemalloc.stop()

@@ -1,10 +1,11 @@
 """The RDK X5 kit: each file in it as the vendor's tools document it."""
 
+import ast
 import json
 from dataclasses import replace
 
 import models
-from models import equivalence
+from models import equivalence, init
 from models.repvit import RepViT
 
 import cv2
@@ -15,8 +16,10 @@ import pytest
 
 from data.transforms import BASECLS, Preprocessing
 from deployment.boards import rdk
+from deployment.int8 import graph as graph_of
 from deployment.int8 import qdq
 from deployment.onnx_export import export_onnx
+from deployment.onnx_graph import to_onnx
 from utils import UserError
 
 RGB = Preprocessing()
@@ -138,6 +141,8 @@ def test_the_network_is_equalized_and_its_ranges_are_told(tmp_path, tiny, photos
         ("RepViTM0_9", "repvit_m0_9", "RepViT_m0_9", "RepViT", "r"),
         ("RepGhost100", "repghostnet_100", "RepGhost_100", "RepGhost", "d"),
         ("MobileOneS0", "mobileone_s0", "MobileOne_s0", "MobileOne", ""),
+        ("RepLKNet31B", "replknet_31b", "RepLKNet_31B", "RepLKNet", ""),
+        ("FastViTT8", "fastvit_t8", "FastViT_T8", "FastViT", "n" + 10 * '"'),
     ],
 )
 def test_names_are_the_zoos(arch, network, config, compiled, settings):
@@ -147,6 +152,27 @@ def test_names_are_the_zoos(arch, network, config, compiled, settings):
     assert names["compiled"] == f"{compiled}_224x224_nv12"
     keys = [line.split(":")[0].strip() for line in names["settings"].splitlines()]
     assert "".join(key[0] for key in keys) == settings
+
+
+@pytest.mark.parametrize("arch, count", [("FastViTT8", 10), ("FastViTT12", 4), ("FastViTS12", 5)])
+def test_the_operators_in_int16_are_those_of_the_network(arch, count):
+    names = rdk.names_of(arch, 224)
+    assert names["folder"] == "FastViT_224x224_nv12_mix"
+    key, _, text = names["settings"].strip().partition(": ")
+    assert key == "node_info"
+    chosen = ast.literal_eval(text)
+    int16 = {"ON": "BPU", "InputType": "int16", "OutputType": "int16"}
+    assert len(chosen) == count and all(value == int16 for value in chosen.values())
+    with init.uninitialized():
+        model = models.create(arch, deploy=True)
+    model.eval()
+    graph = to_onnx(model, (224, 224), 11, 1, "data", "output").graph
+    kinds = {node.name: node.op_type for node in graph.node}
+    assert {kinds[name] for name in chosen} <= {"Conv", "Mul", "Add", "GlobalAveragePool"}
+    last = {"Mul": "Conv", "Add": "Conv", "GlobalAveragePool": "Flatten", "Conv": None}
+    users = graph_of.consumers(onnx.helper.make_model(graph))
+    for name in chosen:  # the last multiplication of a GELU, the last addition of a block
+        assert last[kinds[name]] in (None, users[name][0].op_type), name
 
 
 def test_every_architecture_has_names():

@@ -6,7 +6,7 @@ import pytest
 from deployment.int8 import bias, graph, ptq, qdq, ranges
 
 
-@pytest.mark.parametrize("kind", ["RepVGG, SE", "MobileOne", "RepViT", "RepGhost"])
+@pytest.mark.parametrize("kind", ["RepVGG, SE", "MobileOne", "RepViT", "RepGhost", "FastViT"])
 @pytest.mark.parametrize("activations", [True, False])
 def test_means_are_put_right(kind, activations, float_onnx, images):
     images = images[:6]

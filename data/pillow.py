@@ -1,0 +1,79 @@
+"""Decoding by Pillow: the pixels and the orientation that all other decoders are held to."""
+
+from __future__ import annotations
+
+import io
+from contextlib import suppress
+from warnings import catch_warnings, simplefilter
+
+import cv2
+import numpy as np
+from PIL import Image, ImageOps
+
+from .formats import Format
+from .quiet import quiet
+
+_LARGEST = 1 << 30  # pixels, as in OpenCV
+_ORIENTATION = 0x0112  # EXIF's tag
+_SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
+_THIRTY_TWO_BITS = ("I", "F")
+# upright = image, transposed or not, then mirrored about an axis of cv2.flip or not
+_UPRIGHT = {2: (False, 1), 3: (False, -1), 4: (False, 0),
+            5: (True, None), 6: (True, 1), 7: (True, -1), 8: (True, 0)}  # fmt: skip
+
+
+def decode(content: bytes, kind: Format, reduction: int = 1) -> np.ndarray | None:
+    """Return the first picture of a file, upright, uint8 BGR [H, W, 3]; None when it is broken.
+
+    Transparency is ignored, and of 16 bits the upper eight are kept. Values of 32 bits, which have
+    no range, are refused.
+
+    Args:
+        content: the file's content.
+        kind: the format of the file.
+        reduction: number, 1, 2, 4 or 8, by which height and width are divided, and rounded up: for
+            a JPEG only.
+    """
+    # Pillow's decoders raise errors of many kinds
+    with quiet(), catch_warnings(), suppress(Exception), _open(content, kind) as image:
+        width, height = image.size
+        if reduction > 1:
+            image.draft(None, (width // reduction, height // reduction))
+            if image.size != (-(-width // reduction), -(-height // reduction)):
+                return None
+        image.load()
+        return _pixels(ImageOps.exif_transpose(image), kind)
+    return None
+
+
+def _open(content: bytes, kind: Format) -> Image.Image:
+    simplefilter("ignore")
+    Image.MAX_IMAGE_PIXELS = _LARGEST // 2  # Pillow warns from here on, and refuses twice as many
+    return Image.open(io.BytesIO(content), formats=[kind.name])
+
+
+def _pixels(image: Image.Image, kind: Format) -> np.ndarray | None:
+    if image.mode in _SIXTEEN_BITS or (image.mode == "I" and kind.name == "PPM"):
+        grey = (np.asarray(image).astype(np.int32) >> 8).astype(np.uint8)
+        return cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR)
+    if image.mode in _THIRTY_TWO_BITS:
+        return None
+    return cv2.cvtColor(np.asarray(image.convert("RGB")), cv2.COLOR_RGB2BGR)
+
+
+def orientation(content: bytes, kind: Format) -> int:
+    """Return the orientation of an image, 1 (as stored) to 8, in its EXIF or XMP block."""
+    with quiet(), catch_warnings(), suppress(Exception), _open(content, kind) as image:
+        value = image.getexif().get(_ORIENTATION)
+        return value if value in _UPRIGHT else 1
+    return 1
+
+
+def upright(image: np.ndarray, orientation: int) -> np.ndarray:
+    """Return an image with an EXIF orientation, uint8 [H, W, 3], as it is to be seen."""
+    if orientation == 1:
+        return image
+    transposed, axis = _UPRIGHT[orientation]
+    if transposed:
+        image = cv2.transpose(image)
+    return image if axis is None else cv2.flip(image, axis)

@@ -1,0 +1,101 @@
+"""The part of export.py's command line that writes kits for boards."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cli
+from utils import UserError
+
+if TYPE_CHECKING:  # MegEngine takes a second to import, which --help need not
+    import megengine.module as M
+
+    from data.transforms import Preprocessing
+
+# board -> its own options; the first one is required
+KITS = {"rdk-x5": ("calibration", "images"), "ascend": ("data", "labels")}
+# options of export.py about which the board decides
+_DECIDED = ("keep_branches", "format", "input_name", "output_name", "opset", "batch", "features",
+            "half", "fold_normalization", "input_color")  # fmt: skip
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --kit and the boards' options."""
+    kit = parser.add_argument_group(
+        "kit for a board: a new folder, named by --out, with the files that the board's tools need"
+    )
+    kit.add_argument(
+        "--kit", choices=KITS, metavar="BOARD", help=f"board to write a kit for: {', '.join(KITS)}"
+    )
+    cli.add_flags(kit, "--calibration", help="rdk-x5: folder of images to calibrate on")
+    cli.add_flags(
+        kit,
+        "--images",
+        help="rdk-x5: number of calibration images, taken evenly from the sorted files "
+        "(default: 100)",
+    )
+    cli.add_flags(
+        kit,
+        "--data",
+        help="ascend: folder with val/CLASS/IMAGE or test/CLASS/IMAGE; with --labels, a folder "
+        "of images",
+    )
+    kit.add_argument(
+        "--labels",
+        metavar="FILE",
+        help="ascend: text file with one image's file name and class number in each line",
+    )
+
+
+def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Exit with an error for options that a kit lacks, or that do not belong to it."""
+    for board, options in KITS.items():
+        for option in options:
+            if getattr(args, option) and args.kit != board:
+                parser.error(f"--{option} is for --kit {board}")
+    if args.kit is None:
+        return
+    for option in (KITS[args.kit][0], "out"):
+        if not getattr(args, option):
+            parser.error(f"--kit {args.kit} needs --{option}, a folder")
+    for option in _DECIDED:
+        if getattr(args, option) != parser.get_default(option):
+            flag = option.replace("_", "-")
+            if option == "input_color":
+                flag = "rgb-input or --bgr-input"
+            parser.error(f"the board decides about --{flag}; leave it out with --kit")
+    if args.size == "dynamic" or (args.size and args.size[0] != args.size[1]):
+        parser.error("a kit is for square images; give --size one number")
+
+
+def write_kit(
+    args: argparse.Namespace, model: M.Module, preprocessing: Preprocessing, metadata: dict
+) -> int:
+    """Write a kit and print the names of its files; returns the exit status."""
+    if preprocessing.channels != 3:
+        raise UserError(
+            f"a kit is for images of three colours, and the network takes {preprocessing.channels} "
+            "channels; leave out --kit and use the board's own tools on the ONNX file"
+        )
+    if args.kit == "rdk-x5":
+        from . import rdk
+
+        count = args.images or 100
+        listed = rdk.write_kit(model, preprocessing, args.calibration, args.out, count, metadata)
+    else:
+        from . import ascend
+
+        classes = metadata["classes"]
+        images = ascend.labelled_images(args.data, args.labels, model.num_classes, classes)
+        listed = ascend.write_kit(model, preprocessing, *images, args.out, metadata)
+    if args.json:
+        print(
+            json.dumps({**metadata, "kit": args.kit, "folder": args.out, "files": listed}, indent=2)
+        )
+    else:
+        print(f"{args.kit} kit of {model.arch} in {args.out}: {', '.join(listed)}")
+        print(f"instructions: {Path(args.out, 'README.txt')}")
+    return 0

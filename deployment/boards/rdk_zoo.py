@@ -1,0 +1,93 @@
+"""Names of files and lines of settings in D-Robotics' model zoo (rdk_model_zoo, commit be4f89b)."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+_REMOVE = "remove_node_type: 'Quantize;Dequantize;Transpose;Cast;Reshape'"
+_DEBUG = "debug_mode: dump_calibration_data"
+
+
+class _Family(NamedTuple):
+    """Names of a family's files in the zoo, and lines of the mapper's settings for the family.
+
+    In the names {0} is the variant, such as "T8", and {1} the same in lower case.
+    """
+
+    onnx: str
+    config: str
+    compiled: str
+    settings: tuple[str, ...] = ()
+    folder: str = ""  # ending of the folder that the mapper works in
+
+
+# pattern of architectures -> names
+_FAMILIES = {
+    r"RepVGGplus(.+)": _Family(
+        "RepVGGplus-{0}", "RepVGGplus_{0}", "RepVGGplus-{0}", (_DEBUG, _REMOVE)
+    ),
+    r"RepVGG(.+)": _Family("RepVGG-{0}", "RepVGG_{0}", "RepVGG-{0}", (_DEBUG, _REMOVE)),
+    r"RepViT(.+)": _Family("repvit_{1}", "RepViT_{1}", "RepViT", (_REMOVE,)),
+    r"RepGhost(.+)": _Family("repghostnet_{1}", "RepGhost_{1}", "RepGhost", (_DEBUG,)),
+    r"FastViT(.+)": _Family("fastvit_{1}", "FastViT_{0}", "FastViT", (), "_mix"),
+    # not in the zoo
+    r"MobileOne(.+)": _Family("mobileone_{1}", "MobileOne_{1}", "MobileOne"),
+    r"RepLKNet(.+)": _Family("replknet_{1}", "RepLKNet_{0}", "RepLKNet"),
+}
+
+_GELUS_OF_THE_STEM = tuple(f"stage0.{i}.Mul_2" for i in range(3))
+# architecture -> operators that the zoo computes in int16, by their names in the ONNX files of this
+# project; its own names are those of a PyTorch export
+_INT16 = {
+    "FastViTT8": (
+        *_GELUS_OF_THE_STEM,
+        "stage1.0.ffn.depthwise.reparam.Conv",
+        "stage1.0.Add",
+        "stage2.1.Add",
+        "stage3.4.Add",
+        "stage2.1.ffn.depthwise.reparam.Conv",
+        "stage2.0.mix.Mul_2",
+        "stage3.4.ffn.depthwise.reparam.Conv",
+    ),
+    "FastViTT12": (
+        "stage0.0.reparam.Conv",
+        *_GELUS_OF_THE_STEM[1:],
+        "stage4.1.ffn.project.reparam.Conv",
+    ),
+    "FastViTS12": (
+        *_GELUS_OF_THE_STEM,
+        "stage2.1.ffn.project.reparam.Conv",
+        "GlobalAveragePool",
+    ),
+}
+
+
+def names_of(arch: str, size: int) -> dict[str, str]:
+    """Return the zoo's names of the ONNX file, the mapper's settings and the compiled network.
+
+    For RepVGGA0 at 224 px: {"onnx": "RepVGG-A0.onnx", "config": "RepVGG_A0_config.yaml",
+    "compiled": "RepVGG-A0_224x224_nv12", "folder": the mapper's, "settings": the lines for the
+    mapper that the zoo has for this network}.
+    """
+    family, variant = next(
+        (family, match[1])
+        for pattern, family in _FAMILIES.items()
+        if (match := re.fullmatch(pattern, arch))
+    )
+    compiled = f"{family.compiled.format(variant)}_{size}x{size}_nv12"
+    lines = [*family.settings]
+    if arch in _INT16:
+        nodes = ",\n    ".join(map(_in_int16, _INT16[arch]))
+        lines.append(f"node_info: {{\n    {nodes}}}")
+    return {
+        "onnx": f"{family.onnx.format(variant, variant.lower())}.onnx",
+        "config": f"{family.config.format(variant, variant.lower())}_config.yaml",
+        "compiled": compiled,
+        "folder": compiled + family.folder,
+        "settings": "".join(f"  {line}\n" for line in lines),
+    }
+
+
+def _in_int16(node: str) -> str:
+    return f"\"{node}\": {{'ON': 'BPU', 'InputType': 'int16', 'OutputType': 'int16'}}"

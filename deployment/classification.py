@@ -1,0 +1,78 @@
+"""Classify images, many at a time, in order."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from data import sources
+from data.decoding import BadImageError
+
+from .network import Network
+
+BATCH = 16  # images that a network computes at once
+_AHEAD = 2  # batches that are read while the network computes another
+_THREADS = 2  # that read and resize images
+
+
+@dataclass
+class Result:
+    """What became of one image.
+
+    Attributes:
+        name: file or URL of the image.
+        image: the image, uint8 BGR [H, W, 3], where it was asked for.
+        error: sentence about an image that cannot be read.
+        predictions: the best classes: "class", "name" and "probability" of each.
+    """
+
+    name: str
+    image: np.ndarray | None = None
+    error: str | None = None
+    predictions: list[dict[str, Any]] = field(default_factory=list)
+
+
+def classify(
+    net: Network, names: Sequence[str], top: int, keep_images: bool = False
+) -> Iterator[Result]:
+    """Yield the `top` best classes of each image, in the order of `names`.
+
+    Raises UserError when the network computes a number that is not finite.
+    """
+
+    def read(name: str) -> tuple[Result, np.ndarray | None]:
+        try:
+            image = sources.read(name)
+        except BadImageError as error:
+            return Result(name, error=str(error)), None
+        return Result(name, image if keep_images else None), net.prepare(image)
+
+    starts = iter(range(0, len(names), BATCH))
+    under_way: deque[list[Future]] = deque()
+    with ThreadPoolExecutor(_THREADS) as pool:
+        while True:
+            while len(under_way) < _AHEAD and (start := next(starts, None)) is not None:
+                batch = names[start : start + BATCH]
+                under_way.append([pool.submit(read, name) for name in batch])
+            if not under_way:
+                return
+            results = [future.result() for future in under_way.popleft()]
+            inputs = [prepared for _, prepared in results if prepared is not None]
+            if inputs:
+                _fill_in(net, [r for r, x in results if x is not None], np.stack(inputs), top)
+            yield from (result for result, _ in results)
+
+
+def _fill_in(net: Network, results: list[Result], inputs: np.ndarray, top: int) -> None:
+    """Set the predictions of results to the classes of their inputs [N, C, H, W]."""
+    classes = net.classes
+    for result, probabilities in zip(results, net.probabilities(inputs), strict=True):
+        result.predictions = [
+            {"class": int(i), "name": classes[i], "probability": float(probabilities[i])}
+            for i in np.argsort(-probabilities, kind="stable")[:top]
+        ]

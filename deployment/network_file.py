@@ -1,0 +1,146 @@
+"""Open an .onnx or .mge file, of export.py or from elsewhere, under the runtime it is for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utils import UserError
+from weights import formats
+
+_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+# operators that may stand between the last Softmax of a network and its output
+_PASSING = {"Identity", "Cast", "Reshape", "Flatten", "Squeeze", "QuantizeLinear",
+            "DequantizeLinear"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class NetworkFile:
+    """An exported network.
+
+    Attributes:
+        metadata: what the file says about itself; empty for one from elsewhere.
+        shape: shape of its input [N, C, H, W]; a name or None for a dimension of any length.
+        run: function from images float32 [N, C, H, W] to its first output as [N, numbers].
+        gives_probabilities: whether that output is a softmax or a sigmoid.
+    """
+
+    metadata: dict[str, Any]
+    shape: list[int | str | None]
+    run: Callable[[np.ndarray], np.ndarray]
+    gives_probabilities: bool = False
+
+    @property
+    def channels(self) -> int | str | None:
+        """Number of channels of the images."""
+        return self.shape[1]
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width of the images, or None for any."""
+        height, width = self.shape[2:]
+        return (height, width) if isinstance(height, int) and isinstance(width, int) else None
+
+
+def is_exported(path: str | PathLike) -> bool:
+    """Return whether a file is an exported network, and not a checkpoint, told by its content.
+
+    That of a file that is not there is told by its name.
+    """
+    return _kind(path) in ("onnx", "mge")
+
+
+def read(path: str | PathLike) -> NetworkFile:
+    """Open an .onnx or .mge file.
+
+    Raises UserError for a file that is missing or broken, or does not take images.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"there is no file {path}; give one that export.py wrote")
+    return _onnx(path) if _kind(path) == "onnx" else _mge(path)
+
+
+def _kind(path: str | PathLike) -> str:
+    file = Path(path)
+    return formats.of_file(file) if file.is_file() else file.suffix.lower()[1:]
+
+
+def properties(metadata: dict[str, str]) -> dict[str, Any]:
+    """Return an ONNX file's metadata as the values that `onnx_export.export_onnx` was given."""
+    return {key: _value(text) for key, text in metadata.items()}
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text  # a string is stored as it is
+
+
+def _mge(path: str | PathLike) -> NetworkFile:
+    from .mge_runtime import MgeFile
+
+    file = MgeFile(path)
+
+    def run(images: np.ndarray) -> np.ndarray:
+        outputs = file(images)
+        first = outputs[0] if isinstance(outputs, list) else outputs
+        return first.reshape(len(images), -1)
+
+    shape: list[int | str | None] = ["batch", *_images(path, file.input_shape)[1:]]
+    return NetworkFile(file.metadata, shape, run)
+
+
+def _onnx(path: str | PathLike) -> NetworkFile:
+    from .int8 import runtime
+
+    try:
+        session = runtime.session(path)
+    except Exception as error:  # onnxruntime's errors have no common class of their own
+        reason = str(error).rpartition(":")[2].strip(" .")
+        raise UserError(f"onnxruntime cannot run {path} ({reason}); export it anew") from None
+    entry, *others = session.get_inputs()
+    shape = _images(path, entry.shape)
+    if others or entry.type not in _TYPES:
+        what = f"{len(others) + 1} inputs" if others else f"images of type {entry.type}"
+        raise UserError(f"{path} takes {what}; give a network with one input of float images")
+    fixed = shape[0] if isinstance(shape[0], int) else None
+
+    def run(images: np.ndarray) -> np.ndarray:
+        images = images.astype(_TYPES[entry.type], copy=False)
+        step = fixed or len(images)
+        results = []
+        for start in range(0, len(images), step):
+            batch = images[start : start + step]
+            missing = step - len(batch)  # of a fixed batch size: the last image fills the rest
+            full = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
+            output = session.run(None, {entry.name: full})[0]
+            results.append(output.reshape(step, -1)[: len(batch)])
+        return np.concatenate(results)
+
+    metadata = properties(session.get_modelmeta().custom_metadata_map)
+    return NetworkFile(metadata, shape, run, not metadata and _ends_in_probabilities(path))
+
+
+def _images(path: str | PathLike, shape: list) -> list[int | str | None]:
+    if len(shape) != 4:
+        raise UserError(f"{path} takes {shape}; give a network for images [N, C, height, width]")
+    return shape
+
+
+def _ends_in_probabilities(path: str | PathLike) -> bool:
+    """Return whether the first output of an ONNX file comes from a softmax or sigmoid."""
+    import onnx
+
+    graph = onnx.load(str(path), load_external_data=False).graph
+    producers = {name: node for node in graph.node for name in node.output}
+    node = producers.get(graph.output[0].name)
+    while node is not None and node.op_type in _PASSING:
+        node = producers.get(node.input[0])
+    return node is not None and node.op_type in ("Softmax", "Sigmoid")

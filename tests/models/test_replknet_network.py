@@ -1,0 +1,84 @@
+"""RepLKNet of few channels: fusion, kernels that meet the map, gradients through the fusion."""
+
+import models
+from models import equivalence, reparam
+from models.replknet import RepLKNet, RepLKNetBlock
+
+import megengine as mge
+import numpy as np
+import pytest
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Makes RepLKNet31B one of few channels and blocks, its kernels and its stride as they are."""
+    config = {"channels": (4, 8, 8, 16), "depths": (1, 1, 1, 1)}
+    monkeypatch.setitem(models.registry._REGISTRY, "RepLKNet31B", (RepLKNet, config))
+    monkeypatch.setattr(models, "BLOCKS", {})
+
+
+@pytest.mark.parametrize("side, channels", [(31, 4), (29, 8), (27, 8), (13, 16)])
+def test_verify_sees_one_corner_tap_of_one_layer(small, monkeypatch, command, side, channels):
+    """In all channels: it meets a single pixel, and some ReLU there is 0."""
+    right = reparam.to_conv2d
+
+    def wrong(linear, like):
+        if linear.kernel.shape == (channels, 1, side, side):
+            linear.kernel[:, 0, -1, 0] += 1
+        return right(linear, like)
+
+    monkeypatch.setattr(reparam, "to_conv2d", wrong)
+    status, out, _ = command("verify", "--arch", "RepLKNet31B")
+    assert status == 1 and "1 of 1 differ" in out
+
+
+def test_it_is_equal_otherwise(small, command):
+    status, out, _ = command("verify", "--arch", "RepLKNet31B")
+    assert status == 0 and "all 1 equal" in out
+
+
+@pytest.mark.parametrize("deploy", [False, True])
+def test_features(small, deploy, images):
+    model = models.create("replknet31b", 3, deploy)
+    model.eval()
+    maps = model.features(mge.Tensor(images))
+    assert tuple(m.shape[1] for m in maps) == model.num_features == (4, 8, 8, 16)
+    assert tuple(64 // m.shape[2] for m in maps) == model.strides == (4, 8, 16, 32)
+    assert model(mge.Tensor(images[:, :, :40])).shape == (4, 3)
+
+
+@pytest.mark.parametrize("stride", [8, 16])
+def test_total_stride(small, stride, rng):
+    model = models.create("RepLKNet31B", 3, stride=stride)
+    images = rng.standard_normal((2, 3, 2 * stride, 2 * stride)).astype(np.float32)
+    assert tuple(2 * stride // m.shape[2] for m in model.features(mge.Tensor(images))) == (
+        model.strides
+    )
+    equivalence.randomize(model, images)
+    assert equivalence.compare(model, images).holds
+
+
+def test_the_fused_network_has_no_batch_norm_and_a_linear_layer_like_any(small, images):
+    model = models.create("RepLKNet31B", 3)
+    equivalence.randomize(model, images)
+    fused = models.state_shapes(models.to_deploy(model))
+    assert fused == models.state_shapes(models.create("RepLKNet31B", 3, deploy=True))
+    assert not any("bn" in key or "norm" in key for key in fused)
+    found = reparam.fused_weights(model)
+    for name, parameter in models.to_deploy(model).named_parameters():
+        value = parameter.numpy()
+        assert np.abs(found[name].numpy() - value).max() <= 1e-6 * np.abs(value).max(), name
+
+
+def test_the_block_is_what_its_docstring_says(rng):
+    block = RepLKNetBlock(4, 7)
+    x = rng.standard_normal((2, 4, 9, 9)).astype(np.float32)
+    equivalence.randomize(block, x)
+    block.eval()
+    x = mge.Tensor(x)
+    inner = block.enter.bn(block.enter.conv(block.enter.norm(x)))
+    inner = mge.functional.relu(inner)
+    inner = mge.functional.relu(block.spread.large(inner) + block.spread.small(inner))
+    y = x + block.leave(inner)
+    expected = y + block.project(mge.functional.gelu(block.expand(y)))
+    np.testing.assert_allclose(block(x).numpy(), expected.numpy(), atol=1e-5)

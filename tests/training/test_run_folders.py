@@ -1,0 +1,132 @@
+"""A run owns its folder: locks, exclusive names, what killed processes left, and best.pkl."""
+
+import argparse
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.support import ROOT
+from training import folders
+from training.run_folder import RunFolder
+from utils import UserError, write_atomically
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from training.run_folder import RunFolder
+RunFolder(Path(sys.argv[1])).log("mine")
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+def arguments(root, **changed):
+    flags = {"save": root, "arch": "RepVGGA0", "tag": None, "resume": None}
+    return argparse.Namespace(**{**flags, **changed})
+
+
+def open_folder(args):
+    return folders.open_folder(args, folders.find(args), silent=False)
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """A folder that another process holds, and that process."""
+    folder = tmp_path / "RepVGGA0" / "a"
+    command = [sys.executable, "-c", HOLDER, str(folder)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "mine\n"
+        assert process.stdout.readline() == "held\n"
+        yield folder, process
+        process.kill()
+
+
+def test_a_folder_in_use_is_refused_until_its_process_is_killed(holder, tmp_path):
+    folder, process = holder
+    for resume in (None, "auto"):
+        with pytest.raises(UserError, match=f"another run is writing to {folder}; wait until"):
+            open_folder(arguments(tmp_path, tag="a", resume=resume))
+    process.kill()
+    process.wait()
+    assert open_folder(arguments(tmp_path, tag="a")).path == folder
+    assert (folder / "log.txt").read_text() == "mine\n"
+
+
+def test_folders_named_by_the_second_are_not_shared(tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "strftime", lambda _: "now")
+    paths = [open_folder(arguments(tmp_path)).path.name for _ in range(3)]
+    assert paths == ["now", "now_2", "now_3"]
+    # other workers of a run write nothing, and make no folder
+    folders.open_folder(arguments(tmp_path / "b"), None, silent=True)
+    assert not (tmp_path / "b").exists()
+
+
+def test_no_run_is_overwritten(tmp_path):
+    for tag in ("a", "b"):
+        folder = open_folder(arguments(tmp_path, tag=tag))
+        folder.write("latest.pkl", b"")
+    with pytest.raises(UserError, match="a already holds a run; go on with it by --resume auto"):
+        open_folder(arguments(tmp_path, tag="a"))
+    latest = folder.path / "latest.pkl"
+    with pytest.raises(UserError, match="a already holds a run"):
+        open_folder(arguments(tmp_path, tag="a", resume=str(latest)))
+    assert open_folder(arguments(tmp_path, tag="c", resume=str(latest))).path.name == "c"
+    assert open_folder(arguments(tmp_path, resume=str(latest))).path == folder.path
+    assert open_folder(arguments(tmp_path, tag="b", resume="auto")).path == folder.path
+
+
+def test_unfinished_files_of_dead_processes_are_removed(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    host = socket.gethostname()
+    dead = tmp_path / f".latest.pkl.{host}.{process.pid}.tmp"
+    others = [
+        tmp_path / name
+        for name in (
+            f".latest.pkl.{host}.{os.getpid()}.tmp",
+            f".latest.pkl.{host}-2.{process.pid}.tmp",
+            "notes.tmp",
+            ".x.tmp",
+        )
+    ]
+    for file in (dead, *others):
+        file.touch()
+    RunFolder(tmp_path)
+    assert not dead.exists() and all(file.exists() for file in others)
+
+
+def test_a_killed_write_leaves_a_file_that_is_recognized(tmp_path):
+    program = (
+        "import os, sys, utils\n"
+        "utils.write_atomically(sys.argv[1], lambda file: os.kill(os.getpid(), 9))"
+    )
+    subprocess.run([sys.executable, "-c", program, tmp_path / "best.pkl"], cwd=ROOT)
+    assert len(list(tmp_path.glob(".best.pkl.*.tmp"))) == 1
+    RunFolder(tmp_path)
+    assert not list(tmp_path.glob(".*"))
+    write_atomically(tmp_path / "best.pkl", lambda file: file.write(b"whole"))
+    assert (tmp_path / "best.pkl").read_bytes() == b"whole"
+
+
+def test_a_run_that_fails_at_once_leaves_no_folder(tmp_path):
+    folder = open_folder(arguments(tmp_path, tag="a"))
+    folder.remove_if_unused()
+    assert not folder.path.exists()
+    folder = open_folder(arguments(tmp_path, tag="a"))
+    folder.log("begun")
+    folder.remove_if_unused()
+    assert folder.path.exists()
+
+
+def test_best_comes_along_into_a_new_folder(tmp_path):
+    old = open_folder(arguments(tmp_path, tag="a"))
+    old.write("latest.pkl", b"")
+    old.write("best.pkl", b"best")
+    latest = old.path / "latest.pkl"
+    new = open_folder(arguments(tmp_path, tag="b", resume=str(latest)))
+    folders.bring_best(folders.best_of(latest, new), new)
+    assert new.best.read_bytes() == b"best"

@@ -1,0 +1,150 @@
+"""The total stride in checkpoints, in exports and in others' files, which do not always tell it."""
+
+import hashlib
+import json
+
+import models
+from models import equivalence
+
+import numpy as np
+import onnx
+import pytest
+
+import weights
+from data.transforms import Preprocessing
+from tests.weights.test_convert import as_pth, numbered, state_of
+from weights import checkpoint, chenyaofo, convert
+from weights.state import shapes_of
+
+NOTE = "a total stride of 32 is assumed"
+
+
+@pytest.fixture(scope="module")
+def network():
+    """RepVGGA0 as for CIFAR-10."""
+    model = models.create("RepVGGA0", 10, stride=8)
+    images = np.random.default_rng(0).standard_normal((4, 3, 32, 32)).astype(np.float32)
+    equivalence.randomize(model, images)
+    return model
+
+
+def theirs(arch, classes, form, stride, layout="repvgg"):
+    """A file's tensors, nearly all zero."""
+    shapes = shapes_of(arch, classes, form, **({} if stride == 32 else {"stride": stride}))
+    state = {key: numbered(shape, 1) for key, shape in shapes.items()}
+    return convert.export(state, arch, layout)
+
+
+@pytest.mark.parametrize("arch, layout", [("RepVGGA0", "repvgg"), ("RepVGGA1", "timm")])
+def test_a_train_form_with_the_identity_has_a_stride_of_8(arch, layout):
+    tensors = theirs(arch, 5, "train", 8, layout)
+    foreign = convert.recognize(tensors, "file")
+    assert (foreign.arch, foreign.options, foreign.note) == (arch, {"stride": 8}, None)
+    assert len(tensors) == 356
+    with pytest.raises(convert.ConversionError, match="does not fit RepVGGA2"):
+        convert.recognize(tensors, "file", "RepVGGA2")
+    with pytest.raises(convert.ConversionError, match=r"stride of 16 .*stage1\.0\.identity\S+ is"):
+        convert.recognize(tensors, "file", arch, stride=16)
+
+
+@pytest.mark.parametrize(
+    "arch, form, classes, said",
+    [
+        ("RepVGGA2", "train", 10, "cifar10_repvgg_a2-09488915.pt"),
+        ("RepVGGA2", "train", 100, "cifar100_repvgg_a2-8e71b1f8.pt"),
+        ("RepVGGA0", "deploy", 10, "cifar10_repvgg_a0-ef08a50e.pt"),
+        ("RepVGGA1", "deploy", 100, "cifar100_repvgg_a1-c06b21a7.pt"),
+        ("RepVGGA2", "deploy", 10, "cifar10_repvgg_a2-09488915.pt"),
+        ("RepVGGA0", "train", 10, None),  # without the identity of stride 8
+        ("RepVGGA2", "train", 1000, None),
+        ("RepVGGB0", "deploy", 10, None),
+    ],
+)
+def test_what_may_be_for_cifar_is_said(arch, form, classes, said):
+    tensors = theirs(arch, classes, form, 32)
+    foreign = convert.recognize(tensors, "file")
+    assert foreign.options == {}
+    assert (said is None) == (foreign.note is None)
+    if said is not None:
+        assert NOTE in foreign.note and "--stride 8" in foreign.note and said in foreign.note
+    for stride in (8, 32):
+        if said is not None or stride == 32:
+            decided = convert.recognize(tensors, "file", stride=stride)
+            assert decided.options == ({} if stride == 32 else {"stride": 8})
+            assert decided.note is None
+    assert convert.recognize(theirs(arch, classes, form, 32, "timm"), "file").note is None
+
+
+def test_the_report_and_the_name_say_it(command, network, tmp_path):
+    deployed = models.to_deploy(network)
+    origin = tmp_path / "a0.pth"
+    as_pth(origin, convert.export(state_of(deployed), "RepVGGA0", "repvgg"))
+    flags = ["convert_pretrained_weight", "--origin-dir", origin, "--save-dir", tmp_path / "out"]
+    status, out, err = command(*flags)
+    (line,) = [line for line in out.splitlines() if NOTE in line]
+    assert status == 0 and err == "" and line.startswith("note: ") and "--stride 8" in line
+    assert (tmp_path / "out" / "RepVGGA0-deploy.pkl").is_file()
+    status, out, err = command(*flags, "--stride", 8)
+    assert status == 0 and NOTE not in out and "RepVGGA0, stride=8, deploy form" in out
+    saved = tmp_path / "out" / "RepVGGA0-stride8-deploy.pkl"
+    assert checkpoint.read(saved).options == {"stride": 8}
+    weights.load(origin)  # whoever reads the file without converting it is told too
+    model = weights.load(saved)
+    assert model.strides == (1, 2, 4, 8)
+
+
+def test_the_note_goes_to_stderr_where_a_file_is_read_directly(capfd, network, tmp_path):
+    origin = tmp_path / "a0.pth"
+    as_pth(origin, convert.export(state_of(models.to_deploy(network)), "RepVGGA0", "repvgg"))
+    weights.load(origin)
+    err = capfd.readouterr().err
+    assert err.startswith(f"note: {origin}: {NOTE}") and len(err.splitlines()) == 1
+
+
+def test_a_published_file_is_told_by_name_and_digest(network, tmp_path, monkeypatch):
+    tensors = convert.export(state_of(models.to_deploy(network)), "RepVGGA0", "repvgg")
+    as_pth(tmp_path / "a0.pth", tensors)
+    digest = hashlib.sha256((tmp_path / "a0.pth").read_bytes()).hexdigest()[:8]
+    name = f"cifar10_repvgg_a0-{digest}.pt"
+    (tmp_path / "a0.pth").rename(tmp_path / name)
+    assert checkpoint.read(tmp_path / name).options == {}  # not one of the published names
+    monkeypatch.setitem(chenyaofo.PUBLISHED, ("RepVGGA0", 10), name)
+    found = checkpoint.read(tmp_path / name)
+    assert found.options == {"stride": 8} and found.note is None
+    with open(tmp_path / name, "ab") as file:
+        file.write(b"\0")  # no longer what was published
+    assert checkpoint.read(tmp_path / name).note is not None
+
+
+def test_the_layouts_hold_it_and_exports_record_it(command, network, tmp_path):
+    path = tmp_path / "best.pkl"
+    checkpoint.save(checkpoint.of_model(network, Preprocessing(size=32, crop_ratio=1.0)), path)
+    export = ["convert_pretrained_weight", "--origin-dir", path, "--save-dir", tmp_path]
+    assert command(*export, "--export", "timm")[0] == 0
+    again = checkpoint.read(tmp_path / "RepVGGA0-stride8.safetensors")
+    assert again.options == {"stride": 8}
+    for key, value in network.state_dict().items():
+        assert np.array_equal(again.state_dict[key].ravel(), value.ravel())
+    status, _, err = command(*export, "--stride", 32)
+    assert status == 2 and "has a total stride of 8, but --stride 32 was asked for" in err
+    status, out, _ = command("export", "--model", path, "--out", tmp_path / "", "--json")
+    assert status == 0 and json.loads(out)["options"] == {"stride": 8}
+    noted = {e.key: e.value for e in onnx.load(tmp_path / "RepVGGA0-stride8.onnx").metadata_props}
+    assert json.loads(noted["options"]) == {"stride": 8}
+
+
+def test_training_with_it(command, image_folder, tmp_path):
+    data = image_folder(train=8, val=2)
+    flags = ["--data", data, "--save", tmp_path, "--size", 16, "--batch-size", 8, "--epochs", 1]
+    flags += ["--arch", "RepGhost050", "--workers", 0, "--tag", "a"]
+    status, out, err = command("train", *flags, "--stride", 8)
+    assert status == 0, err
+    assert "RepGhost050-stride8 on" in out
+    saved = tmp_path / "RepGhost050-stride8" / "a" / "best.pkl"
+    assert checkpoint.read(saved).options == {"stride": 8}
+    fresh, _ = weights.load_for_fine_tuning(checkpoint.read(saved), "RepGhost050", 5)
+    assert fresh.options == {"stride": 8}
+    status, _, err = command("train", *flags[:-1], "b", "--pretrained", saved, "--stride", 16)
+    assert status == 2 and "has a total stride of 8, but --stride 16 was asked for" in err
+    status, _, err = command("train", "--stride", 4)
+    assert status == 2 and "invalid choice: 4" in err

@@ -1,0 +1,79 @@
+"""The folder that a run writes, and the checkpoint that it resumes from."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import models
+
+from utils import UserError
+from weights import checkpoint
+
+from .run_folder import RunFolder
+
+
+def find(args: argparse.Namespace) -> Path | None:
+    """Return the checkpoint that --resume asks for, or None."""
+    if args.resume == "auto":
+        home = _home(args)
+        return checkpoint.newest(home / args.tag if args.tag else home, "latest.pkl")
+    return None if args.resume is None else Path(args.resume)
+
+
+def open_folder(args: argparse.Namespace, latest: Path | None, silent: bool) -> RunFolder:
+    """Return the output folder of a run that resumes from `latest`, or of a new one.
+
+    Raises UserError where another run is writing to the folder, or would be overwritten.
+    """
+    home = _home(args)
+    if latest is not None and (args.resume == "auto" or not args.tag):
+        path = latest.parent
+    else:
+        path = home / args.tag if args.tag else _new_folder(home, silent)
+    folder = RunFolder(path, silent)
+    resumes_it = latest is not None and latest.exists() and folder.latest.exists()
+    if folder.latest.exists() and not (resumes_it and latest.samefile(folder.latest)):
+        raise UserError(
+            f"{path} already holds a run; go on with it by --resume auto, or name a new --tag"
+        )
+    return folder
+
+
+def best_of(resume_from: Path, folder: RunFolder) -> Path | None:
+    """Return the best.pkl of a run that is resumed: in its folder, or beside the checkpoint."""
+    candidates = (folder.best, resume_from.with_name(folder.best.name))
+    return next((file for file in candidates if file.exists()), None)
+
+
+def bring_best(best: Path | None, folder: RunFolder) -> None:
+    """Copy the best.pkl of the run that is resumed into its folder, unless it is there."""
+    if best is not None and not folder.best.exists():
+        folder.write(folder.best.name, best.read_bytes())
+
+
+def _home(args: argparse.Namespace) -> Path:
+    """Return the folder of all runs of the architecture, with the total stride of --stride."""
+    options = {"stride": args.stride} if args.stride not in (None, 32) else {}
+    return args.save / models.variant_name(args.arch, options)
+
+
+def _new_folder(home: Path, silent: bool) -> Path:
+    """Return the path of a folder named by date and time; unless `silent`, make it first."""
+    name = time.strftime("%Y-%m-%d_%H-%M-%S")
+    names = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
+    paths = (home / each for each in names)
+    return next(path for path in paths if silent or not _belongs_to_another(path))
+
+
+def _belongs_to_another(path: Path) -> bool:
+    """Make a folder; return whether another run has it. Other errors are reported by RunFolder."""
+    with suppress(OSError):
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            return True
+    return False

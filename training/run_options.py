@@ -1,0 +1,237 @@
+"""How a run is carried out: where it starts and ends, and what it uses of the machine.
+
+The fields are like those of settings.py, but no checkpoint records them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cli
+from data import resizing
+from data.setting import setting
+
+DEFAULT_ARCH = "RepVGGA0"
+PREPROCESSING = "preprocessing of the images, instead of what --pretrained says or is known for"
+
+
+def _shared(flag: str) -> dict[str, Any]:
+    """Return what a flag of preprocessing says in every command, as arguments of `setting`."""
+    said = cli.SHARED_FLAGS[flag]
+    same = {name: said[name] for name in ("help", "choices", "metavar") if name in said}
+    return {"group": PREPROCESSING, **same}
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The settings of where a run starts, where its results go, and what it uses of the machine."""
+
+    GROUP = "running"
+
+    arch: str | None = setting(
+        None,
+        metavar="NAME",
+        help=f"architecture; --list-archs prints all names (default: {DEFAULT_ARCH})",
+    )
+    data: str | None = setting(
+        None,
+        metavar="DIR",
+        help="folder with train/CLASS/IMAGE and val/CLASS/IMAGE (or valid/, validation/ or test/); "
+        "without it the handwritten digits of scikit-learn",
+    )
+    ngpus: int = setting(
+        1,
+        at_least=1,
+        metavar="N",
+        help="worker processes on this host, which share each batch: one per GPU (not tested), "
+        "or CPU workers joined by MPI where there is no GPU; within an mpiexec of your own, its "
+        "processes are the workers",
+    )
+    tag: str | None = setting(None, help="name of the run (default: date and time)")
+    resume: str | None = setting(
+        None,
+        metavar="FILE",
+        help="latest.pkl of a run to continue exactly; or auto: the newest one in SAVE/ARCH (with "
+        "--tag: in SAVE/ARCH/TAG), or a new run if there is none",
+    )
+    extend: bool = setting(
+        False,
+        help="with --resume, go on with a run to a larger number of --epochs than it had; the "
+        "learning rate continues as in a run of that many",
+    )
+    pretrained: str | None = setting(
+        None,
+        metavar="FILE",
+        help="weights to start from: any file, folder, URL or published name that "
+        "convert_pretrained_weight.py reads; the classifier starts anew where the number of "
+        "classes differs",
+    )
+    recipe: str | None = setting(
+        None,
+        metavar="NAME",
+        help="flags from recipes/NAME.conf or from a file; flags that are typed win",
+    )
+    stride: int | None = setting(
+        None,
+        group="network and data",
+        choices=(8, 16, 32),
+        help="total stride of the network: with 8 or 16, for small images such as CIFAR's, the "
+        "first down-samplings are left out (default: that of --pretrained or --resume, else 32)",
+    )
+    size: int | None = setting(
+        None,
+        defaults={"": 224, "digits": 32},
+        group="network and data",
+        at_least=1,
+        metavar="PIXELS",
+        help="side length of the network's input",
+    )
+    crop_ratio: float | None = setting(
+        None,
+        defaults={"": 0.875, "digits": 1.0},
+        group="network and data",
+        above=0,
+        at_most=1,
+        metavar="R",
+        help="side of the centre crop over the short side of the image, in validation",
+    )
+    entry: str | None = setting(
+        None,
+        group="network and data",
+        metavar="NAME",
+        help="set of weights to take from a --pretrained file of several, such as state_dict_ema "
+        "(default: the one that its source evaluates, else the averaged one)",
+    )
+    in_chans: int | None = setting(
+        None,
+        group="network and data",
+        at_least=1,
+        metavar="N",
+        help="number of channels of the images: 3, or 1 for grey ones, for which the first kernels "
+        "of --pretrained are summed over the colours (default: 3, or that of the weights)",
+    )
+    color: str | None = setting(None, **_shared("--color"))
+    mean: tuple[float, float, float] | None = setting(
+        None, at_least=-255, at_most=255, **_shared("--mean")
+    )
+    std: tuple[float, float, float] | None = setting(None, above=0, **_shared("--std"))
+    interpolation: str | None = setting(None, **_shared("--interpolation"))
+    resize_backend: str | None = setting(
+        None,
+        group=PREPROCESSING,
+        choices=resizing.BACKENDS,
+        help="library whose resizing is used: pillow, antialiased, as PyTorch and timm use it, or "
+        "opencv, as BaseCls uses it (default: pillow)",
+    )
+    class_names: str | None = setting(
+        None,
+        group=PREPROCESSING,
+        metavar="FILE",
+        help="text file with the class names of the --pretrained weights, one a line: where their "
+        "classifier is kept, these must be the classes of the data, in the same order",
+    )
+    skip_bad_images: bool = setting(
+        False,
+        group="network and data",
+        help="leave corrupt images out, with a count, instead of stopping",
+    )
+    save: Path = setting(  # noqa: RUF009
+        Path("checkpoints"), metavar="DIR", help="folder for results, which go to DIR/ARCH/TAG"
+    )
+    save_freq: int = setting(
+        500,
+        at_least=0,
+        metavar="STEPS",
+        help="steps between saves of latest.pkl, which every epoch ends with too; 0: after epochs "
+        "only",
+    )
+    print_freq: int = setting(20, at_least=1, metavar="STEPS", help="steps between log lines")
+    val_batch_size: int = setting(
+        100, at_least=1, metavar="IMAGES", help="images per batch in validation"
+    )
+    workers: int = setting(
+        2,
+        at_least=0,
+        metavar="N",
+        help="processes that decode and augment images; 0: none but this one",
+    )
+    stall_timeout: float = setting(
+        120.0,
+        at_least=0,
+        metavar="SECONDS",
+        help="seconds after which an image that cannot be read, as on a network drive that is "
+        "gone, ends the run with its name; 0: wait forever",
+    )
+    low_memory: bool | None = setting(
+        None,
+        negatable=True,
+        help="compute activations again instead of keeping them: the same result from a third of "
+        "the memory, in about twice the time (default: on a CPU with too little memory)",
+    )
+    world_size: int = setting(
+        1,
+        group="several processes",
+        at_least=1,
+        metavar="HOSTS",
+        help="number of hosts with --ngpus GPUs each (GPUs only; not tested)",
+    )
+    rank: int = setting(
+        0,
+        group="several processes",
+        at_least=0,
+        metavar="HOST",
+        help="number of this host among them, counted from 0 (GPUs only; not tested)",
+    )
+    dist_addr: str = setting(
+        "localhost",
+        group="several processes",
+        metavar="ADDRESS",
+        help="address of host 0, to which the others connect (GPUs only; not tested)",
+    )
+    dist_port: int = setting(
+        23456,
+        group="several processes",
+        at_least=1,
+        at_most=65535,
+        metavar="PORT",
+        help="port on which host 0 listens (GPUs only; not tested)",
+    )
+    worker_timeout: float = setting(
+        120.0,
+        group="several processes",
+        above=0,
+        metavar="SECONDS",
+        help="time without a sign of life from a worker, as when its host has lost its power or "
+        "its network, after which the run ends on all hosts",
+    )
+    dtr: str | None = setting(
+        None,
+        metavar="SIZE",
+        help="drop activations above this much memory, such as 5GB, and compute them again (GPUs "
+        "only; not tested)",
+    )
+    list_archs: bool = setting(
+        False,
+        group="instead of training",
+        help="print the name of every architecture, one per line, and exit",
+    )
+    show_config: bool = setting(
+        False,
+        group="instead of training",
+        help="print every setting in the form of a recipe and exit",
+    )
+    show_samples: Path | None = setting(  # noqa: RUF009
+        None,
+        group="instead of training",
+        value_if_bare="samples.png",
+        metavar="FILE",
+        help="write a picture of what the network would see (default: samples.png) and exit",
+    )
+    find_lr: bool = setting(
+        False,
+        group="instead of training",
+        help="try learning rates from very small to too large on 100 steps, write find_lr.csv and "
+        "find_lr.png, suggest one and exit",
+    )

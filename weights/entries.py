@@ -1,0 +1,136 @@
+"""The sets of tensors in a file: where they are nested, and which one is meant.
+
+An entry is a dict of arrays anywhere in the tree, or those of its arrays whose keys have a prefix
+in common, such as "teacher.". Its name is the path to it, such as "model.state_dict".
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from .foreign import is_module
+from .keymap import Tensors
+
+ROOT = "."  # name of the entry at the top of a file
+MMENGINES_RAW = "ema_state_dict"  # mmengine swaps the two: these are not the averaged weights
+
+# Last parts of the keys of arrays that count something and are no weights.
+COUNTERS = {
+    *("num_batches_tracked", "total_ops", "total_params", "n_averaged", "num_updates"),
+    *("steps", "step", "initted", "decay"),
+}
+# Prefixes that stand before a part of the keys alone: a backbone's, but not its classifier's.
+_PARTS = ("backbone", "encoder", "features", "trunk", "body", "base_model", "feature_extractor",
+          "_orig_mod", "module", "model", "net", "network")  # fmt: skip
+_AVERAGED = re.compile(r"(?:^|[^a-z])(?:ema|averaged?|avg|swa|teacher|shadow|momentum)(?:$|[^a-z])")
+_SMALL = 10  # tensors: what is smaller is a part of no network
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A set of tensors.
+
+    Attributes:
+        path: keys that lead to it.
+        tensors: name -> array.
+        dropped: keys that were left out: counters, and what stands beside the weights.
+    """
+
+    path: tuple[str, ...]
+    tensors: Tensors
+    dropped: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """What --entry calls it."""
+        return ".".join(self.path) or ROOT
+
+    @property
+    def is_averaged(self) -> bool:
+        """Whether its name says that it holds averaged weights."""
+        return any(_AVERAGED.search(part.lower()) for part in self.path if part != MMENGINES_RAW)
+
+    def is_called(self, name: str) -> bool:
+        """Return whether `name` is its name, or some of the keys that lead to it."""
+        return f".{name}." in f".{self.name}." or (name == ROOT and not self.path)
+
+
+def entries(tree: Any) -> list[Entry]:
+    """Return the dicts of arrays in a tree, the largest first.
+
+    Those with less than a tenth of its tensors are left out.
+    """
+    every = sorted(_entries(tree, (), set()), key=lambda entry: -len(entry.tensors))
+    return [entry for entry in every if 10 * len(entry.tensors) >= len(every[0].tensors)]
+
+
+def _entries(tree: Any, path: tuple[str, ...], above: set[int]) -> Iterator[Entry]:
+    if id(tree) in above or is_module(tree):
+        return
+    above = above | {id(tree)}
+    if isinstance(tree, dict):
+        named = {_text(key): value for key, value in tree.items()}
+        arrays = {key: v for key, v in named.items() if key is not None and is_tensor(v)}
+        if arrays:
+            yield _without_counters(Entry(path, arrays))
+        inner = [(key, value) for key, value in tree.items()]
+    elif isinstance(tree, list | tuple):
+        inner = [(str(i), value) for i, value in enumerate(tree)]
+    else:
+        return
+    for key, value in inner:
+        if isinstance(value, dict | list | tuple):
+            yield from _entries(value, (*path, _text(key) or str(key)), above)
+
+
+def _text(key: Any) -> str | None:
+    if isinstance(key, bytes):
+        return key.decode("latin1")
+    return key if isinstance(key, str) else None
+
+
+def is_tensor(value: Any) -> bool:
+    """Return whether a value is an array, and not what stands in for an array of objects."""
+    return isinstance(value, np.ndarray | np.generic) and np.shape(value) != (0,)
+
+
+def _without_counters(entry: Entry) -> Entry:
+    """Return the entry without counters, and without arrays beside the weights: keys without a dot.
+
+    The name of a weight has a dot, as each belongs to a layer.
+    """
+    dotted = any("." in key for key in entry.tensors)
+    kept = {
+        key: tensor
+        for key, tensor in entry.tensors.items()
+        if key.rpartition(".")[2] not in COUNTERS and ("." in key or not dotted)
+    }
+    dropped = [key for key in entry.tensors if key not in kept]
+    return replace(entry, tensors=kept, dropped=[*entry.dropped, *dropped])
+
+
+def views(entry: Entry) -> Iterator[Entry]:
+    """Yield the ways to take an entry with a prefix less, and then those with two less, and so on.
+
+    A prefix that not all keys have is removed in two ways: the others stay as they are, as where a
+    backbone has one and the classifier has none; or they are dropped.
+    """
+    groups: dict[str, Tensors] = {}
+    for key, tensor in entry.tensors.items():
+        head, dot, rest = key.partition(".")
+        if dot:
+            groups.setdefault(head, {})[rest] = tensor
+    for head, count in Counter({head: len(group) for head, group in groups.items()}).most_common():
+        if count < _SMALL:
+            return
+        others = {k: v for k, v in entry.tensors.items() if not k.startswith(f"{head}.")}
+        if others and head in _PARTS and not others.keys() & groups[head].keys():
+            yield replace(entry, tensors={**groups[head], **others})
+        path = (*entry.path, head) if others else entry.path
+        yield Entry(path, groups[head], [*entry.dropped, *others])

@@ -1,0 +1,269 @@
+"""What images go through before a network: said by flags, by the file, or assumed and said so.
+
+Statements are mappings from a field of `Preprocessing`, or "classes", to its value and to where
+that is from, for reports. Of several about one field, the strongest counts: a flag; the record in a
+file exported here; timm's words in a config.json or in the arguments of a training; and at last the
+habit of those whose layout the file has.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from data.transforms import Preprocessing
+from utils import UserError
+
+Statements = Mapping[str, tuple[Any, str]]
+
+LABELS = {
+    "color": "colour order",
+    "mean": "mean",
+    "std": "std",
+    "size": "size",
+    "interpolation": "interpolation",
+    "resize_backend": "resize backend",
+    "crop_ratio": "crop ratio",
+    "classes": "class names",
+}
+RECORD = "preprocessing"  # of safetensors' metadata, and beside "state_dict" in an exported pickle
+STRIDE = "total_stride"  # of both too, where it is not 32
+CHANNELS = "input_channels"  # of the metadata: "reversed" where not in the record's colour order
+_FLAGS = {field: "--" + field.replace("_", "-") for field in LABELS} | {"classes": "--class-names"}
+
+
+def resolve(
+    habit: Statements,
+    *stronger: Statements,
+    classes: int,
+    path: str | PathLike,
+    channels: int = 3,
+) -> tuple[Preprocessing, list[str] | None, dict[str, str]]:
+    """Return the preprocessing and class names that statements give, and where each is from.
+
+    Args:
+        habit, stronger: statements, the strongest last; `habit` is complete.
+        classes: length of the logits, which the number of names must be.
+        path: the file, for messages.
+        channels: number of channels of the images, which the network decides.
+
+    A stronger statement of the colour order alone reverses the weaker mean and deviation, for each
+    colour keeps its own. Raises UserError when a value is not possible.
+    """
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for statements in (habit, *stronger):
+        color = statements.get("color", (values.get("color"), ""))[0]
+        if values.get("color") not in (None, color):
+            values |= {field: values[field][::-1] for field in ("mean", "std")}
+        for field, (value, origin) in statements.items():
+            values[field], origins[field] = value, origin
+    names = values.pop("classes", None)
+    if names is not None and len(names) != classes:
+        raise UserError(
+            f"{origins['classes']} has {len(names)} class names, but the network in {path} has "
+            f"{classes} classes; give one name for each"
+        )
+    for field in values:
+        try:
+            Preprocessing(**{field: values[field]})
+        except (ValueError, TypeError, AttributeError):
+            raise UserError(
+                f"{origins[field]} says that the {LABELS[field]} of {path} is {values[field]!r}, "
+                f"which is not possible here; say {_FLAGS[field]}"
+            ) from None
+    return Preprocessing(**values, channels=channels), names, origins
+
+
+def check_color(path: str | PathLike, *statements: Statements) -> None:
+    """Raise UserError unless a statement says the colour order of the file at `path`."""
+    if not any("color" in said for said in statements):
+        raise UserError(
+            f"nothing says whether the network in {path} takes RGB or BGR images, for its tensors "
+            "have names that networks of both kinds have; give --color rgb or --color bgr, here or "
+            "to convert_pretrained_weight.py"
+        )
+
+
+def of_habit(preprocessing: Preprocessing, origin: str) -> dict[str, tuple[Any, str]]:
+    """Return all fields of a Preprocessing as statements of one origin."""
+    return {field: (value, origin) for field, value in vars(preprocessing).items()
+            if field in LABELS}  # fmt: skip
+
+
+def report(
+    preprocessing: Preprocessing, classes: list[str] | None, origins: Mapping[str, str]
+) -> list[tuple[str, str]]:
+    """Return (label, value and where it is from) for every field, as the commands print them."""
+    rows: list[tuple[str, str]] = []
+    for field, label in LABELS.items():
+        if field == "classes":
+            text = f"{len(classes)}, from {classes[0]!r} on" if classes else "none"
+        else:
+            value = getattr(preprocessing, field)
+            text = " ".join(f"{v:g}" for v in value) if isinstance(value, tuple) else f"{value}"
+        if field in origins:
+            text += f" ({origins[field]})"
+        rows.append((label, text))
+    return rows
+
+
+def lines(
+    preprocessing: Preprocessing, classes: list[str] | None, origins: Mapping[str, str]
+) -> list[str]:
+    """Return the rows of `report` as lines; none where the file itself says everything."""
+    if set(origins.values()) <= {"the file"}:
+        return []
+    return [f"{label}: {text}" for label, text in report(preprocessing, classes, origins)]
+
+
+# ---------------------------------------------------------------- flags
+
+
+def of_flags(args: Any) -> dict[str, tuple[Any, str]]:
+    """Return what the flags of `cli.PREPROCESSING` say, of parsed arguments.
+
+    Mean and deviation are in the flags' order of colours, for pixels from 0 to 1 or, where a value
+    is above 1, from 0 to 255. Raises UserError for a file of class names that cannot be read.
+    """
+    given = {field: getattr(args, field, None) for field in LABELS if field != "size"}
+    mean, std = given["mean"] or (0.0,), given["std"] or (0.0,)
+    if 0 < max(mean) <= 1 < max(std):
+        raise UserError(
+            f"--mean {mean[0]:g} ... is for pixels from 0 to 1, and --std {std[0]:g} ... for those "
+            "from 0 to 255; give both for the same pixels"
+        )
+    scale = 255.0 if max(*mean, *std) <= 1 else 1.0
+    for field in ("mean", "std"):
+        if given[field] is not None:
+            given[field] = _scaled(given[field], scale)
+    if given["color"] is not None:
+        given["color"] = given["color"].upper()
+    if (file := getattr(args, "class_names", None)) is not None:
+        given["classes"] = read_class_names(file)
+    return {field: (value, _FLAGS[field]) for field, value in given.items() if value is not None}
+
+
+def read_class_names(path: str | PathLike) -> list[str]:
+    """Return the class names in a file: one a line, or a JSON list, or JSON with label_names.
+
+    Raises UserError when the file cannot be read or holds no names.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise UserError(f"cannot read the class names in {path} ({reason})") from None
+    if text.lstrip()[:1] in ("[", "{"):
+        names = _json(text)
+        names = names.get("label_names") if isinstance(names, dict) else names
+    else:
+        names = [line.strip() for line in text.splitlines() if line.strip()]
+    if not _are_names(names):
+        raise UserError(f"{path} holds no class names; give one a line, or a JSON list of them")
+    return names
+
+
+# ---------------------------------------------------------------- what files carry
+
+
+def of_file(
+    tree: Any, metadata: Mapping[str, str], config: Any = None
+) -> dict[str, tuple[Any, str]]:
+    """Return what a file says.
+
+    Args:
+        tree: what it holds: dicts, arrays and plain values.
+        metadata: text that a safetensors file says about itself.
+        config: contents of the config.json that is beside the file, if there is one.
+    """
+    tree = tree if isinstance(tree, dict) else {}
+    arguments, record = tree.get("args"), tree.get(RECORD)
+    statements: dict[str, tuple[Any, str]] = {}
+    if isinstance(arguments, Mapping):
+        statements |= of_timm(arguments, "the training's arguments in the file")
+    statements |= of_config(config, "config.json")
+    if isinstance(record, Mapping):
+        statements |= of_record(record, tree.get("classes"))
+    return statements | of_metadata(metadata)
+
+
+def recorded_stride(tree: Any, metadata: Mapping[str, str]) -> int | None:
+    """Return the total stride that a file exported here records; None where it records none."""
+    said = metadata.get(STRIDE, tree.get(STRIDE) if isinstance(tree, dict) else None)
+    return {"8": 8, "16": 16, "32": 32}.get(str(said))
+
+
+def of_config(config: Any, origin: str) -> dict[str, tuple[Any, str]]:
+    """Return what a config.json of timm's says."""
+    config = config if isinstance(config, dict) else {}
+    inner = config.get("pretrained_cfg")
+    inner = inner if isinstance(inner, dict) else {}
+    statements = of_timm({**config, **inner}, origin)
+    names = config.get("label_names", inner.get("label_names"))
+    return statements | ({"classes": (names, origin)} if _are_names(names) else {})
+
+
+def of_timm(said: Mapping[str, Any], origin: str) -> dict[str, tuple[Any, str]]:
+    """Return the preprocessing in timm's words: a pretrained_cfg, or arguments of its training.
+
+    Means and deviations are for pixels from 0 to 1. A value that is missing, None or empty says
+    nothing, nor does the interpolation "random", which is of a training.
+    """
+    values: dict[str, Any] = {}
+    for field in ("mean", "std"):
+        numbers = said.get(field)
+        if isinstance(numbers, int | float):
+            numbers = [numbers]
+        if numbers:
+            numbers = list(numbers) * (3 if len(numbers) == 1 else 1)
+            values[field] = _scaled(numbers, 255.0)
+    size = said.get("input_size") or said.get("img_size")
+    if size:  # [channels, height, width], or the side
+        height, width = size[-2:] if isinstance(size, list | tuple) else (size, size)
+        values["size"] = height if height == width else f"{height}x{width}"
+    if said.get("interpolation") not in (None, "", "random"):
+        values["interpolation"] = said["interpolation"]
+    if said.get("crop_pct"):
+        values["crop_ratio"] = said["crop_pct"]
+    if said.get("crop_mode") not in (None, "", "center"):
+        values["crop_ratio"] = said["crop_mode"]  # refused, as only the centre is ever cropped
+    return {field: (value, origin) for field, value in values.items()}
+
+
+def of_metadata(said: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
+    """Return what the metadata of a safetensors file say that was exported here."""
+    record, names = (_json(said[key]) if key in said else None for key in (RECORD, "classes"))
+    return of_record(record, names) if isinstance(record, dict) else {}
+
+
+def of_record(record: Mapping[str, Any], names: Any = None) -> dict[str, tuple[Any, str]]:
+    """Return the record that `weights.export` writes into a file, as statements."""
+    values = {field: tuple(value) if isinstance(value, list) else value
+              for field, value in record.items() if field in LABELS}  # fmt: skip
+    if _are_names(names):
+        values["classes"] = list(names)
+    return {field: (value, "the file") for field, value in values.items()}
+
+
+def _json(text: str) -> Any:
+    """Return the value in a JSON text, None where it is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(v, str) for v in value)
+
+
+def _scaled(numbers: Any, scale: float) -> Any:
+    """Return numbers times `scale` without the last digits, which are rounding errors."""
+    try:
+        return tuple(float(f"{float(number) * scale:.9g}") for number in numbers)
+    except (TypeError, ValueError, OverflowError):
+        return numbers

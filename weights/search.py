@@ -1,0 +1,206 @@
+"""From a set of tensors to the layout and the network that they are of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from os import PathLike
+from typing import Any, NamedTuple, NoReturn
+
+import models
+
+from utils import UserError
+
+from . import entries
+from .entries import Entry
+from .keymap import Source, Tensors
+from .state import (
+    Shapes,
+    class_count,
+    form_of,
+    input_channels,
+    misfits,
+    shapes_of,
+    without_head,
+)
+
+EVALUATIONS = 60  # of the ways to take one entry, so that a strange file takes seconds only
+
+
+class ConversionError(UserError):
+    """Tensors that are not those of a known network; the message lists them."""
+
+
+class Renaming(NamedTuple):
+    """The tensors of an entry, renamed by the rules of one layout."""
+
+    source: Source
+    tensors: Tensors
+    dropped: list[str]
+    unknown: list[str]  # keys that no rule knows
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """An entry, its renamings by the layouts that know the most of its keys, and its network.
+
+    Several renamings are left where families share their keys; the shapes tell them apart.
+    """
+
+    entry: Entry
+    renamings: list[Renaming]
+    network: Network | None
+
+    @property
+    def known(self) -> int:
+        """Number of the keys that the rules know."""
+        return len(self.renamings[0].tensors)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the rules know more keys than not."""
+        return self.known > 0 and self.known >= len(self.renamings[0].unknown)
+
+
+class Search:
+    """The ways to take an entry, with prefixes of its keys or without them."""
+
+    def __init__(self, sources: Sequence[Source], arch: str | None, stride: int | None = None):
+        self.sources, self.arch, self.stride = sources, arch, stride
+        self.left = EVALUATIONS
+
+    def attempts(self, entry: Entry) -> list[Attempt]:
+        """Return the attempts that found a network, or all of them where none did."""
+        if not entry.tensors or self.left == 0:
+            return []
+        self.left -= 1
+        attempt = self._attempt(entry)
+        if attempt.network is not None or attempt.is_known:
+            return [attempt]
+        inner: list[Attempt] = []
+        for view in entries.views(entry):
+            whole = any(a.network is not None and a.entry.path == entry.path for a in inner)
+            inner += [] if whole else self.attempts(view)
+        fitting = [inner_one for inner_one in inner if inner_one.network is not None]
+        return fitting or [attempt, *inner]
+
+    def _attempt(self, entry: Entry) -> Attempt:
+        renamings = [Renaming(source, *source.to_ours(entry.tensors)) for source in self.sources]
+
+        def rank(renaming: Renaming) -> tuple[int, int]:
+            return len(renaming.unknown), -len(renaming.tensors)
+
+        lowest = min(map(rank, renamings))
+        best = [renaming for renaming in renamings if rank(renaming) == lowest]
+        network = None if best[0].unknown else _fitting_network(best, self.arch, self.stride)
+        return Attempt(entry, best, network)
+
+
+# ---------------------------------------------------------------- layout -> architecture
+
+
+@dataclass(frozen=True)
+class Network:
+    """An architecture that renamed tensors may be those of."""
+
+    arch: str
+    renaming: Renaming
+    stride: int = 32
+
+    @property
+    def options(self) -> dict[str, Any]:
+        source, tensors = self.renaming.source, self.renaming.tensors
+        own = fnmatchcase(self.arch, source.archs)  # not when another family was asked for
+        options = source.options(tensors) if own and form_of(tensors) == "train" else {}
+        if (channels := input_channels(tensors)) != 3:
+            options = {**options, "in_chans": channels}
+        return options if self.stride == 32 else {**options, "stride": self.stride}
+
+    @property
+    def shapes(self) -> Shapes:
+        tensors = self.renaming.tensors
+        classes = class_count(tensors)
+        shapes = shapes_of(self.arch, classes or 1000, form_of(tensors), **self.options)
+        return without_head(shapes, tensors) if classes is None else shapes
+
+    @property
+    def problems(self) -> list[str]:
+        return misfits(self.renaming.tensors, self.shapes)
+
+
+def _networks(renamings: list[Renaming], arch: str | None, stride: int) -> dict[str, Network]:
+    """Return the networks that the renamings may be, by name, `arch` first."""
+    networks = {
+        name: Network(name, renaming, stride)
+        for renaming in reversed(renamings)
+        for name in models.list_models()
+        # the deploy form is that of the twin without "-qa"
+        if fnmatchcase(name, renaming.source.archs)
+        and (name == arch or name.endswith("-qa") == ("stage0.bn.weight" in renaming.tensors))
+    }
+    return dict(sorted(networks.items(), key=lambda item: item[0] != arch))
+
+
+def _fitting_network(
+    renamings: list[Renaming], arch: str | None, stride: int | None
+) -> Network | None:
+    """Return the network whose tensors these are, `arch` if it is one of several.
+
+    Where no `stride` is given, the total stride is 32 if that fits, else 8.
+    """
+    networks = _networks(renamings, arch, stride or 32)
+    problems = {}
+    for name, network in networks.items():
+        problems[name] = len(network.problems)
+        if not problems[name]:
+            return network
+    if stride is not None or not problems:
+        return None
+    nearest = arch if arch in networks else min(problems, key=lambda name: problems[name])
+    other = replace(networks[nearest], stride=8)
+    return None if other.problems else other
+
+
+def raise_misfit(
+    attempt: Attempt,
+    path: str | PathLike,
+    arch: str | None,
+    layouts: Sequence[str],
+    stride: int | None = None,
+) -> NoReturn:
+    """Raise ConversionError with what keeps an entry from being a network of these layouts."""
+    first = attempt.renamings[0]
+    if not attempt.is_known:
+        only = len(layouts) == 1
+        raise ConversionError(
+            f"{path} is not in {f'layout {layouts[0]!r}' if only else 'any known layout'}: it has "
+            f"keys such as {some(first.unknown)}"
+            + ("" if only else f"; the layouts are {', '.join(layouts)}")
+        )
+    assert_numbers(first.tensors, path)
+    where = f"{path} ({first.source.title})"
+    if first.unknown:
+        raise ConversionError(f"{where} has tensors that no rule knows: {some(first.unknown)}")
+    networks = _networks(attempt.renamings, arch, stride or 32)
+    if stride not in (None, 32):
+        where += f" with a total stride of {stride}"
+    if arch is not None:
+        network = networks.get(arch) or Network(arch, first, stride or 32)
+        raise ConversionError(f"{where} does not fit {arch}: {some(network.problems)}")
+    nearest = min(networks.values(), key=lambda network: len(network.problems))
+    raise ConversionError(
+        f"{where} fits no architecture; the nearest is {nearest.arch}, but {some(nearest.problems)}"
+    )
+
+
+def some(items: list[str]) -> str:
+    """Return the first of several names, and how many more there are."""
+    more = f" and {len(items) - 5} more" if len(items) > 5 else ""
+    return ", ".join(items[:5]) + more
+
+
+def assert_numbers(tensors: Tensors, path: str | PathLike) -> None:
+    """Raise ConversionError for tensors of text or of complex numbers."""
+    if odd := [key for key, tensor in tensors.items() if tensor.dtype.kind not in "biuf"]:
+        raise ConversionError(f"{path} has tensors that are no real numbers: {some(odd)}")
