@@ -76,7 +76,12 @@ clean: ## remove the virtual environment and what pip has built (checkpoints sta
 	@python=$$(scripts/find-python310) && echo "creating .venv with $$python" && "$$python" -m venv --clear .venv
 	@touch $@
 
-.venv/runtime: requirements.txt | .venv/created
+# what numba compiles for training is kept in .venv; it takes a minute
+.venv/runtime: .venv/packages models/cpu/fast/executor.py models/cpu/fast/kernels.py models/cpu/fast/memory.py
+	@PYTHONPATH=. $(PYTHON) -m models.cpu.fast
+	@touch $@
+
+.venv/packages: requirements.txt | .venv/created
 	@echo "installing the pinned requirements into .venv (once; MegEngine alone is 0.9 GB)"
 	@grep -E '^(setuptools|wheel)==' requirements.txt | $(PIP) install --no-deps -r /dev/stdin
 	@$(PIP) install --no-deps --no-build-isolation -r requirements.txt

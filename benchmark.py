@@ -73,7 +73,8 @@ def main(argv: list[str] | None = None) -> int:
         "data": time_data,
     }
     title, rows = command[args.command](args)
-    report.write_report(args, title, rows, report.LAYOUTS[args.command])
+    against = args.command == "train" and args.against == "pytorch"
+    report.write_report(args, title, rows, report.LAYOUTS["against" if against else args.command])
     if args.command == "infer":
         draw_networks(args, rows)
     return 0
@@ -156,6 +157,8 @@ def progress(total: int | None = None, unit: str = "turn") -> tqdm:
 
 def time_training(args: argparse.Namespace) -> tuple[str, Rows]:
     """Measure a training step at each point in each variant."""
+    if args.against == "pytorch":
+        return time_against_pytorch(args)
     from benchmarks import training_step
 
     rows = []
@@ -166,11 +169,24 @@ def time_training(args: argparse.Namespace) -> tuple[str, Rows]:
     return f"training step, median of {args.rounds}, one process", rows
 
 
+def time_against_pytorch(args: argparse.Namespace) -> tuple[str, Rows]:
+    """Measure a training step of this project and of PyTorch at each point."""
+    from benchmarks import against_pytorch
+
+    total = len(args.threads) * len(args.point) * args.rounds * len(against_pytorch.VARIANTS)
+    rows = []
+    with progress(total, "step") as bar:
+        for threads in args.threads:
+            for at in points(args):
+                rows += against_pytorch.measure(at, threads, args.rounds, args.avx2, bar.update)
+    return f"training step, median of {args.rounds}, a process each on the same cores", rows
+
+
 def points(args: argparse.Namespace) -> list[Point]:
     """Return the points that --arch and --point name."""
     from benchmarks.training_step import Point
 
-    return [Point(args.arch, size, batch) for size, batch in args.point]
+    return [Point(arch or args.arch, size, batch) for arch, size, batch in args.point]
 
 
 def measure_memory(args: argparse.Namespace) -> tuple[str, Rows]:

@@ -109,9 +109,28 @@ def add_training(commands: argparse._SubParsersAction) -> None:
     train = commands.add_parser(
         "train",
         description="Measure the seconds of a training step with MegEngine's own operators and "
-        "with this project's.",
-        examples="  python benchmark.py train --point 64x16 32x64\n",
+        "with this project's; or, with --against pytorch, with PyTorch's and with this project's.",
+        examples="  python benchmark.py train --point 64x16 32x64\n"
+        "  python benchmark.py train --against pytorch --threads 1 2 --rounds 7\n",
         help="compare a training step with MegEngine's own operators and with this project's",
+    )
+    train.add_argument(
+        "--against",
+        choices=("stock", "pytorch"),
+        default="stock",
+        help="what to compare with: MegEngine's own operators in the same process, or PyTorch's "
+        "eager mode with timm's same network in a process of its own (default: %(default)s)",
+    )
+    _add_counts(
+        train,
+        "--threads",
+        [1],
+        "with --against pytorch, numbers of threads, each on a core of its own",
+    )
+    train.add_argument(
+        "--avx2",
+        action="store_true",
+        help="with --against pytorch, let both use no instructions newer than AVX2",
     )
     memory = commands.add_parser(
         "memory",
@@ -130,17 +149,17 @@ def add_training(commands: argparse._SubParsersAction) -> None:
     _add_counts(
         workers, "--workers", [1, 2], "numbers of CPU workers; speed-ups are relative to the first"
     )
-    points = {train: [(64, 16), (32, 64)], memory: [(128, 16)], workers: [(224, 64)]}
+    points = {train: ["64x16", "32x64"], memory: ["128x16"], workers: ["224x64"]}
     for command, default in points.items():
         cli.add_flags(command, "--arch", default="RepVGGA0", help="architecture to train")
-        shown = " ".join(f"{size}x{batch}" for size, batch in default)
         command.add_argument(
             "--point",
             type=_point,
             nargs="+",
-            default=default,
-            metavar="PIXELSxBATCH",
-            help=f"sides of the input images and batch sizes to measure (default: {shown})",
+            default=[_point(text) for text in default],
+            metavar="[ARCH:]PIXELSxBATCH",
+            help="sides of the input images and batch sizes to measure, of another architecture "
+            f"where one is given (default: {' '.join(default)})",
         )
         _add_rounds(command, 3)
 
@@ -192,9 +211,15 @@ def add_machine(commands: argparse._SubParsersAction) -> None:
     )
 
 
-def _point(text: str) -> tuple[int, int]:
-    """Return side and batch size of a text such as "64x16"; an argparse type."""
-    size, _, batch = text.partition("x")
+def _point(text: str) -> tuple[str | None, int, int]:
+    """Return architecture, side and batch size of "64x16" or "RepGhost100:64x16"; an argparse type.
+
+    The architecture is None where it is not given.
+    """
+    arch, _, numbers = text.rpartition(":")
+    size, _, batch = numbers.partition("x")
     if not (size.isdigit() and batch.isdigit() and int(size) and int(batch)):
-        raise argparse.ArgumentTypeError(f"{text!r} is not PIXELSxBATCH, such as 64x16")
-    return int(size), int(batch)
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not [ARCH:]PIXELSxBATCH, such as 64x16 or RepGhost100:64x16"
+        )
+    return cli.arch_names([arch])[0] if arch else None, int(size), int(batch)

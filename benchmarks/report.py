@@ -100,6 +100,19 @@ LAYOUTS = {  # sub-command -> layout
         value="seconds",
         unit="seconds of a step, median and range",
     ),
+    "against": Layout(
+        {
+            **_POINT,
+            "threads": ("threads", "{}"),
+            **_VARIANT,
+            **_SECONDS,
+            "times_pytorch": ("x PyTorch", "{:.2f}"),
+            **_MEMORY,
+        },
+        value="images_per_second",
+        unit="images/s, median of the steps",
+        color="threads",
+    ),
     "workers": Layout(
         {**_POINT, "workers": ("workers", "{}"), **_SECONDS, "speedup": ("x the first", "{:.2f}")},
         value="seconds",

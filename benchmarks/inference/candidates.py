@@ -84,12 +84,13 @@ def left_out(network: Network) -> dict[str, str]:
     if missing:
         verb = "are" if len(missing) > 1 else "is"
         reasons["PyTorch"] = f"{' and '.join(missing)} {verb} not installed"
-    elif _timm_name(network.arch) is None:
+    elif timm_name(network.arch) is None:
         reasons["PyTorch"] = f"timm has no {network.arch}"
     return reasons
 
 
-def _timm_name(arch: str) -> str | None:
+def timm_name(arch: str) -> str | None:
+    """Return timm's name of an architecture, or None if it has none."""
     names = (entry.name for entry in catalog.PUBLISHED
              if entry.source == "timm" and entry.arch == arch)  # fmt: skip
     return next(names, None)
@@ -176,6 +177,6 @@ def candidates(network: Network, size: int, int8: str | None = None) -> Iterator
                 Candidate("ONNX, OpenVINO", "openvino", onnx, deployed, write=write_onnx)
             )
         if "PyTorch" not in unavailable:
-            name = _timm_name(network.arch)
+            name = timm_name(network.arch)
             available.append(Candidate("deploy form, PyTorch", "pytorch", name, deployed))
         yield available

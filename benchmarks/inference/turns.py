@@ -2,28 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from models import environment
-
 import numpy as np
 
-import utils
-from deployment.child_process import how_it_ended
-from training import memory
+from benchmarks.turns import TIME_LIMIT, Process
 from utils import UserError
 
 from .candidates import Candidate
 from .runtimes import process_environment
-
-TIME_LIMIT = 300.0  # seconds for loading and warm-up, and for a turn beyond its own length
 
 
 @dataclass(frozen=True)
@@ -56,53 +46,16 @@ class Settings:
         return selected
 
 
-class _Worker:
-    """A process that runs benchmarks.inference.worker."""
-
-    def __init__(self, candidate: Candidate, threads: int, batch: int, size: int):
-        self._candidate = candidate
-        numbers = map(str, (threads, candidate.streams, batch, size, TIME_LIMIT))
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed in __exit__)
-        environment.set_timer_slack(50e-6)  # Linux's default, which the process inherits
-        self._process = subprocess.Popen(
-            [*utils.module_command("benchmarks.inference.worker"), candidate.runtime,
-             candidate.source, *numbers],
-            cwd=utils.ROOT,
-            env={**os.environ, **process_environment(threads)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-        )  # fmt: skip
-
-    def answer(self) -> dict:
-        """Wait for the process's answer. Raises UserError when it has ended instead."""
-        line = self._process.stdout.readline()
-        if line:
-            return json.loads(line)
-        self._errors.seek(0)
-        ended = how_it_ended(self._process.wait(), self._errors.read(), TIME_LIMIT)
-        raise UserError(
-            f"{self._candidate.variant} ({self._candidate.source}) {ended}; "
-            "leave it out by --variants or repair its runtime"
-        )
-
-    def turn(self, seconds: float) -> dict:
-        """Run the network for `seconds`, and return the times of its passes."""
-        print(seconds, file=self._process.stdin, flush=True)
-        return self.answer()
-
-    def peak_memory(self) -> float:
-        """Return the peak memory of the process in MB."""
-        return memory.peak_memory(self._process.pid)
-
-    def __enter__(self) -> _Worker:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.communicate()
-        self._errors.close()
+def _process(candidate: Candidate, threads: int, batch: int, size: int) -> Process:
+    """Start a process that runs benchmarks.inference.worker."""
+    numbers = map(str, (threads, candidate.streams, batch, size, TIME_LIMIT))
+    module = "benchmarks.inference.worker"
+    return Process(
+        f"{candidate.variant} ({candidate.source})",
+        [module, candidate.runtime, candidate.source, *numbers],
+        process_environment(threads),
+        "leave it out by --variants or repair its runtime",
+    )
 
 
 @dataclass
@@ -136,7 +89,7 @@ def measure(
     measured = [Measured(candidate, []) for candidate in candidates]
     with ExitStack() as stack:
         workers = [
-            stack.enter_context(_Worker(candidate, threads, batch, size))
+            stack.enter_context(_process(candidate, threads, batch, size))
             for candidate in candidates
         ]
         for worker in workers:

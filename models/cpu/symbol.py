@@ -52,7 +52,9 @@ class Trace:
         """The symbol to call the network with."""
         return Symbol(self, 0)
 
-    def record(self, kind: str, inputs: tuple[Symbol, ...], shape: tuple, settings: tuple = ()) -> Symbol:
+    def record(
+        self, kind: str, inputs: tuple[Symbol, ...], shape: tuple, settings: tuple = ()
+    ) -> Symbol:
         self.operations.append(Operation(kind, tuple(s.number for s in inputs), shape, settings))
         return Symbol(self, len(self.operations) - 1)
 

@@ -19,8 +19,8 @@ from tests.support import ROOT
 
 pytest.importorskip("numba", reason="the extra [fast] is not installed")
 
-from models.cpu import fast  # noqa: E402
-from models.cpu.fast import memory, network  # noqa: E402
+from models.cpu import fast
+from models.cpu.fast import memory, network
 
 pytestmark = pytest.mark.slow  # the first one compiles, half a minute
 
@@ -201,7 +201,8 @@ BITS = """
 import hashlib, sys
 from tests.models.test_fast import gradients
 logits, grads, state = gradients(sys.argv[1], "fast", steps=3)
-print(hashlib.sha256(b"".join(v.tobytes() for v in [logits, *grads.values(), *state.values()])).hexdigest())
+arrays = [logits, *grads.values(), *state.values()]
+print(hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest())
 """
 
 
@@ -268,7 +269,10 @@ def test_what_is_left_to_the_other_path(model, monkeypatch):
     seen = []
     hook = model.stage2[0].register_forward_hook(lambda module, x, y: seen.append(y.shape))
     assert not used(model, monkeypatch)
-    assert seen == [(2, *model.stage2[0](mge.Tensor(np.zeros((2, 12, 8, 8), np.float32))).shape[1:])] or seen
+    assert (
+        seen == [(2, *model.stage2[0](mge.Tensor(np.zeros((2, 12, 8, 8), np.float32))).shape[1:])]
+        or seen
+    )
     hook.remove()
     norm = model.stage1[0].ghost1.primary.bn
     norm.all_reduce = lambda tensor: tensor

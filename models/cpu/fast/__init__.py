@@ -1,9 +1,9 @@
 """Training as compiled programs: one for a network's forward pass, one for its gradients.
 
-symbol.py in the folder above records what a network computes. fuse.py joins the branches of a block,
-program.py lays out memory and instructions, executor.py runs them in one compiled call: convolutions
-by oneDNN (onednn.py), the rest by loops compiled by numba (kernels.py). network.py makes this a
-function that MegEngine can differentiate, on memory shared with it (memory.py).
+symbol.py in the folder above records what a network computes. fuse.py joins the branches of a
+block, program.py lays out memory and instructions, executor.py runs them in one compiled call:
+convolutions by oneDNN (onednn.py), the rest by loops compiled by numba (kernels.py). network.py
+makes this a function that MegEngine can differentiate, on memory shared with it (memory.py).
 """
 
 from .rules import maps

@@ -43,26 +43,24 @@ _C = {code.name: int(code) for code in Code}
 
 
 @intrinsic
-def _call(typingctx, function, a, b, c, d):  # noqa: ANN001, ANN202
+def _call(typingctx, function, a, b, c, d):
     """Call a C function int f(void *a, void *b, int c, void *d) by its address."""
 
-    def codegen(context, builder, signature, arguments):  # noqa: ANN001, ANN202
+    def codegen(context, builder, signature, arguments):
         function, a, b, c, d = arguments
         i64, i32 = ir.IntType(64), ir.IntType(32)
         pointer = ir.FunctionType(i32, [i64, i64, i32, i64]).as_pointer()
-        status = builder.call(
-            builder.inttoptr(function, pointer), [a, b, builder.trunc(c, i32), d]
-        )
+        status = builder.call(builder.inttoptr(function, pointer), [a, b, builder.trunc(c, i32), d])
         return builder.sext(status, i64)
 
     return types.int64(*[types.int64] * 5), codegen
 
 
 @intrinsic
-def _float(typingctx, bits):  # noqa: ANN001, ANN202
+def _float(typingctx, bits):
     """Return the float32 whose bits are the lower half of an int64."""
 
-    def codegen(context, builder, signature, arguments):  # noqa: ANN001, ANN202
+    def codegen(context, builder, signature, arguments):
         return builder.bitcast(builder.trunc(arguments[0], ir.IntType(32)), ir.FloatType())
 
     return types.float32(types.int64), codegen

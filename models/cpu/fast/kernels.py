@@ -13,16 +13,16 @@ from numba.extending import intrinsic
 
 
 @intrinsic
-def _floats(typingctx, address):  # noqa: ANN001, ANN202  (numba's interface)
-    def codegen(context, builder, signature, arguments):  # noqa: ANN001, ANN202
+def _floats(typingctx, address):
+    def codegen(context, builder, signature, arguments):
         return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
 
     return types.CPointer(types.float32)(address), codegen
 
 
 @intrinsic
-def _integers(typingctx, address):  # noqa: ANN001, ANN202
-    def codegen(context, builder, signature, arguments):  # noqa: ANN001, ANN202
+def _integers(typingctx, address):
+    def codegen(context, builder, signature, arguments):
         return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
 
     return types.CPointer(types.int64)(address), codegen
@@ -352,7 +352,7 @@ RELU, SIGMOID, HARD_SIGMOID, GELU = range(4)  # kinds of activations
 
 @njit(**_OPTIONS)
 def _erf(x):
-    """Return erf(x) by the rational approximation of Eigen: 4 ulp, for |x| up to 4; beyond it is 1."""
+    """Return erf(x) by the rational approximation of Eigen: 4 ulp up to |x| = 4, beyond it +-1."""
     x = min(max(x, np.float32(-4)), np.float32(4))
     s = x * x
     numerator = np.float32(-2.72614225801306e-10)

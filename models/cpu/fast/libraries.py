@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
+import shutil
 import sys
 import tempfile
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+
+
+_COMPILED = ("executor.py", "kernels.py", "memory.py")  # have functions that numba compiles
 
 
 class NotAvailable(Exception):
@@ -45,14 +50,29 @@ def load() -> ctypes.CDLL:
 def _configure_numba() -> None:
     """Let numba use the same OpenMP, and keep what it compiles in the virtual environment.
 
-    It compiles again by itself for another processor. Where the environment cannot be written, its
-    own default, a folder of the user, is kept.
+    It compiles again by itself for another processor. The folder is named by the sources, since a
+    function is not compiled again when another one that it calls has changed. Where the environment
+    cannot be written, a folder of the user takes its place, with what the environment has.
     """
     import numba
 
     numba.config.THREADING_LAYER = "omp"
-    if "NUMBA_CACHE_DIR" not in os.environ and os.access(sys.prefix, os.W_OK):
-        numba.config.CACHE_DIR = str(Path(sys.prefix) / "numba")
+    if "NUMBA_CACHE_DIR" not in os.environ:
+        sources = [Path(__file__).with_name(name).read_bytes() for name in _COMPILED]
+        name = Path("numba", hashlib.sha256(b"".join(sources)).hexdigest()[:12])
+        folder = sys.prefix / name
+        if not os.access(sys.prefix, os.W_OK):
+            caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+            users = Path(caches, "reparam-megengine").expanduser() / name
+            if folder.is_dir() and not users.is_dir():  # numba reads only what it can write
+                shutil.copytree(folder, users)
+            folder = users
+        if not folder.is_dir():
+            print(
+                "compiling what training computes with, once for this processor: a minute",
+                file=sys.stderr,
+            )
+        numba.config.CACHE_DIR = str(folder)
     ctypes.CDLL("libgomp.so.1").omp_set_num_threads(threads())
     numba.set_num_threads(min(threads(), numba.config.NUMBA_NUM_THREADS))
 

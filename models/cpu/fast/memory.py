@@ -29,7 +29,7 @@ _new_capsule.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
 
 
 @cfunc(types.void(types.CPointer(types.int64)), cache=True)
-def _dropped(header):  # noqa: ANN001, ANN202
+def _dropped(header):
     """Set the flag of a tensor that MegEngine drops. Compiled, as it must not wait for the GIL."""
     carray(header, (_HEADER // 8,))[_FLAG // 8] = 1
 
@@ -57,9 +57,7 @@ class Block:
         self._memory, start = aligned(sum(sizes) // 4)
         self._headers = start + np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)
         self.addresses = self._headers + _HEADER
-        self._flags = [
-            ctypes.c_int64.from_address(int(header) + _FLAG) for header in self._headers
-        ]
+        self._flags = [ctypes.c_int64.from_address(int(header) + _FLAG) for header in self._headers]
         for header, shape in zip(self._headers.tolist(), shapes, strict=True):
             description = struct.pack(
                 "<QiiiBBHQQQQQ",

@@ -121,9 +121,7 @@ def _numbers(*values: int) -> ctypes.Array:
 
 @cache
 def _layout(shape: tuple[int, ...], tag: int) -> c_void_p:
-    return _created(
-        "dnnl_memory_desc_create_with_tag", len(shape), _numbers(*shape), _FLOAT32, tag
-    )
+    return _created("dnnl_memory_desc_create_with_tag", len(shape), _numbers(*shape), _FLOAT32, tag)
 
 
 def address(function: str) -> int:
@@ -150,7 +148,8 @@ class Primitive:
         self.handle = _created("dnnl_primitive_create", description)
         scratchpad = library().dnnl_primitive_desc_query_md(description, _QUERY[SCRATCHPAD], 0)
         self.memory = {
-            argument: Memory(layout) for argument, layout in {**layouts, SCRATCHPAD: scratchpad}.items()
+            argument: Memory(layout)
+            for argument, layout in {**layouts, SCRATCHPAD: scratchpad}.items()
         }
         self._arguments = (_Argument * len(self.memory))(
             *(_Argument(argument, memory.handle) for argument, memory in self.memory.items())

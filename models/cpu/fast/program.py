@@ -189,17 +189,13 @@ class Program:
     def _emit_input(self) -> None:
         images, positions, channels = self._shape(0)
         self._values[0] = self._new(0)
-        self._emit(
-            Code.TO_ROWS, self._slot("input"), self._values[0], images, channels, positions
-        )
+        self._emit(Code.TO_ROWS, self._slot("input"), self._values[0], images, channels, positions)
 
     def _emit_outputs(self) -> None:
         for i, number in enumerate(self._outputs):
             images, positions, channels = self._shape(number)
             target = self._slot("outputs", i)
-            self._emit(
-                Code.FROM_ROWS, self._values[number], target, images, channels, positions
-            )
+            self._emit(Code.FROM_ROWS, self._values[number], target, images, channels, positions)
 
     def _emit_output_gradients(self) -> None:
         for i, number in enumerate(self._outputs):
@@ -392,9 +388,7 @@ class Program:
         if not unit.relu:
             output = gradient  # it is not read
         common = (rows, channels, int(unit.relu))
-        self._emit(
-            Code.GRADIENT_SUMS, gradient, output, inputs, count, stats, table, *common, sums
-        )
+        self._emit(Code.GRADIENT_SUMS, gradient, output, inputs, count, stats, table, *common, sums)
         targets = Addresses([self._contribution(number) for number, _ in unit.normed])
         self._emit(
             Code.GRADIENT_INPUTS,
