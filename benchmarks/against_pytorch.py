@@ -81,10 +81,10 @@ def measure(
                 seconds[variant].append(process.turn()["seconds"])
                 after_step()
         peaks = {variant: process.peak_memory() for variant, process in processes.items()}
-    return [_row(point, threads, variant, seconds, peaks[variant]) for variant in VARIANTS]
+    return [row(point, threads, variant, seconds, peaks[variant]) for variant in VARIANTS]
 
 
-def _row(
+def row(
     point: Point, threads: int, variant: str, seconds: dict[str, list[float]], peak: float
 ) -> dict[str, Any]:
     """Return the row of a variant."""

@@ -12,7 +12,6 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-
 _COMPILED = ("executor.py", "kernels.py", "memory.py")  # have functions that numba compiles
 
 
