@@ -1,6 +1,7 @@
 """Fixtures that several tests use."""
 
 import importlib
+import os
 import signal
 
 import models
@@ -17,6 +18,7 @@ from tests.support import write_image_folder
 from weights import state
 
 environment.tune_for_training()
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two tests run at a time
 
 # a shell's background job, in which these tests may run, ignores Ctrl-C; so would what they start
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -10,7 +10,7 @@ import megengine as mge
 from megengine.autodiff import Function
 from megengine.core._imperative_rt.core2 import get_grad_key
 
-from ..symbol import Trace
+from ..symbol import Trace, Untraceable
 from . import memory
 from .executor import bits
 from .memory import address_of
@@ -112,7 +112,12 @@ def trace(
     Raises symbol.Untraceable when it does what no program can.
     """
     recorded = Trace(shape)
-    outputs = [symbol.number for symbol in network(recorded.input)]
+    try:
+        outputs = [symbol.number for symbol in network(recorded.input)]
+    except Untraceable:
+        raise
+    except Exception as error:  # such as MegEngine's own, of a function that got a symbol
+        raise Untraceable(f"a network does not take a symbol: {error}") from error
     return recorded, outputs
 
 
