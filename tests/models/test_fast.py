@@ -58,7 +58,19 @@ CONVOLUTIONS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("case", CONVOLUTIONS, ids=str)
+def random_convolution(seed):
+    """Return a case with numbers of channels of every kind, often very few."""
+    rng = np.random.default_rng(seed)
+    kernel, stride, groups = rng.choice([1, 3, 5, 7]), rng.choice([1, 2]), rng.choice([1, 1, 2, 3])
+    c, o = groups * rng.choice([1, 2, 3, 4, 5, 8, 13, 16, 24, 48], 2)
+    if rng.random() < 0.3:
+        groups = o = c
+    n, h, w = rng.choice([1, 2, 5]), *rng.integers(1, 34, 2)
+    size = (int(h), int(w))
+    return (*map(int, (n, c, o)), size, *map(int, (kernel, stride, kernel // 2, groups)))
+
+
+@pytest.mark.parametrize("case", [*CONVOLUTIONS, *map(random_convolution, range(60))], ids=str)
 def test_convolution(case, rng):
     n, c, o, size, kernel, stride, padding, groups = case
     module = M.Conv2d(c, o, kernel, stride, padding, groups=groups, bias=False)
@@ -76,6 +88,16 @@ def test_convolution(case, rng):
     close(actual[0], y, 1e-5)
     close(actual[1], dx, 1e-5)
     close(actual[2][0], dw.reshape(weight.shape), 1e-5)
+
+
+@pytest.mark.parametrize("threads", ["2", "4"])
+def test_convolutions_with_several_threads(threads):
+    """Some of oneDNN's implementations wait for each other, and one of them for ever."""
+    tests = [f"{__file__}::test_convolution", f"{__file__}::test_sum_of_batch_norms"]
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-x", *tests]
+    environment = {**os.environ, "OMP_NUM_THREADS": threads}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:]
 
 
 def test_convolution_with_bias(rng):

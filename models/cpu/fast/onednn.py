@@ -7,7 +7,7 @@ reordered from and to MegEngine's.
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, byref, c_int, c_int64, c_size_t, c_void_p
+from ctypes import POINTER, byref, c_char_p, c_int, c_int64, c_size_t, c_void_p
 from functools import cache
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from . import libraries
 
 # constants of dnnl_types.h
 _FLOAT32, _ANY, _A, _ABCD, _ACDB, _ABCDE = 3, 1, 2, 5, 22, 6
-_FORWARD, _DIRECT = 64, 1
+_FORWARD, _DIRECT, _IMPLEMENTATION = 64, 1, 8
 SRC, DST, WEIGHTS, BIAS = 1, 17, 33, 41
 DIFF_SRC, DIFF_DST, DIFF_WEIGHTS, DIFF_BIAS, SCRATCHPAD = 129, 145, 161, 169, 80
 _QUERY = {SRC: 129, DIFF_SRC: 130, WEIGHTS: 131, DIFF_WEIGHTS: 132, DST: 133, DIFF_DST: 134,
@@ -80,6 +80,8 @@ def library() -> ctypes.CDLL:
     }  # fmt: skip
     for name, types in signatures.items():
         getattr(lib, name).argtypes = types
+    lib.dnnl_primitive_desc_query.argtypes = [c_void_p, c_int, c_int, POINTER(c_char_p)]
+    lib.dnnl_primitive_desc_next_impl.argtypes = [c_void_p]
     lib.dnnl_primitive_desc_query_md.argtypes = [c_void_p, c_int, c_int]
     lib.dnnl_primitive_desc_query_md.restype = c_void_p
     lib.dnnl_memory_desc_get_size.argtypes = [md]
@@ -169,6 +171,18 @@ def _query(description: c_void_p, *arguments: int) -> dict[int, int]:
     }
 
 
+def _avoid(description: c_void_p, implementation: str) -> None:
+    """Let another implementation than this one compute a primitive.
+
+    oneDNN's jit_1x1:avx2 never returns from the weight gradient of a 1x1 convolution with stride 2
+    of 3 channels when two threads compute it.
+    """
+    name = c_char_p()
+    library().dnnl_primitive_desc_query(description, _IMPLEMENTATION, 0, byref(name))
+    if name.value.decode() == implementation and library().dnnl_primitive_desc_next_impl(description):
+        raise Error(f"oneDNN has no other implementation than {implementation}")
+
+
 def _reorder(source: int, destination: int) -> Primitive | None:
     """Return the copy from one layout to another, or None where both are the same."""
     if library().dnnl_memory_desc_equal(source, destination):
@@ -214,6 +228,8 @@ class Convolution:
             "dnnl_convolution_backward_weights_primitive_desc_create",
             engine(), _DIRECT, x, weights, b, y, *axes, forward, _attributes(),
         )  # fmt: skip
+        if i % 8 or o % 8:
+            _avoid(gradient, "jit_1x1:avx2")
         of_bias = {BIAS: b} if bias else {}
         of_bias_gradient = {DIFF_BIAS: b} if bias else {}
         forward_layouts = _query(forward, SRC, WEIGHTS, DST)
