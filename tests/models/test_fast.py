@@ -55,6 +55,8 @@ CONVOLUTIONS = [
     *((2, 10, 10, (h, w), k, s, k // 2, 10)
       for h, w in ((1, 1), (7, 8), (12, 5)) for k in (1, 3, 5, 7) for s in (1, 2)),
     (1, 4, 4, (33, 35), 31, 1, 15, 4),
+    (4, 3, 16, (112, 112), 1, 2, 0, 1),  # a stem, where jit_1x1:avx2 does not return
+    (2, 3, 48, (64, 64), 1, 2, 0, 1),
 ]  # fmt: skip
 
 
