@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.inference.candidates import timm_name
-from benchmarks.turns import TIME_LIMIT, Process
+from benchmarks.turns import Process
 from utils import UserError
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def measure(
         **(AVX2 if avx2 else {}),
     }
     networks = dict(zip(VARIANTS, (timm, point.arch), strict=True))
-    numbers = list(map(str, (point.size, point.batch, threads, TIME_LIMIT)))
+    numbers = list(map(str, (point.size, point.batch, threads)))
     seconds: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
     with ExitStack() as stack:
         processes = {}

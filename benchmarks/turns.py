@@ -22,7 +22,7 @@ class Process:
 
     Args:
         name: what it measures, for error messages.
-        command: the module's name and its arguments.
+        command: the module's name and its arguments, to which TIME_LIMIT is added.
         variables: environment variables beside those of this process.
         advice: what a user can do when it fails, for error messages.
     """
@@ -32,7 +32,7 @@ class Process:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed in __exit__)
         environment.set_timer_slack(50e-6)  # Linux's default, which the process inherits
         self._process = subprocess.Popen(
-            [*utils.module_command(command[0]), *command[1:]],
+            [*utils.module_command(command[0]), *command[1:], str(TIME_LIMIT)],
             cwd=utils.ROOT,
             env={**os.environ, **variables},
             stdin=subprocess.PIPE,

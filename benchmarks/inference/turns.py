@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 
 import numpy as np
 
-from benchmarks.turns import TIME_LIMIT, Process
+from benchmarks.turns import Process
 from utils import UserError
 
 from .candidates import Candidate
@@ -48,7 +48,7 @@ class Settings:
 
 def _process(candidate: Candidate, threads: int, batch: int, size: int) -> Process:
     """Start a process that runs benchmarks.inference.worker."""
-    numbers = map(str, (threads, candidate.streams, batch, size, TIME_LIMIT))
+    numbers = map(str, (threads, candidate.streams, batch, size))
     module = "benchmarks.inference.worker"
     return Process(
         f"{candidate.variant} ({candidate.source})",

@@ -64,7 +64,7 @@ def test_both_variants_run_in_turns_on_the_same_cores(installed, monkeypatch):
 
 def test_a_process_that_fails(tmp_path):
     variables = {"REPARAM_CORES": str(min(os.sched_getaffinity(0)))}
-    command = [training_worker.__name__, "ours", "NoSuchNetwork", "32", "2", "1", "60"]
+    command = [training_worker.__name__, "ours", "NoSuchNetwork", "32", "2", "1"]
     with (
         pytest.raises(UserError, match="ours ended with exit status 1.*NoSuchNetwork.*; repair it"),
         Process("ours", command, variables, "repair it first") as process,

@@ -178,10 +178,10 @@ def _avoid(description: c_void_p, implementation: str) -> None:
     stride 2 of 3 or 4 channels when two threads compute it.
     """
     name = c_char_p()
-    library().dnnl_primitive_desc_query(description, _IMPLEMENTATION, 0, byref(name))
-    if name.value.decode() == implementation:
-        if library().dnnl_primitive_desc_next_impl(description):
-            raise Error(f"oneDNN has no other implementation than {implementation}")
+    lib = library()
+    lib.dnnl_primitive_desc_query(description, _IMPLEMENTATION, 0, byref(name))
+    if name.value.decode() == implementation and lib.dnnl_primitive_desc_next_impl(description):
+        raise Error(f"oneDNN has no other implementation than {implementation}")
 
 
 def _reorder(source: int, destination: int) -> Primitive | None:
