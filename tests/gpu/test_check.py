@@ -1,5 +1,6 @@
 """`make gpu-check` runs whole on the stand-ins, so that on a GPU only the GPU can fail."""
 
+import faulthandler
 import subprocess
 import sys
 
@@ -12,7 +13,10 @@ CHECK = [sys.executable, str(ROOT / "tests" / "gpu" / "check.py")]
 
 @pytest.mark.slow
 def test_all_checks_pass_on_the_stand_ins():
-    process = subprocess.run([*CHECK, "--stand-in"], capture_output=True, text=True, cwd=ROOT)
+    faulthandler.cancel_dump_traceback_later()  # longer than other tests may take
+    process = subprocess.run(
+        [*CHECK, "--stand-in"], capture_output=True, text=True, cwd=ROOT, timeout=1200
+    )
     rows = [line.split(" | ") for line in process.stdout.splitlines() if line.startswith("| ")]
     assert process.returncode == 0 and len(rows) == 2 + 12, process.stdout + process.stderr
     assert {row[1] for row in rows[2:]} == {"passed"}

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.support import ROOT, write_image_folder
+from tests.training.hosts import Hosts, missing
 from tests.training.test_run import equal
-from tests.training.two_hosts import TwoHosts, missing
 from training import launch
 
 pytestmark = [
@@ -34,7 +34,7 @@ SOON = 10 * max(1, os.getloadavg()[0] / os.cpu_count())  # seconds, on a machine
 
 @pytest.fixture(scope="module")
 def hosts(tmp_path_factory):
-    hosts = TwoHosts(tmp_path_factory.mktemp("hosts"))
+    hosts = Hosts(tmp_path_factory.mktemp("hosts"))
     yield hosts
     hosts.close()
 
