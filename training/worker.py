@@ -152,7 +152,7 @@ class _Worker:
     def _join_gpus(
         self, rank: int, size: int, device: int, address: str, port: int, hosts: Sequence[str] = ()
     ) -> NCCL:
-        devices = gpus.visible()
+        devices, device = gpus.visible(), scheduler.gpu(device)
         if device >= environment.gpu_count():
             raise UserError(
                 f"{socket.gethostname()} has {environment.gpu_count()} GPUs, and this is worker "
