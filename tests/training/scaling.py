@@ -70,9 +70,9 @@ def all_reduce() -> list[dict]:
 def terms(row: dict) -> tuple[float, float]:
     """What the seconds of an all-reduce are a sum of: on the wire, and per byte in the hosts.
 
-    The hosts here share the cores of one machine. Each host sends 2 (N - 1) / N times the gradients, as in Rabenseifner's algorithm, which MPICH
-    uses: R. Thakur, R. Rabenseifner, W. Gropp. Optimization of Collective Communication Operations
-    in MPICH. 2005.
+    The hosts here share the cores of one machine. Each host sends 2 (N - 1) / N times the
+    gradients, as in Rabenseifner's algorithm, which MPICH uses: R. Thakur, R. Rabenseifner, W.
+    Gropp. Optimization of Collective Communication Operations in MPICH. 2005.
     """
     sent = 2 * (row["workers"] - 1) / row["workers"] * row["megabytes"] / 1e3  # GB
     wire = 8 * sent / row["gigabits"] if row["gigabits"] else 0.0
