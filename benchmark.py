@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tqdm import tqdm
@@ -21,6 +22,7 @@ from benchmarks.report import Rows
 
 if TYPE_CHECKING:  # MegEngine takes a second to import, which --help need not
     from benchmarks.training_step import Point
+    from training.distributed import Workers
 
 EXAMPLES = """\
   python benchmark.py infer --batch 1 8 --threads 1 2
@@ -32,6 +34,7 @@ EXAMPLES = """\
   python benchmark.py data --data imagenette
   python benchmark.py memory --point 128x16
   python benchmark.py workers
+  python benchmark.py all-reduce --ngpus 2
   python benchmark.py machine
 """
 
@@ -64,6 +67,10 @@ def main(argv: list[str] | None = None) -> int:
 
     environment.hide_unsupported_gpu()
     environment.tune_for_training()
+    if args.command == "all-reduce":
+        from training import launch
+
+        return launch.run(partial(time_all_reduce, args), args.ngpus)
     command = {
         "infer": time_inference,
         "throughput": time_throughput,
@@ -205,6 +212,17 @@ def time_workers(args: argparse.Namespace) -> tuple[str, Rows]:
 
     rows = [row for at in points(args) for row in workers.measure(at, args.workers, args.rounds)]
     return f"a step of the training loop, median of {rounds(args)}", rows
+
+
+def time_all_reduce(args: argparse.Namespace, workers: Workers) -> int:
+    """Measure the all-reduce of gradients as one of `workers`; returns the exit status."""
+    from benchmarks import all_reduce
+
+    rows = all_reduce.measure(args.arch, args.rounds, workers)
+    if workers.rank == 0:
+        title = f"all-reduce of the gradients, median of {rounds(args)}"
+        report.write_report(args, title, rows, report.LAYOUTS[args.command])
+    return 0
 
 
 def time_data(args: argparse.Namespace) -> tuple[str, Rows]:

@@ -224,6 +224,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.list:
         show_list(args.json)
         return 0
+    environment.hide_unsupported_gpu()
     path = catalog.locate(args.origin_dir)
     check = check_fusion(path, args)
     # Read a second time: with the file's tensors kept through the equivalence check, which has
@@ -300,6 +301,5 @@ def show(report: dict, converted: checkpoint.Checkpoint, layout: str | None) -> 
 
 
 if __name__ == "__main__":
-    environment.hide_unsupported_gpu()
     environment.return_freed_memory()
     utils.run(main)

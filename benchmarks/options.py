@@ -105,7 +105,7 @@ def add_inference(commands: argparse._SubParsersAction) -> None:
 
 
 def add_training(commands: argparse._SubParsersAction) -> None:
-    """Add the sub-commands `train`, `memory` and `workers`."""
+    """Add the sub-commands `train`, `memory`, `workers` and `all-reduce`."""
     train = commands.add_parser(
         "train",
         description="Measure the seconds of a training step with MegEngine's own operators and "
@@ -162,6 +162,25 @@ def add_training(commands: argparse._SubParsersAction) -> None:
             f"where one is given (default: {' '.join(default)})",
         )
         _add_rounds(command, 3)
+    all_reduce = commands.add_parser(
+        "all-reduce",
+        description="Measure the seconds that several workers take to average the gradients of a "
+        "network, as they do after every training step. Started by mpiexec or srun as train.py is, "
+        "it measures the network between several hosts.",
+        examples="  python benchmark.py all-reduce --ngpus 2\n"
+        "  mpiexec -n 4 -hosts A,B python benchmark.py all-reduce\n",
+        help="measure how long several workers take to average the gradients of a network",
+    )
+    cli.add_flags(
+        all_reduce,
+        "--arch",
+        default="RepVGGA0",
+        help="architecture whose gradients are averaged, for 1,000 classes",
+    )
+    cli.add_flags(all_reduce, "--ngpus")
+    all_reduce.add_argument(
+        "--rounds", type=cli.COUNT, default=15, metavar="N", help="number of all-reduces to time"
+    )
 
 
 def add_data(commands: argparse._SubParsersAction) -> None:

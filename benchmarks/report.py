@@ -119,6 +119,21 @@ LAYOUTS = {  # sub-command -> layout
         unit="seconds of a step, median and range",
         bar="workers",
     ),
+    "all-reduce": Layout(
+        {
+            "arch": ("", "{}"),
+            "megabytes": ("MB", "{:.1f}"),
+            "workers": ("workers", "{}"),
+            "hosts": ("hosts", "{}"),
+            "seconds": ("s", "{:.4f}"),
+            "fastest": ("fastest", "{:.4f}"),
+            "slowest": ("slowest", "{:.4f}"),
+        },
+        value="seconds",
+        unit="seconds of an all-reduce, median and range",
+        bar="workers",
+        panel=("arch",),
+    ),
     "memory": Layout(
         {
             **_POINT,

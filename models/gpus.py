@@ -70,6 +70,10 @@ def visible() -> tuple[GPU, ...]:
         return ()
 
 
+# the end of a sentence that refuses to train on a GPU
+OTHER_DEVICES = "; set MGE_DEFAULT_DEVICE=cpu0 to train on the CPU"
+
+
 def refusal(gpu: GPU) -> str:
     """Return the sentence, without its end, that says that MegEngine does not run on `gpu`."""
     return (

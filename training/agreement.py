@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import zlib
 from pathlib import Path
 
@@ -33,10 +34,9 @@ def on_checkpoint(path: Path | None, workers: Workers) -> tuple[Path | None, str
         )
     content = workers.broadcast_bytes(content)
     if workers.rank in different:
-        file = os.memfd_create("checkpoint of worker 0")
-        with open(os.dup(file), "wb") as memory:
-            memory.write(content)
-        path = Path(f"/proc/self/fd/{file}")
+        with tempfile.TemporaryFile() as file:
+            file.write(content)
+            path = Path(f"/proc/self/fd/{os.dup(file.fileno())}")  # open until this process ends
     return path, (
         f"the folder of checkpoints is not shared: {names} got the checkpoint from worker 0; "
         "only its host keeps the run's files"

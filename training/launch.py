@@ -8,6 +8,7 @@ signal to worker 0 alone, so that all save before they end.
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 from models import environment, gpus
@@ -69,7 +71,7 @@ def run(
             )
         for gpu in gpus.visible()[:count]:
             if not gpu.is_supported:
-                raise UserError(gpus.refusal(gpu))
+                raise UserError(gpus.refusal(gpu) + gpus.OTHER_DEVICES)
         return _supervise(count, hosts, advice)
     if hosts.count > 1:
         raise UserError(
@@ -84,7 +86,7 @@ def refuse_unsupported_gpu(count: int, hosts: int) -> None:
     """Raise UserError where several workers are wanted on GPUs that MegEngine does not run on."""
     gpu = environment.unsupported_gpu()
     if gpu is not None and count * hosts > 1:
-        raise UserError(f"{gpus.refusal(gpu)}; set MGE_DEFAULT_DEVICE=cpu0 to train on the CPU")
+        raise UserError(gpus.refusal(gpu) + gpus.OTHER_DEVICES)
 
 
 def _supervise(count: int, hosts: Hosts, advice: str) -> int:
@@ -94,6 +96,7 @@ def _supervise(count: int, hosts: Hosts, advice: str) -> int:
     this process is killed, all are.
     """
     with tempfile.TemporaryDirectory(prefix="workers-") as folder, signals.StopSignal() as stop:
+        workers = WorkerMonitor(Path(folder), count, stop, hosts)
         command = [sys.executable, "-I", "-c", _EXECUTE, *mpiexec(count), sys.executable, *sys.argv]
         with processes.signals_held_back():
             process = subprocess.Popen(
@@ -108,7 +111,6 @@ def _supervise(count: int, hosts: Hosts, advice: str) -> int:
                 stdout=subprocess.PIPE,
                 start_new_session=True,  # so that Ctrl-C on the terminal reaches this process alone
             )
-        workers = WorkerMonitor(Path(folder), count, stop, hosts)
         watch = threading.Thread(target=workers.watch, args=(process,), daemon=True)
         watch.start()
         try:
@@ -138,9 +140,31 @@ def mpiexec(count: int) -> list[str]:
     program = str(beside_python) if beside_python.exists() else shutil.which("mpiexec")
     if program is None:
         raise UserError("there is no mpiexec; install the pinned requirements (make demo does)")
-    cores = len(os.sched_getaffinity(0)) // count
     here = ["-rmk", "user", "-launcher", "fork"]  # not on the hosts that Slurm has given
-    return [program, *here, "-n", str(count), *(["-bind-to", f"core:{cores}"] if cores else [])]
+    return [program, *here, "-n", str(count), *_binding(count)]
+
+
+def _binding(count: int) -> list[str]:
+    """Return the flags of mpiexec that bind each worker to as many whole cores; none for too few.
+
+    Only cores that this process may use are taken, which mpiexec's own "core" does not look at.
+    """
+    cores: dict[tuple[int, ...], list[str]] = {}  # socket and core -> its hardware threads
+    for cpu in sorted(os.sched_getaffinity(0)):
+        cores.setdefault(_core(cpu), []).append(str(cpu))
+    each = len(cores) // count
+    ordered = [cores[core] for core in sorted(cores)]
+    shares = (itertools.chain(*ordered[i * each : (i + 1) * each]) for i in range(count))
+    return ["-bind-to", "user:" + ",".join(map("+".join, shares))] if each else []
+
+
+def _core(cpu: int) -> tuple[int, int]:
+    """Return the numbers of the socket and of the core that a hardware thread is of (Linux)."""
+    topology = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology")
+    with suppress(OSError, ValueError):
+        socket = int((topology / "physical_package_id").read_text())
+        return socket, int((topology / "core_id").read_text())
+    return 0, cpu
 
 
 def _relay(stdout: subprocess.PIPE) -> str:

@@ -84,6 +84,14 @@ def slurm_task(count: int, variables: Mapping[str, str] = os.environ) -> Task | 
     return Task(rank, size, local_rank, first_host(hosts)) if size > 1 else None
 
 
+def gpu(local_rank: int, variables: Mapping[str, str] = os.environ) -> int:
+    """Return the number of a worker's GPU among those that it sees.
+
+    With --gpus-per-task, Slurm shows each task its own GPU alone.
+    """
+    return 0 if "SLURM_GPUS_PER_TASK" in variables else local_rank
+
+
 def first_host(hosts: str) -> str:
     """Return the first host of a list as Slurm writes it: "a1,a2", "a[01-04,7]" or "a[1-2]b[3-4]".
 

@@ -28,6 +28,7 @@ from . import mpi_environment, rendezvous, scheduler, shared_memory, signals
 from .distributed import MPI, NCCL, Workers
 from .scheduler import ONE_HOST, Hosts
 from .signs_of_life import SignsOfLife
+from .worker_monitor import end_file
 
 Work = Callable[[Workers], int]  # what a process does; returns its exit status
 
@@ -99,6 +100,8 @@ class _Worker:
         if FOLDER in os.environ:
             self._note = Path(os.environ[FOLDER]) / str(workers.rank)
             self._write("")
+            # never closed but by the end of this process
+            os.open(end_file(self._note.parent, workers.rank), os.O_WRONLY)
         else:
             mpi_environment.check_flags(count, self._hosts, workers)
         if environment.gpu_count() == 0 or workers.size * self._hosts.count == 1:
@@ -149,14 +152,14 @@ class _Worker:
     def _join_gpus(
         self, rank: int, size: int, device: int, address: str, port: int, hosts: Sequence[str] = ()
     ) -> NCCL:
-        devices = gpus.visible()
+        devices, device = gpus.visible(), scheduler.gpu(device)
         if device >= environment.gpu_count():
             raise UserError(
                 f"{socket.gethostname()} has {environment.gpu_count()} GPUs, and this is worker "
                 f"number {device + 1} on it; start one for each GPU"
             )
         if device < len(devices) and not devices[device].is_supported:
-            raise UserError(gpus.refusal(devices[device]))
+            raise UserError(gpus.refusal(devices[device]) + gpus.OTHER_DEVICES)
         rendezvous.await_server(address, port, MEETING)
         reason = (
             f"not all of the {size} workers came to {address}:{port} within {MEETING:g} s; start "

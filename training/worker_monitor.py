@@ -18,6 +18,11 @@ from .scheduler import ONE_HOST, Hosts
 _GRACE = 2.0  # seconds that mpiexec has to end the other workers
 
 
+def end_file(folder: Path, rank: int) -> Path:
+    """Return the path of the named pipe that a worker holds open until it ends."""
+    return folder / f"{rank}.end"
+
+
 class WorkerMonitor:
     """The workers of this host as their notes and their end show them; see worker.py.
 
@@ -32,6 +37,11 @@ class WorkerMonitor:
         self._folder, self._count, self._stop, self._hosts = folder, count, stop, hosts
         self._kills = cgroup.kills()
         self._first: int | None = None  # rank of the first that ended unfinished
+        # each worker holds the other end of a named pipe, which the system closes when it ends
+        self._ends = {}
+        for rank in range(count):
+            os.mkfifo(end_file(folder, rank))
+            self._ends[rank] = os.open(end_file(folder, rank), os.O_RDONLY | os.O_NONBLOCK)
 
     def notes(self, rank: int) -> tuple[int, int | None, str]:
         """Return a worker's process or 0, its exit status or None, and the reason of a failure."""
@@ -63,9 +73,10 @@ class WorkerMonitor:
 
         Signals are passed on to worker 0 as soon as it runs.
         """
-        watched: set[int] = set()
         told = False
         with selectors.DefaultSelector() as selector:
+            for rank, file in self._ends.items():
+                selector.register(file, selectors.EVENT_READ, rank)
             ended_at = None
             running = True
             while running:
@@ -74,13 +85,6 @@ class WorkerMonitor:
                     told = self.tell(0, self._stop.number)
                 if self._stop.save and self.tell(0, signals.SAVING):
                     self._stop.save = False
-                for rank in set(range(self._count)) - watched:
-                    process, *_ = self.notes(rank)
-                    with suppress(ProcessLookupError):
-                        if process:
-                            file = os.pidfd_open(process)
-                            selector.register(file, selectors.EVENT_READ, rank)
-                            watched.add(rank)
                 for key, _ in selector.select(timeout=0.1):
                     selector.unregister(key.fileobj)
                     os.close(key.fileobj)
@@ -91,6 +95,8 @@ class WorkerMonitor:
                     for rank in range(self._count):  # they wait for the one that has ended
                         self.tell(rank, signal.SIGKILL)
                     ended_at = None
+            for file in list(selector.get_map()):  # of workers that never came
+                os.close(file)
 
     def _has_failed(self, rank: int) -> bool:
         """Return whether a worker that has ended had not done its work."""

@@ -282,6 +282,8 @@ def test_slurms_variables():
     assert scheduler.slurm_task(4, variables) is None  # a batch script, which starts four itself
     assert scheduler.slurm_task(1, variables | {"PMI_RANK": "5"}) is None
     assert scheduler.slurm_task(1, {}) is None
+    assert scheduler.gpu(task.local_rank, variables) == 1
+    assert scheduler.gpu(task.local_rank, variables | {"SLURM_GPUS_PER_TASK": "1"}) == 0
     with pytest.raises(UserError, match="are to be whole numbers"):
         scheduler.slurm_task(1, variables | {"SLURM_PROCID": "x"})
     with pytest.raises(UserError, match="give the first host by --dist-addr"):

@@ -8,7 +8,7 @@ import pytest
 
 from data import cgroup
 from tests.support import ROOT
-from training import mpi_environment, scheduler
+from training import launch, mpi_environment, scheduler
 from training.signals import StopSignal
 from training.worker_monitor import WorkerMonitor
 from utils import UserError
@@ -91,6 +91,26 @@ def main():
     return status
 utils.run(main)
 """
+
+
+def test_workers_are_bound_to_cores_that_this_process_may_use():
+    mine = max(os.sched_getaffinity(0))
+    program = (
+        "import os, subprocess, sys; from training import launch\n"
+        f"os.sched_setaffinity(0, [{mine}])\n"
+        "show = [sys.executable, '-c', 'import os; print(os.sched_getaffinity(0))']\n"
+        "subprocess.run([*launch.mpiexec(1), *show])"
+    )
+    out = subprocess.check_output([sys.executable, "-c", program], cwd=ROOT, text=True)
+    assert out == f"{{{mine}}}\n"
+
+
+def test_workers_share_no_core(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(2, 10)))
+    monkeypatch.setattr(launch, "_core", lambda cpu: (cpu % 2, cpu // 2 % 2))  # two threads a core
+    assert launch.mpiexec(2)[-2:] == ["-bind-to", "user:4+8+2+6,5+9+3+7"]
+    assert launch.mpiexec(3)[-2:] == ["-bind-to", "user:4+8,2+6,5+9"]
+    assert "-bind-to" not in launch.mpiexec(5)
 
 
 def test_workers_leave_the_input_alone_and_import_nothing_of_the_working_directory(tmp_path):

@@ -25,7 +25,7 @@ time.sleep(60)
 
 
 def arguments(root, **changed):
-    flags = {"save": root, "arch": "RepVGGA0", "tag": None, "resume": None}
+    flags = {"save": root, "arch": "RepVGGA0", "tag": None, "resume": None, "stride": None}
     return argparse.Namespace(**{**flags, **changed})
 
 

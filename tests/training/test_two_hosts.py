@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.support import ROOT, write_image_folder
+from tests.training.hosts import Hosts, missing
 from tests.training.test_run import equal
-from tests.training.two_hosts import TwoHosts, missing
 from training import launch
 
 pytestmark = [
@@ -34,7 +34,7 @@ SOON = 10 * max(1, os.getloadavg()[0] / os.cpu_count())  # seconds, on a machine
 
 @pytest.fixture(scope="module")
 def hosts(tmp_path_factory):
-    hosts = TwoHosts(tmp_path_factory.mktemp("hosts"))
+    hosts = Hosts(tmp_path_factory.mktemp("hosts"))
     yield hosts
     hosts.close()
 
@@ -156,12 +156,13 @@ def test_hosts_that_share_no_checkpoints_resume_from_worker_0s(train, hosts):
         hosts.run("node-b", "umount", run.save)
 
 
-def test_a_signal_to_mpiexec_ends_all(train, hosts):
+def test_a_signal_to_mpiexec_saves_and_ends_all(train, hosts):
     run = train("--tag", "signal", *LONG).start_on_both()
     run.wait_for("epoch 1 step 2/3")
     run.process.send_signal(signal.SIGINT)
-    status, _ = run.finish(SOON)
-    assert status not in (0, None)
+    status, out = run.finish(SOON)
+    assert status == 128 + signal.SIGINT
+    assert re.search("stopped by SIGINT after step .*; saved ", out), out
     assert run.latest("signal")["training"]["step"] >= 1
 
 
