@@ -13,8 +13,18 @@ from megengine.jit.tracing import is_tracing
 
 from .convolution import SMALL_MAP, conv2d
 from .elementwise import add_bias, batch_norm, relu
+from .large_kernel import SMALL_KERNEL
 
-__all__ = ["SMALL_MAP", "add_bias", "batch_norm", "conv2d", "disabled", "is_used", "relu"]
+__all__ = [
+    "SMALL_KERNEL",
+    "SMALL_MAP",
+    "add_bias",
+    "batch_norm",
+    "conv2d",
+    "disabled",
+    "is_used",
+    "relu",
+]
 
 _enabled = ContextVar("enabled", default=True)
 

@@ -43,6 +43,12 @@ def test_a_train_form_with_the_identity_has_a_stride_of_8(arch, layout):
     foreign = convert.recognize(tensors, "file")
     assert (foreign.arch, foreign.options, foreign.note) == (arch, {"stride": 8}, None)
     assert len(tensors) == 356
+
+
+@pytest.mark.slow  # all architectures are tried
+@pytest.mark.parametrize("arch, layout", [("RepVGGA0", "repvgg"), ("RepVGGA1", "timm")])
+def test_a_train_form_with_the_identity_is_no_other_network(arch, layout):
+    tensors = theirs(arch, 5, "train", 8, layout)
     with pytest.raises(convert.ConversionError, match="does not fit RepVGGA2"):
         convert.recognize(tensors, "file", "RepVGGA2")
     with pytest.raises(convert.ConversionError, match=r"stride of 16 .*stage1\.0\.identity\S+ is"):
@@ -112,9 +118,9 @@ def test_the_golden_logits_of_a_network_for_cifar(command, tmp_path):
     for line in (
         "source:       chenyaofo (chenyaofo/pytorch-cifar-models)",
         "architecture: RepVGGA0, stride=8, train form, 10 classes",
-        "mean:         125.307 122.961 113.8575 (assumed: chenyaofo/pytorch-cifar-models's for "
+        "mean:         125.307 122.961 113.858 (assumed: chenyaofo/pytorch-cifar-models' for "
         "cifar10_repvgg_a0)",
-        "class names:  10, from 'airplane' on (assumed: chenyaofo/pytorch-cifar-models's for ",
+        "class names:  10, from 'airplane' on (assumed: chenyaofo/pytorch-cifar-models' for ",
     ):
         assert line in out
     found = checkpoint.read(tmp_path / "out" / "RepVGGA0-stride8.pkl")
@@ -151,7 +157,7 @@ def test_the_catalog_has_the_networks_for_cifar(arch, classes):
     [
         ("RepVGGA0", 7, "deploy", "8 and 16"),
         ("RepVGGA0", 7, "train", "16"),  # 8 has one more identity
-        ("MobileOneS0", 7, "deploy", "8 and 16"),
+        ("RepGhost050", 7, "deploy", "16"),
         ("RepVGGA0", 1000, "deploy", None),
     ],
 )
