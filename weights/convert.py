@@ -99,7 +99,7 @@ class Foreign:
         name = self.arch if published is None else published.name
         usual = self.source.preprocessing or BASECLS
         publisher = self.source.title.partition(",")[0]
-        origin = f"assumed: {publisher}'{'' if publisher.endswith('s') else 's'} for {name}"
+        origin = f"assumed: {publisher}'s for {name}"
         if not self.tells_colour_order:
             origin = "assumed: as is usual with MegEngine"
         if published is None:
