@@ -192,9 +192,10 @@ def show_list(as_json: bool) -> None:
         rows = [{**entry._asdict(), "licence": entry.licence} for entry in catalog.PUBLISHED]
         print(json.dumps(rows, indent=2))
         return
-    print("Weights trained on ImageNet elsewhere. The accuracy is what they report; none of it was")
-    print("measured here. They stay under the licence of those who trained them.\n")
-    line = "{:8} {:17} {:16} {:>6} {:>6}  {:>4} {:>5}  {:12} {:43} {}"
+    print("Weights trained elsewhere, on ImageNet where nothing else is said. The accuracy is what")
+    print("they report; none of it was measured here. They stay under the licence of those who")
+    print("trained them.\n")
+    line = "{:10} {:25} {:16} {:>6} {:>6}  {:>4} {:>5}  {:12} {:52} {}"
     print(
         line.format(
             *("source", "their name", "architecture", "top-1", "top-5", "size", "crop"),

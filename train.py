@@ -55,14 +55,14 @@ def train(args: argparse.Namespace, workers: Workers) -> int:
     train_set, val_set = start.open_data(args)
     seen = folders.find(args)
     resume_from, unshared = agreement.on_checkpoint(seen, workers)
+    network = start.StartingPoint(args, len(train_set.classes), resume_from)
     if args.show_samples is not None:
-        network = start.StartingPoint(args, len(train_set.classes), resume_from)
         if workers.rank == 0:
             start.show_samples(train_set, network.preprocessing, args.seed, args.show_samples)
         return 0
-    folder = folders.open_folder(args, seen, silent=workers.rank > 0)
+    stride = network.model.options.get("stride")
+    folder = folders.open_folder(args, seen, silent=workers.rank > 0, stride=stride)
     try:
-        network = start.StartingPoint(args, len(train_set.classes), resume_from)
         trainer = start.make_trainer(args, network, train_set, val_set, folder, workers)
         if resume_from is not None:
             best = folders.best_of(resume_from, folder)

@@ -86,10 +86,13 @@ def reported_accuracy(arch: str) -> tuple[float, str] | None:
     """Return the top-1 accuracy in percent that is reported for published weights of `arch`.
 
     The second value is the image size, such as "320 px", where it is not the usual 224 px, else "".
-    The original repository's figure comes before those of BaseCls and timm.
+    The original repository's figure comes before those of others, and those on other data sets
+    than ImageNet are left out.
     """
     entries = [
-        entry for entry in catalog.PUBLISHED if entry.arch == arch and entry.top1 is not None
+        entry
+        for entry in catalog.PUBLISHED
+        if entry.arch == arch and entry.top1 is not None and entry.data == "ImageNet"
     ]
     entries.sort(key=lambda entry: entry.source in ("basecls", "timm"))  # stable: originals first
     if not entries:

@@ -28,8 +28,11 @@ class Conv2d(M.Conv2d):
     def calc_conv(self, inp: mge.Tensor, weight: mge.Tensor, bias: mge.Tensor | None) -> mge.Tensor:
         if isinstance(inp, cpu.Symbol):
             return inp.convolution(self)
-        small = inp.shape[2] * inp.shape[3] <= cpu.SMALL_MAP  # where MegEngine's forward is slow
-        if not (cpu.is_used() and (self.training or small)):
+        # where MegEngine's forward pass is slow
+        slow = (
+            inp.shape[2] * inp.shape[3] <= cpu.SMALL_MAP or self.kernel_size[0] > cpu.SMALL_KERNEL
+        )
+        if not (cpu.is_used() and (self.training or slow)):
             return super().calc_conv(inp, weight, bias)
         y = cpu.conv2d(inp, weight, self.stride, self.padding, self.groups)
         return y if bias is None else cpu.add_bias(y, bias)

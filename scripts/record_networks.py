@@ -23,7 +23,7 @@ def names() -> list[str]:
 
 def published(name: str) -> dict[str, Any]:
     """Return what is reported for a network, and whose checkpoints there are."""
-    entries = [entry for entry in catalog.PUBLISHED if entry.arch == name]
+    entries = [e for e in catalog.PUBLISHED if e.arch == name and e.data == "ImageNet"]
     own = next((e for e in entries if e.top1 and e.source not in ("timm", "basecls")), None)
     return {
         "reported_top1": own and own.top1,

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import models
+from models.staged import STRIDES
 
 from utils import UserError
 from weights import checkpoint
@@ -19,17 +20,24 @@ from .run_folder import RunFolder
 def find(args: argparse.Namespace) -> Path | None:
     """Return the checkpoint that --resume asks for, or None."""
     if args.resume == "auto":
-        home = _home(args)
-        return checkpoint.newest(home / args.tag if args.tag else home, "latest.pkl")
+        # which total stride --pretrained has is not known before it is read
+        unknown = args.pretrained is not None and args.stride is None
+        homes = [_home(args, stride) for stride in (STRIDES if unknown else [args.stride])]
+        folders = (home / args.tag if args.tag else home for home in homes)
+        candidates = (checkpoint.newest(folder, "latest.pkl") for folder in folders)
+        return max(filter(None, candidates), key=lambda file: file.stat().st_mtime, default=None)
     return None if args.resume is None else Path(args.resume)
 
 
-def open_folder(args: argparse.Namespace, latest: Path | None, silent: bool) -> RunFolder:
+def open_folder(
+    args: argparse.Namespace, latest: Path | None, silent: bool, stride: int | None = None
+) -> RunFolder:
     """Return the output folder of a run that resumes from `latest`, or of a new one.
 
+    `stride` is the total stride of the network, which the folder's name has where it is not 32.
     Raises UserError where another run is writing to the folder, or would be overwritten.
     """
-    home = _home(args)
+    home = _home(args, stride)
     if latest is not None and (args.resume == "auto" or not args.tag):
         path = latest.parent
     else:
@@ -55,9 +63,9 @@ def bring_best(best: Path | None, folder: RunFolder) -> None:
         folder.write(folder.best.name, best.read_bytes())
 
 
-def _home(args: argparse.Namespace) -> Path:
-    """Return the folder of all runs of the architecture, with the total stride of --stride."""
-    options = {"stride": args.stride} if args.stride not in (None, 32) else {}
+def _home(args: argparse.Namespace, stride: int | None) -> Path:
+    """Return the folder of all runs of the architecture with a total stride, None being 32."""
+    options = {"stride": stride} if stride not in (None, 32) else {}
     return args.save / models.variant_name(args.arch, options)
 
 

@@ -157,11 +157,16 @@ def read(
     foreign = convert.recognize(contents, path, arch, source, entry, stride or recorded)
     if contents.metadata.get(preprocessing.CHANNELS) == "reversed":
         foreign.state_dict = convert.with_reversed_channels(foreign.state_dict)
-    said = preprocessing.of_file(contents.tree, contents.metadata, contents.config)
+    said = preprocessing.of_file(
+        contents.tree, contents.metadata, contents.config, foreign.num_classes
+    )
     grey = foreign.options.get("in_chans") == 1
     if color_matters and not grey and not foreign.tells_colour_order:
         preprocessing.check_color(path, said, stated or {})
-    checkpoint = _resolved(of_foreign(foreign, path), foreign.habit, said, stated or {})
+    habit = dict(foreign.habit)
+    if "the file" in {origin for _, origin in said.values()}:  # exported here, it has no names
+        habit.pop("classes", None)
+    checkpoint = _resolved(of_foreign(foreign, path), habit, said, stated or {})
     if entry is None and checkpoint.other_entries:
         say_once(
             f"note: {path} has several sets of weights; {checkpoint.entry} was taken, and there is "

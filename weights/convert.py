@@ -20,6 +20,7 @@ from . import (
     entries,
     fastvit,
     foreign,
+    mmpretrain,
     own,
     port,
     preprocessing,
@@ -31,7 +32,7 @@ from . import (
 from .files import Contents
 from .keymap import Source, Tensors
 from .search import Attempt, ConversionError, Network, Search, assert_numbers, raise_misfit, some
-from .state import class_count
+from .state import class_count, form_of
 
 SOURCES = (
     basecls.REPVGG,
@@ -58,6 +59,8 @@ SOURCES = (
     fastvit.TIMM,
     replknet.MEGENGINE,
     replknet.PYTORCH,
+    mmpretrain.REPVGG,
+    mmpretrain.MOBILEONE,
 )
 
 Fit = tuple[entries.Entry, Network]  # an entry whose tensors are those of a network
@@ -92,17 +95,22 @@ class Foreign:
     @property
     def habit(self) -> preprocessing.Statements:
         """What the source trained and tested this architecture with."""
-        published = catalog.published(self.source.name, self.arch)
-        name, size, crop_ratio = self.arch, 224, 0.875
-        if published is not None:
-            name, size, crop_ratio = published.name, published.size, published.crop_ratio
+        published = catalog.published(self.source.name, self.arch, self.num_classes)
+        name = self.arch if published is None else published.name
         usual = self.source.preprocessing or BASECLS
         publisher = self.source.title.partition(",")[0]
         origin = f"assumed: {publisher}'s for {name}"
         if not self.tells_colour_order:
             origin = "assumed: as is usual with MegEngine"
-        usual = replace(usual, size=size, crop_ratio=crop_ratio)
-        return preprocessing.of_habit(usual, origin)
+        if published is None:
+            return preprocessing.of_habit(replace(usual, size=224, crop_ratio=0.875), origin)
+        usual = replace(usual, size=published.size, crop_ratio=published.crop_ratio)
+        if published.mean is not None and published.std is not None:
+            usual = replace(usual, mean=published.mean, std=published.std)
+        habit = preprocessing.of_habit(usual, origin)
+        if published.classes is not None:
+            habit["classes"] = [*published.classes], origin
+        return habit
 
     @property
     def tells_colour_order(self) -> bool:
@@ -155,13 +163,16 @@ def recognize(
         names = sorted({layout.name for layout in sources})
         raise_misfit(max(attempts, key=lambda attempt: attempt.known), path, arch, names, stride)
     taken, network = _preferred(fitting, arch)
-    renaming, note = network.renaming, None
+    renaming = network.renaming
     assert_numbers(renaming.tensors, path)
-    if stride is None and _may_be_for_cifar(network):
-        if chenyaofo.is_published(path):
-            network = replace(network, stride=chenyaofo.STRIDE)
-        else:
-            note = chenyaofo.note(*_kind(network))
+    note = None
+    if stride is None:
+        network, note = _with_stride(network, path)
+    layout = renaming.source
+    if layout is dingxiaoh.REPVGG and network.stride == 8 and _kind(network) in chenyaofo.PUBLISHED:
+        layout = chenyaofo.REPVGG
+    if layout.name == "mmpretrain":
+        note = mmpretrain.note(network.arch, form_of(renaming.tensors))
     if arch not in (None, network.arch):
         raise ConversionError(
             f"{path} holds {network.arch}, but {arch} was asked for; leave the architecture out or "
@@ -174,7 +185,7 @@ def recognize(
             for key, tensor in renaming.tensors.items()
         }
     return Foreign(
-        renaming.source,
+        layout,
         network.arch,
         network.options,
         class_count(state_dict) or 0,
@@ -227,14 +238,27 @@ def with_reversed_channels(state_dict: Tensors) -> Tensors:
 # ---------------------------------------------------------------- contents -> entry
 
 
-def _may_be_for_cifar(network: Network) -> bool:
-    """Return whether it fits the stride of a network for CIFAR too, and is of a kind published."""
-    return (
-        network.stride == 32
-        and network.renaming.source is dingxiaoh.REPVGG
-        and _kind(network) in chenyaofo.PUBLISHED
-        and not replace(network, stride=chenyaofo.STRIDE).problems
-    )
+def _with_stride(network: Network, path: str | PathLike) -> tuple[Network, str | None]:
+    """Return the network with the total stride that `path` tells, and what is assumed of it."""
+    source, kind = network.renaming.source, _kind(network)
+    of_cifar = source is dingxiaoh.REPVGG and kind in chenyaofo.PUBLISHED
+    own_names = source.name == own.NAME and kind[1] != 1000  # which nobody trains at a stride of 8
+    if network.stride != 32 or not (of_cifar or own_names):
+        return network, None
+    fits_8 = not replace(network, stride=8).problems
+    if own_names:
+        # 16 always fits: the first convolution, of the images, has no branch more with stride 1
+        others = (8, 16) if fits_8 else (16,)
+        flags = " or ".join(f"--stride {stride}" for stride in others)
+        return network, (
+            "a total stride of 32 is assumed, as the tensors do not tell it from "
+            f"{' and '.join(map(str, others))}; convert the file with {flags} if it has that one"
+        )
+    if not fits_8:
+        return network, None
+    if chenyaofo.is_published(path, *kind):
+        return replace(network, stride=8), None
+    return network, chenyaofo.note(*kind)
 
 
 def _kind(network: Network) -> tuple[str, int]:

@@ -7,7 +7,11 @@ from data.transforms import BASECLS
 from .dingxiaoh import PLUS_BLOCKS
 from .keymap import Source, Tensors, product
 
-_BRANCHES = tuple((f"{name}.{{p}}",) * 2 for name in ("dense", "pointwise", "identity", "reparam"))
+# with the names of parts where only a convolution and a batch norm are, unlike in our MobileOne
+_BRANCHES = tuple(
+    (f"{name}.{{p}}",) * 2
+    for name in ("dense.conv", "dense.bn", "pointwise", "identity", "reparam")
+)
 
 REPVGG = Source(
     name="port",

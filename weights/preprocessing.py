@@ -171,7 +171,7 @@ def read_class_names(path: str | PathLike) -> list[str]:
 
 
 def of_file(
-    tree: Any, metadata: Mapping[str, str], config: Any = None
+    tree: Any, metadata: Mapping[str, str], config: Any = None, num_classes: int | None = None
 ) -> dict[str, tuple[Any, str]]:
     """Return what a file says.
 
@@ -179,10 +179,11 @@ def of_file(
         tree: what it holds: dicts, arrays and plain values.
         metadata: text that a safetensors file says about itself.
         config: contents of the config.json that is beside the file, if there is one.
+        num_classes: length of the network's logits.
     """
     tree = tree if isinstance(tree, dict) else {}
     arguments, record = tree.get("args"), tree.get(RECORD)
-    statements: dict[str, tuple[Any, str]] = {}
+    statements = of_mmengine(tree.get("meta"), num_classes)
     if isinstance(arguments, Mapping):
         statements |= of_timm(arguments, "the training's arguments in the file")
     statements |= of_config(config, "config.json")
@@ -232,6 +233,22 @@ def of_timm(said: Mapping[str, Any], origin: str) -> dict[str, tuple[Any, str]]:
     if said.get("crop_mode") not in (None, "", "center"):
         values["crop_ratio"] = said["crop_mode"]  # refused, as only the centre is ever cropped
     return {field: (value, origin) for field, value in values.items()}
+
+
+def of_mmengine(meta: Any, num_classes: int | None) -> dict[str, tuple[Any, str]]:
+    """Return the class names in the "meta" of a checkpoint of mmengine's or MMClassification's.
+
+    They are those of the data set's type, such as ImageNet's, and count where there are as many of
+    them as classes.
+    """
+    meta = meta if isinstance(meta, Mapping) else {}
+    dataset = meta.get("dataset_meta")
+    dataset = dataset if isinstance(dataset, Mapping) else {}
+    names = dataset.get("classes", dataset.get("CLASSES", meta.get("CLASSES")))
+    names = [*names] if isinstance(names, list | tuple) else []
+    if not _are_names(names) or len(names) != num_classes:
+        return {}
+    return {"classes": (names, "the file's dataset_meta")}
 
 
 def of_metadata(said: Mapping[str, str]) -> dict[str, tuple[Any, str]]:

@@ -56,7 +56,7 @@ compiler_parameters:
   compile_mode: 'latency'
   debug: False
   optimize_level: 'O3'
-"""
+{compiler}"""
 
 _README = """\
 {arch} for the RDK X5 (march bayes-e)

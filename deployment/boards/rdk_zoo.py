@@ -20,6 +20,7 @@ class _Family(NamedTuple):
     compiled: str
     settings: tuple[str, ...] = ()
     folder: str = ""  # ending of the folder that the mapper works in
+    compiler: tuple[str, ...] = ()  # lines of the compiler's settings
 
 
 # pattern of architectures -> names
@@ -31,8 +32,10 @@ _FAMILIES = {
     r"RepViT(.+)": _Family("repvit_{1}", "RepViT_{1}", "RepViT", (_REMOVE,)),
     r"RepGhost(.+)": _Family("repghostnet_{1}", "RepGhost_{1}", "RepGhost", (_DEBUG,)),
     r"FastViT(.+)": _Family("fastvit_{1}", "FastViT_{0}", "FastViT", (), "_mix"),
+    r"MobileOne(.+)": _Family(
+        "mobileone_{1}", "MobileOne_{0}", "MobileOne", (), "_int8", ("jobs: 32",)
+    ),
     # not in the zoo
-    r"MobileOne(.+)": _Family("mobileone_{1}", "MobileOne_{1}", "MobileOne"),
     r"RepLKNet(.+)": _Family("replknet_{1}", "RepLKNet_{0}", "RepLKNet"),
 }
 
@@ -67,8 +70,8 @@ def names_of(arch: str, size: int) -> dict[str, str]:
     """Return the zoo's names of the ONNX file, the mapper's settings and the compiled network.
 
     For RepVGGA0 at 224 px: {"onnx": "RepVGG-A0.onnx", "config": "RepVGG_A0_config.yaml",
-    "compiled": "RepVGG-A0_224x224_nv12", "folder": the mapper's, "settings": the lines for the
-    mapper that the zoo has for this network}.
+    "compiled": "RepVGG-A0_224x224_nv12", "folder": the mapper's, "settings" and "compiler": the
+    lines that the zoo has for this network, for the mapper and for its compiler}.
     """
     family, variant = next(
         (family, match[1])
@@ -86,6 +89,7 @@ def names_of(arch: str, size: int) -> dict[str, str]:
         "compiled": compiled,
         "folder": compiled + family.folder,
         "settings": "".join(f"  {line}\n" for line in lines),
+        "compiler": "".join(f"  {line}\n" for line in family.compiler),
     }
 
 

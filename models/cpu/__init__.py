@@ -24,10 +24,11 @@ from megengine.jit.tracing import is_tracing
 
 from .convolution import SMALL_MAP, conv2d
 from .elementwise import add_bias, batch_norm, relu
+from .large_kernel import SMALL_KERNEL
 from .symbol import Symbol
 
-__all__ = ["PATHS", "SMALL_MAP", "Symbol", "add_bias", "batch_norm", "conv2d", "is_used", "maps",
-           "path", "relu", "using"]  # fmt: skip
+__all__ = ["PATHS", "SMALL_KERNEL", "SMALL_MAP", "Symbol", "add_bias", "batch_norm", "conv2d",
+           "is_used", "maps", "path", "relu", "using"]  # fmt: skip
 
 PATHS = ("stock", "matmul", "fast")
 _path: ContextVar[str | None] = ContextVar("path", default=None)

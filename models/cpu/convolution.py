@@ -16,7 +16,7 @@ from megengine.autodiff import Function
 from megengine.core._imperative_rt.core2 import apply
 from megengine.core.ops.builtin import ConvolutionBackwardData
 
-from . import depthwise
+from . import depthwise, large_kernel
 from .shared import Axis, throttle
 
 # Maps of up to 8x8 positions go through _SmallConv: 3x3 on 8x8, 96 channels: 5.0 ms against 7.2.
@@ -222,7 +222,8 @@ def conv2d(
         return F.conv2d(x, weight, None, stride, padding, 1, groups)
     multiplier = prod(weight.shape[:-2]) // groups  # outputs of each channel of a depthwise kernel
     if groups == x.shape[1] and (multiplier == 1 or groups > 1):
-        kind = depthwise.choose(rows, cols)
+        large = large_kernel.applies(rows, cols)
+        kind = large_kernel.LargeKernel if large else depthwise.choose(rows, cols)
         if kind is not None:
             if multiplier > 1:  # 96 channels on 8x8, 7x7, stride 2, 2 outputs: 7 ms, MegEngine 32
                 x = depthwise.repeat(x, multiplier)

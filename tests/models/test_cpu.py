@@ -6,7 +6,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 from models import cpu, layers
-from models.cpu import convolution
+from models.cpu import convolution, large_kernel
 
 import megengine as mge
 import megengine.functional as F
@@ -80,6 +80,11 @@ CASES = [
     (1, 3, 3, (14, 13), (27, 27), (1, 1), (13, 13), 3),
     (1, 2, 2, (33, 18), (31, 31), (1, 1), (15, 15), 2),
     (1, 2, 2, (2, 1), (31, 31), (1, 1), (15, 15), 2),
+    (3, 4, 4, (12, 20), (9, 11), (1, 1), (4, 0), 4),
+    (2, 4, 4, (11, 12), (11, 9), (1, 1), (0, 8), 4),
+    (2, 4, 4, (14, 13), (9, 9), (2, 2), (4, 4), 4),
+    (2, 4, 4, (14, 13), (9, 5), (1, 1), (4, 2), 4),
+    (2, 3, 6, (10, 9), (9, 9), (1, 1), (4, 4), 3),
     (2, 6, 18, (15, 14), (7, 7), (2, 2), (3, 3), 6),
     *((2, 1, 1, (4, 5), (k, k), (1, 1), (k // 2, k // 2), 1) for k in (1, 3)),  # one channel
 ]
@@ -151,6 +156,18 @@ def test_weight_gradient_of_a_large_map_in_several_pieces(monkeypatch):
     monkeypatch.setattr(convolution, "_COLUMN_FLOATS", 2 * 4 * 9 * 12 * 13)
     pieces = differentiate(lambda a, b: cpu.conv2d(a, b, (1, 1), (1, 1)), (x, w), dy)
     for a, b in zip(pieces, whole, strict=True):
+        close(a, b, 1e-5)
+
+
+def test_large_kernels_row_by_row(monkeypatch):
+    rs = np.random.RandomState(3)
+    x, w, dy = (
+        rs.randn(*s).astype(np.float32) for s in ((2, 3, 12, 13), (3, 1, 1, 11, 11), (2, 3, 12, 13))
+    )
+    whole = differentiate(lambda a, b: cpu.conv2d(a, b, (1, 1), (5, 5), 3), (x, w), dy)
+    monkeypatch.setattr(large_kernel, "_FLOATS", 1)
+    rows = differentiate(lambda a, b: cpu.conv2d(a, b, (1, 1), (5, 5), 3), (x, w), dy)
+    for a, b in zip(rows, whole, strict=True):
         close(a, b, 1e-5)
 
 

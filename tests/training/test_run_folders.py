@@ -25,7 +25,8 @@ time.sleep(60)
 
 
 def arguments(root, **changed):
-    flags = {"save": root, "arch": "RepVGGA0", "tag": None, "resume": None, "stride": None}
+    flags = {"save": root, "arch": "RepVGGA0", "tag": None, "resume": None}
+    flags |= {"pretrained": None, "stride": None}
     return argparse.Namespace(**{**flags, **changed})
 
 
@@ -77,6 +78,18 @@ def test_no_run_is_overwritten(tmp_path):
     assert open_folder(arguments(tmp_path, tag="c", resume=str(latest))).path.name == "c"
     assert open_folder(arguments(tmp_path, resume=str(latest))).path == folder.path
     assert open_folder(arguments(tmp_path, tag="b", resume="auto")).path == folder.path
+
+
+def test_the_total_stride_of_pretrained_weights_is_in_the_folders_name(tmp_path):
+    args = arguments(tmp_path, tag="a", pretrained="a.pkl")
+    folder = folders.open_folder(args, folders.find(args), silent=False, stride=8)
+    assert folder.path == tmp_path / "RepVGGA0-stride8" / "a"
+    assert folders.open_folder(args, None, False, 32).path == tmp_path / "RepVGGA0" / "a"
+    folder.write("latest.pkl", b"")
+    # --resume auto does not read the weights before it looks for the run
+    assert folders.find(arguments(tmp_path, pretrained="a.pkl", resume="auto")) == folder.latest
+    assert folders.find(arguments(tmp_path, resume="auto")) is None
+    assert folders.find(arguments(tmp_path, stride=8, resume="auto")) == folder.latest
 
 
 def test_unfinished_files_of_dead_processes_are_removed(tmp_path):

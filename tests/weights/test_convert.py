@@ -24,7 +24,7 @@ from safetensors.numpy import load_file, save_file
 import weights
 from tests.golden import weights as golden_weights
 from tests.support import ROOT
-from tests.weights.torch_writer import whole, write_legacy, write_zip
+from tests.weights.torch_writer import Call, whole, write_legacy, write_zip
 from weights import catalog, checkpoint, convert, dingxiaoh, files, port, timm
 from weights.keymap import translate
 from weights.state import form_of, shapes_of
@@ -67,6 +67,22 @@ def as_ema_pth(path, tensors):
     write_zip(path, {"state_dict": last, "state_dict_ema": torch_tree(tensors), "arch": "x"})
 
 
+def as_mmengine_pth(path, tensors):
+    """mmengine's training checkpoints hold the averaged weights in `state_dict`."""
+    raw = torch_tree({f"module.{key}": value + 1 for key, value in tensors.items()})
+    steps = whole("torch.LongStorage", np.array(100))
+    history = Call("mmengine.logging.history_buffer.HistoryBuffer", state={"_max_length": 9})
+    write_zip(
+        path,
+        {
+            "meta": {"epoch": 1, "dataset_meta": {"classes": ["a", "b"]}},
+            "state_dict": torch_tree(tensors),
+            "message_hub": {"log_scalars": {"train/loss": history}},
+            "ema_state_dict": {"steps": steps, **raw},
+        },
+    )
+
+
 def as_safetensors(path, tensors):
     save_file(tensors, path)
 
@@ -88,6 +104,8 @@ CASES = {
     "apple-fastvit_t8": ("FastViTT8", "apple", "RGB", as_ema_pth),
     "timm-fastvit_t8": ("FastViTT8", "timm", "RGB", as_safetensors),
     "megengine-replknet31_base": ("RepLKNet31B", "megengine", "BGR", as_nested_pickle),
+    "mmpretrain-repvgg-A0": ("RepVGGA0", "mmpretrain", "RGB", as_mmengine_pth),
+    "mmpretrain-mobileone-s0": ("MobileOneS0", "mmpretrain", "RGB", as_mmengine_pth),
 }
 
 
@@ -492,7 +510,7 @@ def test_the_published_weights_are_listed(command):
     assert re.search(r"basecls +repvgg_a0 +RepVGGA0 +72.25 +90.49 ", out)
     status, out, _ = command("convert_pretrained_weight", "--list", "--json")
     entries = json.loads(out)
-    assert len(entries) == 14 + 13 + 11 + 5 + 5 + 6 + 5 + 8 + 8 + 6 + 6 + 1 + 5
+    assert len(entries) == 14 + 13 + 11 + 5 + 5 + 6 + 5 + 8 + 8 + 6 + 6 + 1 + 5 + 17 + 6
     assert {entry["arch"] for entry in entries} <= set(models.list_models())
     assert all(entry["reported_by"] for entry in entries if entry["top1"])
     status, _, err = command(

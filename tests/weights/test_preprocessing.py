@@ -193,6 +193,8 @@ def test_the_arguments_of_timms_training_count(tmp_path):
         ("timm", "FastViTS12", 0.9, 256, "bicubic", "pillow"),
         ("megengine", "RepLKNet31B", 0.875, 224, "bicubic", "opencv"),
         ("replknet", "RepLKNet31B", 0.875, 224, "bicubic", "pillow"),
+        ("mmpretrain", "RepVGGD2se", 0.875, 224, "bilinear", "pillow"),
+        ("mmpretrain", "MobileOneS4", 0.875, 224, "bilinear", "pillow"),
         ("replknet", "RepLKNet31L", 1.0, 384, "bicubic", "pillow"),
     ],
 )
@@ -328,7 +330,11 @@ def test_the_licence_of_a_known_source_is_on_the_card(tmp_path):
 @pytest.mark.parametrize(
     "arch, form, sentence",
     [
-        ("RepVGGB2g2", "train", "timm has no RepVGGB2g2; .* basecls, own, port, repvgg$"),
+        (
+            "RepVGGB2g2",
+            "train",
+            "timm has no RepVGGB2g2; .* basecls, mmpretrain, own, port, repvgg$",
+        ),
         ("RepLKNet31B", "train", "timm has no RepLKNet31B; .* megengine, own, replknet$"),
         ("RepVGGA0", "deploy", "in deploy form"),
     ],
@@ -358,7 +364,7 @@ def test_a_total_stride_is_kept_by_files_and_refused_for_the_hub(tmp_path):
 
 
 def test_every_published_name_has_a_licence_or_says_that_it_is_unknown():
-    known = {"Apache-2.0", "MIT", "Apple's own", "unknown"}
+    known = {"Apache-2.0", "MIT", "BSD-3-Clause", "Apple's own", "unknown"}
     assert {entry.licence for entry in catalog.PUBLISHED} <= known
     for source, arch, licence in (
         ("timm", "RepGhost050", "MIT"),

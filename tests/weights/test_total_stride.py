@@ -6,14 +6,16 @@ import json
 import models
 from models import equivalence
 
+import megengine as mge
 import numpy as np
 import onnx
 import pytest
 
 import weights
 from data.transforms import Preprocessing
-from tests.weights.test_convert import as_pth, numbered, state_of
-from weights import checkpoint, chenyaofo, convert
+from tests.golden import weights as golden_weights
+from tests.weights.test_convert import as_pth, golden, numbered, state_of
+from weights import catalog, checkpoint, chenyaofo, convert, export
 from weights.state import shapes_of
 
 NOTE = "a total stride of 32 is assumed"
@@ -41,6 +43,12 @@ def test_a_train_form_with_the_identity_has_a_stride_of_8(arch, layout):
     foreign = convert.recognize(tensors, "file")
     assert (foreign.arch, foreign.options, foreign.note) == (arch, {"stride": 8}, None)
     assert len(tensors) == 356
+
+
+@pytest.mark.slow  # all architectures are tried
+@pytest.mark.parametrize("arch, layout", [("RepVGGA0", "repvgg"), ("RepVGGA1", "timm")])
+def test_a_train_form_with_the_identity_is_no_other_network(arch, layout):
+    tensors = theirs(arch, 5, "train", 8, layout)
     with pytest.raises(convert.ConversionError, match="does not fit RepVGGA2"):
         convert.recognize(tensors, "file", "RepVGGA2")
     with pytest.raises(convert.ConversionError, match=r"stride of 16 .*stage1\.0\.identity\S+ is"):
@@ -101,16 +109,84 @@ def test_the_note_goes_to_stderr_where_a_file_is_read_directly(capfd, network, t
     assert err.startswith(f"note: {origin}: {NOTE}") and len(err.splitlines()) == 1
 
 
-def test_a_published_file_is_told_by_name_and_digest(network, tmp_path, monkeypatch):
+def test_the_golden_logits_of_a_network_for_cifar(command, tmp_path):
+    tensors, archive = golden("chenyaofo-cifar10_repvgg_a0")
+    as_pth(tmp_path / "cifar10_repvgg_a0.pt", tensors)
+    flags = ["--origin-dir", tmp_path / "cifar10_repvgg_a0.pt", "--save-dir", tmp_path / "out"]
+    status, out, err = command("convert_pretrained_weight", *flags)
+    assert status == 0 and err == ""
+    for line in (
+        "source:       chenyaofo (chenyaofo/pytorch-cifar-models)",
+        "architecture: RepVGGA0, stride=8, train form, 10 classes",
+        "mean:         125.307 122.961 113.858 (assumed: chenyaofo/pytorch-cifar-models's for "
+        "cifar10_repvgg_a0)",
+        "class names:  10, from 'airplane' on (assumed: chenyaofo/pytorch-cifar-models's for ",
+    ):
+        assert line in out
+    found = checkpoint.read(tmp_path / "out" / "RepVGGA0-stride8.pkl")
+    assert found.classes == [*chenyaofo.CLASSES[10]]
+    assert (found.preprocessing.size, found.preprocessing.crop_ratio) == (32, 1.0)
+    model, expected = weights.load(found), archive["logits"]
+    for network in (model, models.to_deploy(model)):
+        network.eval()
+        logits = network(mge.Tensor(golden_weights.image(32))).numpy()
+        assert np.abs(logits - expected).max() <= 1e-4 * np.abs(expected).max()
+    exported = convert.export(found.state_dict, "RepVGGA0", "repvgg")
+    assert all(np.array_equal(exported[key], tensors[key]) for key in tensors)
+
+
+def test_what_is_exported_here_has_no_class_names_of_cifar(network, tmp_path):
+    own = checkpoint.of_model(network, Preprocessing(size=32, crop_ratio=1.0))
+    export.save(own, "repvgg", tmp_path / "a.safetensors")
+    again = checkpoint.read(tmp_path / "a.safetensors")
+    assert (again.classes, again.preprocessing) == (None, own.preprocessing)
+
+
+@pytest.mark.parametrize("arch, classes", chenyaofo.PUBLISHED)
+def test_the_catalog_has_the_networks_for_cifar(arch, classes):
+    entry = catalog.published("chenyaofo", arch, classes)
+    assert entry.where.endswith(chenyaofo.PUBLISHED[arch, classes])
+    assert len(set(entry.classes)) == classes and entry.classes == tuple(sorted(entry.classes))
+    assert (entry.stride, entry.size, entry.data) == (8, 32, f"CIFAR-{classes}")
+    assert entry.licence == "BSD-3-Clause"
+    assert catalog.published("chenyaofo", arch, 1000) is None
+
+
+@pytest.mark.parametrize(
+    "arch, classes, form, strides",
+    [
+        ("RepVGGA0", 7, "deploy", "8 and 16"),
+        ("RepVGGA0", 7, "train", "16"),  # 8 has one more identity
+        ("RepGhost050", 7, "deploy", "16"),
+        ("RepVGGA0", 1000, "deploy", None),
+    ],
+)
+def test_the_stride_of_a_state_dict_in_own_names_is_said_to_be_assumed(
+    arch, classes, form, strides
+):
+    foreign = convert.recognize(theirs(arch, classes, form, 32, "own"), "file")
+    assert foreign.options == {}
+    if strides is None:
+        assert foreign.note is None
+    else:
+        assert f"{NOTE}, as the tensors do not tell it from {strides}; conv" in foreign.note
+    assert convert.recognize(theirs(arch, classes, form, 32, "own"), "f", stride=16).note is None
+
+
+def test_a_published_file_is_told_by_its_digest(network, tmp_path, monkeypatch):
     tensors = convert.export(state_of(models.to_deploy(network)), "RepVGGA0", "repvgg")
     as_pth(tmp_path / "a0.pth", tensors)
     digest = hashlib.sha256((tmp_path / "a0.pth").read_bytes()).hexdigest()[:8]
     name = f"cifar10_repvgg_a0-{digest}.pt"
     (tmp_path / "a0.pth").rename(tmp_path / name)
-    assert checkpoint.read(tmp_path / name).options == {}  # not one of the published names
+    assert checkpoint.read(tmp_path / name).options == {}  # not one of the published
     monkeypatch.setitem(chenyaofo.PUBLISHED, ("RepVGGA0", 10), name)
     found = checkpoint.read(tmp_path / name)
     assert found.options == {"stride": 8} and found.note is None
+    assert found.classes == [*chenyaofo.CLASSES[10]]
+    (tmp_path / name).rename(tmp_path / "renamed.pt")
+    assert checkpoint.read(tmp_path / "renamed.pt").options == {"stride": 8}
+    (tmp_path / "renamed.pt").rename(tmp_path / name)
     with open(tmp_path / name, "ab") as file:
         file.write(b"\0")  # no longer what was published
     assert checkpoint.read(tmp_path / name).note is not None
@@ -133,6 +209,7 @@ def test_the_layouts_hold_it_and_exports_record_it(command, network, tmp_path):
     assert json.loads(noted["options"]) == {"stride": 8}
 
 
+@pytest.mark.slow
 def test_training_with_it(command, image_folder, tmp_path):
     data = image_folder(train=8, val=2)
     flags = ["--data", data, "--save", tmp_path, "--size", 16, "--batch-size", 8, "--epochs", 1]
@@ -144,6 +221,9 @@ def test_training_with_it(command, image_folder, tmp_path):
     assert checkpoint.read(saved).options == {"stride": 8}
     fresh, _ = weights.load_for_fine_tuning(checkpoint.read(saved), "RepGhost050", 5)
     assert fresh.options == {"stride": 8}
+    assert command("train", *flags[:-1], "c", "--pretrained", saved)[0] == 0
+    assert (tmp_path / "RepGhost050-stride8" / "c" / "best.pkl").is_file()
+    assert not (tmp_path / "RepGhost050").exists()
     status, _, err = command("train", *flags[:-1], "b", "--pretrained", saved, "--stride", 16)
     assert status == 2 and "has a total stride of 8, but --stride 16 was asked for" in err
     status, _, err = command("train", "--stride", 4)

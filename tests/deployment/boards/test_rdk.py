@@ -140,7 +140,7 @@ def test_the_network_is_equalized_and_its_ranges_are_told(tmp_path, tiny, photos
         ("RepVGGplusL2pse", "RepVGGplus-L2pse", "RepVGGplus_L2pse", "RepVGGplus-L2pse", "dr"),
         ("RepViTM0_9", "repvit_m0_9", "RepViT_m0_9", "RepViT", "r"),
         ("RepGhost100", "repghostnet_100", "RepGhost_100", "RepGhost", "d"),
-        ("MobileOneS0", "mobileone_s0", "MobileOne_s0", "MobileOne", ""),
+        ("MobileOneS0", "mobileone_s0", "MobileOne_S0", "MobileOne", ""),
         ("RepLKNet31B", "replknet_31b", "RepLKNet_31B", "RepLKNet", ""),
         ("FastViTT8", "fastvit_t8", "FastViT_T8", "FastViT", "n" + 10 * '"'),
     ],
@@ -173,6 +173,13 @@ def test_the_operators_in_int16_are_those_of_the_network(arch, count):
     users = graph_of.consumers(onnx.helper.make_model(graph))
     for name in chosen:  # the last multiplication of a GELU, the last addition of a block
         assert last[kinds[name]] in (None, users[name][0].op_type), name
+
+
+def test_mobileones_folder_and_the_compilers_settings():
+    names = rdk.names_of("MobileOneS3", 224)
+    assert names["folder"] == "MobileOne_224x224_nv12_int8"
+    assert names["compiler"] == "  jobs: 32\n"
+    assert rdk.names_of("RepVGGA0", 224)["compiler"] == ""
 
 
 def test_every_architecture_has_names():

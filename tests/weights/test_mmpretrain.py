@@ -1,0 +1,134 @@
+"""MMPretrain's layout: files that mmengine wrote, deploy forms, backbones, what differs there."""
+
+from functools import cache
+from pathlib import Path
+
+import models
+from models import equivalence
+
+import numpy as np
+import pytest
+
+from tests.weights.test_convert import GOLDEN, as_pth, numbered, state_of
+from weights import catalog, checkpoint, convert, entries, files, mmpretrain
+from weights.state import form_of, shapes_of
+
+
+@pytest.mark.parametrize("name", ["mmengine-epoch_1.pth", "mmengine-published.pth"])
+def test_files_that_mmengine_wrote(name):
+    """The averaged weights of a training checkpoint, which pickles foreign objects beside them."""
+    expected = np.load(GOLDEN / "pth" / "mmengine-expected.npz")
+    taken = next(
+        entry
+        for entry in entries.entries(files.read(GOLDEN / "pth" / name).tree)
+        if entry.path == ("state_dict",)
+    )
+    kept = {key for key in expected.files if not key.endswith("num_batches_tracked")}
+    assert taken.tensors.keys() == kept
+    assert all(np.array_equal(taken.tensors[key], expected[key]) for key in kept)
+    _, dropped, unknown = mmpretrain.REPVGG.to_ours(taken.tensors)
+    assert not dropped and not unknown  # it is too small to be one of the networks here
+
+
+@cache
+def theirs(arch, form, classes=5):
+    shapes = shapes_of(arch, classes, form)
+    state = {key: numbered(shape, 1) for key, shape in shapes.items()}
+    return convert.export(state, arch, "mmpretrain")
+
+
+@pytest.mark.parametrize(
+    "arch, train, deploy",
+    [
+        ("RepVGGA0", 351, 46),
+        ("RepVGGB0", 453, 58),
+        ("RepVGGD2se", 985, 290),
+        ("MobileOneS0", 1323, 88),
+        ("MobileOneS1", 562, 88),
+        ("MobileOneS4", 610, 136),
+    ],
+)
+def test_there_are_as_many_tensors_as_in_theirs(arch, train, deploy):
+    assert len(theirs(arch, "train")) == train
+    assert len(theirs(arch, "deploy")) == deploy
+
+
+def test_names_as_theirs():
+    repvgg, mobileone = theirs("RepVGGD2se", "train"), theirs("MobileOneS4", "train")
+    for key in (
+        "backbone.stem.branch_3x3.norm.running_mean",
+        "backbone.stage_1.1.branch_norm.num_batches_tracked",
+        "backbone.stage_4.0.se_layer.conv1.conv.weight",
+        "head.fc.bias",
+    ):
+        assert key in repvgg
+    for key in (
+        "backbone.stage0.branch_scale.conv.weight",
+        "backbone.stage3.10.branch_conv_list.0.norm.running_var",
+        "backbone.stage3.10.se.conv2.conv.bias",
+    ):
+        assert key in mobileone
+    assert mobileone["backbone.stage3.10.se.conv1.conv.weight"].shape == (56, 896, 1, 1)
+
+
+@pytest.mark.parametrize("arch", ["RepVGGA0", "MobileOneS0"])
+@pytest.mark.parametrize("form", ["train", "deploy"])
+@pytest.mark.parametrize("prefix", ["backbone.", ""])
+def test_a_backbone_has_no_classifier(arch, form, prefix):
+    tensors = {
+        prefix + key.removeprefix("backbone."): value
+        for key, value in theirs(arch, form).items()
+        if key.startswith("backbone.")
+    }
+    foreign = convert.recognize({"meta": {"epoch": 1}, "state_dict": tensors}, "file")
+    assert (foreign.source.name, foreign.arch, foreign.num_classes) == ("mmpretrain", arch, 0)
+    assert form_of(foreign.state_dict) == form
+
+
+def test_their_deploy_form_of_d2se_is_another_network(command, tmp_path, monkeypatch):
+    small = {"depths": (1, 1, 1, 1), "width": (0.25, 0.25, 0.25, 0.25), "se": "before"}
+    monkeypatch.setitem(models.registry._REGISTRY, "RepVGGD2se", (models.repvgg.RepVGG, small))
+    model = models.create("RepVGGD2se", 6)
+    images = np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype(np.float32)
+    equivalence.randomize(model, images)
+    for network, said in ((model, False), (models.to_deploy(model), True)):
+        tensors = convert.export(state_of(network), "RepVGGD2se", "mmpretrain")
+        as_pth(tmp_path / "d2se.pth", tensors)
+        flags = ["--origin-dir", tmp_path / "d2se.pth", "--save-dir", tmp_path / "out.pkl"]
+        flags += ["--model-arch", "RepVGGD2se"]
+        status, out, err = command("convert_pretrained_weight", *flags)
+        assert status == 0, err
+        notes = [line for line in out.splitlines() if line.startswith("note: ")]
+        assert [note.endswith("its logits are others") for note in notes] == [True] * said
+
+
+def test_class_names_are_those_of_the_data_set_where_there_are_as_many():
+    for meta, names in (
+        ({"dataset_meta": {"classes": list("abcde")}}, list("abcde")),
+        ({"dataset_meta": {"classes": tuple("abcde")}}, list("abcde")),
+        ({"CLASSES": list("abcde")}, list("abcde")),
+        ({"dataset_meta": {"classes": list("abcdef")}}, None),  # ImageNet's names in its place
+        ({"dataset_meta": {"classes": [1, 2, 3, 4, 5]}}, None),
+        ("text", None),
+    ):
+        said = read_with(meta)
+        assert said.classes == names
+        if names:
+            assert said.origins["classes"] == "the file's dataset_meta"
+
+
+def read_with(meta):
+    path = Path("file.pth")
+    contents = files.Contents({"meta": meta, "state_dict": theirs("RepVGGA0", "deploy")})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "read", lambda _: contents)
+        return checkpoint.read(path)
+
+
+def test_the_catalog_has_their_files():
+    assert len(mmpretrain.PUBLISHED) == 17
+    for name in mmpretrain.PUBLISHED:
+        entry = next(e for e in catalog.PUBLISHED if (e.source, e.name) == ("mmpretrain", name))
+        assert entry.where.rpartition("/")[2].startswith(name.partition("_")[0])
+        assert entry.licence == ("MIT" if "D2se" in name else "Apache-2.0")
+    assert catalog.published("mmpretrain", "MobileOneS4").top1 == 79.69
