@@ -1,9 +1,10 @@
-"""Training in less memory with bit-identical results: activations are computed again.
+"""Training in less memory: activations are computed again.
 
 Gradient checkpointing (Chen et al., Training Deep Nets with Sublinear Memory Cost,
 arXiv 1604.06174) with every block a segment, and MegEngine's queue emptied after each, as it
 allocates when an operator is queued and frees when it has run. What is freed should also go back
-to the system: environment.return_freed_memory.
+to the system: environment.return_freed_memory. The results have the same bits as without it where
+a network is computed operator by operator; compiled programs (models/cpu/fast/) round differently.
 """
 
 from __future__ import annotations
