@@ -114,11 +114,18 @@ SHARED_FLAGS = {
     },
     "--data": {
         "metavar": "DIR",
-        "help": "folder with val/CLASS/IMAGE, or with valid/, validation/ or test/",
+        "help": "folder with val/CLASS/IMAGE, or with valid/, validation/ or test/; or an archive "
+        "or another form that docs/data.md lists",
+    },
+    "--val-list": {
+        "metavar": "FILE",
+        "help": "labels of validation images that are in no class folders: lines NAME LABEL, "
+        "Kaggle's LOC_val_solution.csv, or ImageNet's development kit (default: such a file beside "
+        "them)",
     },
     "--calibration": {
         "metavar": "DIR",
-        "help": "folder of images to calibrate the int8 network on",
+        "help": "folder or archive of images to calibrate the int8 network on",
     },
     "--images": {
         "type": COUNT,

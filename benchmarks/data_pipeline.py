@@ -9,6 +9,7 @@ without this project's memory settings (models.environment), which would speed t
 from __future__ import annotations
 
 import functools
+import io
 import os
 import statistics
 import time
@@ -27,8 +28,10 @@ from models import environment
 import numpy as np
 import psutil
 
+from data import readers
 from data.augment import Augmentation, crop_box
-from data.datasets import Dataset, image_files
+from data.datasets import Dataset
+from data.decoding import ImageFile, read
 from data.loader import Loader
 from data.transforms import TORCHVISION, Preprocessing
 from utils import UserError
@@ -47,18 +50,17 @@ class Measurement:
 Pipeline = Callable[[Dataset, Preprocessing, int, int], Iterator]
 
 
-def find_images(folder: str | Path, count: int) -> Dataset:
-    """Return a data set of `count` image files under `folder`, taken evenly from all of them.
+def find_images(source: str | Path, count: int) -> Dataset:
+    """Return a data set of `count` images of a folder or archive, taken evenly from all of them.
 
     If there are fewer, files are repeated. Raises UserError when there are none.
     """
-    folder = Path(folder)
-    files = image_files(folder)
+    files = readers.find_images(source)
     if not files:
-        raise UserError(f"there are no images under {folder}; give a folder that has some in it")
+        raise UserError(f"there are no images under {source}; give data that has some in it")
     step = max(1, len(files) // count)
     files = [files[i * step % len(files)] for i in range(count)]
-    return Dataset(folder.name, files, np.zeros(count, np.int32), ["any"], Augmentation())
+    return Dataset(Path(source).name, files, np.zeros(count, np.int32), ["any"], Augmentation())
 
 
 def variants(workers: int) -> dict[str, Pipeline]:
@@ -87,8 +89,8 @@ def _pillow(
     std = np.array(preprocessing.std, np.float32)[:, None, None] / 255
     rng = np.random.default_rng(epoch)
 
-    def sample(path: Path) -> np.ndarray:
-        image = Image.open(path).convert("RGB")
+    def sample(file: ImageFile) -> np.ndarray:
+        image = Image.open(io.BytesIO(read(file))).convert("RGB")
         box = crop_box(image.height, image.width, (0.08, 1), rng)
         image = image.crop((box.left, box.top, box.left + box.width, box.top + box.height))
         image = image.resize((size, size), Image.Resampling.BILINEAR)
@@ -126,7 +128,8 @@ def _megengine(
             super().__init__()
 
         def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-            return cv2.imread(str(dataset.images[index]), cv2.IMREAD_COLOR), 0
+            content = np.frombuffer(read(dataset.images[index]), np.uint8)
+            return cv2.imdecode(content, cv2.IMREAD_COLOR), 0
 
         def __len__(self) -> int:
             return len(dataset)

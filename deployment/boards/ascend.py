@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from data import datasets, sources
+from data import datasets, readers, sources
 from data.decoding import BadImageError
 from data.transforms import Preprocessing
 from utils import UserError
@@ -138,7 +138,7 @@ def labelled_images(
     Raises UserError when there are no images, an image has no label, or the classes do not match.
     """
     if labels is None:
-        dataset = datasets.image_folder(data, "val")
+        dataset = readers.open_dataset(data, "val")
         dataset = datasets.with_class_order(dataset, num_classes, classes)
         return dataset.images, dataset.labels.tolist()
     if not Path(data).is_dir():
