@@ -25,6 +25,8 @@ from utils import UserError, cache_folder, shown, write_atomically
 from . import members
 from .members import Members
 
+SUMS = "SHA256SUMS"  # the last file of a tar that packing.py has written
+
 _VERSION = 1
 _BLOCK = 512  # bytes of a tar's header
 _LABEL_FILES = (".cls", ".json")  # of WebDataset; small, so that the index holds their content
@@ -80,10 +82,11 @@ def all_members(paths: list[Path]) -> tuple[Members, dict[int, str]]:
     names: list[str] = []
     places, labels = [np.empty((0, 4), np.int64)], {}
     for number, path in enumerate(paths):
-        found = index(path)
-        labels.update({len(names) + position: text for position, text in found.labels.items()})
-        names += found.names
-        places.append(np.insert(found.places, 0, number, axis=1))
+        made = index(path)
+        count = len(made.names) - (made.names[-1:] == [SUMS])
+        labels.update({len(names) + position: text for position, text in made.labels.items()})
+        names += made.names[:count]
+        places.append(np.insert(made.places[:count], 0, number, axis=1))
     return Members([os.fspath(path) for path in paths], names, np.concatenate(places)), labels
 
 
@@ -92,19 +95,22 @@ def index(path: Path) -> Index:
 
     Raises UserError for an archive that is truncated or damaged.
     """
+    for file in _index_files(path):
+        known = _load(file, path)
+        if known is not None:
+            return known
+    made = scan(path)
+    save(path, made)
+    return made
+
+
+def scan(path: Path) -> Index:
+    """Return the files in a tar or zip, as they are; raises what `index` does."""
     members.forget(os.fspath(path))  # it may have been replaced
     try:
-        status = os.stat(path)
-        stamp = {"version": _VERSION, "size": status.st_size, "mtime_ns": status.st_mtime_ns}
-        for file in _index_files(path):
-            known = _load(file, stamp)
-            if known is not None:
-                return known
-        made = _of_zip(path) if kind(path) == "zip" else _of_tar(path)
+        return _of_zip(path) if kind(path) == "zip" else _of_tar(path)
     except OSError as error:
         raise UserError(f"cannot read {shown(path)}: {error.strerror or error}") from None
-    _save(path, stamp, made)
-    return made
 
 
 # ---------------------------------------------------------------- the index's own file
@@ -117,9 +123,15 @@ def _index_files(path: Path) -> list[Path]:
     return [path.with_name(name), cache_folder() / f"{unique}-{name}"]
 
 
-def _load(file: Path, stamp: dict[str, int]) -> Index | None:
+def _stamp(path: Path) -> dict[str, int]:
+    status = os.stat(path)
+    return {"version": _VERSION, "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+
+
+def _load(file: Path, path: Path) -> Index | None:
     """Return an index that fits the archive and is whole; None otherwise."""
     with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        stamp = _stamp(path)
         content = json.loads(file.read_bytes())
         columns = [content[name] for name in ("offsets", "sizes", "packed")]
         names, places = content["names"], np.array(columns, np.int64).T
@@ -135,12 +147,15 @@ def _load(file: Path, stamp: dict[str, int]) -> Index | None:
             and (sizes >= 0).all()
             and (offsets + taken <= stamp["size"]).all()
         )
-        return Index(names, places, labels) if whole else None
+        if whole:
+            members.forget(os.fspath(path))
+            return Index(names, places, labels)
     return None
 
 
-def _save(path: Path, stamp: dict[str, int], made: Index) -> None:
+def save(path: Path, made: Index) -> None:
     """Write an index beside its archive, or else into the cache; without either it is not kept."""
+    stamp = _stamp(path)
     columns = zip(("offsets", "sizes", "packed"), made.places.T.tolist(), strict=True)
     content = {"archive": stamp, "names": made.names, **dict(columns), "labels": made.labels}
     text = json.dumps(content, separators=(",", ":")).encode()

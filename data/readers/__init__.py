@@ -16,7 +16,7 @@ from .. import archives
 from ..datasets import Dataset, image_folder
 from ..folders import LeftOut, image_files
 from ..members import Members
-from . import archive, lists, places, webdataset
+from . import archive, lists, parquet, places, webdataset
 from .common import image_paths
 from .lists import Labels
 
@@ -47,6 +47,8 @@ def open_dataset(
         return dataset
     if place.kind == "folder":
         return lists.of_folder(place, known)
+    if place.kind == "parquet":
+        place = parquet.unpack(place)
     members, texts = archives.all_members(place.paths)
     labelled = webdataset.read(place, members, texts) if known is None else None
     return labelled or archive.read(place, members, known)
@@ -68,6 +70,8 @@ def find_images(root: str | Path) -> list[Path] | Members:
     place = places.find(root, "train", exact=False)
     if place is None:
         raise UserError(f"there is no folder {shown(root)}, and no archive; give one with images")
+    if place.kind == "parquet":
+        place = parquet.unpack(place)
     members, _ = archives.all_members(place.paths)
     paths = image_paths(members.names, LeftOut())
     return members.take(sorted(paths, key=lambda index: paths[index]))

@@ -67,13 +67,14 @@ def _without_common_folders(
 def _of_split(paths: dict[int, list[str]], place: Place) -> tuple[dict[int, list[str]], str, bool]:
     """Return the paths of a split without its folder, its name, and whether there are no splits."""
     tops = {parts[0] for parts in paths.values() if len(parts) > 1}
+    only_splits = tops <= _ALL_SPLITS  # else "train" may be a class, a vehicle
     for name in place.names:
-        if name in tops:
+        if name in tops and (only_splits or place.exact):
             inside = {i: parts[1:] for i, parts in paths.items() if parts[0] == name}
             return inside, f"{name}/", False
     if not place.whole:
         return paths, place.split, False
-    if tops & _ALL_SPLITS or place.exact:
+    if only_splits or place.exact:
         wanted = " or ".join(f"{name}/" for name in place.names)
         advice = "for training, --holdout 0.1 takes a tenth of train/"
         if place.exact:
