@@ -16,7 +16,7 @@ from .. import archives
 from ..datasets import Dataset, image_folder
 from ..folders import LeftOut, image_files
 from ..members import Members
-from . import archive, lists, parquet, places, webdataset
+from . import archive, cifar, idx, lists, parquet, places, webdataset
 from .common import image_paths
 from .lists import Labels
 
@@ -36,6 +36,8 @@ def open_dataset(
     Raises UserError when there is no such data, or it is damaged.
     """
     known: Labels | None = None if labels is None else lists.read_labels(labels)
+    if (small := cifar.read(Path(root), split)) is not None:
+        return small
     place = places.find(root, split, exact)
     if place is None:
         dataset = image_folder(root, split, exact)
@@ -47,6 +49,8 @@ def open_dataset(
         return dataset
     if place.kind == "folder":
         return lists.of_folder(place, known)
+    if place.kind == "idx":
+        return idx.read(place)
     if place.kind == "parquet":
         place = parquet.unpack(place)
     members, texts = archives.all_members(place.paths)
