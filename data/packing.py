@@ -95,14 +95,15 @@ def _checked(path: Path) -> Index:
     lines = members.pop().read().decode(errors="surrogateescape").split("\n")[:-1]
     known = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     for member in tqdm(members, desc="checking", unit="file", leave=False, disable=None):
-        if known.pop(member.name, None) != _sum(member.read()):
+        if known.pop(member.name, None) != sha256(member.read()):
             raise UserError(f"{shown(member)} is not what was written; pack it anew")
     if known:
         raise UserError(f"{shown(next(iter(known)))} is missing in {shown(path)}; pack it anew")
     return made
 
 
-def _sum(content: bytes) -> str:
+def sha256(content: bytes) -> str:
+    """Return the SHA-256 of a content in hexadecimal."""
     return hashlib.sha256(content).hexdigest()
 
 
@@ -142,7 +143,7 @@ def _is_whole(tar: BinaryIO, start: int, after: int, digest: str) -> bool:
         with tarfile.open(fileobj=io.BytesIO(tar.read(after - start)), mode="r:") as archive:
             entry = archive.next()
             content = archive.extractfile(entry) if entry is not None else None
-            return content is not None and _sum(content.read()) == digest
+            return content is not None and sha256(content.read()) == digest
     except tarfile.TarError:
         return False
 
@@ -172,7 +173,7 @@ def _append(
         with tarfile.open(fileobj=tar, mode="w", format=tarfile.PAX_FORMAT) as archive:
             for name, content in files:
                 _add(archive, name, content)
-                done[name] = _sum(content)
+                done[name] = sha256(content)
                 pending.append(f"{tar.tell()} {done[name]} {name}\n")
                 bar.update()
                 if tar.tell() - saved > _BETWEEN_SAVES:
