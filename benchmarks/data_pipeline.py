@@ -14,7 +14,7 @@ import os
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -63,18 +63,37 @@ def find_images(source: str | Path, count: int) -> Dataset:
     return Dataset(Path(source).name, files, np.zeros(count, np.int32), ["any"], Augmentation())
 
 
+def find_same_images(sources: Sequence[str], count: int) -> dict[str, Dataset]:
+    """Return source -> data set of `count` validation images, the same ones in different forms.
+
+    If there are fewer, they are repeated. Raises UserError when the numbers of images differ.
+    """
+    whole = {source: readers.open_dataset(source, "val") for source in sources}
+    first = sources[0]
+    for source, dataset in whole.items():
+        if len(dataset) != len(whole[first]):
+            raise UserError(
+                f"{first} has {len(whole[first])} validation images and {source} {len(dataset)}; "
+                "give the same images in several forms"
+            )
+    step = max(1, len(whole[first]) // count)
+    chosen = [i * step % len(whole[first]) for i in range(count)]
+    return {source: dataset.subset(chosen) for source, dataset in whole.items()}
+
+
 def variants(workers: int) -> dict[str, Pipeline]:
     """Return name -> pipeline; those without a number of workers run in one process."""
     pipelines: dict[str, Pipeline] = {"Pillow": _pillow, "MegEngine": _megengine}
     for count in sorted({0, workers}):
         name = f"ours, {count} worker{'s' * (count > 1)}" if count else "ours"
-        pipelines[name] = functools.partial(_ours, workers=count)
+        pipelines[name] = functools.partial(ours, workers=count)
     return pipelines
 
 
-def _ours(
-    dataset: Dataset, preprocessing: Preprocessing, batch_size: int, epoch: int, workers: int
+def ours(
+    dataset: Dataset, preprocessing: Preprocessing, batch_size: int, epoch: int, workers: int = 0
 ) -> Iterator:
+    """Yield batches of this project's pipeline."""
     return Loader(dataset, preprocessing, batch_size, workers).training(0, epoch)
 
 
@@ -146,24 +165,23 @@ def _megengine(
 
 
 def measure(
-    pipelines: dict[str, Pipeline],
-    dataset: Dataset,
+    runs: dict[str, tuple[Pipeline, Dataset]],
     size: int,
     batch_size: int,
     batches: int,
     rounds: int,
     after_pass: Callable[[], object] = lambda: None,
 ) -> dict[str, list[Measurement]]:
-    """Measure `rounds` passes of each pipeline over `batches` batches.
+    """Measure `rounds` passes of each pipeline over `batches` batches of its data set.
 
     The pipelines take turns, each in its own process; `after_pass` is called after every pass.
     """
     preprocessing = replace(TORCHVISION, size=size)  # as new networks are trained
-    results = {name: [] for name in pipelines}
+    results = {name: [] for name in runs}
     with ExitStack() as stack:
-        processes = {name: stack.enter_context(_process(name)) for name in pipelines}
+        processes = {name: stack.enter_context(_process(name)) for name in runs}
         for epoch in range(rounds):
-            for name, pipeline in pipelines.items():
+            for name, (pipeline, dataset) in runs.items():
                 arguments = (
                     pipeline, dataset, preprocessing, batch_size, epoch, batches
                 )  # fmt: skip
