@@ -185,7 +185,17 @@ def _of_tar(path: Path) -> Index:
                 names.append(name)
                 places.append((offset, length, -1))
                 bar.update(offset - bar.n)
-    return Index(names, np.array(places, np.int64).reshape(-1, 3), labels)
+    return _without_replaced(Index(names, np.array(places, np.int64).reshape(-1, 3), labels))
+
+
+def _without_replaced(made: Index) -> Index:
+    """Leave out files of whose name another one comes later, as in a tar that was added to."""
+    last = {name: position for position, name in enumerate(made.names)}
+    if len(last) == len(made.names):
+        return made
+    kept = sorted(last.values())
+    labels = {new: made.labels[old] for new, old in enumerate(kept) if old in made.labels}
+    return Index([made.names[old] for old in kept], made.places[kept], labels)
 
 
 def _files(file: BinaryIO, path: Path, folder: str, end: int) -> Iterator[tuple[str, int, int]]:

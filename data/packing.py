@@ -32,23 +32,31 @@ def write_tar(
     count: int,
     files: Callable[[list[str]], Iterable[tuple[str, bytes]]],
     action: str,
+    replace: bool = False,
 ) -> bool:
     """Write a tar, going on with what an interrupted call has written; return False if it is there.
 
     Args:
-        target: the tar; it is written anew when the one that is there was made of something else.
+        target: the tar.
         about: plain values that say what it is made of.
         count: number of files, for the progress.
         files: is given the names that are in the tar already; yields name and content of others.
         action: what is done, for people, such as "packing".
+        replace: write a tar anew that was made of something else.
 
-    Raises UserError when it cannot be written, or does not read back as it was written.
+    Raises UserError when it cannot be written, is there and made of something else, or does not
+    read back as it was written.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with locked(target, "writes"):
             if is_made_of(target, about):
                 return False
+            if target.exists() and not replace:
+                raise UserError(
+                    f"{shown(target)} is there already, and of other images or settings; remove it "
+                    "or give another name"
+                )
             partial = target.with_name(f".{target.name}.partial")
             sums = target.with_name(f".{target.name}.partial.sums")
             done = _resume(partial, sums, about)

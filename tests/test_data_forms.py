@@ -39,6 +39,7 @@ def test_samples_of_each_form_are_shown(command, image_folder, tmp_path):
         assert cv2.imread(str(sheet)).shape[0] > 200 and " samples of " in out, name
 
 
+@pytest.mark.slow
 def test_archives_are_tested_quantized_and_predicted(command, image_folder, tmp_path):
     root = image_folder(train=16, val=3)
     packed = tar(tmp_path / "photos.tar", root)

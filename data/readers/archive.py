@@ -30,8 +30,6 @@ def read(place: Place, members: Members, labels: lists.Labels | None) -> Dataset
     where = place.paths[0]
     if not paths:
         raise UserError(f"{shown(where)} has no images in it; give a file that has some")
-    if labels is not None:
-        return lists.read(place, members, {i: parts[-1] for i, parts in paths.items()}, labels)
     archives = members.places[:, 0]
     if len({archives[i] for i, parts in paths.items() if len(parts) == 1}) == len(place.paths) > 1:
         for index, parts in paths.items():
@@ -39,9 +37,10 @@ def read(place: Place, members: Members, labels: lists.Labels | None) -> Dataset
     paths = _without_common_folders(paths, {*_ALL_SPLITS, *place.names})
     paths, split, whole = _of_split(paths, place)
     flat = [index for index, parts in paths.items() if len(parts) == 1]
-    if len(flat) == len(paths):
-        labels = lists.beside(where)
-        return lists.read(place, members, {i: parts[-1] for i, parts in paths.items()}, labels)
+    if labels is not None or len(flat) == len(paths):
+        names = {index: parts[-1] for index, parts in paths.items()}
+        place = place._replace(split=split, whole=whole)
+        return lists.read(place, members, names, labels or lists.beside(where), left_out)
     left_out.outside += len(flat)
     samples = [
         Sample(parts[0].removesuffix(".tar"), "/".join(parts[1:]), index)
@@ -67,7 +66,7 @@ def _without_common_folders(
 def _of_split(paths: dict[int, list[str]], place: Place) -> tuple[dict[int, list[str]], str, bool]:
     """Return the paths of a split without its folder, its name, and whether there are no splits."""
     tops = {parts[0] for parts in paths.values() if len(parts) > 1}
-    only_splits = tops <= _ALL_SPLITS  # else "train" may be a class, a vehicle
+    only_splits = bool(tops) and tops <= _ALL_SPLITS  # else "train" may be a class, a vehicle
     for name in place.names:
         if name in tops and (only_splits or place.exact):
             inside = {i: parts[1:] for i, parts in paths.items() if parts[0] == name}

@@ -89,9 +89,10 @@ def _files(path: Path) -> dict[str, Path | tarfile.TarInfo]:
     """Return the files in a folder, in its only folder, or in a tar, by name."""
     if path.is_dir():
         for folder in (path, *path.glob("cifar*")):
-            if folder.is_dir():
-                files = {entry.name: entry for entry in folder.iterdir() if entry.is_file()}
-                if any({*form.parts["val"], form.classes_file} <= files.keys() for form in _FORMS):
+            for form in _FORMS:
+                names = (*form.parts["val"], form.classes_file, *form.parts["train"])
+                files = {name: folder / name for name in names if (folder / name).is_file()}
+                if {*form.parts["val"], form.classes_file} <= files.keys():
                     return dict(files)
         return {}
     if not path.is_file() or archives.kind(path) not in ("gzip", "tar"):

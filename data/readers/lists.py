@@ -103,7 +103,7 @@ def read(
     images: Sequence[Path] | Members,
     names: Mapping[int, str],
     labels: Labels,
-    left_out: LeftOut | None = None,
+    left_out: LeftOut,
 ) -> Dataset:
     """Return the data set of images that a list labels.
 
@@ -116,7 +116,6 @@ def read(
 
     Raises UserError naming an image without a label.
     """
-    left_out = LeftOut() if left_out is None else left_out
     samples = []
     for index, name in names.items():
         label = labels.of.get(_key(name))

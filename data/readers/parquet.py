@@ -70,6 +70,7 @@ def unpack(place: Place) -> Place:
             rows,
             lambda done: _images(parquet, place.paths, columns, names, len(done)),
             f"unpacking {place.split}",
+            replace=True,
         )
     return place._replace(paths=[target], kind="tar")
 

@@ -18,6 +18,7 @@ from ..datasets import SPLITS
 from ..folders import LeftOut, entries, is_folder, is_image, suffix
 
 _WORDS = {"train": SPLITS["train"], "val": (*SPLITS["val"], "t10k")}  # t10k: MNIST's
+_ALL_WORDS = _WORDS["train"] + _WORDS["val"]
 _NO_DATA = {".json", ".txt", ".csv", ".md", ".lock", ".part", ".py", ".html"}  # are not looked into
 _KINDS = ("tar", "zip", "parquet", "idx")
 
@@ -54,7 +55,14 @@ def find(root: str | Path, split: str, exact: bool) -> Place | None:
     path = Path(text)
     if not path.exists() and re.search(r"[{*?\[]", text):
         files = expand(text)
-        return _among(path.parent, files, names, exact) or _all(path.parent, files, names, exact)
+        if place := _among(path.parent, files, names, exact):
+            return place
+        if any(_is_of(file, _ALL_WORDS) for file in files):
+            raise UserError(
+                f"no file of {shown(text)} has {' or '.join(names)} in its name; give a pattern of "
+                "all parts, such as {train,val}-*.tar, or for training --holdout 0.1"
+            )
+        return _all(path.parent, files, names, exact)
     if path.is_file():
         return _all(path, [path], names, exact)
     for name in names:
@@ -64,7 +72,7 @@ def find(root: str | Path, split: str, exact: bool) -> Place | None:
         files = data_files(folder)
         if place := _among(folder, files, names, exact):
             return place
-        if files and not any(_is_of(file, _WORDS["train"] + _WORDS["val"]) for file in files):
+        if files and not any(_is_of(file, _ALL_WORDS) for file in files):
             return _all(folder, files, names, exact)
     if path.is_dir() and not _has_folders(path) and _has_images(path):
         return Place(path, [path], "folder", names, "all images", exact, True)
@@ -116,7 +124,7 @@ def data_files(folder: Path) -> list[Path]:
     files = [
         Path(entry.path)
         for entry in entries(folder, LeftOut())
-        if not is_folder(entry) and not is_image(entry.name) and suffix(entry.name) not in _NO_DATA
+        if entry.is_file() and not is_image(entry.name) and suffix(entry.name) not in _NO_DATA
     ]
     return [file for file in files if kind(file) in _KINDS]
 

@@ -40,6 +40,8 @@ def test_packed_images_are_the_same(root, tmp_path, run):  # noqa: F811
     assert datasets.left_out(found) == []  # the list of checksums is none of the images
     status, out, _ = run(root, tmp_path / "a.tar")
     assert status == 0 and "is there already, packed from the same images" in out
+    status, _, err = run(root, tmp_path / "a.tar", "--size", 20)
+    assert status == 2 and "a.tar is there already, and of other images or settings" in err
     sums = subprocess.run(["tar", "xf", "a.tar"], cwd=tmp_path, check=True)
     sums = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=tmp_path, capture_output=True)
     assert sums.returncode == 0 and sums.stdout.count(b": OK") == 31

@@ -103,6 +103,15 @@ def test_an_index_goes_to_the_cache_where_its_folder_cannot_be_written(root, tmp
     assert len(open_dataset(file, "val")) == 9 and index.stat().st_mtime_ns == made
 
 
+def test_a_file_that_is_in_a_tar_twice_is_the_later_one(root, tmp_path):
+    file = tar(tmp_path / "photos.tar", root)
+    newer = (root / "val/plum/2.jpg").read_bytes()
+    with tarfile.open(file, "a") as archive:
+        add(archive, "photos/val/pear/1.jpg", newer)
+    val = open_dataset(file, "val")
+    assert len(val) == 9 and val.images[4].read() == newer
+
+
 def test_links_in_a_tar_are_the_files_that_they_lead_to(root, tmp_path):
     os.link(root / "val/pear/1.jpg", root / "val/plum/hard.jpg")
     (root / "val/plum/soft.jpg").symlink_to("../pear/1.jpg")
@@ -221,6 +230,8 @@ def test_a_missing_shard_is_named(root, tmp_path):
     refused(r"shard train-0002.tar is missing in", folder, "train")
     refused(r"shard train-0002.tar is missing in", f"{folder}/train-*.tar", "train")
     refused("there are no files .*x-", f"{folder}/x-*.tar", "train")
+    refused("no file of .* has val or valid or .* in its name; give a pattern of all parts",
+            f"{folder}/train-000[01].tar", "val")  # fmt: skip
 
 
 def test_labels_are_checked(root, tmp_path):
@@ -254,6 +265,9 @@ def test_lists_are_checked(root, tmp_path):
     assert val.classes == ["pear"] and val.left_out.missing == 1
     [warning] = datasets.left_out([val])
     assert "1 label of images that are not there" in warning
+    refused(r"images in \S+a.tar are in no class", tar(tmp_path / "a.tar", flat, "./"), "val")
+    assert len(open_dataset(tmp_path / "a.tar", "val", labels=labels)) == 9
+    assert len(open_dataset(tar(tmp_path / "b.tar", flat, "val"), "val", labels=labels)) == 9
     labels.write_text("apple_0.jpg\n")
     refused(r"line 1 of \S+labels.txt is not NAME LABEL", flat, "val", labels=labels)
     refused("cannot read the labels", flat, "val", labels=tmp_path / "none")
