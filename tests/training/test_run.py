@@ -135,7 +135,8 @@ def test_killed_at_any_step_and_resumed_it_ends_with_the_same_bits(straight, tmp
         assert a == b
 
 
-@pytest.mark.parametrize("form", ["tar", pytest.param("parquet", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["tar", "parquet"])
 def test_killed_on_an_archive_it_ends_with_the_bits_of_the_folder(
     straight, tmp_path, monkeypatch, form
 ):
