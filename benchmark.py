@@ -235,16 +235,26 @@ def time_data(args: argparse.Namespace) -> tuple[str, Rows]:
             f"--images {args.images} is less than two batches of {args.batch_size}, of which the "
             "first is left out; give more images or a smaller --batch-size"
         )
-    dataset = data_pipeline.find_images(args.data, batches * args.batch_size)
-    pipelines = data_pipeline.variants(args.workers)
-    with progress(args.rounds * len(pipelines), "pass") as bar:
+    count = batches * args.batch_size
+    if len(args.data) == 1:
+        dataset = data_pipeline.find_images(args.data[0], count)
+        runs = {
+            name: (pipeline, dataset)
+            for name, pipeline in data_pipeline.variants(args.workers).items()
+        }
+        title = dataset.name
+    else:
+        same = data_pipeline.find_same_images(args.data, count)
+        runs = {f"ours, {data}": (data_pipeline.ours, same[data]) for data in args.data}
+        title = "the same images in several forms"
+    with progress(args.rounds * len(runs), "pass") as bar:
         rows = data_pipeline.summary(
             data_pipeline.measure(
-                pipelines, dataset, args.size, args.batch_size, batches, args.rounds, bar.update
+                runs, args.size, args.batch_size, batches, args.rounds, bar.update
             )
         )
     return (
-        f"{dataset.name}, {args.size} px, batches of {args.batch_size}: images/s, and images/s of "
+        f"{title}, {args.size} px, batches of {args.batch_size}: images/s, and images/s of "
         f"processor time of a core, median of {rounds(args)}"
     ), rows
 

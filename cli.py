@@ -35,7 +35,7 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefa
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if any(action.default is nothing for nothing in (None, False, argparse.SUPPRESS)):
             return action.help  # "(default: None)" says nothing
-        if "(default: " in action.help:
+        if "(default: " in (action.help or ""):
             return action.help
         return super()._get_help_string(action)
 
@@ -81,7 +81,7 @@ def arch_names(patterns: list[str]) -> list[str]:
     """
     import models
 
-    names = {}
+    names: dict[str, None] = {}
     for pattern in patterns:
         matches = models.list_models("*" if pattern.lower() == "all" else pattern)
         if not matches:
@@ -96,7 +96,7 @@ def arch_names(patterns: list[str]) -> list[str]:
 COUNT = number(int, 1)
 
 # Flags of the same meaning in several commands: flag -> arguments of `add_argument`.
-SHARED_FLAGS = {
+SHARED_FLAGS: dict[str, dict[str, Any]] = {
     "--arch": {
         "type": arch_name,
         "metavar": "NAME",
@@ -114,11 +114,18 @@ SHARED_FLAGS = {
     },
     "--data": {
         "metavar": "DIR",
-        "help": "folder with val/CLASS/IMAGE, or with valid/, validation/ or test/",
+        "help": "folder with val/CLASS/IMAGE, or with valid/, validation/ or test/; or an archive "
+        "or another form that docs/data.md lists",
+    },
+    "--val-list": {
+        "metavar": "FILE",
+        "help": "labels of validation images that are in no class folders: lines NAME LABEL, "
+        "Kaggle's LOC_val_solution.csv, or ImageNet's development kit (default: such a file beside "
+        "them)",
     },
     "--calibration": {
         "metavar": "DIR",
-        "help": "folder of images to calibrate the int8 network on",
+        "help": "folder or archive of images to calibrate the int8 network on",
     },
     "--images": {
         "type": COUNT,

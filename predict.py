@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Classify images: files, folders of images and URLs.
+"""Classify images: files, folders and archives of images, and URLs.
 
 The network is a checkpoint in any layout that convert_pretrained_weight.py reads, or an .onnx or
 .mge file; without --model, the newest best.pkl under checkpoints/. An .onnx file that export.py did
@@ -25,6 +25,7 @@ import cli
 import utils
 
 if TYPE_CHECKING:  # MegEngine takes a second to import, which --help need not
+    from data.decoding import ImageFile
     from deployment.classification import Result
     from deployment.network import Network
 
@@ -41,7 +42,10 @@ EXAMPLES = """\
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = cli.ArgumentParser(__doc__, EXAMPLES)
     parser.add_argument(
-        "images", nargs="+", metavar="IMAGE", help="image file, folder of images or http(s) URL"
+        "images",
+        nargs="+",
+        metavar="IMAGE",
+        help="image file, folder, tar or zip of images, or http(s) URL",
     )
     cli.add_flags(parser, "--arch")
     cli.add_flags(
@@ -109,7 +113,9 @@ def main(argv: list[str] | None = None) -> int:
     return 2 if bad else 0
 
 
-def reported(net: Network, names: Sequence[str], args: argparse.Namespace) -> Iterator[Result]:
+def reported(
+    net: Network, names: Sequence[ImageFile], args: argparse.Namespace
+) -> Iterator[Result]:
     """Yield what became of each image; show progress and errors, and save pictures for --save."""
     from data import caption, sources
     from deployment.classification import BATCH, classify

@@ -28,7 +28,7 @@ from tqdm import tqdm
 import cli
 import utils
 from benchmarks import record
-from data import datasets
+from data import datasets, readers
 from data.loader import Loader
 from data.transforms import Preprocessing
 from deployment.int8 import calibration, ptq, qdq, ranges, report, runtime, source
@@ -68,8 +68,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     cli.add_flags(
         parser,
         "--data",
-        help="folder with val/CLASS/IMAGE or test/CLASS/IMAGE to measure the accuracy on",
+        help="data to measure the accuracy on: a folder with val/CLASS/IMAGE or test/CLASS/IMAGE, "
+        "or another form that docs/data.md lists",
     )
+    cli.add_flags(parser, "--val-list")
     cli.add_preprocessing_flags(parser)
     parser.add_argument(
         "--weights",
@@ -223,7 +225,7 @@ def _record(args: argparse.Namespace, result: dict) -> None:
 def _test_set(args: argparse.Namespace, metadata: dict) -> datasets.Dataset | None:
     if not args.data:
         return None
-    test = datasets.image_folder(args.data, "val")
+    test = readers.open_dataset(args.data, "val", labels=args.val_list)
     return datasets.with_class_order(test, metadata["num_classes"], metadata["classes"])
 
 

@@ -39,9 +39,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     cli.add_flags(
         what,
         "--data",
-        help="folder with val/CLASS/IMAGE, or with valid/, validation/ or test/ (default: the "
-        "handwritten digits)",
+        help="folder with val/CLASS/IMAGE, or with valid/, validation/ or test/; or an archive or "
+        "another form that docs/data.md lists (default: the handwritten digits)",
     )
+    cli.add_flags(what, "--val-list")
     what.add_argument(
         "--split",
         metavar="NAME",
@@ -79,6 +80,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     cli.add_flags(output, "--print-freq", "--json")
     record.add_argument(output)
     args = parser.parse_args(argv)
+    if args.val_list and not args.data:
+        parser.error("--val-list labels images in --data, so it needs that")
     if args.split and not args.data:
         parser.error("--split names a folder in --data, so it needs that")
     return args

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import codecs
+import fcntl
 import os
 import re
 import socket
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from os import PathLike
 from pathlib import Path
@@ -145,6 +146,31 @@ def write_atomically(path: str | PathLike, write: Callable[[BinaryIO], object]) 
         raise UserError(
             f"cannot save {path}: {reason}{kept}; free some space or choose another folder"
         ) from None
+
+
+def cache_folder() -> Path:
+    """Return the folder for what can be made or downloaded again.
+
+    It is REPARAM_CACHE, else reparam-megengine in XDG_CACHE_HOME or ~/.cache.
+    """
+    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    folder = os.environ.get("REPARAM_CACHE") or f"{caches}/reparam-megengine"
+    return Path(os.path.expanduser(folder))
+
+
+@contextmanager
+def locked(path: Path, action: str) -> Iterator[None]:
+    """Keep other processes from the same work on a file, waiting for one that is at it.
+
+    `action` continues "another process that ..."; the system frees the lock of a dead process.
+    """
+    with open(path.with_name(f".{path.name}.lock"), "ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another process that {action} {path.name}", file=sys.stderr)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def remove_temporary_files(folder: Path) -> list[Path]:

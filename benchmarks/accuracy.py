@@ -17,7 +17,7 @@ import megengine.module as M
 from tqdm import tqdm
 
 import weights
-from data import datasets
+from data import datasets, readers
 from data.evaluation import Score, evaluate
 from data.loader import Loader
 from data.transforms import Preprocessing
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace, workers: Workers) -> int:
     test = _test_exported if network.is_exported(path) else _test_checkpoint
     result, loader = test(args, path, stated, workers, say)
     if loader.dataset.folder is not None:
-        result["split"] = loader.dataset.folder.name
+        result["split"] = loader.dataset.split.rstrip("/")
     skipped = int(workers.gather([len(loader.skipped)]).sum())
     if skipped:
         result["skipped"] = skipped
@@ -187,7 +187,9 @@ def _loader(
 ) -> Loader:
     """Return a loader of this worker's share of the test images; say which these are."""
     if args.data:
-        dataset = datasets.image_folder(args.data, args.split or "val", exact=bool(args.split))
+        dataset = readers.open_dataset(
+            args.data, args.split or "val", exact=bool(args.split), labels=args.val_list
+        )
     else:
         dataset = datasets.digits()[1]
     if dataset.folder is not None:

@@ -9,11 +9,12 @@ without this project's memory settings (models.environment), which would speed t
 from __future__ import annotations
 
 import functools
+import io
 import os
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -27,8 +28,10 @@ from models import environment
 import numpy as np
 import psutil
 
+from data import readers
 from data.augment import Augmentation, crop_box
-from data.datasets import Dataset, image_files
+from data.datasets import Dataset
+from data.decoding import ImageFile, read
 from data.loader import Loader
 from data.transforms import TORCHVISION, Preprocessing
 from utils import UserError
@@ -47,18 +50,35 @@ class Measurement:
 Pipeline = Callable[[Dataset, Preprocessing, int, int], Iterator]
 
 
-def find_images(folder: str | Path, count: int) -> Dataset:
-    """Return a data set of `count` image files under `folder`, taken evenly from all of them.
+def find_images(source: str | Path, count: int) -> Dataset:
+    """Return a data set of `count` images of a folder or archive, taken evenly from all of them.
 
     If there are fewer, files are repeated. Raises UserError when there are none.
     """
-    folder = Path(folder)
-    files = image_files(folder)
+    files = readers.find_images(source)
     if not files:
-        raise UserError(f"there are no images under {folder}; give a folder that has some in it")
+        raise UserError(f"there are no images under {source}; give data that has some in it")
     step = max(1, len(files) // count)
     files = [files[i * step % len(files)] for i in range(count)]
-    return Dataset(folder.name, files, np.zeros(count, np.int32), ["any"], Augmentation())
+    return Dataset(Path(source).name, files, np.zeros(count, np.int32), ["any"], Augmentation())
+
+
+def find_same_images(sources: Sequence[str], count: int) -> dict[str, Dataset]:
+    """Return source -> data set of `count` validation images, the same ones in different forms.
+
+    If there are fewer, they are repeated. Raises UserError when the numbers of images differ.
+    """
+    whole = {source: readers.open_dataset(source, "val") for source in sources}
+    first = sources[0]
+    for source, dataset in whole.items():
+        if len(dataset) != len(whole[first]):
+            raise UserError(
+                f"{first} has {len(whole[first])} validation images and {source} {len(dataset)}; "
+                "give the same images in several forms"
+            )
+    step = max(1, len(whole[first]) // count)
+    chosen = [i * step % len(whole[first]) for i in range(count)]
+    return {source: dataset.subset(chosen) for source, dataset in whole.items()}
 
 
 def variants(workers: int) -> dict[str, Pipeline]:
@@ -66,13 +86,14 @@ def variants(workers: int) -> dict[str, Pipeline]:
     pipelines: dict[str, Pipeline] = {"Pillow": _pillow, "MegEngine": _megengine}
     for count in sorted({0, workers}):
         name = f"ours, {count} worker{'s' * (count > 1)}" if count else "ours"
-        pipelines[name] = functools.partial(_ours, workers=count)
+        pipelines[name] = functools.partial(ours, workers=count)
     return pipelines
 
 
-def _ours(
-    dataset: Dataset, preprocessing: Preprocessing, batch_size: int, epoch: int, workers: int
+def ours(
+    dataset: Dataset, preprocessing: Preprocessing, batch_size: int, epoch: int, workers: int = 0
 ) -> Iterator:
+    """Yield batches of this project's pipeline."""
     return Loader(dataset, preprocessing, batch_size, workers).training(0, epoch)
 
 
@@ -87,8 +108,8 @@ def _pillow(
     std = np.array(preprocessing.std, np.float32)[:, None, None] / 255
     rng = np.random.default_rng(epoch)
 
-    def sample(path: Path) -> np.ndarray:
-        image = Image.open(path).convert("RGB")
+    def sample(file: ImageFile) -> np.ndarray:
+        image = Image.open(io.BytesIO(read(file))).convert("RGB")
         box = crop_box(image.height, image.width, (0.08, 1), rng)
         image = image.crop((box.left, box.top, box.left + box.width, box.top + box.height))
         image = image.resize((size, size), Image.Resampling.BILINEAR)
@@ -126,7 +147,8 @@ def _megengine(
             super().__init__()
 
         def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-            return cv2.imread(str(dataset.images[index]), cv2.IMREAD_COLOR), 0
+            content = np.frombuffer(read(dataset.images[index]), np.uint8)
+            return cv2.imdecode(content, cv2.IMREAD_COLOR), 0
 
         def __len__(self) -> int:
             return len(dataset)
@@ -143,24 +165,23 @@ def _megengine(
 
 
 def measure(
-    pipelines: dict[str, Pipeline],
-    dataset: Dataset,
+    runs: dict[str, tuple[Pipeline, Dataset]],
     size: int,
     batch_size: int,
     batches: int,
     rounds: int,
     after_pass: Callable[[], object] = lambda: None,
 ) -> dict[str, list[Measurement]]:
-    """Measure `rounds` passes of each pipeline over `batches` batches.
+    """Measure `rounds` passes of each pipeline over `batches` batches of its data set.
 
     The pipelines take turns, each in its own process; `after_pass` is called after every pass.
     """
     preprocessing = replace(TORCHVISION, size=size)  # as new networks are trained
-    results = {name: [] for name in pipelines}
+    results = {name: [] for name in runs}
     with ExitStack() as stack:
-        processes = {name: stack.enter_context(_process(name)) for name in pipelines}
+        processes = {name: stack.enter_context(_process(name)) for name in runs}
         for epoch in range(rounds):
-            for name, pipeline in pipelines.items():
+            for name, (pipeline, dataset) in runs.items():
                 arguments = (
                     pipeline, dataset, preprocessing, batch_size, epoch, batches
                 )  # fmt: skip

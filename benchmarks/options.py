@@ -189,11 +189,17 @@ def add_data(commands: argparse._SubParsersAction) -> None:
         "data",
         description="Measure images/s of the training data pipeline, from image files to float32 "
         "batches: a usual pipeline of Pillow, MegEngine's own, and this project's.",
-        examples="  python benchmark.py data --data imagenette --size 160\n",
+        examples="  python benchmark.py data --data imagenette --size 160\n"
+        "  python benchmark.py data --data imagenette imagenette.tar imagenette-shards\n",
         help="compare the training data pipeline with Pillow's and MegEngine's",
     )
     cli.add_flags(
-        data, "--data", required=True, help="folder of images; its subfolders are searched too"
+        data,
+        "--data",
+        nargs="+",
+        required=True,
+        help="folder or archive of images, in which all are used; or several forms of the same "
+        "data set, whose validation images this project's pipeline alone reads in turns",
     )
     cli.add_flags(data, "--size", default=224, help="side of the square images in a batch")
     cli.add_flags(

@@ -153,7 +153,7 @@ LAYOUTS = {  # sub-command -> layout
             "per_core": ("a core", "{:.0f}"),
             "slowest": ("slowest", "{:.0f}"),
             "fastest": ("fastest", "{:.0f}"),
-            "times_first": ("x Pillow", "{:.2f}"),
+            "times_first": ("x first", "{:.2f}"),
         },
         value="per_core",
         unit="images/s of a core, median and range",

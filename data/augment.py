@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -17,7 +16,7 @@ import numpy as np
 from utils import UserError
 
 from . import image_ops
-from .decoding import decode, decode_crop
+from .decoding import ImageFile, decode, decode_crop
 from .jpeg import Box
 from .policies import Background, policy
 from .setting import setting
@@ -146,7 +145,7 @@ class Augmentation:
 
 
 def augment(
-    image: Path | str | np.ndarray,
+    image: ImageFile | np.ndarray,
     rng: np.random.Generator,
     augmentation: Augmentation,
     preprocessing: Preprocessing,
@@ -200,7 +199,7 @@ def crop_box(height: int, width: int, scale: tuple[float, float], rng: np.random
 
 
 def _random_resized_crop(
-    image: Path | str | np.ndarray,
+    image: ImageFile | np.ndarray,
     rng: np.random.Generator,
     scale: tuple[float, float],
     preprocessing: Preprocessing,
@@ -217,7 +216,7 @@ def _random_resized_crop(
 
 
 def _random_affine(
-    image: Path | str | np.ndarray,
+    image: ImageFile | np.ndarray,
     rng: np.random.Generator,
     preprocessing: Preprocessing,
     out: np.ndarray,
@@ -233,7 +232,7 @@ def _random_affine(
 
 
 def _padding_crop(
-    image: Path | str | np.ndarray,
+    image: ImageFile | np.ndarray,
     rng: np.random.Generator,
     padding: int,
     preprocessing: Preprocessing,

@@ -1,8 +1,12 @@
-"""Data sets for training and validation: the handwritten digits, or a folder of images."""
+"""Data sets for training and validation: the handwritten digits, or a folder of images.
+
+What other forms of data there are, and how they are told apart, is in readers/.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,9 +19,10 @@ from .augment import Augmentation
 from .decoding import decode
 from .folders import LeftOut, entries, image_files, is_folder
 from .formats import SUFFIXES
+from .members import Members
 
-# names of the folder of a split; the first one that is there is taken
-_FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation", "test")}
+# names of a split; the first one that is there is taken
+SPLITS = {"train": ("train",), "val": ("val", "valid", "validation", "test")}
 
 
 @dataclass(frozen=True)
@@ -26,23 +31,30 @@ class Dataset:
 
     Attributes:
         name: shown to people.
-        images: paths of image files, or one uint8 array [N, H, W, 3] in BGR.
+        images: paths of image files, files in archives, or one uint8 array [N, H, W, 3] in BGR.
         labels: int32 [N].
         classes: names of the classes; classes[i] is that of label i.
         augment: augmentation of training unless other settings are given.
-        folder: the folder of the classes; None for images that are not in one.
+        folder: the folder of the classes, or the archive; None for images that are in none.
         split: name of the part of the data that this is, for people.
         left_out: what in the folder is not in the data set.
+        names: CLASS/FILE of each image, the same in whatever form the data is; without it, images
+            are numbered.
+        numbered: the labels are numbers that the source gives, and `classes` made from them.
+        whole: the source has no parts, so that this is all there is to train and to validate on.
     """
 
     name: str
-    images: list[Path] | np.ndarray
+    images: list[Path] | Members | np.ndarray
     labels: np.ndarray
     classes: list[str]
     augment: Augmentation
     folder: Path | None = None
     split: str = ""
     left_out: LeftOut = field(default_factory=LeftOut)
+    names: Sequence[str] = ()
+    numbered: bool = False
+    whole: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -51,6 +63,19 @@ class Dataset:
         """Return the decoded image, uint8 BGR [H, W, 3]; raise BadImageError for a broken file."""
         image = self.images[index]
         return image if isinstance(image, np.ndarray) else decode(image)
+
+    def subset(self, indices: Iterable[int]) -> Dataset:
+        """Return a data set of some of the images."""
+        chosen = list(indices)
+        images: list[Path] | Members | np.ndarray
+        if isinstance(self.images, Members):
+            images = self.images.take(chosen)
+        elif isinstance(self.images, np.ndarray):
+            images = self.images[chosen]
+        else:
+            images = [self.images[index] for index in chosen]
+        names = [self.names[index] for index in chosen] if self.names else ()
+        return replace(self, images=images, labels=self.labels[chosen], names=names)
 
 
 # ---------------------------------------------------------------- data sets
@@ -92,9 +117,10 @@ def image_folder(root: str | Path, split: str, exact: bool = False) -> Dataset:
     classes: list[str] = []
     images: list[Path] = []
     labels: list[int] = []
+    above = len(os.path.join(folder, ""))
     for entry in entries(folder, left_out):
         if not is_folder(entry):
-            left_out.add_file(entry)
+            left_out.add_file(entry.name)
             continue
         files = image_files(entry.path, left_out)
         if not files:
@@ -118,12 +144,13 @@ def image_folder(root: str | Path, split: str, exact: bool = False) -> Dataset:
         folder,
         f"{folder.name}/",
         left_out,
+        [os.fspath(file)[above:] for file in images],
     )
 
 
 def _split_folder(root: Path, split: str, exact: bool) -> Path:
     """Return the folder of a split; raise UserError when there is none."""
-    names = (split,) if exact else _FOLDERS[split]
+    names = (split,) if exact else SPLITS[split]
     wanted = " or ".join(f"{name}/" for name in (names[0], *names[3:]))
     if not root.is_dir():
         raise UserError(
@@ -153,14 +180,13 @@ def single_class(dataset: Dataset) -> list[str]:
     if len(dataset.classes) > 1:
         return []
     warning = f"warning: {dataset.classes[0]} is the only class, so there is nothing to tell apart"
-    if dataset.folder is not None:
-        [only] = filter(is_folder, entries(dataset.folder, LeftOut()))
-        below = [shown(entry.name) for entry in entries(only.path, LeftOut()) if is_folder(entry)]
-        if len(below) > 1:
-            warning += (
-                f"; if the folders in it, such as {below[0]} and {below[1]}, are the classes, move "
-                f"them up into {shown(dataset.folder)}"
-            )
+    parts = [name.split("/") for name in dataset.names]
+    below = [shown(name) for name in sorted({each[1] for each in parts if len(each) > 2})]
+    if len(below) > 1:
+        warning += (
+            f"; if the folders in it, such as {below[0]} and {below[1]}, are the classes, move "
+            f"them up into {shown(dataset.folder or dataset.name)}"
+        )
     return [warning]
 
 
@@ -181,10 +207,7 @@ def class_names(classes: list[str] | None, num_classes: int) -> list[str]:
     words. Without them, 1,000 classes are taken to be ImageNet's, and others are numbered.
     """
     names = imagenet_classes()
-    if classes is None:
-        imagenet = num_classes == len(names)
-        classes = list(names) if imagenet else [str(label) for label in range(num_classes)]
-    return [names.get(name, name) for name in classes]
+    return [names.get(name, name) for name in classes or numbered_classes(num_classes)]
 
 
 def with_class_order(dataset: Dataset, num_classes: int, classes: list[str] | None) -> Dataset:
@@ -196,6 +219,8 @@ def with_class_order(dataset: Dataset, num_classes: int, classes: list[str] | No
 
     Raises UserError when the classes do not fit.
     """
+    if dataset.numbered:
+        return _with_numbers(dataset, num_classes, classes)
     order = classes
     if order is None:
         wnids = list(imagenet_classes())
@@ -211,3 +236,20 @@ def with_class_order(dataset: Dataset, num_classes: int, classes: list[str] | No
     index = {name: i for i, name in enumerate(order)}
     new = np.array([index[name] for name in dataset.classes], np.int32)
     return replace(dataset, labels=new[dataset.labels], classes=list(order))
+
+
+def _with_numbers(dataset: Dataset, num_classes: int, classes: list[str] | None) -> Dataset:
+    worst = int(dataset.labels.argmax())
+    if dataset.labels[worst] >= num_classes:
+        raise UserError(
+            f"the image {shown(dataset.names[worst])} of {dataset.name} has the label "
+            f"{dataset.labels[worst]}, but there are the classes 0 to {num_classes - 1}, in the "
+            "order of their sorted names; give labels that count so"
+        )
+    return replace(dataset, classes=classes or numbered_classes(num_classes))
+
+
+def numbered_classes(count: int) -> list[str]:
+    """Return names of classes that have numbers only; 1,000 are taken to be ImageNet's."""
+    wnids = list(imagenet_classes())
+    return wnids if count == len(wnids) else [str(label) for label in range(count)]

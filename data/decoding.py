@@ -16,6 +16,7 @@ from . import chunks, jpeg, pillow
 from .formats import Format, identify
 from .jpeg import Box
 from .jpeg_header import read_header
+from .members import Member
 from .quiet import quiet
 
 Choose = Callable[[int, int], Box]  # (height, width) -> the part that is wanted
@@ -28,21 +29,26 @@ class BadImageError(UserError):
     """An image file that is corrupt, truncated or unreadable."""
 
 
-def decode(path: Path | str) -> np.ndarray:
+ImageFile = Path | str | Member
+
+
+def decode(path: ImageFile) -> np.ndarray:
     """Return the image in a file, uint8 BGR [H, W, 3]; raise BadImageError naming the file.
+
+    The file may be one inside an archive.
 
     Images are rotated as their EXIF orientation says, here and in decode_crop. Of an animation the
     first picture is returned, and transparency is ignored.
     """
-    return decode_content(_read(path), path)
+    return decode_content(read(path), path)
 
 
-def decode_content(content: bytes, name: Path | str) -> np.ndarray:
+def decode_content(content: bytes, name: ImageFile) -> np.ndarray:
     """Return the image in a file's content, as `decode` does; `name` is for the error."""
     return _decode(content, name, lambda height, width: Box(0, 0, height, width), _FULL_SCALE)
 
 
-def decode_crop(path: Path | str, choose: Choose, side: int) -> np.ndarray:
+def decode_crop(path: ImageFile, choose: Choose, side: int) -> np.ndarray:
     """Return the box of an image that `choose(height, width)` returns, uint8 BGR [h, w, 3].
 
     Of a JPEG only that part is decoded, and at a half, a quarter or an eighth of the scale where it
@@ -51,10 +57,10 @@ def decode_crop(path: Path | str, choose: Choose, side: int) -> np.ndarray:
 
     Raises BadImageError naming the file.
     """
-    return _decode(_read(path), path, choose, side)
+    return _decode(read(path), path, choose, side)
 
 
-def _decode(content: bytes, name: Path | str, choose: Choose, side: int) -> np.ndarray:
+def _decode(content: bytes, name: ImageFile, choose: Choose, side: int) -> np.ndarray:
     kind = identify(content, str(name))
     part = None
     if kind is not None and kind.decoder == "libjpeg-turbo":
@@ -119,8 +125,11 @@ def _part(image: np.ndarray, box: Box) -> np.ndarray | None:
     return part if part.shape[:2] == (box.height, box.width) else None
 
 
-def _read(path: Path | str) -> bytes:
+def read(path: ImageFile) -> bytes:
+    """Return the content of an image file; raise BadImageError naming it."""
     try:
+        if isinstance(path, Member):
+            return path.read()
         file = os.open(path, os.O_RDONLY)  # Python's open makes decoding an image 2 % slower
         try:
             size = os.fstat(file).st_size or 1 << 16  # 0 for a pipe

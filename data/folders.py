@@ -28,20 +28,22 @@ class LeftOut:
         hidden: number of names that begin with a dot, or that systems and tools make.
         others: number of files that are no images, by suffix.
         outside: number of images that are in no class folder.
+        missing: number of images that a list of labels names, and that are not there.
         loops: links to a folder that they are in.
     """
 
     hidden: int = 0
     others: Counter[str] = field(default_factory=Counter)
     outside: int = 0
+    missing: int = 0
     loops: list[str] = field(default_factory=list)
 
-    def add_file(self, entry: os.DirEntry[str]) -> None:
+    def add_file(self, name: str) -> None:
         """Count a file that is in no class folder, or no image."""
-        if is_image(entry):
+        if is_image(name):
             self.outside += 1
         else:
-            self.others[_suffix(entry)] += 1
+            self.others[suffix(name)] += 1
 
     def __str__(self) -> str:
         """Return a phrase that counts it all; empty if there is nothing."""
@@ -53,6 +55,7 @@ class LeftOut:
                 (self.hidden, "hidden or housekeeping name", ""),
                 (self.others.total(), "file", f" of other kinds ({listed})"),
                 (self.outside, "image", " outside the class folders"),
+                (self.missing, "label", " of images that are not there"),
             )
             if count
         ]
@@ -77,10 +80,10 @@ def _walk(folder: str, left_out: LeftOut, above: tuple[str, ...]) -> Iterator[st
     for entry in entries(folder, left_out, above):
         if is_folder(entry):
             yield from _walk(entry.path, left_out, above)
-        elif is_image(entry):
+        elif is_image(entry.name):
             yield entry.path
         else:
-            left_out.add_file(entry)
+            left_out.add_file(entry.name)
 
 
 def entries(
@@ -104,7 +107,7 @@ def entries(
     above = above or (os.path.realpath(folder),)
     kept = []
     for entry in names:
-        if entry.name.startswith(".") or entry.name.lower() in _HOUSEKEEPING:
+        if is_hidden(entry.name):
             left_out.hidden += 1
         elif entry.is_symlink() and is_folder(entry) and _leads_back(entry.path, above):
             left_out.loops.append(shown(entry.path))
@@ -121,13 +124,19 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def is_image(entry: os.DirEntry[str]) -> bool:
+def is_hidden(name: str) -> bool:
+    """Return whether a name begins with a dot, or is one that systems and tools make."""
+    return name.startswith(".") or name.lower() in _HOUSEKEEPING
+
+
+def is_image(name: str) -> bool:
     """Return whether the name of a file is that of an image."""
-    return _suffix(entry) in SUFFIXES
+    return suffix(name) in SUFFIXES
 
 
-def _suffix(entry: os.DirEntry[str]) -> str:
-    return os.path.splitext(entry.name)[1].lower()
+def suffix(name: str) -> str:
+    """Return the end of a file's name in lower case, with its dot."""
+    return os.path.splitext(name)[1].lower()
 
 
 def _leads_back(link: str, above: tuple[str, ...]) -> bool:

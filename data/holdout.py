@@ -14,7 +14,7 @@ from .datasets import Dataset
 
 
 def hold_out(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
-    """Return a folder's training set without the images held out, and these as validation set.
+    """Return a training set without the images held out, and these as validation set.
 
     Of each class with several images it is the `fraction` nearest to 0, but at least one and not
     all, when their names in the folder are hashed with the seed: the same images wherever the
@@ -22,7 +22,7 @@ def hold_out(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dat
 
     Raises UserError when no class has two images.
     """
-    names = [os.fsencode(os.path.relpath(path, dataset.folder)) for path in dataset.images]
+    names = [os.fsencode(name) for name in dataset.names or map(str, range(len(dataset)))]
     key = str(seed).encode()
     hashes = np.array([hashlib.blake2b(name, digest_size=8, key=key).digest() for name in names])
     held_out = np.zeros(len(dataset), bool)
@@ -35,12 +35,5 @@ def hold_out(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dat
         raise UserError(
             f"no class of {dataset.name} has two images, so --holdout has none to take; add images"
         )
-    train, val = (
-        replace(
-            dataset,
-            images=[dataset.images[index] for index in np.flatnonzero(part)],
-            labels=dataset.labels[part],
-        )
-        for part in (~held_out, held_out)
-    )
+    train, val = (dataset.subset(np.flatnonzero(part).tolist()) for part in (~held_out, held_out))
     return train, replace(val, split=f"--holdout {fraction:g}")

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from .augment import Augmentation, augment
-from .decoding import BadImageError, decode
+from .decoding import BadImageError, ImageFile, decode
 from .keyed_random import KeyedRandom
 from .transforms import Preprocessing
 
@@ -22,7 +21,7 @@ class Job(NamedTuple):
     Without a key the image is prepared for evaluation.
     """
 
-    image: Path | str | np.ndarray
+    image: ImageFile | np.ndarray
     key: tuple[int, ...] | None
 
 

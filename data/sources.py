@@ -1,4 +1,4 @@
-"""Images given by the user: files, folders and URLs."""
+"""Images given by the user: files, folders, archives and URLs."""
 
 from __future__ import annotations
 
@@ -13,20 +13,29 @@ from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from utils import shown
 
-from .decoding import BadImageError, decode, decode_content
-from .folders import image_files
+from . import readers
+from .decoding import BadImageError, ImageFile, decode, decode_content
+from .folders import image_files, is_image
 from .formats import SUFFIXES
+from .members import Member
 
 LIMIT = 64 << 20  # largest download in bytes
 TIMEOUT = (10, 10)  # seconds to connect, and to wait for more bytes
 DEADLINE = 60  # longest download in seconds
 
 
-def expand(names: Iterable[str]) -> Iterator[str]:
-    """Yield the names, with folders replaced by the images in them; an empty folder stays."""
+def expand(names: Iterable[str]) -> Iterator[ImageFile]:
+    """Yield the names, with folders and archives replaced by the images in them.
+
+    An empty folder stays.
+    """
     for name in names:
-        if not is_url(name) and Path(name).is_dir():
+        if is_url(name):
+            yield name
+        elif Path(name).is_dir():
             yield from [str(file) for file in image_files(name)] or [name]
+        elif not is_image(name) and readers.is_archive(Path(name)):
+            yield from readers.find_images(name)
         else:
             yield name
 
@@ -36,8 +45,11 @@ def is_url(name: str) -> bool:
     return re.match(r"https?://", name, re.IGNORECASE) is not None
 
 
-def read(name: str) -> np.ndarray:
+def read(name: ImageFile) -> np.ndarray:
     """Return the image in a file or at a URL, uint8 BGR [H, W, 3]; BadImageError names it."""
+    if isinstance(name, Member):
+        return decode(name)
+    name = str(name)
     if is_url(name):
         return decode_content(_download(name), name)
     if Path(name).is_dir():
@@ -47,7 +59,7 @@ def read(name: str) -> np.ndarray:
     return decode(name)
 
 
-def stems(names: Sequence[Path | str]) -> list[str]:
+def stems(names: Sequence[ImageFile]) -> list[str]:
     """Return a different name for each image, for the files that are made from them.
 
     It is the name of the file up to its first dot, with "_" for blanks. When two would be equal or

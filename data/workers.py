@@ -20,7 +20,6 @@ from contextlib import suppress
 from mmap import mmap
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import BinaryIO, cast
 
 import cv2
@@ -30,6 +29,7 @@ import utils
 from utils import UserError
 
 from . import cgroup, stalls
+from .decoding import ImageFile
 from .prepare import Job, Prepare
 from .processes import JOB_SIGNALS, end_with_parent, release_signals, signals_held_back
 
@@ -147,7 +147,7 @@ class Workers:
             if patience.ends((message, row), tick, extra=_START if message < 0 else 0.0):
                 raise stalls.stalled(self._at(number), self._limit)
 
-    def _at(self, number: int) -> Path | str:
+    def _at(self, number: int) -> ImageFile:
         """Return the image that a worker is preparing, or the first that it has not begun."""
         message, row = self._memory.progress[number]
         if message < self._collected:  # it has not begun the next batch

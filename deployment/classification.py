@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from data import sources
-from data.decoding import BadImageError
+from data.decoding import BadImageError, ImageFile
 
 from .network import Network
 
@@ -31,21 +31,21 @@ class Result:
         predictions: the best classes: "class", "name" and "probability" of each.
     """
 
-    name: str
+    name: ImageFile
     image: np.ndarray | None = None
     error: str | None = None
     predictions: list[dict[str, Any]] = field(default_factory=list)
 
 
 def classify(
-    net: Network, names: Sequence[str], top: int, keep_images: bool = False
+    net: Network, names: Sequence[ImageFile], top: int, keep_images: bool = False
 ) -> Iterator[Result]:
     """Yield the `top` best classes of each image, in the order of `names`.
 
     Raises UserError when the network computes a number that is not finite.
     """
 
-    def read(name: str) -> tuple[Result, np.ndarray | None]:
+    def read(name: ImageFile) -> tuple[Result, np.ndarray | None]:
         try:
             image = sources.read(name)
         except BadImageError as error:

@@ -20,8 +20,8 @@ import megengine.core.tensor.megbrain_graph as G
 import numpy as np
 from megengine.utils.comp_graph_tools import GraphInference, get_dep_vars
 
+from data.unpickle import Unpickler
 from deployment.child_process import end_at_once_on_exit, time_limit
-from weights.unpickle import Unpickler
 
 
 class Channel:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from data.datasets import Dataset
+from data.members import Member
 
 
 def describe(train: Dataset, val: Dataset) -> dict[str, Any]:
@@ -72,11 +73,9 @@ def _names(dataset: Dataset) -> list[bytes]:
     """Return the names of the images, or empty ones of images in memory."""
     if isinstance(dataset.images, np.ndarray):
         return [b""] * len(dataset)
-    parts = [os.path.split(file) for file in dataset.images]
-    folders = {folder: os.path.abspath(folder) for folder, _ in parts}
-    top = os.path.commonpath(list(folders.values()))
-    below = {folder: os.path.relpath(path, top) for folder, path in folders.items()}
-    return [os.fsencode(os.path.join(below[folder], name)) for folder, name in parts]
+    top = os.path.commonpath([os.path.dirname(name) for name in dataset.names])
+    above = len(os.path.join(top, ""))
+    return [os.fsencode(name[above:]) for name in dataset.names]
 
 
 def _sizes(dataset: Dataset) -> list[bytes]:
@@ -86,5 +85,6 @@ def _sizes(dataset: Dataset) -> list[bytes]:
     sizes = [b"missing"] * len(dataset)
     for index, file in enumerate(dataset.images):
         with suppress(OSError):
-            sizes[index] = str(os.stat(file).st_size).encode()
+            size = file.size if isinstance(file, Member) else os.stat(file).st_size
+            sizes[index] = str(size).encode()
     return sizes

@@ -99,6 +99,8 @@ def check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         parser.error(
             f"--warmup-epochs {args.warmup_epochs:g} leaves nothing of --epochs {args.epochs}"
         )
+    if args.val_list is not None and (args.data is None or args.holdout is not None):
+        parser.error("--val-list labels the validation images of --data, instead of --holdout")
     if args.holdout is not None and args.data is None:
         parser.error("--holdout takes images from the folder of --data, so it needs that")
     if args.extend and not args.resume:

@@ -38,8 +38,15 @@ class RunOptions:
     data: str | None = setting(
         None,
         metavar="DIR",
-        help="folder with train/CLASS/IMAGE and val/CLASS/IMAGE (or valid/, validation/ or test/); "
-        "without it the handwritten digits of scikit-learn",
+        help="folder with train/CLASS/IMAGE and val/CLASS/IMAGE (or valid/, validation/ or test/), "
+        "or an archive or another form that docs/data.md lists; without it the handwritten digits "
+        "of scikit-learn",
+    )
+    val_list: str | None = setting(
+        None,
+        group="network and data",
+        metavar="FILE",
+        help=cli.SHARED_FLAGS["--val-list"]["help"],
     )
     ngpus: int = setting(
         1,

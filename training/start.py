@@ -15,7 +15,7 @@ import numpy as np
 
 import utils
 import weights
-from data import datasets, mixing
+from data import datasets, mixing, readers
 from data.contact_sheet import contact_sheet
 from data.holdout import hold_out
 from data.loader import Loader
@@ -39,11 +39,16 @@ def open_data(args: argparse.Namespace) -> tuple[datasets.Dataset, datasets.Data
     if args.data is None:
         train, val = datasets.digits()
     else:
-        train = datasets.image_folder(args.data, "train")
+        train = readers.open_dataset(args.data, "train")
         if args.holdout is not None:
             train, val = hold_out(train, args.holdout, args.seed)
+        elif train.whole and args.val_list is None:
+            raise utils.UserError(
+                f"nothing in {args.data} says which images are for validation; give --holdout 0.1 "
+                "to take a tenth of all, or data with the parts train and val"
+            )
         else:
-            val = datasets.image_folder(args.data, "val")
+            val = readers.open_dataset(args.data, "val", labels=args.val_list)
             val = datasets.with_class_order(val, len(train.classes), train.classes)
     return replace(train, augment=options.augmentation(args, train.augment)), val
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath
 from typing import IO, Any
 
-from .unpickle import UnsuitableError
+from data.unpickle import UnsuitableError
 
 _DECOMPRESS: dict[str, Callable[..., Any]] = {
     "gzip": gzip.open,

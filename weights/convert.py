@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from data import foreign
 from data.transforms import BASECLS
 
 from . import (
@@ -19,7 +20,6 @@ from . import (
     dingxiaoh,
     entries,
     fastvit,
-    foreign,
     mmpretrain,
     own,
     port,

@@ -7,14 +7,10 @@ first (a lock on `.NAME.lock`).
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import re
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from urllib.parse import unquote
@@ -23,7 +19,7 @@ import requests
 from requests.exceptions import ChunkedEncodingError, ConnectionError, RequestException, Timeout
 from tqdm import tqdm
 
-from utils import UserError
+from utils import UserError, cache_folder, locked
 
 TIMEOUT = (10, 30)  # seconds to connect, and to wait for more bytes
 PAUSES = (1, 2)  # seconds between one try and the next
@@ -51,7 +47,7 @@ def fetch(url: str) -> Path:
         if path.is_file():
             return path
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(path):
+        with locked(path, "downloads"):
             if not path.is_file():  # else another process has downloaded it
                 part = Path(f"{path}.part")
                 _download(url, part)
@@ -72,29 +68,15 @@ def _error(url: str, what: str) -> UserError:
 def _cache_path(url: str) -> Path:
     if not re.match(r"https?://[^/]", url, re.IGNORECASE):
         raise _error(url, "it is not a URL that begins with https:// or http://; give one")
-    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    folder = os.environ.get("REPARAM_CACHE") or f"{caches}/reparam-megengine"
     name = unquote(re.split(r"[?#]", url)[0]).rpartition("/")[2]
     unique = hashlib.sha256(url.encode(errors="replace")).hexdigest()[:10]
     name = f"{unique}-{re.sub(r'[^A-Za-z0-9._-]', '_', name)[-100:]}"
-    return Path(os.path.expanduser(folder), name)
+    return cache_folder() / name
 
 
 def _forget(part: Path) -> None:
     part.unlink(missing_ok=True)
     Path(f"{part}.version").unlink(missing_ok=True)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Keep other processes from the same download; the system frees the lock of a dead process."""
-    with open(path.with_name(f".{path.name}.lock"), "ab") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"waiting for another process that downloads {path.name}", file=sys.stderr)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _download(url: str, part: Path) -> None:

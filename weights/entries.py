@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from .foreign import is_module
+from data.foreign import is_module
+
 from .keymap import Tensors
 
 ROOT = "."  # name of the entry at the top of a file

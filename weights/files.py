@@ -13,10 +13,11 @@ from typing import IO, Any
 
 import numpy as np
 
+from data import unpickle
+from data.unpickle import UnsuitableError
 from utils import UserError
 
-from . import archives, formats, safetensors_file, torch_file, unpickle
-from .unpickle import UnsuitableError
+from . import archives, formats, safetensors_file, torch_file
 
 # Names of the weights in a folder that stands for a network, the first that is there.
 _IN_FOLDER = (

@@ -9,8 +9,9 @@ from typing import IO, Any
 
 import numpy as np
 
+from data.unpickle import DamagedError, UnsuitableError
+
 from .torch_tensors import bfloat16, float8
-from .unpickle import DamagedError, UnsuitableError
 
 _TYPES = {
     "F64": "<f8",

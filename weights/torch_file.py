@@ -18,8 +18,10 @@ from typing import IO, Any, ClassVar
 
 import numpy as np
 
-from . import foreign, torch_tensors, unpickle
-from .unpickle import DamagedError, UnsuitableError
+from data import foreign, unpickle
+from data.unpickle import DamagedError, UnsuitableError
+
+from . import torch_tensors
 
 _ZIP = b"PK\3\4"
 LEGACY = 0x1950A86A20F9469CFC6C.to_bytes(10, "little")  # the magic number, as pickles write it

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from . import foreign
-from .unpickle import DamagedError, ForbiddenError
+from data import foreign
+from data.unpickle import DamagedError, ForbiddenError
 
 # The types of the elements as they are stored; `_decode` turns two of them into NumPy's.
 STORAGES = {

@@ -6,6 +6,7 @@ one with its benchmark tool).
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
@@ -15,8 +16,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from data import datasets, sources
-from data.decoding import BadImageError
+from data import datasets, readers, sources
+from data.decoding import BadImageError, ImageFile, read
 from data.transforms import Preprocessing
 from utils import UserError
 
@@ -60,7 +61,7 @@ Then compute accuracy and images per second from the folder of this project:
 def write_kit(
     model: M.Module,
     preprocessing: Preprocessing,
-    images: Sequence[Path],
+    images: Sequence[ImageFile],
     labels: Sequence[int],
     out: str | PathLike,
     metadata: dict | None = None,
@@ -103,7 +104,7 @@ def write_kit(
         )
         (folder / "val_label.txt").write_text(
             "".join(
-                f"{name}{file.suffix} {label}\n"
+                f"{name}{Path(file).suffix} {label}\n"
                 for file, name, label in zip(images, names, labels, strict=True)
             ),
             errors="surrogateescape",
@@ -126,7 +127,7 @@ def labelled_images(
     labels: str | PathLike | None,
     num_classes: int,
     classes: list[str] | None,
-) -> tuple[list[Path], list[int]]:
+) -> tuple[Sequence[ImageFile], list[int]]:
     """Return image files and their labels.
 
     Args:
@@ -138,8 +139,10 @@ def labelled_images(
     Raises UserError when there are no images, an image has no label, or the classes do not match.
     """
     if labels is None:
-        dataset = datasets.image_folder(data, "val")
+        dataset = readers.open_dataset(data, "val")
         dataset = datasets.with_class_order(dataset, num_classes, classes)
+        if isinstance(dataset.images, np.ndarray):
+            raise UserError(f"{data} holds pixels; give image files, from which the kit is made")
         return dataset.images, dataset.labels.tolist()
     if not Path(data).is_dir():
         raise UserError(f"there is no folder {data}; give one with images in it")
@@ -157,7 +160,7 @@ def labelled_images(
     return files, [known[_key(file.name)] for file in files]
 
 
-def prepare(path: str | PathLike, preprocessing: Preprocessing) -> np.ndarray:
+def prepare(path: ImageFile, preprocessing: Preprocessing) -> np.ndarray:
     """Return an image file as the network's input, float32 [3, size, size].
 
     Pillow decodes it, ignoring EXIF's orientation; it is resized and cropped as for an evaluation;
@@ -166,7 +169,7 @@ def prepare(path: str | PathLike, preprocessing: Preprocessing) -> np.ndarray:
     BadImageError naming the file.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(read(path))) as image:
             image = _to_rgb(image)
     except Exception:  # Pillow's decoders raise errors of many kinds
         raise BadImageError(

@@ -2,35 +2,33 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
-from os import PathLike
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from data.datasets import image_files
-from data.decoding import decode
+from data import readers
+from data.decoding import ImageFile, decode
+from data.decoding import read as content_of
 from data.transforms import Preprocessing
 from utils import UserError
-from weights.files import sha256
 
 
-def files(folder: str | PathLike, count: int) -> list[Path]:
-    """Return `count` image files of a folder and its subfolders, evenly from the sorted files.
+def files(source: str | Path, count: int) -> list[ImageFile]:
+    """Return `count` images of a folder or an archive, evenly from the sorted files.
 
-    Raises UserError when there is no folder or no image in it.
+    Raises UserError when there is no such folder or archive, or no image in it.
     """
-    if not Path(folder).is_dir():
-        raise UserError(f"there is no folder {folder}; give one with images for calibration")
-    available = image_files(folder)
+    available = readers.find_images(source)
     if not available:
-        raise UserError(f"there are no images in {folder}; give a folder with some; 64 suffice")
+        raise UserError(f"there are no images in {source}; give some; 64 suffice")
     count = min(count, len(available))
     return [available[i * len(available) // count] for i in range(count)]
 
 
-def read(files: Sequence[Path], preprocessing: Preprocessing) -> np.ndarray:
+def read(files: Sequence[ImageFile], preprocessing: Preprocessing) -> np.ndarray:
     """Return the images, float32 [N, 3, size, size], preprocessed as for an evaluation.
 
     Raises UserError when a file is broken, or every image is of a single colour.
@@ -47,12 +45,20 @@ def read(files: Sequence[Path], preprocessing: Preprocessing) -> np.ndarray:
     return np.stack([preprocessing.normalize(crop) for crop in crops])
 
 
-def assert_disjoint(calibration: Sequence[Path], test: Sequence[Path]) -> None:
+def assert_disjoint(
+    calibration: Sequence[ImageFile], test: Sequence[ImageFile] | np.ndarray
+) -> None:
     """Raise UserError when a test image has the same content as a calibration image."""
-    seen = {sha256(file): file for file in calibration}
+    if isinstance(test, np.ndarray):  # pixels in memory, which no file has
+        return
+    seen = {_digest(file): file for file in calibration}
     for file in tqdm(test, desc="comparing files", leave=False, disable=None):
-        if (same := seen.get(sha256(file))) is not None:
+        if (same := seen.get(_digest(file))) is not None:
             raise UserError(
                 f"the test image {file} is the calibration image {same}; "
                 "calibrate on other images than those the accuracy is measured on"
             )
+
+
+def _digest(file: ImageFile) -> bytes:
+    return hashlib.sha256(content_of(file)).digest()

@@ -8,6 +8,8 @@ import pytest
 
 from benchmarks import data_pipeline
 from data.transforms import Preprocessing
+from tests.data.forms import tar
+from utils import UserError
 
 
 @pytest.mark.slow
@@ -43,6 +45,29 @@ def test_files_are_chosen_evenly_and_used_again(image_folder):
     assert len(set(data_pipeline.find_images(folder, 21).images)) == 21
     images = data_pipeline.find_images(folder, 200).images
     assert len(images) == 200 and len(set(images)) == 63
+
+
+@pytest.mark.slow
+def test_several_forms_of_a_data_set_are_compared(command, image_folder, tmp_path):
+    folder = image_folder()
+    packed = tar(tmp_path / "photos.tar", folder)
+    arguments = ["--size", 32, "--images", 8, "--batch-size", 4, "--rounds", 1, "--json"]
+    status, out, err = command("benchmark", "data", "--data", folder, packed, *arguments)
+    assert status == 0, err
+    rows = json.loads(out)
+    assert [row["variant"] for row in rows] == [f"ours, {folder}", f"ours, {packed}"]
+    assert rows[0]["times_first"] == 1 and rows[1]["per_core"] > 0
+
+
+def test_the_forms_must_be_of_the_same_images(image_folder, tmp_path):
+    folder = image_folder()
+    packed = tar(tmp_path / "photos.tar", folder)
+    same = data_pipeline.find_same_images([str(folder), str(packed)], 20)
+    first, second = same.values()
+    assert first.names == second.names and len({*first.names}) == 15 and len(first) == 20
+    (folder / "val/pear/1.jpg").unlink()
+    with pytest.raises(UserError, match="photos has 14 validation images and .*photos.tar 15; giv"):
+        data_pipeline.find_same_images([str(folder), str(packed)], 20)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ import onnx
 import pytest
 
 from data.transforms import BASECLS
+from tests.data.forms import tar
+from tests.data.test_parquet import write
 from tests.support import ROOT, write_image_folder
 from tests.training.test_tensorboard import points
 from training import find_lr
@@ -131,6 +133,27 @@ def test_killed_at_any_step_and_resumed_it_ends_with_the_same_bits(straight, tmp
         runs = points(folder), points(resumed)
         a, b = ({k: v for k, v in run.items() if k[0] == name} for run in runs)
         assert a == b
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["tar", "parquet"])
+def test_killed_on_an_archive_it_ends_with_the_bits_of_the_folder(
+    straight, tmp_path, monkeypatch, form
+):
+    monkeypatch.setenv("REPARAM_CACHE", str(tmp_path / "cache"))
+    data, folder, _ = straight
+    packed = tar(tmp_path / "data.tar", data) if form == "tar" else write(data, tmp_path / "hf")
+    command = ["train.py", "--data", packed, "--save", tmp_path, "--tag", "b", "--save-freq", "2"]
+    process = start(*command, *SMALL)
+    wait_for(process, "epoch 2 step 3/6")
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    status, out = finish(*command, *SMALL, "--resume", "auto")
+    assert status == 0 and "resuming" in out, out
+    resumed = tmp_path / "RepVGGA0" / "b"
+    for name in ("latest.pkl", "best.pkl"):
+        a, b = (pickle.loads((run / name).read_bytes()) for run in (folder, resumed))
+        assert equal(a, b), name
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data import unpickle
 from tests.weights.torch_writer import (
     Call,
     Global,
@@ -30,7 +31,7 @@ from tests.weights.torch_writer import (
     write_zip,
 )
 from utils import UserError
-from weights import torch_file, unpickle
+from weights import torch_file
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "pth"
 REFUSED = "refused and nothing .* executed"

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data import unpickle
 from utils import UserError
-from weights import unpickle
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 

@@ -1,0 +1,81 @@
+"""Data in the forms in which people hold it, told by content: one file a form.
+
+A reader returns a Dataset whose images are files, files inside archives, or pixels in memory;
+order, loading and errors are then the same for all of them.
+"""
+
+from __future__ import annotations
+
+import os
+from os import PathLike
+from pathlib import Path
+
+from utils import UserError, shown
+
+from .. import archives
+from ..datasets import Dataset, image_folder
+from ..folders import LeftOut, image_files
+from ..members import Members
+from . import archive, cifar, idx, lists, parquet, places, webdataset
+from .common import image_paths
+from .lists import Labels
+
+
+def open_dataset(
+    root: str | Path, split: str, exact: bool = False, labels: str | PathLike | None = None
+) -> Dataset:
+    """Return a part of the data that --data names.
+
+    Args:
+        root: a folder, a file, or a pattern of files such as "train-{0000..1023}.tar".
+        split: "train" or "val", which may also be called valid, validation or test; with `exact`,
+            the part's own name.
+        exact: take no other name for it.
+        labels: list of the images' labels, see lists.py; for images that are in no class folders.
+
+    Raises UserError when there is no such data, or it is damaged.
+    """
+    known: Labels | None = None if labels is None else lists.read_labels(labels)
+    if (small := cifar.read(Path(root), split)) is not None:
+        return small
+    place = places.find(root, split, exact)
+    if place is None:
+        dataset = image_folder(root, split, exact)
+        if known is not None:
+            raise UserError(
+                f"{shown(root)} has class folders for this part of the data, so there is nothing "
+                f"to label by {shown(known.file)}; leave --val-list out"
+            )
+        return dataset
+    if place.kind == "folder":
+        return lists.of_folder(place, known)
+    if place.kind == "idx":
+        return idx.read(place)
+    if place.kind == "parquet":
+        place = parquet.unpack(place)
+    members, texts = archives.all_members(place.paths)
+    labelled = webdataset.read(place, members, texts) if known is None else None
+    return labelled or archive.read(place, members, known)
+
+
+def is_archive(path: Path) -> bool:
+    """Return whether a path is a tar or zip; False for what cannot be read."""
+    return path.is_file() and os.access(path, os.R_OK) and archives.kind(path) in ("tar", "zip")
+
+
+def find_images(root: str | Path) -> list[Path] | Members:
+    """Return all images in a folder, or in an archive or the archives of a pattern, sorted.
+
+    Raises UserError when there is no such folder or file.
+    """
+    path = Path(root)
+    if path.is_dir():
+        return image_files(path)
+    place = places.find(root, "train", exact=False)
+    if place is None:
+        raise UserError(f"there is no folder {shown(root)}, and no archive; give one with images")
+    if place.kind == "parquet":
+        place = parquet.unpack(place)
+    members, _ = archives.all_members(place.paths)
+    paths = image_paths(members.names, LeftOut())
+    return members.take(sorted(paths, key=lambda index: paths[index]))

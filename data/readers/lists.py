@@ -1,0 +1,129 @@
+"""Images in one folder or archive without class folders, whose labels are in a list.
+
+A list is a text of lines "NAME LABEL", with or without a comma; Kaggle's solution of ImageNet, a
+table of ImageId and PredictionString; or the development kit of ILSVRC 2012. A label is the name of
+a class, such as a wnid, or a number: the position among the sorted names, from 0.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import NamedTuple
+
+from utils import UserError, shown
+
+from ..datasets import Dataset
+from ..folders import LeftOut, image_files, is_image
+from ..members import Members
+from . import devkit
+from .common import Sample, are_numbers, ordered
+from .places import Place
+
+_NAMES = ("val_label.txt", "val_labels.txt", "val_list.txt", "val.txt", "LOC_val_solution.csv")
+
+
+class Labels(NamedTuple):
+    """A list of labels: the file that it is from, and image's name without its end -> label."""
+
+    file: Path
+    of: Mapping[str, str | int]
+
+
+def read_labels(path: str | PathLike) -> Labels:
+    """Return the labels in a list; raise UserError when it cannot be read."""
+    path = Path(path)
+    if devkit.is_one(path):
+        return Labels(path, devkit.labels(path))
+    try:
+        lines = path.read_text(errors="surrogateescape").splitlines()
+    except OSError as error:
+        raise UserError(f"cannot read the labels {shown(path)}: {error.strerror}") from None
+    rows = []
+    for number, line in enumerate(lines):
+        if not line.strip():
+            continue
+        name, label = _row(line)
+        if number == 0 and name.lower() in ("imageid", "image", "filename", "name", "file"):
+            continue
+        if not label:
+            raise UserError(
+                f"line {number + 1} of {shown(path)} is not NAME LABEL, NAME,LABEL or a row of "
+                f"Kaggle's LOC_val_solution.csv: {line[:80]!r}; give a list that has no other lines"
+            )
+        rows.append((_key(name), label))
+    if not rows:
+        raise UserError(f"{shown(path)} is empty; give a list with the label of each image")
+    if are_numbers(label for _, label in rows):
+        return Labels(path, {name: int(label) for name, label in rows})
+    return Labels(path, dict(rows))
+
+
+def _row(line: str) -> tuple[str, str]:
+    """Return name and label of a line; the label is empty where there is none."""
+    if "," in line:
+        name, label, *_ = [*next(csv.reader([line])), ""]
+        return name.strip(), (label.split() or [""])[0]  # Kaggle's go on with boxes
+    parts = line.rsplit(maxsplit=1)
+    return (parts[0], parts[1]) if len(parts) == 2 else (line.strip(), "")
+
+
+def _key(name: str) -> str:
+    name = name.replace("\\", "/").rpartition("/")[2]
+    return name.rpartition(".")[0] if is_image(name) else name
+
+
+def beside(where: Path) -> Labels:
+    """Return the list in or beside a folder, or beside an archive; raise UserError without one."""
+    for folder in (where, where.parent, where.parent.parent) if where.is_dir() else (where.parent,):
+        candidates = [folder / name for name in _NAMES]
+        candidates += sorted(folder.glob("*devkit*"))
+        for file in candidates:
+            if file.is_file() or devkit.is_one(file):
+                return read_labels(file)
+    raise UserError(
+        f"the images in {shown(where)} are in no class folders; give their labels by --val-list "
+        f"FILE, or put {_NAMES[0]}, {_NAMES[-1]} or ImageNet's development kit beside them"
+    )
+
+
+def of_folder(place: Place, labels: Labels | None) -> Dataset:
+    """Return the images in a folder and below, labelled by a list; see `read`."""
+    left_out = LeftOut()
+    folder = place.paths[0]
+    files = image_files(folder, left_out)
+    names = {index: file.name for index, file in enumerate(files)}
+    return read(place, files, names, labels or beside(folder), left_out)
+
+
+def read(
+    place: Place,
+    images: Sequence[Path] | Members,
+    names: Mapping[int, str],
+    labels: Labels,
+    left_out: LeftOut,
+) -> Dataset:
+    """Return the data set of images that a list labels.
+
+    Args:
+        place: where they are from.
+        images: the images.
+        names: position in `images` -> name of the file.
+        labels: the list.
+        left_out: what is left out beside them; labels without an image are added.
+
+    Raises UserError naming an image without a label.
+    """
+    samples = []
+    for index, name in names.items():
+        label = labels.of.get(_key(name))
+        if label is None:
+            raise UserError(
+                f"the image {shown(name)} of {shown(place.source)} has no label in "
+                f"{shown(labels.file)}; give a list with all of them"
+            )
+        samples.append(Sample(label, name, index))
+    left_out.missing += len(labels.of.keys() - {_key(name) for name in names.values()})
+    return ordered(samples, images, place.source, place.split, left_out, place.whole)

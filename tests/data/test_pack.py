@@ -1,0 +1,142 @@
+"""python -m data.pack: the same images in one tar, smaller on request; resumed and checked."""
+
+import signal
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+
+import utils
+from data import datasets, pack, packing, resizing
+from data.decoding import decode, decode_content
+from data.readers import open_dataset
+from tests.data.forms import shards, tar
+from tests.data.test_readers import assert_same, batches, cache, root  # noqa: F401
+from tests.support import ROOT
+from training import identity
+
+
+@pytest.fixture
+def run(capfd):
+    def run(*arguments):
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as leaving:
+            utils.run(lambda: pack.main([str(argument) for argument in arguments]))
+        return leaving.value.code, *capfd.readouterr()
+
+    return run
+
+
+def test_packed_images_are_the_same(root, tmp_path, run):  # noqa: F811
+    expected = [datasets.image_folder(root, split) for split in ("train", "val")]
+    status, out, err = run(root, tmp_path / "a.tar")
+    assert status == 0, err
+    assert "a.tar: 31 images, 0.00 GB, as they are; all read back as written" in out
+    found = [open_dataset(tmp_path / "a.tar", split) for split in ("train", "val")]
+    assert_same(batches(*found), batches(*expected))
+    assert identity.describe(*found) == identity.describe(*expected)
+    assert datasets.left_out(found) == []  # the list of checksums is none of the images
+    status, out, _ = run(root, tmp_path / "a.tar")
+    assert status == 0 and "is there already, packed from the same images" in out
+    status, _, err = run(root, tmp_path / "a.tar", "--size", 20)
+    assert status == 2 and "a.tar is there already, and of other images or settings" in err
+    sums = subprocess.run(["tar", "xf", "a.tar"], cwd=tmp_path, check=True)
+    sums = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=tmp_path, capture_output=True)
+    assert sums.returncode == 0 and sums.stdout.count(b": OK") == 31
+
+
+def test_other_forms_are_packed_too(root, tmp_path, run):  # noqa: F811
+    for split in ("train", "val"):
+        shards(root, split, tmp_path / "shards")
+    assert run(tmp_path / "shards", tmp_path / "a.tar")[0] == 0
+    found = [open_dataset(tmp_path / "a.tar", split) for split in ("train", "val")]
+    expected = [datasets.image_folder(root, split) for split in ("train", "val")]
+    assert_same(batches(*found), batches(*expected))
+    whole = tar(tmp_path / "whole.tar", root / "train", "fruit")
+    assert run(whole, tmp_path / "b.tar")[0] == 0
+    packed = open_dataset(tmp_path / "b.tar", "train")
+    assert packed.whole and packed.names == open_dataset(whole, "train").names
+
+
+def test_larger_images_are_made_smaller_once(root, tmp_path, run):  # noqa: F811
+    rng = np.random.default_rng(0)
+    for name, shape in (("wide.png", (60, 91, 3)), ("high.jpg", (121, 60, 3))):
+        cv2.imwrite(str(root / "val/pear" / name), rng.integers(0, 256, shape, np.uint8))
+    status, out, err = run(root, tmp_path / "a.tar", "--size", 48, "--quality", 90)
+    assert status == 0, err
+    assert "larger ones at a short side of 48 px as JPEG of quality 90" in out
+    val = open_dataset(tmp_path / "a.tar", "val")
+    images = dict(zip(val.names, val.images, strict=True))
+    for name, size in (("wide.png", (48, 73)), ("high.jpg", (97, 48))):
+        packed = name.replace(".png", ".png.jpg")
+        image = resizing.by_pillow(decode(root / "val/pear" / name), *size[::-1], "bicubic")
+        encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes()
+        assert images[f"pear/{packed}"].read() == encoded
+        assert decode_content(encoded, name).shape[:2] == size
+    assert images["pear/1.jpg"].read() == (root / "val/pear/1.jpg").read_bytes()  # 40 px
+
+
+def test_bad_images_stop_it_or_are_skipped(root, tmp_path, run):  # noqa: F811
+    (root / "val/pear/1.jpg").write_bytes(b"\xff\xd8 nothing")
+    status, _, err = run(root, tmp_path / "a.tar", "--size", 32)
+    assert status == 2 and "pear/1.jpg is corrupt" in err and len(err.splitlines()) == 1
+    assert not (tmp_path / "a.tar").exists()
+    status, out, _ = run(root, tmp_path / "a.tar", "--size", 32, "--skip-bad-images")
+    assert status == 0 and "1 bad images were skipped, the first of them val/pear/1.jpg" in out
+    assert len(open_dataset(tmp_path / "a.tar", "val")) == 8
+
+
+SLOWLY = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from data import pack, packing
+packing._BETWEEN_SAVES = 1
+add = packing._add
+packing._add = lambda *arguments: (add(*arguments), print("added", flush=True), time.sleep(0.05))
+pack.main(sys.argv[2:])
+"""
+
+
+def test_it_goes_on_where_it_was_killed(root, tmp_path, run, monkeypatch):  # noqa: F811
+    target = tmp_path / "a.tar"
+    command = [sys.executable, "-c", SLOWLY, str(ROOT), str(root), str(target)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        for _ in range(9):
+            process.stdout.readline()
+        process.send_signal(signal.SIGKILL)
+    assert not target.exists()
+    partial = tmp_path / ".a.tar.partial"
+    content = bytearray(partial.read_bytes())
+    content[3 * 1024 + 600] ^= 1  # what a crash may leave is found by its hash
+    partial.write_bytes(content)
+    begun = []
+    whole = packing._append
+
+    def append(tar, log, files, done, bar):
+        begun.append(len(done))
+        return whole(tar, log, files, done, bar)
+
+    monkeypatch.setattr(packing, "_append", append)
+    assert run(root, target)[0] == 0
+    assert 0 < begun[0] < 4
+    assert run(root, tmp_path / "b.tar")[0] == 0
+    assert target.read_bytes() == (tmp_path / "b.tar").read_bytes()
+    assert not list(tmp_path.glob(".a.tar.partial*"))
+
+
+def test_a_tar_is_checked_by_its_sums(root, tmp_path, run):  # noqa: F811
+    target = tmp_path / "a.tar"
+    run(root, target)
+    status, out, _ = run(target, "--check")
+    assert status == 0 and "all 31 files are as written" in out
+    place = open_dataset(target, "val").images[4]
+    content = bytearray(target.read_bytes())
+    content[place.offset + 5] ^= 1
+    target.write_bytes(content)
+    status, _, err = run(target, "--check")
+    assert status == 2 and "a.tar/val/pear/1.jpg is not what was written; pack it anew" in err
+    status, _, err = run(tar(tmp_path / "b.tar", root), "--check")
+    assert status == 2 and "b.tar has no SHA256SUMS" in err
+    assert run(root)[0] == 2 and run(root, tmp_path / "folder")[0] == 2
