@@ -136,7 +136,7 @@ def _curves(history: list[dict[str, float]]) -> bytes:
     for axes, title, columns in (
         (
             loss,
-            "cross entropy",
+            "loss",
             {"train_loss": "training", "val_loss": "validation", "ema_loss": "averaged weights"},
         ),
         (

@@ -86,7 +86,9 @@ class RunOptions:
         group="network and data",
         at_least=1,
         metavar="PIXELS",
-        help="side length of the network's input",
+        by_epoch=True,
+        help="side length of the network's input; where it changes by epoch, validation has the "
+        "last one",
     )
     crop_ratio: float | None = setting(
         None,
