@@ -67,6 +67,7 @@ class Run:
         print_freq: steps between log lines.
         save_freq: steps between saves, beside the one after every epoch; 0 for none.
         low_memory: compute activations again instead of keeping them.
+        keep: number of the best epochs, and of the last ones, whose weights stay in the folder.
         extend: let a run that is resumed have more epochs than it had.
     """
 
@@ -76,6 +77,7 @@ class Run:
     save_freq: int = 0
     low_memory: bool = False
     extend: bool = False
+    keep: int = 0
 
 
 def check_sizes(network: Network, data: Data, settings: Settings, run: Run) -> None:

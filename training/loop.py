@@ -246,9 +246,8 @@ class Trainer:
         for name, applied in weights.items():
             with applied, swapped(self.model, self._precise_statistics()):
                 scores[name] = self._evaluate()
-                chosen = self.best.column == f"{name}_top1" and self.workers.rank == 0
-                if chosen and self.best.improves(self.history, scores[name].top1):
-                    checkpoint.save(self._checkpoint(), self.run.folder.best)
+                if self.best.column == f"{name}_top1" and self.workers.rank == 0:
+                    self._save_weights(scores[name].top1)
         rate = self.learning_rate(self.step)
         changing = changes.columns(self._owners, len(self.history), self.settings.epochs)
         self.history.append(
@@ -256,7 +255,16 @@ class Trainer:
         )
         self.outcomes.score = Score()
         self.save()
+        self.run.folder.remove_epochs_but(self.best.kept(self.history, self.run.keep))
         self.run.folder.write_metrics(self.history, last=self.step >= self.total_steps)
+
+    def _save_weights(self, top1: float) -> None:
+        """Save the weights as they are where they are the best so far, or kept for a while."""
+        folder, is_best = self.run.folder, self.best.improves(self.history, top1)
+        files = [folder.best] * is_best
+        files += [folder.of_epoch(len(self.history) + 1)] * bool(self.run.keep)
+        for file in files:
+            checkpoint.save(self._checkpoint(), file)
 
     def _evaluate(self) -> Score:
         """Score the network as it is on the validation set."""

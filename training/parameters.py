@@ -44,7 +44,7 @@ def depths(model: M.Module) -> dict[str, int]:
     prefixes = {
         f"{path}.": block_of[id(m)] for path, m in model.named_modules() if id(m) in block_of
     }
-    prefixes["stage0."] = 0
+    prefixes |= {"stage0.": 0, "stem": 0}  # as the families name it
     after = len(block_of) + 1
     return {
         name: next((depth for start, depth in prefixes.items() if name.startswith(start)), after)

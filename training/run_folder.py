@@ -11,6 +11,7 @@ import platform
 import signal
 import sys
 import time
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,18 @@ class RunFolder:
     def best(self) -> Path:
         """Path of the weights with the best validation accuracy so far."""
         return self.path / "best.pkl"
+
+    def of_epoch(self, epoch: int | str) -> Path:
+        """Path of the weights after epoch 1, 2, ... (or "*"), where the run keeps them."""
+        return self.path / f"epoch-{epoch}.pkl"
+
+    def remove_epochs_but(self, kept: Collection[int]) -> None:
+        """Remove the weights of all epochs but these."""
+        if self.silent:
+            return
+        files = {self.of_epoch(epoch) for epoch in kept}
+        for file in set(self.path.glob(self.of_epoch("*").name)) - files:
+            file.unlink()
 
     def log(self, line: str) -> None:
         """Print a line, above the progress bar if there is one, and keep it in log.txt.

@@ -149,6 +149,13 @@ class RunOptions:
         help="steps between saves of latest.pkl, which every epoch ends with too; 0: after epochs "
         "only",
     )
+    keep: int = setting(
+        0,
+        at_least=0,
+        metavar="K",
+        help="keep the weights of the best K and of the last K epochs as epoch-N.pkl, beside "
+        "best.pkl and latest.pkl",
+    )
     print_freq: int = setting(20, at_least=1, metavar="STEPS", help="steps between log lines")
     val_batch_size: int = setting(
         100, at_least=1, metavar="IMAGES", help="images per batch in validation"

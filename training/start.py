@@ -179,7 +179,9 @@ def make_trainer(
 
         quantized = qat.FakeQuantized(start.model)
     settings = options.settings(args, guide and guide.name)
-    run = Run(folder, workers, args.print_freq, args.save_freq, args.low_memory, args.extend)
+    run = Run(
+        folder, workers, args.print_freq, args.save_freq, args.low_memory, args.extend, args.keep
+    )
     trainer = Trainer(Network(start.model, quantized, guide), Data(*loaders), settings, run)
     constant = constant_norms.warn(
         start.model, settings, min(by_epoch.values(args.size)), workers.size
