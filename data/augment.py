@@ -92,9 +92,9 @@ class Augmentation:
         check=policy,
         metavar="POLICY",
         by_epoch=True,
-        help="augmentation policy: none, v0 (AutoAugment), or RandAugment as in "
-        "rand-m9-n2-mstd0.5-inc1: level 9, 2 operations, standard deviation 0.5 of the level, "
-        "changes that grow with the level",
+        help="augmentation policy: none; v0 (AutoAugment; v0-p0.3: for 0.3 of the images); or "
+        "RandAugment as in rand-m9-n2-mstd0.5-inc1: level 9, 2 operations, standard deviation 0.5 "
+        "of the level, changes that grow with the level",
     )
     random_erasing: float = setting(
         0.0,
