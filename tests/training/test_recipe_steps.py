@@ -1,6 +1,7 @@
 """Two steps of every recipe on tiny data, by the command itself."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import models
@@ -9,6 +10,7 @@ from models import registry
 import numpy as np
 import pytest
 
+from data.transforms import TORCHVISION
 from training import loop, recipe, run_folder
 from training.schedule import SCHEDULES
 from weights import checkpoint, state
@@ -19,8 +21,12 @@ SMALL = {
     "RepVGGPlus": {"depths": (1, 1, 2, 1), "width": (0.125, 0.125, 0.125, 0.125)},
     "MobileOne": {"depths": (1, 1, 1, 1), "width": (0.25, 0.25, 0.25, 0.125)},
     "RepLKNet": {"channels": (4, 4, 8, 8), "depths": (1, 1, 1, 1), "kernel_sizes": (7, 7, 7, 7)},
+    "RepViT": {"channels": (8, 8, 16, 16), "rows": (1, 1, 1, 1)},
+    "RepGhost": {"width": 0.25},
     "FastViT": {"channels": (8, 8, 16, 16), "depths": (1, 1, 1, 1)},
 }
+CLASSES = ("apple", "pear", "plum")
+PREPROCESSING = replace(TORCHVISION, size=32)
 
 
 @pytest.fixture
@@ -37,8 +43,8 @@ def small(monkeypatch):
     state.shapes_of.cache_clear()
 
 
-def without_epochs(text):
-    """The values of the epochs of a plan, all at 32 px: the sizes are those of a tiny run."""
+def tiny_sizes(text):
+    """A plan of sizes in the same epochs, for a tiny run."""
     sizes = iter((32, 40, 48))
     return ",".join(f"{next(sizes)}@{part.partition('@')[2]}" for part in text.split(","))
 
@@ -60,15 +66,16 @@ def test_two_steps(command, small, image_folder, tmp_path, monkeypatch, name):
 
     monkeypatch.setattr(loop.Trainer, "train_step", train_step)
     data = image_folder(tmp_path / "data", train=4, val=1)
-    size = without_epochs(given["size"]) if "@" in given.get("size", "") else "32"
+    size = tiny_sizes(given["size"]) if "@" in given.get("size", "") else "32"
     flags = ["--data", data, "--save", tmp_path, "--tag", "run", "--batch-size", 6, "--workers", 0]
     flags += ["--size", size, "--ngpus", 1, "--print-freq", 1]
     if "precise-bn" in given:
         flags += ["--precise-bn", 6]
-    if given.get("distillation") or given.get("qat"):
-        kept = tmp_path / "weights.pkl"
-        checkpoint.save(checkpoint.of_model(models.create(arch, 3), classes=sorted(CLASSES)), kept)
-        flags += ["--teacher", f"{arch}:{kept}"] if "distillation" in given else []
+    if "distillation" in given or "qat" in given:
+        small("RepVGGA0")
+        model, kept = models.create("RepVGGA0", 3), tmp_path / "weights.pkl"
+        checkpoint.save(checkpoint.of_model(model, PREPROCESSING, sorted(CLASSES)), kept)
+        flags += ["--teacher", f"RepVGGA0:{kept}"] if "distillation" in given else []
         flags += ["--pretrained", kept] if "qat" in given else []
     status, out, err = command("train", "--recipe", name, *flags)
     assert (status, err) == (0, ""), out
@@ -86,9 +93,6 @@ def test_two_steps(command, small, image_folder, tmp_path, monkeypatch, name):
     assert latest.training["step"] == 2
     assert all(np.isfinite(value).all() for value in latest.state_dict.values())
     assert (run / "best.pkl").exists()
-
-
-CLASSES = ("apple", "pear", "plum")
 
 
 def _number(text):
