@@ -197,9 +197,9 @@ def policy(name: str) -> AutoAugment | RandAugment | None:
     """
     if name == "none":
         return None
-    kind, _, share = name.partition("-p")
-    if kind in PAIRS and re.fullmatch(r"|0?\.\d+|1", share) and not name.endswith("-p"):
-        return AutoAugment(PAIRS[kind], float(share or 1))
+    base, _, share = name.partition("-p")
+    if base in PAIRS and re.fullmatch(r"|0?\.\d+|1", share) and not name.endswith("-p"):
+        return AutoAugment(PAIRS[base], float(share or 1))
     if name in REMOVED:
         raise UserError(f"the augmentation policy {name!r} was removed: {REMOVED[name]}")
     head, *parts = name.split("-")

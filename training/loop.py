@@ -255,7 +255,8 @@ class Trainer:
         )
         self.outcomes.score = Score()
         self.save()
-        self.run.folder.remove_epochs_but(self.best.kept(self.history, self.run.keep))
+        if self.run.keep:  # what an earlier part of the run has kept otherwise stays
+            self.run.folder.remove_epochs_but(self.best.kept(self.history, self.run.keep))
         self.run.folder.write_metrics(self.history, last=self.step >= self.total_steps)
 
     def _save_weights(self, top1: float) -> None:

@@ -69,17 +69,18 @@ class RunFolder:
         """Path of the weights with the best validation accuracy so far."""
         return self.path / "best.pkl"
 
-    def of_epoch(self, epoch: int | str) -> Path:
-        """Path of the weights after epoch 1, 2, ... (or "*"), where the run keeps them."""
+    def of_epoch(self, epoch: int) -> Path:
+        """Path of the weights after epoch 1, 2, ..., where the run keeps them."""
         return self.path / f"epoch-{epoch}.pkl"
 
     def remove_epochs_but(self, kept: Collection[int]) -> None:
         """Remove the weights of all epochs but these."""
         if self.silent:
             return
-        files = {self.of_epoch(epoch) for epoch in kept}
-        for file in set(self.path.glob(self.of_epoch("*").name)) - files:
-            file.unlink()
+        for file in self.path.glob("epoch-*.pkl"):
+            number = file.stem.removeprefix("epoch-")
+            if number.isdecimal() and int(number) not in kept:
+                file.unlink()
 
     def log(self, line: str) -> None:
         """Print a line, above the progress bar if there is one, and keep it in log.txt.

@@ -133,6 +133,8 @@ def test_the_best_and_the_last_epochs_are_kept(train):
     average = checkpoint.read(folder / "latest.pkl").training["ema"]
     for name, value in last.state_dict.items():
         np.testing.assert_array_equal(value, average[name].reshape(value.shape), err_msg=name)
+    again = train(*flags[:2], "--epochs", "4", "--ema", "0.5", "--lr", "1", "--resume", "auto")
+    assert again[0] == 0 and set(folder.glob("epoch-*.pkl")) == set(files.values())
 
 
 def test_as_many_of_the_best_as_of_the_last():
