@@ -49,7 +49,10 @@ def tiny_sizes(text):
     return ",".join(f"{next(sizes)}@{part.partition('@')[2]}" for part in text.split(","))
 
 
-@pytest.mark.parametrize("name", recipe.names())
+SLOW = {"repghost": [pytest.mark.slow]}  # many blocks, whatever its width
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=SLOW.get(n, [])) for n in recipe.names()])
 def test_two_steps(command, small, image_folder, tmp_path, monkeypatch, name):
     text = (recipe.FOLDER / f"{name}.conf").read_text()
     given = dict(re.findall(r"^([\w-]+) = (.*?)(?: +#.*)?$", text, re.MULTILINE))
