@@ -170,12 +170,17 @@ def logits_of(file, folder):
     return val, *(model(mge.Tensor(batch)).numpy().astype(np.float64) for batch in both)
 
 
-def test_mirrored_images_count_half(test, saved, photos):
+def test_mirrored_images_count_half(test, saved, photos, tmp_path):
     val, logits, mirrored = logits_of(saved, photos)
     shares = [np.exp(x) / np.exp(x).sum(axis=1, keepdims=True) for x in (logits, mirrored)]
     right = np.array([CLASSES.index(val.classes[label]) for label in val.labels])
     expected = [int((x.argmax(axis=1) == right).sum()) for x in (shares[0], sum(shares))]
-    plain, flipped = test(photos), test(photos, "--tta", "flip")
+    plain, flipped = test(photos), test(photos, "--tta", "flip", "--report", tmp_path / "report")
+    text = (tmp_path / "report" / "report.html").read_text()
+    shown = [float(p) for p in re.findall(r"</b> ([\d.]+) %</figcaption>", text)]
+    wrong = sum(shares).argmax(axis=1) != right
+    confident = np.sort(sum(shares)[wrong].max(axis=1) / 2)[::-1][:20]
+    assert shown == pytest.approx((100 * confident).tolist(), abs=0.06)
     assert flipped["tta"] == "flip" and "tta" not in plain
     assert [r["results"][0]["correct1"] for r in (plain, flipped)] == expected
     model = predictions.Flipped(weights.load(checkpoint.read(saved)))
