@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from functools import partial
+from pathlib import Path
 
 import cli
 import utils
@@ -22,6 +23,7 @@ EXAMPLES = """\
   python test.py --data imagenet --split test --model best.pkl
   python test.py --data imagenet --model best-deploy.pkl --deploy 1
   python test.py --data imagenet --model a0-int8.onnx
+  python test.py --data imagenet --model best.pkl --tta flip --labels real.json --report report
 """
 
 
@@ -75,9 +77,34 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--skip-bad-images",
         "--ngpus",
     )
+    how.add_argument(
+        "--tta",
+        choices=("flip",),
+        help="test-time augmentation; flip: average the probabilities for an image and its mirror "
+        "image",
+    )
+    how.add_argument(
+        "--labels",
+        metavar="FILE",
+        help="JSON file with the right classes of each image, such as ImageNet-ReaL's real.json, "
+        "instead of the names of the folders; images without any are left out",
+    )
+    how.add_argument(
+        "--only-present-classes",
+        action="store_true",
+        help="choose among the classes of the data instead of all that the network has, as subsets "
+        "of ImageNet's classes are usually scored",
+    )
     cli.add_preprocessing_flags(parser, "--crop-ratio")
     output = parser.add_argument_group("output")
     cli.add_flags(output, "--print-freq", "--json")
+    output.add_argument(
+        "--report",
+        type=Path,
+        metavar="DIR",
+        help="write report.html, and the confusion matrix and a table of the classes as CSV and "
+        "PNG, to this folder",
+    )
     record.add_argument(output)
     args = parser.parse_args(argv)
     if args.val_list and not args.data:

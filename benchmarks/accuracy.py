@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import megengine.module as M
 from tqdm import tqdm
 
 import weights
-from data import datasets, readers
+from data import datasets, labels, readers
 from data.evaluation import Score, evaluate
 from data.loader import Loader
 from data.transforms import Preprocessing
@@ -27,7 +28,8 @@ from training.distributed import Workers
 from utils import UserError
 from weights import catalog, checkpoint, preprocessing
 
-from . import record
+from . import html_report, record
+from .predictions import AmongClasses, Flipped, Predictions, Recorder, present_classes
 
 Say = Callable[[str], object]  # prints a line, or nothing
 
@@ -43,7 +45,8 @@ def run(args: argparse.Namespace, workers: Workers) -> int:
         say(f"testing the newest checkpoint, {path}")
     stated = preprocessing.of_flags(args)
     test = _test_exported if network.is_exported(path) else _test_checkpoint
-    result, loader = test(args, path, stated, workers, say)
+    seen: list[Predictions] = []
+    result, loader = test(args, path, stated, workers, say, seen)
     if loader.dataset.folder is not None:
         result["split"] = loader.dataset.split.rstrip("/")
     skipped = int(workers.gather([len(loader.skipped)]).sum())
@@ -51,11 +54,37 @@ def run(args: argparse.Namespace, workers: Workers) -> int:
         result["skipped"] = skipped
         say(f"{skipped} bad images were skipped")
     if workers.rank == 0:
+        if args.report is not None:
+            report = _report(args.report, path, result, loader, seen[0])
+            result["report"] = str(report)
+            say(f"report: {report}")
         if args.json:
             print(json.dumps(result, indent=2))
         if args.record:
             record.write(args.record, result.pop("results"), result)
     return 0
+
+
+def _report(
+    folder: Path, path: Path, result: dict[str, Any], loader: Loader, predictions: Predictions
+) -> Path:
+    """Write the report of a test to `folder`; returns its path."""
+    dataset, first, given = loader.dataset, result["results"][0], loader.preprocessing
+    facts = {
+        "network": f"{result['arch']}, {first['form']} form",
+        "file": str(path),
+        "images": f"{dataset.name}{' ' * bool(dataset.split)}{dataset.split}: {first['total']}",
+        "input": f"{given.size} px, {given.color}, {given.interpolation}, "
+        f"crop ratio {given.crop_ratio:g}",
+        **{key: str(result[key]) for key in ("labels", "tta", "among", "skipped") if key in result},
+        "date": date.today().isoformat(),
+        "versions": ", ".join(f"{name} {version}" for name, version in record.versions().items()),
+    }
+    title = f"{result['arch']} on {dataset.name}: top-1 {first['top1']:.2f} %"
+    run = path.parent if (path.parent / "run.json").exists() else None
+    return html_report.write(
+        folder, title, facts, result["results"], dataset, predictions, given, run
+    )
 
 
 def _check(score: Score, path: Path, form: str) -> None:
@@ -78,6 +107,7 @@ def _test_exported(
     stated: preprocessing.Statements,
     workers: Workers,
     say: Say,
+    seen: list[Predictions],
 ) -> tuple[dict[str, Any], Loader]:
     """Return the results of an .onnx or .mge file, and the loader that it was tested with."""
     if args.switch_deploy or args.deploy == 0:
@@ -98,12 +128,14 @@ def _test_exported(
         )
     given = replace(net.preprocessing, size=height)
     loader = _loader(args, given, net.num_classes, net.class_ids, workers, say)
-    row = _test(_Running(net.run), path, net.arch, net.form, loader, args.print_freq, workers, say)
+    running = _Running(net.run)
+    row = _test(running, path, net.arch, net.form, loader, args, workers, say, seen)
     return {
         "arch": net.arch,
         "model": str(path),
         "preprocessing": asdict(given),
         "origins": net.origins,
+        **_ways(args, loader),
         "results": [row],
     }, loader
 
@@ -125,6 +157,7 @@ def _test_checkpoint(
     stated: preprocessing.Statements,
     workers: Workers,
     say: Say,
+    seen: list[Predictions],
 ) -> tuple[dict[str, Any], Loader]:
     """Return the results of a checkpoint, and the loader that it was tested with."""
     contents = checkpoint.read(path, args.arch, entry=args.entry, stated=stated)
@@ -145,13 +178,14 @@ def _test_checkpoint(
     loader = _loader(args, given, contents.num_classes, contents.classes, workers, say)
 
     def test(network: M.Module, form: str) -> dict[str, Any]:
-        return _test(network, path, model.arch, form, loader, args.print_freq, workers, say)
+        return _test(network, path, model.arch, form, loader, args, workers, say, seen)
 
     result = {
         "arch": model.arch,
         "model": str(path),
         "preprocessing": asdict(loader.preprocessing),
         "origins": contents.origins,
+        **_ways(args, loader),
         "results": [test(model, contents.form)],
     }
     if contents.activation_ranges is not None:
@@ -197,6 +231,14 @@ def _loader(
     for warning in datasets.left_out([dataset]):
         say(warning)
     dataset = datasets.with_class_order(dataset, num_classes, classes)
+    if args.labels is not None:
+        before, dataset = len(dataset), labels.with_labels(dataset, args.labels)
+        say(
+            f"labels of {args.labels}: {len(dataset)} images have some, {before - len(dataset)} "
+            "are left out"
+        )
+    if args.only_present_classes:
+        say(f"choosing among {present_classes(dataset).sum()} of {num_classes} classes")
     return Loader(
         dataset,
         given,
@@ -208,19 +250,38 @@ def _loader(
     )
 
 
+def _ways(args: argparse.Namespace, loader: Loader) -> dict[str, Any]:
+    """Return what is unusual about how a network is tested, for the results."""
+    ways = {"labels": args.labels, "tta": args.tta}
+    if args.only_present_classes:
+        ways["among"] = f"{present_classes(loader.dataset).sum()} classes, which the data has"
+    return {name: value for name, value in ways.items() if value is not None}
+
+
 def _test(
     model: M.Module,
     path: Path,
     arch: str,
     form: str,
     loader: Loader,
-    print_freq: int,
+    args: argparse.Namespace,
     workers: Workers,
     say: Say,
+    seen: list[Predictions],
 ) -> dict[str, Any]:
-    """Return the score of a network over the images of all workers, and say it."""
-    score = _evaluate(model, loader, form, print_freq, say).over_all(workers)
+    """Return the score of a network over the images of all workers, and say it.
+
+    With --report, what it predicts for the images is added to `seen`.
+    """
+    if args.only_present_classes:
+        model = AmongClasses(model, present_classes(loader.dataset))
+    if args.tta == "flip":
+        model = Flipped(model)
+    recorder = Recorder(model) if args.report is not None else None
+    score = _evaluate(recorder or model, loader, form, args.print_freq, say).over_all(workers)
     _check(score, path, form)
+    if recorder is not None:
+        seen.append(recorder.predictions(loader, workers))
     say(
         f"{arch}, {form} form: top-1 {score.top1:.2f} % ({score.correct1} of "
         f"{score.total}), top-5 {score.top5:.2f} %"

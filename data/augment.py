@@ -15,7 +15,7 @@ import numpy as np
 
 from utils import UserError
 
-from . import image_ops
+from . import by_epoch, image_ops
 from .decoding import ImageFile, decode, decode_crop
 from .jpeg import Box
 from .policies import Background, policy
@@ -33,7 +33,12 @@ class Augmentation:
     loader. Sources: random erasing is Zhong et al., AAAI 2020, with rectangles of 2 to 33 % of the
     area; repeated augmentation is Hoffer et al., CVPR 2020.
 
+    A field may hold a text such as "0.2@0,0.5@30" for a value that changes by epoch; by_epoch.at
+    returns the augmentation of an epoch, which is what everything but the loader takes.
+
     Attributes:
+        size: side of the training images in pixels where it is not that of the evaluation; it has
+            no flag of its own, as --size says both.
         affine: instead of a crop: turn by up to 10 degrees, scale by up to 10 % and move by up to
             6 % of the side; for digits. It has no flag.
     """
@@ -46,6 +51,7 @@ class Augmentation:
         above=0,
         at_most=1,
         metavar=("LOW", "HIGH"),
+        by_epoch=True,
         help="range of the part of the image's area that the random resized crop takes "
         "(default: 0.08 1; digits: no crop)",
     )
@@ -54,10 +60,12 @@ class Augmentation:
         varies=True,
         at_least=0,
         metavar="PIXELS",
+        by_epoch=True,
         help="pad by this many black pixels and crop at random, instead of the random resized "
         "crop; 4 is usual for CIFAR-10",
     )
     affine: bool = False
+    size: int | None = None
     random_interpolation: bool = setting(
         False, help="choose bilinear or bicubic interpolation at random for each image"
     )
@@ -67,12 +75,14 @@ class Augmentation:
         at_least=0,
         at_most=1,
         metavar="P",
+        by_epoch=True,
         help="probability of mirroring left and right (default: 0.5; digits: 0)",
     )
     color_jitter: float = setting(
         0.0,
         at_least=0,
         metavar="X",
+        by_epoch=True,
         help="change brightness, contrast and saturation by factors of 1-X to 1+X; without effect "
         "beside --auto-augment, as in timm",
     )
@@ -80,12 +90,18 @@ class Augmentation:
         "none",
         check=policy,
         metavar="POLICY",
-        help="augmentation policy: none, v0 (AutoAugment), or RandAugment as in "
-        "rand-m9-n2-mstd0.5-inc1: level 9, 2 operations, standard deviation 0.5 of the level, "
-        "changes that grow with the level",
+        by_epoch=True,
+        help="augmentation policy: none; v0 (AutoAugment; v0-p0.3: for 0.3 of the images); or "
+        "RandAugment as in rand-m9-n2-mstd0.5-inc1: level 9, 2 operations, standard deviation 0.5 "
+        "of the level, changes that grow with the level",
     )
     random_erasing: float = setting(
-        0.0, at_least=0, at_most=1, metavar="P", help="probability of erasing a rectangle"
+        0.0,
+        at_least=0,
+        at_most=1,
+        metavar="P",
+        by_epoch=True,
+        help="probability of erasing a rectangle",
     )
     erasing_mode: str = setting(
         "pixel",
@@ -97,12 +113,14 @@ class Augmentation:
         1,
         at_least=1,
         metavar="N",
+        by_epoch=True,
         help="largest number of erased rectangles, which share the erased area",
     )
     mixup: float = setting(
         0.0,
         at_least=0,
         metavar="ALPHA",
+        by_epoch=True,
         help="parameter of the Beta distribution from which mixup draws the share of each image; "
         "0: no mixup",
     )
@@ -110,6 +128,7 @@ class Augmentation:
         0.0,
         at_least=0,
         metavar="ALPHA",
+        by_epoch=True,
         help="parameter of the Beta distribution from which cutmix draws the area of the box; "
         "0: no cutmix",
     )
@@ -118,6 +137,7 @@ class Augmentation:
         at_least=0,
         at_most=1,
         metavar="P",
+        by_epoch=True,
         help="probability that a batch is mixed by mixup or cutmix",
     )
     mix_switch_prob: float = setting(
@@ -125,6 +145,7 @@ class Augmentation:
         at_least=0,
         at_most=1,
         metavar="P",
+        by_epoch=True,
         help="probability of cutmix instead of mixup where both are on",
     )
     repeats: int = setting(
@@ -132,12 +153,14 @@ class Augmentation:
         flag="repeated-augmentation",
         at_least=1,
         metavar="N",
+        by_epoch=True,
         help="times that each image of an epoch appears in it, each time augmented anew; an epoch "
         "keeps its length, and so has fewer different images",
     )
 
     def __post_init__(self) -> None:
-        policy(self.auto_augment)  # a wrong name is an error here, and not in a worker
+        for name in by_epoch.values(self.auto_augment):
+            policy(name)  # a wrong name is an error here, and not in a worker
         if self.erasing_mode not in ERASING_MODES:
             raise UserError(
                 f"there is no erasing mode {self.erasing_mode!r}; use {', '.join(ERASING_MODES)}"

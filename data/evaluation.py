@@ -36,13 +36,15 @@ class Score:
     def add(self, logits: np.ndarray, labels: np.ndarray, loss: float) -> None:
         """Add a batch: logits [N, classes], labels [N], and the mean loss.
 
-        Labels may also be soft targets [N, classes], the largest of which counts.
+        Labels may also be soft targets, float [N, classes], the largest of which counts, or sets of
+        right classes, bool [N, classes], any of which does.
         """
-        if labels.ndim == 2:
-            labels = labels.argmax(axis=1)
+        if labels.ndim == 1 or labels.dtype != bool:
+            right = labels if labels.ndim == 1 else labels.argmax(axis=1)
+            labels = np.arange(logits.shape[1]) == right[:, None]
         top5 = np.argsort(-logits, axis=1, kind="stable")[:, :5]  # [N, min(5, classes)]
         finite = np.isfinite(logits).all(axis=1)
-        hits = (top5 == labels[:, None]) & finite[:, None]
+        hits = np.take_along_axis(labels, top5, axis=1) & finite[:, None]
         self.total += len(labels)
         self.correct1 += int(hits[:, 0].sum())
         self.correct5 += int(hits.any(axis=1).sum())
@@ -82,7 +84,8 @@ def evaluate(
 
     Args:
         model: a network that returns logits [N, classes].
-        batches: (images float32 [N, 3, H, W], labels int32 [N]) pairs, as from Loader.evaluation.
+        batches: (images float32 [N, 3, H, W], labels int32 [N]) pairs, as from Loader.evaluation;
+            labels may also be sets of right classes, bool [N, classes], which share the loss.
         after_batch: called after each batch with the score so far.
     """
     training = model.training
@@ -92,9 +95,16 @@ def evaluate(
         for images, labels in batches:
             if len(labels):
                 logits = model(mge.Tensor(images))
-                loss = F.nn.cross_entropy(logits, mge.Tensor(labels))
+                loss = _cross_entropy(logits, labels)
                 score.add(logits.numpy(), labels, float(loss.numpy()))
             after_batch(score)
     finally:
         model.train(training)
     return score
+
+
+def _cross_entropy(logits: mge.Tensor, labels: np.ndarray) -> mge.Tensor:
+    if labels.ndim == 1:
+        return F.nn.cross_entropy(logits, mge.Tensor(labels))
+    shares = (labels / labels.sum(axis=1, keepdims=True)).astype(np.float32)
+    return -F.mean(F.sum(mge.Tensor(shares) * F.logsoftmax(logits, axis=1), axis=1))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
 
-from . import stalls
+from . import by_epoch, stalls
+from .augment import Augmentation
 from .datasets import Dataset
 from .decoding import BadImageError
 from .prepare import Job, Prepare
@@ -39,6 +41,7 @@ class Loader:
         stall_timeout: seconds after which an image that is not ready is an error; 0 for never.
 
     Attributes:
+        epochs: number of epochs of the run, along which settings of the augmentation may change.
         while_waiting: function that is called now and then while a batch is not ready; what it
             raises ends the loading.
     """
@@ -61,6 +64,7 @@ class Loader:
         self.skip_bad = skip_bad
         self.rank, self.world = rank, world
         self.stall_timeout = stall_timeout
+        self.epochs = 1
         self.while_waiting: Callable[[], object] = lambda: None
         self.skipped: set[int] = set()  # indices of this rank's broken images
         self._arrays: list[np.ndarray] = []  # see _array
@@ -72,17 +76,25 @@ class Loader:
         """
         samples = np.arange(self.rank, len(self.dataset), self.world)[:, None]
         starts = range(0, len(samples), self.batch_size)
-        return self._load([samples[start : start + self.batch_size] for start in starts])
+        batches = [samples[start : start + self.batch_size] for start in starts]
+        return self._load(batches, Prepare(self.preprocessing, self.dataset.augment))
+
+    def augmentation(self, epoch: int) -> Augmentation:
+        """Return the augmentation of epoch 0, 1, ..."""
+        return by_epoch.at(self.dataset.augment, epoch, self.epochs)
 
     def training(self, seed: int, epoch: int, skip: int = 0) -> Iterator[Batch]:
         """Yield an epoch in random order, augmented, from batch `skip` on; whole batches only.
 
         Order and augmentation depend only on seed, epoch and image, so that an epoch can be resumed
-        in the middle. With dataset.augment.repeats above 1, an epoch has the same number of batches
+        in the middle. With repeated augmentation, an epoch has the same number of batches
         of fewer images, each augmented that many times. Of several ranks, rank r yields the r-th of
         `world` parts of each batch; their sizes differ by one image at most.
         """
-        repeats = self.dataset.augment.repeats
+        augment, preprocessing = self.augmentation(epoch), self.preprocessing
+        if augment.size is not None:
+            preprocessing = replace(preprocessing, size=augment.size)
+        repeats = augment.repeats
         count = len(self.dataset) // self.batch_size
         order = np.random.default_rng((seed, epoch)).permutation(len(self.dataset))
         order = order[: -(-count * self.batch_size // repeats)]
@@ -91,10 +103,13 @@ class Loader:
         # repetitions of an image go to different ranks, and are never mixed with each other
         apart = np.argsort(np.arange(self.batch_size) % repeats, kind="stable")
         shares = np.array_split(batches[skip:, apart], self.world, axis=1)
-        return self._load(shares[self.rank], (seed, epoch))
+        return self._load(shares[self.rank], Prepare(preprocessing, augment), (seed, epoch))
 
     def _load(
-        self, batches: np.ndarray | list[np.ndarray], key: tuple[int, ...] | None = None
+        self,
+        batches: np.ndarray | list[np.ndarray],
+        prepare: Prepare,
+        key: tuple[int, ...] | None = None,
     ) -> Iterator[Batch]:
         """Yield a batch for each array of samples, int [B, 2]: image and number of its repetition.
 
@@ -104,9 +119,8 @@ class Loader:
         if not len(batches):
             return
         largest = max(map(len, batches))
-        prepare = Prepare(self.preprocessing, self.dataset.augment)
         if self.workers == 0:
-            side = self.preprocessing.size
+            side = prepare.preprocessing.size
             pixels = np.empty((largest, side, side, 3), np.uint8)
             for samples in batches:
                 part, jobs = pixels[: len(samples)], self._jobs(samples, key)
@@ -143,19 +157,19 @@ class Loader:
             raise BadImageError(f"{bad[min(bad)]}, or leave such files out with --skip-bad-images")
         self.skipped.update(int(samples[row, 0]) for row in bad)
         kept = [row for row in range(len(samples)) if row not in bad]
-        images = self._array(len(kept))
+        images = self._array(len(kept), pixels.shape[1])
         self.preprocessing.normalize_all((pixels[row] for row in kept), images)
         return images, self.dataset.labels[samples[kept, 0]]
 
-    def _array(self, count: int) -> np.ndarray:
-        """Return an array, float32 [count, C, size, size], of an earlier batch no longer in use.
+    def _array(self, count: int, side: int) -> np.ndarray:
+        """Return an array, float32 [count, C, side, side], of an earlier batch no longer in use.
 
         Fresh memory for a batch takes the system as long as filling it takes this process.
         """
         for array in self._arrays:
-            if sys.getrefcount(array) == 3 and len(array) >= count:  # the list, the loop, the call
+            unused = sys.getrefcount(array) == 3  # the list, the loop, the call
+            if unused and len(array) >= count and array.shape[-1] == side:
                 return array[:count]
-        side = self.preprocessing.size
         array = np.empty((count, self.preprocessing.channels, side, side), np.float32)
         self._arrays = [*self._arrays[-2:], array]
         return array[:count]

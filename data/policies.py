@@ -117,14 +117,20 @@ RANDAUGMENT = list(OPERATIONS)  # 15 of them
 
 @dataclass(frozen=True)
 class AutoAugment:
-    """Do one of the pairs of operations, chosen at random, each with its probability."""
+    """Do one of the pairs of operations, chosen at random, each with its probability.
+
+    `probability` is that of doing any at all.
+    """
 
     pairs: tuple[tuple[Operation, ...], ...]
+    probability: float = 1.0
 
     def __call__(
         self, image: np.ndarray, rng: np.random.Generator, background: Background
     ) -> np.ndarray:
         """Return the changed image; both are uint8 BGR [H, W, 3]."""
+        if self.probability < 1 and rng.random() >= self.probability:
+            return image
         for name, probability, level in self.pairs[rng.integers(len(self.pairs))]:
             if rng.random() < probability:
                 image = OPERATIONS[name](image, level, rng, background)
@@ -183,14 +189,17 @@ _KEYS: dict[str, tuple[str, Callable[[str], Any]]] = {
 def policy(name: str) -> AutoAugment | RandAugment | None:
     """Return the policy of a name: None for "none", AutoAugment for "v0".
 
+    "v0-p0.3" is AutoAugment for three of ten images.
+
     RandAugment is "rand" with any of -m (level), -n (number of operations), -p (probability), -mstd
     (standard deviation of the level, or "inf"), -mmax (largest level) and -inc1 (a higher level
     never changes an image less). Raises UserError for any other name.
     """
     if name == "none":
         return None
-    if name in PAIRS:
-        return AutoAugment(PAIRS[name])
+    base, _, share = name.partition("-p")
+    if base in PAIRS and re.fullmatch(r"|0?\.\d+|1", share) and not name.endswith("-p"):
+        return AutoAugment(PAIRS[base], float(share or 1))
     if name in REMOVED:
         raise UserError(f"the augmentation policy {name!r} was removed: {REMOVED[name]}")
     head, *parts = name.split("-")

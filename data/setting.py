@@ -23,6 +23,7 @@ def setting(
     choices: Collection[str] = (),
     check: Callable[[str], object] | None = None,
     varies: bool = False,
+    by_epoch: bool = False,
     defaults: Mapping[str, Any] | None = None,
     negatable: bool = False,
     value_if_bare: str | None = None,
@@ -39,6 +40,7 @@ def setting(
         choices: the words that are allowed.
         check: is given the text and raises UserError unless it is valid.
         varies: without the flag the value depends on something else, so the flag has no default.
+        by_epoch: the value may change by epoch, see data/by_epoch.py.
         defaults: such values, by situation: "" for any, then those that replace it, such as
             {"": 120, "digits": 12}.
         negatable: a switch that also has a --no- form.

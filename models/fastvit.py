@@ -16,7 +16,7 @@ import megengine.module as M
 import numpy as np
 
 from . import reparam
-from .layers import BatchNorm2d, Conv2d, ConvBN, FusibleConvBN, LargeKernel, Linear
+from .layers import BatchNorm2d, Conv2d, ConvBN, DropPath, FusibleConvBN, LargeKernel, Linear
 from .mobileone import MobileOneUnit
 from .reparameterizable import Reparameterizable
 from .staged import StagedClassifier
@@ -139,10 +139,11 @@ class FastViTBlock(M.Module):
         super().__init__()
         self.token = RepMixer(channels, deploy)
         self.ffn = FeedForward(channels, ratio, deploy)
+        self.drop = DropPath()
 
     def forward(self, x: mge.Tensor) -> mge.Tensor:
         x = self.token(x)
-        return x + self.ffn(x)
+        return x + self.drop(self.ffn(x))
 
 
 class PatchEmbedding(M.Module):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import megengine as mge
 import megengine.functional as F
 import megengine.module as M
+import numpy as np
 
 from . import cpu, init, reparam
 from .reparameterizable import Reparameterizable
@@ -217,6 +218,28 @@ class SqueezeExcitation(M.Module):
     def forward(self, x: mge.Tensor) -> mge.Tensor:
         gate = mean(x)  # [N, C, H, W] -> [N, C, 1, 1]
         return x * self.gate(self.up(relu(self.down(gate))))
+
+
+class DropPath(M.Module):
+    """The end of a residual branch, which training can leave out for some images of a batch.
+
+    [N, C, H, W] -> same shape. Source: Huang et al., Deep Networks with Stochastic Depth, ECCV 2016
+    (arXiv 1603.09382).
+
+    Attributes:
+        factors: float32 [N], what the branch of each image is multiplied by; None, as outside of
+            a training step: nothing. They are given rather than drawn here, so that computing a
+            block again gives the same map.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factors: np.ndarray | None = None
+
+    def forward(self, x: mge.Tensor) -> mge.Tensor:
+        if self.factors is None:
+            return x
+        return x * mge.Tensor(self.factors.reshape(-1, 1, 1, 1))
 
 
 class Linear(M.Linear):

@@ -15,7 +15,7 @@ import megengine.functional as F
 import megengine.module as M
 
 from . import reparam
-from .layers import BatchNorm2d, Conv2d, FusibleConvBN, LargeKernel, Linear, relu
+from .layers import BatchNorm2d, Conv2d, DropPath, FusibleConvBN, LargeKernel, Linear, relu
 from .reparameterizable import Reparameterizable
 from .staged import StagedClassifier
 
@@ -75,10 +75,11 @@ class RepLKNetBlock(M.Module):
         self.leave = FusibleConvBN(channels, channels, 1, deploy=deploy)
         self.expand = NormConvBN(channels, 4 * channels, deploy)
         self.project = FusibleConvBN(4 * channels, channels, 1, deploy=deploy)
+        self.drop_spread, self.drop_project = DropPath(), DropPath()
 
     def forward(self, x: mge.Tensor) -> mge.Tensor:
-        x = x + self.leave(relu(self.spread(relu(self.enter(x)))))
-        return x + self.project(F.gelu(self.expand(x)))
+        x = x + self.drop_spread(self.leave(relu(self.spread(relu(self.enter(x))))))
+        return x + self.drop_project(self.project(F.gelu(self.expand(x))))
 
 
 class Transition(M.Module):

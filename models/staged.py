@@ -68,6 +68,10 @@ class StagedClassifier(M.Module):
         maps = cpu.maps(self, lambda x: self.features(x)[-1:], x) if self.training else None
         return self.classify(self.features(x)[-1] if maps is None else maps[0])
 
+    def blocks(self) -> list[M.Module]:
+        """Return the blocks of the four stages, in order."""
+        return [b for s in (self.stage1, self.stage2, self.stage3, self.stage4) for b in s]
+
     def segments(self) -> list[Callable]:
         """Return the forward pass as one function per block, each of the map before it.
 
@@ -75,6 +79,6 @@ class StagedClassifier(M.Module):
         block with an auxiliary head returns the map and {name of the head: logits}. Only the last
         function may draw random numbers.
         """
-        blocks = [b for s in (self.stage1, self.stage2, self.stage3, self.stage4) for b in s]
+        blocks = self.blocks()
         last = blocks.pop()
         return [self.before_stages, *blocks, lambda x: self.classify(last(x))]

@@ -31,6 +31,12 @@ class BestEpoch:
         best = self.row(history)
         return best is None or top1 > best[self.column]
 
+    def kept(self, history: Sequence[Row], count: int) -> set[int]:
+        """Return the numbers of the `count` best epochs and of the `count` last, for --keep."""
+        best = sorted(history, key=lambda row: -row[self.column])[:count]  # stable: the first ones
+        last = history[max(0, len(history) - count) :]
+        return {int(row["epoch"]) for row in (*best, *last)}
+
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps: nothing in a run that has all its epochs."""
         return {"epochs_without_best": self.lost} if self.lost else {}

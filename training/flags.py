@@ -10,6 +10,7 @@ from dataclasses import MISSING, Field, fields
 from typing import Any
 
 import cli
+from data import by_epoch
 from utils import UserError
 
 
@@ -63,12 +64,15 @@ def _options(field: Field, hint: Any) -> dict[str, Any]:
         options |= {"nargs": "?", "const": kind(meta["value_if_bare"])}
     if meta["choices"]:
         return options | {"type": kind, "choices": meta["choices"]}
+    is_real = kind is float
     if kind in (int, float):
         is_open = meta["above"] is not None
         low = meta["above"] if is_open else meta["at_least"]
         kind = cli.number(kind, low, meta["at_most"], open_low=is_open)
     elif meta["check"] is not None:
         kind = _checked(meta["check"])
+    if meta["by_epoch"]:
+        kind = _by_epoch(kind, is_real)
     return options | {"type": kind, "metavar": meta["metavar"]}
 
 
@@ -80,6 +84,30 @@ def _help(meta: typing.Mapping[str, Any]) -> str:
                   meta["defaults"].items())  # fmt: skip
         text += f" (default: {'; '.join(values)})"
     return text
+
+
+def _by_epoch(kind: Callable[[str], Any], is_real: bool) -> Callable[[str], Any]:
+    """Return an argparse type: what `kind` takes, or the text of values that change by epoch.
+
+    Along a cosine only real numbers change.
+    """
+
+    def parse(text: str) -> Any:
+        if not by_epoch.changes(text):
+            return kind(text)
+        try:
+            values = by_epoch.texts(text)
+        except UserError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+        if "@" not in text and not is_real:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is for numbers with fractions; give steps, as in 1@0,2@38"
+            )
+        for value in values:
+            kind(value)
+        return text
+
+    return parse
 
 
 def _checked(check: Callable[[str], object]) -> Callable[[str], str]:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import megengine.module as M
 
+from data import by_epoch
 from data.evaluation import Score
 from data.loader import Loader
 from utils import UserError
 
-from . import identity
+from . import drop_path, identity
 from .distributed import Workers
 from .run_folder import RunFolder
 from .settings import Settings
@@ -66,6 +67,7 @@ class Run:
         print_freq: steps between log lines.
         save_freq: steps between saves, beside the one after every epoch; 0 for none.
         low_memory: compute activations again instead of keeping them.
+        keep: number of the best epochs, and of the last ones, whose weights stay in the folder.
         extend: let a run that is resumed have more epochs than it had.
     """
 
@@ -75,6 +77,7 @@ class Run:
     save_freq: int = 0
     low_memory: bool = False
     extend: bool = False
+    keep: int = 0
 
 
 def check_sizes(network: Network, data: Data, settings: Settings, run: Run) -> None:
@@ -88,6 +91,11 @@ def check_sizes(network: Network, data: Data, settings: Settings, run: Run) -> N
     model = network.model
     if settings.custom_l2 and not any(hasattr(m, "custom_l2") for m in model.modules()):
         raise UserError(f"--custwd is for RepVGG's own blocks, and {model.arch} has none")
+    if max(by_epoch.values(settings.drop_path)) and not drop_path.branches(model):
+        raise UserError(
+            f"--drop-path leaves out residual branches of RepLKNet and FastViT, and {model.arch} "
+            "is trained without; leave it away"
+        )
     if settings.batch_size < workers:
         raise UserError(
             f"the batch of {settings.batch_size} has less than one image for each of the "

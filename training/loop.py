@@ -16,13 +16,14 @@ import megengine as mge
 import numpy as np
 from megengine.amp import autocast
 
-from data import mixing
+from data import by_epoch, mixing
+from data.augment import Augmentation
 from data.evaluation import Score, evaluate
 from utils import UserError
 from weights import checkpoint
 from weights.checkpoint import Checkpoint
 
-from . import accumulation, distributed, low_memory, precise_bn, resume
+from . import accumulation, changes, distributed, drop_path, low_memory, precise_bn, resume
 from .best import BestEpoch
 from .groups import Data, Network, Run, check_any, check_sizes
 from .objective import Objective
@@ -75,6 +76,7 @@ class Trainer:
         self.stop = StopSignal()
         for loader in (data.train, data.val):
             loader.while_waiting = self._leave_if_alone
+        data.train.epochs = settings.epochs
 
     def fit(self) -> None:
         """Train to the end.
@@ -105,6 +107,8 @@ class Trainer:
                     self._end_epoch()
             if self.step >= self.total_steps:
                 return
+            if self.step % self.steps_per_epoch == 0:
+                self.report.announce(changes.line(self._owners, len(self.history)))
             for images, labels in self.report.progress.watch(self.batches()):
                 rate = self.learning_rate(self.step)
                 self.train_step(images, labels, rate)
@@ -123,6 +127,16 @@ class Trainer:
         epoch, done = divmod(self.step, self.steps_per_epoch)
         return self.data.train.training(self.settings.seed, epoch, skip=done)
 
+    @property
+    def epoch(self) -> int:
+        """Number of the epoch of the next step, counted from 0."""
+        return self.step // self.steps_per_epoch
+
+    @property
+    def _owners(self) -> tuple[Settings, Augmentation]:
+        """What may hold settings that change by epoch."""
+        return self.settings, self.data.train.dataset.augment
+
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of step 0, 1, ..."""
         return self.settings.learning_rate(step, self.steps_per_epoch)
@@ -138,22 +152,34 @@ class Trainer:
         counts = self._counts_or_leave(len(labels))
         if counts.all():  # a worker has none left when every image of its part was bad
             rank = self.workers.rank
+            now = by_epoch.at(self.settings, self.epoch, self.settings.epochs)
             seed = (self.settings.seed, self.step) + ((rank,) if rank else ())
             mge.random.seed(hash(seed) % 2**31)  # of dropout
             images, targets = self._mixed(images, labels)
+            kept = drop_path.draw(self.model, now.drop_path, counts, rank, (now.seed, self.step))
             share = float(counts[rank] / counts.mean())  # each image counts the same
-            for *part, part_share in self._parts(images, labels, targets, counts=counts):
-                self._add_gradients(*part, share * part_share)
-            self.update.apply(self.step, rate)
+            for *part, part_share in self._parts(images, labels, targets, kept, counts=counts):
+                self._add_gradients(*part, share * part_share, now)
+            self.update.apply(self.step, rate, now.weight_decay)
         self.step += 1
         self.settle(keep=self.settings.accumulate)  # late: the device need not wait for us
 
     def _add_gradients(
-        self, images: np.ndarray, labels: np.ndarray, targets: np.ndarray, share: float
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        targets: np.ndarray,
+        kept: np.ndarray,
+        share: float,
+        now: Settings,
     ) -> None:
-        """Add the gradients of a part of the batch, whose mean loss is weighted by `share`."""
-        objective = self.objective.for_images(images, targets, share * self.update.loss_scale)
-        with autocast(enabled=self.settings.amp):
+        """Add the gradients of a part of the batch, whose mean loss is weighted by `share`.
+
+        `kept` is drop_path.draw's, and `now` are the settings of the epoch.
+        """
+        scale = share * self.update.loss_scale
+        objective = self.objective.for_images(images, targets, scale, now.weight_decay)
+        with autocast(enabled=self.settings.amp), drop_path.applied(self.model, kept):
             _, loss, logits = self._backward(
                 self.network.computed, self.update.grad_manager, mge.Tensor(images), objective
             )
@@ -161,11 +187,11 @@ class Trainer:
 
     def _mixed(self, images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the batch after mixup or cutmix with soft targets, or as it is with its labels."""
-        dataset = self.data.train.dataset
-        if not (dataset.augment.mixup or dataset.augment.cutmix):
+        augment = self.data.train.augmentation(self.epoch)
+        if not (augment.mixup or augment.cutmix):
             return images, labels
         rng = np.random.default_rng((self.settings.seed, self.step))  # the same in all workers
-        return mixing.mix(images, labels, len(dataset.classes), dataset.augment, rng)
+        return mixing.mix(images, labels, len(self.data.train.dataset.classes), augment, rng)
 
     def _parts(self, *arrays: np.ndarray, counts: np.ndarray) -> Iterator[tuple]:
         """Split a batch into as many parts as the other workers make; see accumulation.parts."""
@@ -220,14 +246,26 @@ class Trainer:
         for name, applied in weights.items():
             with applied, swapped(self.model, self._precise_statistics()):
                 scores[name] = self._evaluate()
-                chosen = self.best.column == f"{name}_top1" and self.workers.rank == 0
-                if chosen and self.best.improves(self.history, scores[name].top1):
-                    checkpoint.save(self._checkpoint(), self.run.folder.best)
+                if self.best.column == f"{name}_top1" and self.workers.rank == 0:
+                    self._save_weights(scores[name].top1)
         rate = self.learning_rate(self.step)
-        self.history.append(self.report.end_epoch(self.step, rate, self.outcomes.score, scores))
+        changing = changes.columns(self._owners, len(self.history), self.settings.epochs)
+        self.history.append(
+            self.report.end_epoch(self.step, rate, self.outcomes.score, scores, changing)
+        )
         self.outcomes.score = Score()
         self.save()
+        if self.run.keep:  # what an earlier part of the run has kept otherwise stays
+            self.run.folder.remove_epochs_but(self.best.kept(self.history, self.run.keep))
         self.run.folder.write_metrics(self.history, last=self.step >= self.total_steps)
+
+    def _save_weights(self, top1: float) -> None:
+        """Save the weights as they are where they are the best so far, or kept for a while."""
+        folder, is_best = self.run.folder, self.best.improves(self.history, top1)
+        files = [folder.best] * is_best
+        files += [folder.of_epoch(len(self.history) + 1)] * bool(self.run.keep)
+        for file in files:
+            checkpoint.save(self._checkpoint(), file)
 
     def _evaluate(self) -> Score:
         """Score the network as it is on the validation set."""

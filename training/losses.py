@@ -23,21 +23,38 @@ def cross_entropy(
     return loss
 
 
+def binary_cross_entropy(
+    logits: mge.Tensor, labels: mge.Tensor, label_smoothing: float = 0.0
+) -> mge.Tensor:
+    """Return the binary cross entropy of logits [N, C], a mean over images and classes.
+
+    The labels are smoothed as in cross_entropy. Source: Wightman et al., ResNet strikes back, 2021
+    (arXiv 2110.00476), section 2.3.
+    """
+    targets = F.one_hot(labels, logits.shape[1]).astype("float32") if labels.ndim == 1 else labels
+    targets = (1 - label_smoothing) * targets + label_smoothing / logits.shape[1]
+    return F.nn.binary_cross_entropy(logits, targets)
+
+
+LOSSES = {"cross-entropy": cross_entropy, "bce": binary_cross_entropy}
+
+
 def classification(
     outputs: mge.Tensor | dict[str, mge.Tensor],
     labels: mge.Tensor,
     label_smoothing: float = 0.0,
     auxiliary_weight: float = 0.0,
+    kind: str = "cross-entropy",
 ) -> tuple[mge.Tensor, mge.Tensor]:
-    """Return the cross entropy of the logits [N, C], and the logits themselves.
+    """Return the loss of the logits [N, C], and the logits themselves.
 
-    `labels` are as in cross_entropy. A network with several heads gives a dict; the loss is then
-    that of "main" plus `auxiliary_weight`, an attribute of RepVGGPlus and RepViT, times the sum of
-    the others.
+    `labels` are as in cross_entropy, and `kind` is one of LOSSES. A network with several heads
+    gives a dict; the loss is then that of "main" plus `auxiliary_weight`, an attribute of
+    RepVGGPlus and RepViT, times the sum of the others.
     """
     if not isinstance(outputs, dict):
-        return cross_entropy(outputs, labels, label_smoothing), outputs
-    losses = {name: cross_entropy(o, labels, label_smoothing) for name, o in outputs.items()}
+        return LOSSES[kind](outputs, labels, label_smoothing), outputs
+    losses = {name: LOSSES[kind](o, labels, label_smoothing) for name, o in outputs.items()}
     main = losses.pop("main")
     return main + auxiliary_weight * sum(losses.values()), outputs["main"]
 

@@ -23,7 +23,7 @@ class Objective:
         self.auxiliary_weight = getattr(model, "auxiliary_weight", 0.0)
 
     def for_images(
-        self, images: np.ndarray, targets: np.ndarray, scale: float
+        self, images: np.ndarray, targets: np.ndarray, scale: float, weight_decay: float
     ) -> Callable[[Outputs], tuple[mge.Tensor, mge.Tensor, mge.Tensor]]:
         """Return a function of the network's outputs for `images`.
 
@@ -34,11 +34,14 @@ class Objective:
             images: [N, 3, H, W], which the teacher is shown at once.
             targets: labels [N] or soft targets [N, C].
             scale: factor of the loss.
+            weight_decay: factor of RepVGG's custom L2 term, where the settings ask for it.
         """
         taught = None if self.teacher is None else self.teacher(images)
 
         def objective(outputs: Outputs) -> tuple[mge.Tensor, mge.Tensor, mge.Tensor]:
             loss, logits = self._loss(outputs, mge.Tensor(targets), taught)
+            if self.settings.custom_l2:
+                loss = loss + 0.5 * weight_decay * losses.custom_l2(self.model)
             return loss * scale, loss, logits
 
         return objective
@@ -51,7 +54,7 @@ class Objective:
         if taught is not None:
             outputs, student = losses.split_heads(outputs)
         loss, logits = losses.classification(
-            outputs, targets, settings.label_smoothing, self.auxiliary_weight
+            outputs, targets, settings.label_smoothing, self.auxiliary_weight, settings.loss
         )
         if taught is not None:
             distance = losses.distillation(
@@ -59,6 +62,4 @@ class Objective:
             )
             alpha = settings.distillation_alpha
             loss = (1 - alpha) * loss + alpha * distance
-        if settings.custom_l2:
-            loss = loss + 0.5 * settings.weight_decay * losses.custom_l2(self.model)
         return loss, logits

@@ -13,7 +13,7 @@ from megengine.core._imperative_rt.core2 import apply
 from megengine.core.ops.builtin import Elemwise
 
 from .parameter_kinds import DECAY_RULES
-from .parameters import kinds
+from .parameters import depths, kinds
 
 _MULTIPLY_ADD = Elemwise(mode=Elemwise.Mode.FUSE_MUL_ADD3)  # a * b + c in one pass
 _BLEND = Elemwise(mode=Elemwise.Mode.FUSE_MUL_ADD4)  # a * b + c * d in one pass
@@ -25,21 +25,31 @@ def parameter_groups(
     custom_l2: bool = False,
     names: Collection[str] | None = None,
     rule: str = "repvgg",
+    layer_decay: float = 1.0,
 ) -> list[dict]:
     """Return two groups of parameters, with and without decay: all, or those of the given `names`.
 
-    With `custom_l2` the kernels for which the loss has a term do not decay, whatever the rule.
+    With `custom_l2` the kernels for which the loss has a term do not decay, whatever the rule. With
+    a `layer_decay` below 1 there are two such groups for each depth of parameters.depths, whose
+    learning rates are multiplied by it for each step of depth from the end; this is the factor
+    "lr_scale" of a group. Source: Clark et al., ELECTRA, ICLR 2020, on fine-tuning.
     """
     decayed_kinds = set(DECAY_RULES[rule]) - ({"branch"} if custom_l2 else set())
     kind = kinds(model)
-    decayed, spared = [], []
+    depth = depths(model) if layer_decay != 1 else dict.fromkeys(kind, 0)
+    last = max(depth.values())
+    groups: list[dict] = []
+    for layer in range(last + 1):
+        scale = {"lr_scale": layer_decay ** (last - layer)} if layer_decay != 1 else {}
+        groups += [
+            {"params": [], "weight_decay": weight_decay, **scale},
+            {"params": [], "weight_decay": 0.0, **scale},
+        ]
     for name, parameter in model.named_parameters():
         if names is None or name in names:
-            (decayed if kind[name] in decayed_kinds else spared).append(parameter)
-    return [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": spared, "weight_decay": 0.0},
-    ]
+            spared = kind[name] not in decayed_kinds
+            groups[2 * depth[name] + spared]["params"].append(parameter)
+    return groups
 
 
 class SGD(megengine.optimizer.SGD):
@@ -132,4 +142,10 @@ def make(
 def set_learning_rate(optimizer: SGD | AdamW, lr: float) -> None:
     """Set the learning rate of the next step and those after it."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_scale", 1.0)
+
+
+def set_weight_decay(optimizer: SGD | AdamW, weight_decay: float) -> None:
+    """Set the weight decay of the groups of `parameter_groups` that decay: each first of two."""
+    for group in optimizer.param_groups[::2]:
+        group["weight_decay"] = weight_decay

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import cli
+from data import by_epoch
 from data.augment import Augmentation
 
 from . import flags, recipe
@@ -118,6 +119,8 @@ def check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
             "--qat trains the fused network, all of it, as int8 numbers kept in float32: leave "
             "--freeze, --precise-bn, --sync-bn, --low-memory and --amp away"
         )
+    if args.qat and args.drop_path:
+        parser.error("--qat trains the fused network, without --drop-path; leave that away")
     if args.nesterov and args.momentum == 0:
         parser.error("--nesterov needs a --momentum above 0")
     if args.nesterov and args.optimizer != "sgd":
@@ -133,9 +136,26 @@ def check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
             "--freeze trains the classifier alone, which --agc leaves out, and keeps the "
             "statistics that --precise-bn replaces; leave these away"
         )
-    if args.crop_scale and args.crop_scale[0] > args.crop_scale[1]:
-        low, high = sorted(args.crop_scale)
-        parser.error(f"--crop-scale takes the lower number first: --crop-scale {low:g} {high:g}")
+    _check_epochs(args, parser)
+    for epoch in by_epoch.starts(args.crop_scale) if args.crop_scale else ():
+        low, high = by_epoch.value_at(tuple(args.crop_scale), epoch, args.epochs)
+        if low > high:
+            text = " ".join(f"{v:g}" if isinstance(v, float) else v for v in args.crop_scale[::-1])
+            parser.error(f"--crop-scale takes the lower number first: --crop-scale {text}")
+
+
+def _check_epochs(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """End the program where a setting is to change in an epoch that the run does not have."""
+    for owner in OWNERS:
+        for field in flags.described(owner):
+            value = vars(args)[flags.destination(field)]
+            last = by_epoch.starts(value)[-1] if field.metadata["by_epoch"] else 0
+            if last >= args.epochs:
+                name = flags.destination(field).replace("_", "-")
+                parser.error(
+                    f"--{name} {value} changes after epoch {last}, but there are {args.epochs} "
+                    f"--epochs; give more, or another --{name}"
+                )
 
 
 def check_architecture(
@@ -163,6 +183,8 @@ def augmentation(args: argparse.Namespace, usual: Augmentation) -> Augmentation:
     """Return the augmentation that the flags ask for, `usual` being the data set's own."""
     given = _values(args, Augmentation)
     given = {name: value for name, value in given.items() if value is not None}
+    if by_epoch.changes(args.size):
+        given["size"] = args.size
     if {"crop_scale", "padding_crop"} & given.keys():
         given["affine"] = False
     return replace(usual, **given)

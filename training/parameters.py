@@ -32,3 +32,21 @@ def kinds(model: M.Module) -> dict[str, str]:
                 kind = "branch" if name in branches else "convolution"
             result[name] = kind
     return {name: result[name] for name, _ in model.named_parameters()}
+
+
+def depths(model: M.Module) -> dict[str, int]:
+    """Return the depth of every parameter by name.
+
+    It is 0 in the stem, 1, 2, ... in the blocks of the stages in order, and one more in what comes
+    after them: classifiers, auxiliary heads and the layers before them.
+    """
+    block_of = {id(block): number for number, block in enumerate(model.blocks(), 1)}
+    prefixes = {
+        f"{path}.": block_of[id(m)] for path, m in model.named_modules() if id(m) in block_of
+    }
+    prefixes |= {"stage0.": 0, "stem": 0}  # as the families name it
+    after = len(block_of) + 1
+    return {
+        name: next((depth for start, depth in prefixes.items() if name.startswith(start)), after)
+        for name, _ in model.named_parameters()
+    }

@@ -40,6 +40,11 @@ class Report:
             self.progress.open(step)
             yield
 
+    def announce(self, line: str | None) -> None:
+        """Log a line, if there is one."""
+        if line is not None:
+            self.folder.log(line)
+
     def advance(self) -> None:
         """Move the bar on by one step."""
         self._bar.update()
@@ -69,7 +74,12 @@ class Report:
         )
 
     def end_epoch(
-        self, step: int, rate: float, training: Score, scores: dict[str, Score]
+        self,
+        step: int,
+        rate: float,
+        training: Score,
+        scores: dict[str, Score],
+        changing: dict[str, float],
     ) -> dict[str, float]:
         """Report on the epoch that ended after `step` steps; returns its row of metrics.csv.
 
@@ -77,12 +87,14 @@ class Report:
             rate: learning rate of the next step.
             training: score of the epoch's training images.
             scores: on the validation set, "val" of the network and "ema" of its average.
+            changing: what the settings that change by epoch were in it.
         """
         epoch = step // self.steps_per_epoch
         row = {
             "epoch": epoch,
             "step": step,
             "lr": rate,
+            **changing,
             "train_loss": training.mean_loss,
             "train_top1": training.top1,
         }

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields
 from typing import Any
 
+from data import by_epoch
 from data.augment import Augmentation
 from utils import UserError
 from weights.checkpoint import Checkpoint
@@ -116,7 +117,7 @@ def _check_fields(owner: type, recorded: Mapping[str, Any], now: Mapping[str, An
     for field in fields(owner):
         default = None if field.default is MISSING else field.default
         before = recorded.get(field.name, default)
-        if before != now[field.name]:
+        if not by_epoch.same(before, now[field.name]):
             name = flags.destination(field) if field.metadata else field.name
             raise UserError(
                 f"the run to resume had {name.replace('_', '-')} {before}, and now it is "

@@ -11,6 +11,7 @@ import platform
 import signal
 import sys
 import time
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,19 @@ class RunFolder:
     def best(self) -> Path:
         """Path of the weights with the best validation accuracy so far."""
         return self.path / "best.pkl"
+
+    def of_epoch(self, epoch: int) -> Path:
+        """Path of the weights after epoch 1, 2, ..., where the run keeps them."""
+        return self.path / f"epoch-{epoch}.pkl"
+
+    def remove_epochs_but(self, kept: Collection[int]) -> None:
+        """Remove the weights of all epochs but these."""
+        if self.silent:
+            return
+        for file in self.path.glob("epoch-*.pkl"):
+            number = file.stem.removeprefix("epoch-")
+            if number.isdecimal() and int(number) not in kept:
+                file.unlink()
 
     def log(self, line: str) -> None:
         """Print a line, above the progress bar if there is one, and keep it in log.txt.
@@ -136,7 +150,7 @@ def _curves(history: list[dict[str, float]]) -> bytes:
     for axes, title, columns in (
         (
             loss,
-            "cross entropy",
+            "loss",
             {"train_loss": "training", "val_loss": "validation", "ema_loss": "averaged weights"},
         ),
         (

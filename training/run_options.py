@@ -93,7 +93,9 @@ class RunOptions:
         group="network and data",
         at_least=1,
         metavar="PIXELS",
-        help="side length of the network's input",
+        by_epoch=True,
+        help="side length of the network's input; where it changes by epoch, validation has the "
+        "last one",
     )
     crop_ratio: float | None = setting(
         None,
@@ -153,6 +155,13 @@ class RunOptions:
         metavar="STEPS",
         help="steps between saves of latest.pkl, which every epoch ends with too; 0: after epochs "
         "only",
+    )
+    keep: int = setting(
+        0,
+        at_least=0,
+        metavar="K",
+        help="keep the weights of the best K and of the last K epochs as epoch-N.pkl, beside "
+        "best.pkl and latest.pkl",
     )
     print_freq: int = setting(20, at_least=1, metavar="STEPS", help="steps between log lines")
     val_batch_size: int = setting(

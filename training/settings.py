@@ -20,7 +20,8 @@ class Settings:
 
     A checkpoint keeps all of it under these names. `lr` is the learning rate for `batch_size`,
     whereas the flag is the one for 256 images, and `teacher` is the teacher's name (architecture
-    and digest of the file), whereas the flag says where the teacher is.
+    and digest of the file), whereas the flag says where the teacher is. Those that may
+    change by epoch can be texts; by_epoch.at returns the settings of an epoch.
     """
 
     GROUP = "optimization"
@@ -56,6 +57,7 @@ class Settings:
         defaults={"": 1e-4, "adamw": 0.025},
         at_least=0,
         metavar="DECAY",
+        by_epoch=True,
         help="weight decay of the parameters that --decay-rule names; decoupled with adamw",
     )
     decay_rule: str = setting(
@@ -68,6 +70,29 @@ class Settings:
         False,
         flag="custwd",
         help="use RepVGG's custom L2 term: decay the equivalent kernel instead of the branches'",
+    )
+    layer_decay: float = setting(
+        1.0,
+        above=0,
+        at_most=1,
+        metavar="FACTOR",
+        help="factor of the learning rate from each block to the one before it, for fine-tuning: "
+        "the classifier has the whole rate and the stem the lowest",
+    )
+    drop_path: float = setting(
+        0.0,
+        at_least=0,
+        at_most=0.99,
+        metavar="P",
+        by_epoch=True,
+        help="probability of leaving out the last residual branch for an image, in proportion "
+        "lower for earlier ones (stochastic depth; RepLKNet and FastViT)",
+    )
+    loss: str = setting(
+        "cross-entropy",
+        choices=("cross-entropy", "bce"),
+        help="loss of the labels: cross-entropy over the classes, or bce, binary cross-entropy of "
+        "each class, whose targets are those after mixup, cutmix and label smoothing",
     )
     label_smoothing: float = setting(
         0.0,

@@ -15,7 +15,7 @@ import numpy as np
 
 import utils
 import weights
-from data import datasets, mixing, readers
+from data import by_epoch, datasets, mixing, readers
 from data.contact_sheet import contact_sheet
 from data.holdout import hold_out
 from data.loader import Loader
@@ -67,8 +67,8 @@ class StartingPoint:
         """Raises UserError when a checkpoint cannot be read or does not fit."""
         mge.random.seed(args.seed)
         stated = preprocessing.of_flags(args)
-        for field in ("size", "crop_ratio"):
-            stated[field] = (getattr(args, field), "this run's")
+        stated["size"] = (by_epoch.values(args.size)[-1], "this run's")
+        stated["crop_ratio"] = (args.crop_ratio, "this run's")
         self.saved: checkpoint.Checkpoint | None = None
         self.notes: list[str] = []
         if resume_from is not None:
@@ -137,9 +137,10 @@ def show_samples(
     """Write a contact sheet of one small batch as it is trained on."""
     loader = Loader(dataset, preprocessing, min(64, len(dataset)), workers=0)
     images, labels = next(loader.training(seed, epoch=0))
-    if dataset.augment.mixup or dataset.augment.cutmix:
+    augment = loader.augmentation(epoch=0)
+    if augment.mixup or augment.cutmix:
         rng = np.random.default_rng(seed)
-        images, labels = mixing.mix(images, labels, len(dataset.classes), dataset.augment, rng)
+        images, labels = mixing.mix(images, labels, len(dataset.classes), augment, rng)
     png = contact_sheet(images, labels, dataset.classes, preprocessing)
     utils.write_atomically(file, lambda out: out.write(png))
     print(f"{len(images)} samples of {dataset.name}: {file}")
@@ -183,9 +184,13 @@ def make_trainer(
 
         quantized = qat.FakeQuantized(start.model)
     settings = options.settings(args, guide and guide.name)
-    run = Run(folder, workers, args.print_freq, args.save_freq, args.low_memory, args.extend)
+    run = Run(
+        folder, workers, args.print_freq, args.save_freq, args.low_memory, args.extend, args.keep
+    )
     trainer = Trainer(Network(start.model, quantized, guide), Data(*loaders), settings, run)
-    constant = constant_norms.warn(start.model, settings, args.size, workers.size)
+    constant = constant_norms.warn(
+        start.model, settings, min(by_epoch.values(args.size)), workers.size
+    )
     if constant is not None:
         folder.log(constant)
     return trainer
@@ -211,7 +216,9 @@ def _memory_is_short(
     if environment.gpu_count():
         return False
     images = -(-args.batch_size // (workers.size * args.accumulate))
-    need = workers.local_size * low_memory.usual_need(model, args.size, images)
+    need = workers.local_size * low_memory.usual_need(
+        model, max(by_epoch.values(args.size)), images
+    )
     # all decide alike, by the host that is shortest of memory
     needed, free = workers.gather([need, memory.available_memory()]).T
     worst = int((free - needed).argmin())

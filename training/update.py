@@ -39,7 +39,7 @@ class Update:
         self.learnt = {name: p for name, p in model.named_parameters() if name in names}
         self.grad_manager = GradManager().attach(self.learnt.values())
         groups = optimizer.parameter_groups(
-            model, settings.weight_decay, settings.custom_l2, names, settings.decay_rule
+            model, 0.0, settings.custom_l2, names, settings.decay_rule, settings.layer_decay
         )
         self.optimizer = optimizer.make(
             settings.optimizer, groups, settings.lr, settings.momentum, settings.nesterov
@@ -52,14 +52,16 @@ class Update:
         """Factor of the loss whose gradients `apply` expects."""
         return 1.0 if self.scaler is None else self.scaler.scale_factor
 
-    def apply(self, step: int, rate: float) -> None:
+    def apply(self, step: int, rate: float, weight_decay: float) -> None:
         """Change the weights by the gradients that the parameters have, and clear these.
 
         Args:
             step: number of the step, counted from 0.
             rate: learning rate.
+            weight_decay: of the parameters that decay.
         """
         optimizer.set_learning_rate(self.optimizer, rate)
+        optimizer.set_weight_decay(self.optimizer, weight_decay)
         self._exchange()
         if self.scaler is not None:  # after an overflow there are no gradients, and no step
             self.scaler.unscale(self.learnt.values())

@@ -19,10 +19,24 @@ def test_the_names_of_timm_are_understood():
     assert policy("rand-m9-mstd0.5") == RandAugment(9, 2, 0.5, 0.5)
     assert policy("rand-m14-n3-p1-mstdinf-mmax30-inc0") == RandAugment(14, 3, 1, math.inf, 30)
     assert policy("rand-mstd101").deviation == math.inf
-    assert isinstance(policy("v0"), AutoAugment)
+    assert policy("v0") == AutoAugment(policies.PAIRS["v0"], 1)
+    assert policy("v0-p0.3") == AutoAugment(policies.PAIRS["v0"], 0.3)
 
 
-@pytest.mark.parametrize("name", ["v7", "rand-x3", "rand-m", "rand-m9-", "augmix-m3", "rand-mnine"])
+def test_a_share_of_the_images_is_augmented():
+    image = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    rng = np.random.default_rng(0)
+    half, whole = (
+        sum((policy(name)(image, rng, BACKGROUND) != image).any() for _ in range(400))
+        for name in ("v0-p0.5", "v0")
+    )
+    assert 0.4 < half / whole < 0.6
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["v7", "v0-p", "v0-p3", "v0-m3", "rand-x3", "rand-m", "rand-m9-", "augmix-m3", "rand-mnine"],
+)
 def test_other_names_are_refused(name):
     with pytest.raises(UserError, match=f"no augmentation policy '{name}' .*use none, v0, or"):
         policy(name)

@@ -74,3 +74,27 @@ def test_parts_of_a_batch_add_up_to_it(rng, size, count):
     assert sum(means) == pytest.approx(images.mean())
     lengths = [len(part) for part, _, _ in parts]
     assert max(lengths) - min(lengths) <= 1
+
+
+def test_binary_cross_entropy_is_its_definition_after_smoothing(rng):
+    logits = (5 * rng.standard_normal((4, 3))).astype(np.float32)
+    soft = rng.dirichlet(np.ones(3), 4).astype(np.float32)
+    labels = np.array([0, 2, 1, 1], np.int32)
+    for given, targets in ((labels, np.eye(3)[labels]), (soft, soft)):
+        smooth = 0.9 * targets + 0.1 / 3
+        sigmoid = 1 / (1 + np.exp(-logits.astype(np.float64)))
+        expected = -(smooth * np.log(sigmoid) + (1 - smooth) * np.log(1 - sigmoid)).mean()
+        result = losses.binary_cross_entropy(mge.Tensor(logits), mge.Tensor(given), 0.1)
+        assert float(result.numpy()) == pytest.approx(expected, rel=1e-5)
+    huge = mge.Tensor(np.array([[200.0, -200.0]], np.float32))
+    result = losses.binary_cross_entropy(huge, mge.Tensor(np.array([1], np.int32)))
+    assert float(result.numpy()) == pytest.approx(200)
+
+
+def test_the_loss_of_the_settings_is_that_of_every_head(tiny):
+    outputs = {"main": mge.Tensor(np.zeros((2, 3), np.float32)),
+               "other": mge.Tensor(np.ones((2, 3), np.float32))}  # fmt: skip
+    labels = mge.Tensor(np.array([0, 1], np.int32))
+    loss, _ = losses.classification(outputs, labels, 0.0, 0.5, "bce")
+    alone = [losses.binary_cross_entropy(outputs[n], labels).numpy() for n in ("main", "other")]
+    assert float(loss.numpy()) == pytest.approx(alone[0] + 0.5 * alone[1])

@@ -1,5 +1,7 @@
 """Which parameters decay, what the losses are, and the optimizers against their definitions."""
 
+import models
+
 import megengine as mge
 import megengine.functional as F
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 from megengine.autodiff import GradManager
 
 from training import losses, optimizer
+from training.parameters import depths
 
 
 def test_decay_spares_biases_and_batch_norms_but_not_identity_scales(tiny):
@@ -166,3 +169,38 @@ def test_adamw_goes_on_from_its_state_with_the_same_bits(rng):
     resumed.load_state_dict(adamw.state_dict())
     train_adamw(second, gradients[3:], [0.1] * 5, resumed)
     assert np.array_equal(module.weight.numpy(), second.weight.numpy())
+
+
+def test_layer_decay_lowers_the_rate_from_the_classifier_to_the_stem(tiny):
+    model = tiny("se")  # 1, 2, 4 and 1 blocks
+    names = {id(p): name for name, p in model.named_parameters()}
+    groups = optimizer.parameter_groups(model, 0.1, layer_decay=0.5)
+    adamw = optimizer.make("adamw", groups, 1.0)
+    optimizer.set_learning_rate(adamw, 0.2)
+    optimizer.set_weight_decay(adamw, 0.3)
+    rates, decays = {}, {}
+    for group in adamw.param_groups:
+        for parameter in group["params"]:
+            rates[names[id(parameter)]] = group["lr"]
+            decays[names[id(parameter)]] = group["weight_decay"]
+    assert rates.keys() == set(names.values())
+    for name, rate in rates.items():
+        stage, block = [*name.split("."), "0"][:2]
+        depth = {"stage0": 0, "stage1": 1, "stage2": 2, "stage3": 4, "stage4": 8, "linear": 9}[
+            stage
+        ]
+        depth += int(block) if stage in ("stage2", "stage3") else 0
+        assert rate == pytest.approx(0.2 * 0.5 ** (9 - depth)), name
+    plain = optimizer.parameter_groups(model, 0.3)
+    decayed = {names[id(p)] for p in plain[0]["params"]}
+    assert {name for name, decay in decays.items() if decay == 0.3} == decayed
+
+
+def test_every_network_has_depths_from_the_stem_to_the_classifier(tiny):
+    others = (models.create(arch, 3) for arch in ("RepViTM0_6", "RepGhost050", "FastViTT8"))
+    for model in (tiny("plus", 3), *others):
+        depth, end = depths(model), len(model.blocks()) + 1
+        assert set(depth.values()) == set(range(end + 1))
+        last = {name for name in depth if depth[name] == end}
+        assert set(models.head_names(model)) <= last
+        assert not any(name.startswith(("stem", "stage0")) for name in last)

@@ -1,5 +1,6 @@
 """train.py and test.py in this process: resuming, extending, and results that are none."""
 
+import csv
 import pickle
 import re
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from training import run_folder
+from training.best import BestEpoch
 from weights import checkpoint
 
 FLAGS = ["--arch", "RepVGGA0", "--size", "32", "--batch-size", "4", "--workers", "0",
@@ -115,3 +117,28 @@ def test_one_image_on_maps_of_1x1_is_a_warning(train):
         status, out, err = train("--epochs", "1", *flags)
         assert status == 0, err
         assert ("see a single number per channel" in out) == warns, (flags, out, err)
+
+
+def test_the_best_and_the_last_epochs_are_kept(train):
+    flags = ["--tag", "a", "--epochs", "4", "--keep", "1", "--ema", "0.5"]
+    assert train(*flags, "--lr", "1")[0] == 0
+    folder = train.home / "a"
+    rows = list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
+    ranked = sorted(rows, key=lambda row: (-float(row["ema_top1"]), int(row["epoch"])))
+    expected = {"4", ranked[0]["epoch"]}
+    files = {file.stem.removeprefix("epoch-"): file for file in folder.glob("epoch-*.pkl")}
+    assert files.keys() == expected
+    assert files[ranked[0]["epoch"]].read_bytes() == (folder / "best.pkl").read_bytes()
+    last = checkpoint.read(files["4"])  # of the averaged weights, as best.pkl
+    average = checkpoint.read(folder / "latest.pkl").training["ema"]
+    for name, value in last.state_dict.items():
+        np.testing.assert_array_equal(value, average[name].reshape(value.shape), err_msg=name)
+    again = train(*flags[:2], "--epochs", "4", "--ema", "0.5", "--lr", "1", "--resume", "auto")
+    assert again[0] == 0 and set(folder.glob("epoch-*.pkl")) == set(files.values())
+
+
+def test_as_many_of_the_best_as_of_the_last():
+    history = [{"epoch": i, "val_top1": top1} for i, top1 in enumerate((5, 9, 9, 3, 4, 2, 1), 1)]
+    best = BestEpoch("val_top1")
+    assert best.kept(history, 2) == {2, 3, 6, 7} and best.kept(history, 1) == {2, 7}
+    assert best.kept(history, 0) == set() and best.kept(history[:2], 3) == {1, 2}
