@@ -7,6 +7,8 @@ the same bits.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numba import carray, njit, prange, types
 from numba.extending import intrinsic
@@ -29,7 +31,7 @@ def _integers(typingctx, address):
 
 
 # No reassociation: sums have one order. Products and sums may be contracted, zeros lose their sign.
-_OPTIONS = {
+_OPTIONS: Any = {
     "cache": True,
     "nogil": True,
     "boundscheck": False,

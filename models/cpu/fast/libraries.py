@@ -11,6 +11,7 @@ import tempfile
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 _COMPILED = ("executor.py", "kernels.py", "memory.py")  # have functions that numba compiles
 
@@ -55,7 +56,8 @@ def _configure_numba() -> None:
     """
     import numba
 
-    numba.config.THREADING_LAYER = "omp"
+    config: Any = numba.config
+    config.THREADING_LAYER = "omp"
     if "NUMBA_CACHE_DIR" not in os.environ:
         sources = [Path(__file__).with_name(name).read_bytes() for name in _COMPILED]
         name = Path("numba", hashlib.sha256(b"".join(sources)).hexdigest()[:12])
@@ -71,9 +73,9 @@ def _configure_numba() -> None:
                 "compiling what training computes with, once for this processor: a minute",
                 file=sys.stderr,
             )
-        numba.config.CACHE_DIR = str(folder)
+        config.CACHE_DIR = str(folder)
     ctypes.CDLL("libgomp.so.1").omp_set_num_threads(threads())
-    numba.set_num_threads(min(threads(), numba.config.NUMBA_NUM_THREADS))
+    numba.set_num_threads(min(threads(), config.NUMBA_NUM_THREADS))
 
 
 def threads() -> int:

@@ -42,7 +42,7 @@ def aligned(floats: int, alignment: int = 64) -> tuple[np.ndarray, int]:
 
 def address_of(tensor: Tensor) -> int:
     """Return the address of a contiguous tensor's values, which may not be computed yet."""
-    return ctypes.c_void_p.from_address(_get_pointer(_to_dlpack(tensor), _NAME)).value
+    return ctypes.c_size_t.from_address(_get_pointer(_to_dlpack(tensor), _NAME)).value
 
 
 class Block:

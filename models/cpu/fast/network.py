@@ -88,6 +88,7 @@ class _Maps(Function):
     def backward(self, *gradients: mge.Tensor) -> tuple[mge.Tensor | None, ...]:
         self.compiled.settle()
         program, self.program = self.program, None
+        assert program is not None  # MegEngine goes backward once
         slots, ranges = program.slots, program.ranges
         slots[ranges["output_gradients"]] = [address_of(gradient) for gradient in gradients]
         block = self.compiled.gradients.take()

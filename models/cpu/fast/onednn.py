@@ -89,29 +89,29 @@ def library() -> ctypes.CDLL:
     return lib
 
 
-def _created(name: str, *arguments: object) -> c_void_p:
+def _created(name: str, *arguments: object) -> int:
     """Call a function of oneDNN that creates something, and return it."""
     handle = c_void_p()
     status = getattr(library(), name)(byref(handle), *arguments)
     if status:
         raise Error(f"{name} ended with status {status}")
-    return handle
+    return handle.value or 0
 
 
 @cache
-def engine() -> c_void_p:
+def engine() -> int:
     """Return the CPU's engine."""
     return _created("dnnl_engine_create", 1, 0)
 
 
 @cache
-def stream() -> c_void_p:
+def stream() -> int:
     """Return the stream in which everything runs, in order."""
     return _created("dnnl_stream_create", engine(), 1)
 
 
 @cache
-def _attributes() -> c_void_p:
+def _attributes() -> int:
     attributes = _created("dnnl_primitive_attr_create")
     library().dnnl_primitive_attr_set_scratchpad_mode(attributes, 1)  # the caller gives the memory
     return attributes
@@ -122,13 +122,13 @@ def _numbers(*values: int) -> ctypes.Array:
 
 
 @cache
-def _layout(shape: tuple[int, ...], tag: int) -> c_void_p:
+def _layout(shape: tuple[int, ...], tag: int) -> int:
     return _created("dnnl_memory_desc_create_with_tag", len(shape), _numbers(*shape), _FLOAT32, tag)
 
 
 def address(function: str) -> int:
     """Return the address of a function, for compiled code."""
-    return ctypes.cast(getattr(library(), function), c_void_p).value
+    return ctypes.cast(getattr(library(), function), c_void_p).value or 0
 
 
 class Memory:
@@ -146,7 +146,7 @@ class Primitive:
         memory: argument -> Memory.
     """
 
-    def __init__(self, description: c_void_p, layouts: dict[int, int]):
+    def __init__(self, description: int, layouts: dict[int, int]):
         self.handle = _created("dnnl_primitive_create", description)
         scratchpad = library().dnnl_primitive_desc_query_md(description, _QUERY[SCRATCHPAD], 0)
         self.memory = {
@@ -164,14 +164,14 @@ class Primitive:
         return ctypes.addressof(self._arguments)
 
 
-def _query(description: c_void_p, *arguments: int) -> dict[int, int]:
+def _query(description: int, *arguments: int) -> dict[int, int]:
     return {
         argument: library().dnnl_primitive_desc_query_md(description, _QUERY[argument], 0)
         for argument in arguments
     }
 
 
-def _avoid(description: c_void_p, implementation: str) -> None:
+def _avoid(description: int, implementation: str) -> None:
     """Let another implementation than this one compute a primitive.
 
     oneDNN's jit_1x1:avx2 may never return from the weight gradient of a 1x1 convolution with
@@ -180,7 +180,7 @@ def _avoid(description: c_void_p, implementation: str) -> None:
     name = c_char_p()
     lib = library()
     lib.dnnl_primitive_desc_query(description, _IMPLEMENTATION, 0, byref(name))
-    if name.value.decode() == implementation and lib.dnnl_primitive_desc_next_impl(description):
+    if name.value == implementation.encode() and lib.dnnl_primitive_desc_next_impl(description):
         raise Error(f"oneDNN has no other implementation than {implementation}")
 
 
@@ -210,7 +210,7 @@ class Convolution:
         n, h, w, i, o, kernel, stride, padding, groups, bias = geometry
         _, oh, ow, _ = geometry.output
         x, y = _layout((n, i, h, w), _ACDB), _layout((n, o, oh, ow), _ACDB)
-        shape = (o, i, kernel, kernel)
+        shape: tuple[int, ...] = (o, i, kernel, kernel)
         if groups > 1:
             shape = (groups, o // groups, i // groups, kernel, kernel)
         weights = _layout(shape, _ANY)
@@ -231,8 +231,8 @@ class Convolution:
         )  # fmt: skip
         if i % 8 or o % 8:
             _avoid(gradient, "jit_1x1:avx2")
-        of_bias = {BIAS: b} if bias else {}
-        of_bias_gradient = {DIFF_BIAS: b} if bias else {}
+        of_bias = {} if b is None else {BIAS: b}
+        of_bias_gradient = {} if b is None else {DIFF_BIAS: b}
         forward_layouts = _query(forward, SRC, WEIGHTS, DST)
         data_layouts = _query(data, DIFF_DST, WEIGHTS, DIFF_SRC)
         gradient_layouts = _query(gradient, SRC, DIFF_DST, DIFF_WEIGHTS)

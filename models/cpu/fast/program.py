@@ -112,7 +112,7 @@ class Program:
         self._run(self._encoded[self._split :])
 
     def _run(self, records: np.ndarray) -> None:
-        stream = onednn.stream().value
+        stream = onednn.stream()
         if executor.run(records, self.slots, self._execute, self._set_handle, stream):
             raise onednn.Error("oneDNN could not execute a convolution")
 
@@ -173,8 +173,8 @@ class Program:
         self._scratch.size = max(self._scratch.size, scratch.size // 4)
         places = {**places, onednn.SCRATCHPAD: self._scratch}
         for argument, place in places.items():
-            self._emit(Code.HANDLE, primitive.memory[argument].handle.value, place)
-        arguments = primitive.handle.value, primitive.count, primitive.arguments
+            self._emit(Code.HANDLE, primitive.memory[argument].handle, place)
+        arguments = primitive.handle, primitive.count, primitive.arguments
         self._emit(Code.EXECUTE, *arguments, uses=tuple(places.values()))
 
     def _shape(self, number: int) -> tuple[int, int, int]:
@@ -233,7 +233,7 @@ class Program:
         target = self._values[item] = self._new(item)
         inputs = [self._values[number] for number in operation.inputs]
         if operation.kind == "convolution":
-            self._convolution(item, operation, *inputs, target)
+            self._convolution(item, operation, inputs[0], target)
         elif operation.kind == "sum":
             self._emit(Code.ADD, Addresses(inputs), 2, target.size, target)
         elif operation.kind == "pool":
@@ -254,7 +254,7 @@ class Program:
         gradient = self._gradient(item)
         inputs = [self._values[number] for number in operation.inputs]
         if operation.kind == "convolution":
-            self._convolution_gradient(item, operation, *inputs, gradient)
+            self._convolution_gradient(item, operation, inputs[0], gradient)
         elif operation.kind == "sum":
             for number in operation.inputs:
                 self._gradients.setdefault(number, []).append(gradient)
