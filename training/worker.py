@@ -63,6 +63,16 @@ def run(work: Work, count: int, hosts: Hosts, timeout: float, advice: str) -> in
     return status
 
 
+def _share_cores(workers: int) -> None:
+    """Let each of the workers on this host compute with its share of the cores.
+
+    Where mpiexec has bound them to some, these are theirs alone.
+    """
+    cores = len(os.sched_getaffinity(0))
+    if cores == os.cpu_count():
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // workers)))
+
+
 class _Worker:
     """This process among the workers.
 
@@ -94,6 +104,7 @@ class _Worker:
         shared_memory.remove_left_over()
         mpi_environment.check_connection()
         workers = MPI()
+        _share_cores(workers.local_size)
         mpi_environment.check(workers.size, count)
         self._mpi = workers
         self.name = workers.name(workers.rank)

@@ -8,7 +8,7 @@ import pytest
 
 from data import cgroup
 from tests.support import ROOT
-from training import launch, mpi_environment, scheduler
+from training import launch, mpi_environment, scheduler, worker
 from training.signals import StopSignal
 from training.worker_monitor import WorkerMonitor
 from utils import UserError
@@ -138,3 +138,15 @@ def test_a_worker_killed_for_memory_is_said_to_be(tmp_path, monkeypatch):
     assert "it was probably killed for lack of memory" in monitor.verdict("killed")
     monkeypatch.setattr(cgroup, "kills", lambda: 1 << 40)
     assert "it was killed for lack of memory: the limit of" in monitor.verdict("killed")
+
+
+@pytest.mark.parametrize(
+    ("cores", "workers", "threads"), [(8, 2, "4"), (8, 1, "8"), (2, 4, "1"), (3, 2, None)]
+)
+def test_workers_that_are_not_bound_share_the_cores(cores, workers, threads, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(cores))
+    monkeypatch.setattr(os, "cpu_count", lambda: 8 if cores != 2 else 2)
+    worker._share_cores(workers)
+    assert os.environ.get("OMP_NUM_THREADS") == threads
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
