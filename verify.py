@@ -118,7 +118,8 @@ def comparisons(args: argparse.Namespace) -> Iterator[tuple[str, equivalence.Equ
         network = weights.load(trained, arch, deploy=False, classifier=False)
         # At a size it was not trained at, logits may reach 1e7, and rounding errors grow with them;
         # but no tap of a large kernel may meet padding alone.
-        size = args.size or max(trained.preprocessing.size, network.check_size)
+        own = trained.preprocessing.size
+        size = args.size or (own if network.check_size <= SIZE else max(own, network.check_size))
         batch = BATCH if network.check_size <= SIZE else LARGE_BATCH
         yield network.arch, compare(network, random_images(size, network.in_chans, batch))
         return

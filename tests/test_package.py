@@ -83,9 +83,13 @@ def test_the_pinned_requirements_are_among_those_that_the_package_takes(wheel):
         metadata = email.message_from_bytes(archive.read(name))
     assert metadata["Requires-Python"] == "<3.11,>=3.10"
     pins = dict(re.findall(r"^([\w.-]+)==(\S+)", (ROOT / "requirements.txt").read_text(), re.M))
-    needed = {one.name: one for one in map(Requirement, metadata.get_all("Requires-Dist"))}
-    assert needed.keys() == {"megengine", "numpy", "setuptools"}
-    assert all(one.specifier.contains(pins[name]) for name, one in needed.items())
+    stated = list(map(Requirement, metadata.get_all("Requires-Dist")))
+    needed = {one.name for one in stated if one.marker is None}
+    assert needed == {"megengine", "numpy", "setuptools"}
+    fast = {one.name for one in stated if str(one.marker) == 'extra == "fast"'}
+    assert fast == {"numba", "onednn-cpu-gomp", "scikit-learn"}
+    assert len(needed | fast) == len(stated)
+    assert all(one.specifier.contains(pins[one.name]) for one in stated)
 
 
 def test_the_networks_call_their_own_package_by_no_name():

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
+import weakref
 from collections.abc import Sequence
 from math import prod
 
@@ -50,9 +51,12 @@ class Block:
 
     Attributes:
         addresses: address of each tensor's values, int64 [tensors].
+        pool: weak reference to the pool that it is of.
     """
 
-    def __init__(self, shapes: Sequence[tuple[int, ...]]):
+    def __init__(self, pool: Pool):
+        shapes = pool.shapes
+        self.pool = weakref.ref(pool)
         sizes = [_HEADER + -(-4 * prod(shape) // 64) * 64 for shape in shapes]
         self._memory, start = aligned(sum(sizes) // 4)
         self._headers = start + np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)
@@ -67,8 +71,11 @@ class Block:
             dimensions = struct.pack(f"<{len(shape)}q", *shape)
             ctypes.memmove(header, description, len(description))
             ctypes.memmove(header + _SHAPE, dimensions, len(dimensions))
+
+    def lend(self) -> None:
+        """Count all tensors as not dropped, also before they are made."""
         for flag in self._flags:
-            flag.value = 1
+            flag.value = 0
 
     @property
     def is_dropped(self) -> bool:
@@ -76,12 +83,16 @@ class Block:
         return all(flag.value for flag in self._flags)
 
     def tensors(self) -> list[Tensor]:
-        """Return new tensors of this memory."""
-        tensors = []
-        for header, flag in zip(self._headers.tolist(), self._flags, strict=True):
-            flag.value = 0
-            tensors.append(_from_dlpack(_new_capsule(header, _NAME, None), 0))
-        return tensors
+        """Return the tensors of this memory, once for each time that it is lent."""
+        capsules = [_new_capsule(header, _NAME, None) for header in self._headers.tolist()]
+        return [_from_dlpack(capsule, 0) for capsule in capsules]
+
+
+# Blocks whose tensors MegEngine may still use, whatever became of the pools that they are of.
+_lent: list[Block] = []
+# What MegEngine's threads may use while the interpreter ends is never freed.
+for _immortal in (_lent, _dropped):
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(_immortal))
 
 
 class Pool:
@@ -89,33 +100,32 @@ class Pool:
 
     Attributes:
         shapes: shapes of the tensors of a block.
+        free: blocks that nothing reads any more.
     """
 
     def __init__(self, shapes: Sequence[tuple[int, ...]]):
         self.shapes = shapes
-        self._free: list[Block] = []
-        self._held: list[Block] = []
+        self.free: list[Block] = []
 
     def take(self) -> Block:
-        """Return a free block, which counts as held from now on."""
-        block = self._free.pop() if self._free else Block(self.shapes)
-        self._held.append(block)
+        """Return a free block, which is lent from now on."""
+        block = self.free.pop() if self.free else Block(self)
+        block.lend()
+        _lent.append(block)
         return block
 
-    def dropped(self) -> list[Block]:
-        """Return the held blocks all of whose tensors have been dropped."""
-        return [block for block in self._held if block.is_dropped]
-
-    def release(self, blocks: list[Block]) -> None:
-        """Take back blocks that nothing reads any more."""
-        self._held = [block for block in self._held if block not in blocks]
-        self._free += blocks
+    def release(self, block: Block) -> None:
+        """Take back a block that nothing reads any more."""
+        self.free.append(block)
 
 
-def settle(*pools: Pool) -> None:
-    """Wait for all that MegEngine has queued; then take back the blocks dropped before that."""
-    dropped = [(pool, pool.dropped()) for pool in pools]
+def settle() -> None:
+    """Wait for all that MegEngine has queued; then release the blocks dropped before that."""
+    dropped = [block for block in _lent if block.is_dropped]
     full_sync()
-    for pool, blocks in dropped:
-        if blocks:
-            pool.release(blocks)
+    if dropped:
+        _lent[:] = [block for block in _lent if block not in dropped]
+        for block in dropped:
+            pool = block.pool()
+            if pool is not None:
+                pool.release(block)

@@ -45,10 +45,6 @@ class Compiled:
         """Take back a program."""
         self._idle.append(program)
 
-    def settle(self) -> None:
-        """Wait for MegEngine, and take back the memory that it has dropped before."""
-        memory.settle(self.results, self.gradients)
-
 
 # The most recently used ones, each of which keeps memory for all maps of a batch.
 _compiled: OrderedDict[tuple, Compiled] = OrderedDict()
@@ -65,7 +61,7 @@ class _Maps(Function):
         self.program: Program | None = None
 
     def forward(self, *inputs: mge.Tensor) -> tuple[mge.Tensor, ...]:
-        self.compiled.settle()
+        memory.settle()
         self.program = program = self.compiled.take()
         self.inputs = inputs  # their memory is read in the backward pass too
         slots, ranges = program.slots, program.ranges
@@ -86,7 +82,7 @@ class _Maps(Function):
         return tuple(tensors[: self.outputs])
 
     def backward(self, *gradients: mge.Tensor) -> tuple[mge.Tensor | None, ...]:
-        self.compiled.settle()
+        memory.settle()
         program, self.program = self.program, None
         assert program is not None  # MegEngine goes backward once
         slots, ranges = program.slots, program.ranges

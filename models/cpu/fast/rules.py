@@ -55,6 +55,8 @@ def maps(
 
     None is returned where programs are not used.
     """
+    if str(x.device) != "cpu0:0":  # where tensors of shared memory are
+        return None
     if not model.training or x.dtype != np.float32 or amp.enabled or not _available():
         return None
     from . import network
