@@ -93,7 +93,7 @@ def test_convolution(case, rng):
     close(actual[2][0], dw.reshape(weight.shape), 1e-5)
 
 
-@pytest.mark.parametrize("threads", ["2", "4"])
+@pytest.mark.parametrize("threads", ["2", pytest.param("4", marks=pytest.mark.slow)])
 def test_convolutions_with_several_threads(threads):
     """Some of oneDNN's implementations wait for each other, and one of them for ever."""
     tests = [f"{__file__}::test_convolution", f"{__file__}::test_sum_of_batch_norms"]
@@ -304,6 +304,7 @@ print(hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest())
 
 
 @pytest.mark.parametrize("arch", ["RepVGGA0", "RepGhost050"])
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", ["1", "2"])
 def test_the_bits_are_those_of_another_process(arch, threads):
     command = [sys.executable, "-W", "ignore", "-c", BITS, arch]

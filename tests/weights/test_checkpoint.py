@@ -71,6 +71,7 @@ def test_create_reads_no_file():
         models.create("repvgg_a0", pretrained="a.pkl")
 
 
+@pytest.mark.slow  # RepVGGs are built to see that it is none of them
 def test_a_plain_state_dict_is_read(network, tmp_path):
     """As the older MegEngine repositories saved it: arrays alone, some with 4-D batch norms."""
     for form, model in (("train", network), ("deploy", models.to_deploy(network))):

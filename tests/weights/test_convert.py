@@ -117,7 +117,14 @@ def golden(case):
     return golden_weights.fill(shapes, float(archive["gamma"]), gain), archive
 
 
-LARGE = {"basecls-repvgg_d2", "dingxiaoh-RepVGGplus-L2pse", "megengine-replknet31_base"}
+LARGE = {
+    "basecls-repvgg_b1g4",
+    "basecls-repvgg_d2",
+    "dingxiaoh-RepVGG-B1g4",
+    "dingxiaoh-RepVGGplus-L2pse",
+    "megengine-replknet31_base",
+    "mmpretrain-mobileone-s0",
+}
 
 
 @pytest.mark.parametrize(
@@ -453,6 +460,7 @@ def test_broken_files_are_one_sentence(command, whole_files, tmp_path, name):
         assert not out.exists(), part
 
 
+@pytest.mark.slow  # RepVGGs are built to see that it is none of them
 def test_an_npz_file_is_read(network, tmp_path):
     path = tmp_path / "weights.npz"
     np.savez(path, **convert.export(state_of(network), "RepVGGA0", "repvgg"))
