@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import struct
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import prod
 
 import numpy as np
@@ -41,9 +41,14 @@ def aligned(floats: int, alignment: int = 64) -> tuple[np.ndarray, int]:
     return memory, -(-memory.ctypes.data // alignment) * alignment
 
 
-def address_of(tensor: Tensor) -> int:
-    """Return the address of a contiguous tensor's values, which may not be computed yet."""
-    return ctypes.c_size_t.from_address(_get_pointer(_to_dlpack(tensor), _NAME)).value
+def addresses_of(tensors: Iterable[Tensor]) -> tuple[list[int], list[object]]:
+    """Return the addresses of tensors' values, which may not be computed yet, and their owners.
+
+    The memory stays as long as the owners do: that of a view is a copy, which they alone have.
+    """
+    capsules = [_to_dlpack(tensor) for tensor in tensors]
+    pointers = (_get_pointer(capsule, _NAME) for capsule in capsules)
+    return [ctypes.c_size_t.from_address(pointer).value for pointer in pointers], capsules
 
 
 class Block:

@@ -13,7 +13,6 @@ from megengine.core._imperative_rt.core2 import get_grad_key
 from ..symbol import Trace, Untraceable
 from . import memory
 from .executor import bits
-from .memory import address_of
 from .program import Program
 
 
@@ -61,14 +60,14 @@ class _Maps(Function):
         self.program: Program | None = None
 
     def forward(self, *inputs: mge.Tensor) -> tuple[mge.Tensor, ...]:
-        memory.settle()
-        self.program = program = self.compiled.take()
-        self.inputs = inputs  # their memory is read in the backward pass too
-        slots, ranges = program.slots, program.ranges
         statistics = [
             tensor for norm in self.norms for tensor in (norm.running_mean, norm.running_var)
         ]
-        addresses = [address_of(tensor) for tensor in (*inputs, *statistics)]
+        # the memory of the inputs is read in the backward pass too
+        addresses, self.owners = memory.addresses_of((*inputs, *statistics))
+        memory.settle()
+        self.program = program = self.compiled.take()
+        slots, ranges = program.slots, program.ranges
         slots[: ranges["statistics"].stop] = addresses
         slots[ranges["settings"]] = [
             bits(value) for norm in self.norms for value in (norm.eps, norm.momentum)
@@ -82,17 +81,18 @@ class _Maps(Function):
         return tuple(tensors[: self.outputs])
 
     def backward(self, *gradients: mge.Tensor) -> tuple[mge.Tensor | None, ...]:
+        addresses, owners = memory.addresses_of(gradients)
         memory.settle()
         program, self.program = self.program, None
         assert program is not None  # MegEngine goes backward once
         slots, ranges = program.slots, program.ranges
-        slots[ranges["output_gradients"]] = [address_of(gradient) for gradient in gradients]
+        slots[ranges["output_gradients"]] = addresses
         block = self.compiled.gradients.take()
         first = ranges["input_gradient"].start + (not self.input_gradient)
         slots[first:] = block.addresses
         program.backward()
         self.compiled.release(program)
-        del self.inputs
+        del self.owners, owners
         tensors = block.tensors()
         return tuple(tensors) if self.input_gradient else (None, *tensors)
 
