@@ -10,6 +10,7 @@ their `setting` says `by_epoch`; `at` returns the dataclass as it is in an epoch
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import fields, replace
 from functools import lru_cache
 from itertools import pairwise
@@ -68,11 +69,10 @@ def _steps(value: str) -> dict[int, Any]:
 
 def _value(text: str) -> int | float | str:
     """Return a number where the text is one."""
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            pass
+    with suppress(ValueError):
+        return int(text)
+    with suppress(ValueError):
+        return float(text)
     return text
 
 

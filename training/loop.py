@@ -7,9 +7,10 @@ bits as one that was not.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import asdict
+from functools import partial
 from itertools import islice
 
 import megengine as mge
@@ -17,7 +18,6 @@ import numpy as np
 from megengine.amp import autocast
 
 from data import by_epoch, mixing
-from data.augment import Augmentation
 from data.evaluation import Score, evaluate
 from utils import UserError
 from weights import checkpoint
@@ -27,7 +27,7 @@ from . import accumulation, changes, distributed, drop_path, low_memory, precise
 from .best import BestEpoch
 from .groups import Data, Network, Run, check_any, check_sizes
 from .objective import Objective
-from .outcomes import NotFiniteError, Outcomes
+from .outcomes import NotFiniteError, Outcomes, diverged
 from .report import Report
 from .settings import Settings
 from .signals import Interrupted, StopSignal
@@ -67,16 +67,17 @@ class Trainer:
         # best.pkl holds the averaged weights where there are any
         self.best = BestEpoch("ema_top1" if settings.ema else "val_top1")
         self.step = 0
-        self._save_wanted = False  # by SIGUSR1
         self.history: list[dict[str, float]] = []
         self.outcomes = Outcomes(self.workers)  # of the training images in the current epoch
         self.report = Report(
             run.folder, settings.batch_size, self.steps_per_epoch, self.total_steps
         )
         self.stop = StopSignal()
+        self._leave_if_alone = partial(self.stop.leave_if_alone, self.workers)
         for loader in (data.train, data.val):
             loader.while_waiting = self._leave_if_alone
         data.train.epochs = settings.epochs
+        self._owners = settings, data.train.dataset.augment  # of settings that change by epoch
 
     def fit(self) -> None:
         """Train to the end.
@@ -119,23 +120,13 @@ class Trainer:
                     epochs_left = self.settings.epochs - len(self.history)
                     self.report.show(self.step, epochs_left, self.outcomes.score, rate)
                 is_due = self.run.save_freq and self.step % self.run.save_freq == 0
-                if is_due or self._save_wanted:
+                if is_due or self.stop.all_save:
                     self.save()
 
     def batches(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield the batches of the current epoch that have not been trained on: images, labels."""
         epoch, done = divmod(self.step, self.steps_per_epoch)
         return self.data.train.training(self.settings.seed, epoch, skip=done)
-
-    @property
-    def epoch(self) -> int:
-        """Number of the epoch of the next step, counted from 0."""
-        return self.step // self.steps_per_epoch
-
-    @property
-    def _owners(self) -> tuple[Settings, Augmentation]:
-        """What may hold settings that change by epoch."""
-        return self.settings, self.data.train.dataset.augment
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of step 0, 1, ..."""
@@ -149,34 +140,35 @@ class Trainer:
             labels: [N].
             rate: learning rate.
         """
-        counts = self._counts_or_leave(len(labels))
+        counts = self.stop.agree(self.workers, len(labels))
         if counts.all():  # a worker has none left when every image of its part was bad
             rank = self.workers.rank
-            now = by_epoch.at(self.settings, self.epoch, self.settings.epochs)
+            epoch = self.step // self.steps_per_epoch
+            now = by_epoch.at(self.settings, epoch, self.settings.epochs)
             seed = (self.settings.seed, self.step) + ((rank,) if rank else ())
             mge.random.seed(hash(seed) % 2**31)  # of dropout
-            images, targets = self._mixed(images, labels)
+            classes, augment = self.data.train.dataset.classes, self.data.train.augmentation(epoch)
+            targets = labels
+            if augment.mixup or augment.cutmix:
+                rng = np.random.default_rng((now.seed, self.step))  # the same in all workers
+                images, targets = mixing.mix(images, labels, len(classes), augment, rng)
             kept = drop_path.draw(self.model, now.drop_path, counts, rank, (now.seed, self.step))
             share = float(counts[rank] / counts.mean())  # each image counts the same
             for *part, part_share in self._parts(images, labels, targets, kept, counts=counts):
-                self._add_gradients(*part, share * part_share, now)
+                self._add_gradients(part, share * part_share, now)
             self.update.apply(self.step, rate, now.weight_decay)
         self.step += 1
         self.settle(keep=self.settings.accumulate)  # late: the device need not wait for us
 
-    def _add_gradients(
-        self,
-        images: np.ndarray,
-        labels: np.ndarray,
-        targets: np.ndarray,
-        kept: np.ndarray,
-        share: float,
-        now: Settings,
-    ) -> None:
+    def _add_gradients(self, part: Sequence[np.ndarray], share: float, now: Settings) -> None:
         """Add the gradients of a part of the batch, whose mean loss is weighted by `share`.
 
-        `kept` is drop_path.draw's, and `now` are the settings of the epoch.
+        Args:
+            part: images, labels, targets of the loss, and the factors of drop_path.draw.
+            share: weight of the mean loss.
+            now: settings of this epoch.
         """
+        images, labels, targets, kept = part
         scale = share * self.update.loss_scale
         objective = self.objective.for_images(images, targets, scale, now.weight_decay)
         with autocast(enabled=self.settings.amp), drop_path.applied(self.model, kept):
@@ -185,35 +177,10 @@ class Trainer:
             )
         self.outcomes.add(self.step, loss, logits, labels)
 
-    def _mixed(self, images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the batch after mixup or cutmix with soft targets, or as it is with its labels."""
-        augment = self.data.train.augmentation(self.epoch)
-        if not (augment.mixup or augment.cutmix):
-            return images, labels
-        rng = np.random.default_rng((self.settings.seed, self.step))  # the same in all workers
-        return mixing.mix(images, labels, len(self.data.train.dataset.classes), augment, rng)
-
     def _parts(self, *arrays: np.ndarray, counts: np.ndarray) -> Iterator[tuple]:
         """Split a batch into as many parts as the other workers make; see accumulation.parts."""
         if counts.all():
             yield from accumulation.parts(arrays, min(self.settings.accumulate, int(counts.min())))
-
-    def _counts_or_leave(self, count: int) -> np.ndarray:
-        """Return how many images each worker has for the next step.
-
-        Raises Interrupted in all workers when one of them was told to stop.
-        """
-        noted = (self.stop.number or 0, self.stop.save, count)
-        stops, saves, counts = self.workers.gather(noted).T
-        if stops.any():
-            raise Interrupted(int(stops.max()))
-        self._save_wanted |= bool(saves.any())
-        return counts
-
-    def _leave_if_alone(self, _: object = None) -> None:
-        """Raise Interrupted at once where there is one worker; several go on to the next step."""
-        if self.stop.number is not None and self.workers.size == 1:
-            raise Interrupted(self.stop.number)
 
     def settle(self, keep: int = 0) -> None:
         """Count the outcomes of all steps so far but the last `keep`.
@@ -226,13 +193,7 @@ class Trainer:
             raise self._diverged("loss", error.step) from None
 
     def _diverged(self, what: str, step: int) -> UserError:
-        kept, latest = "no checkpoint had been saved yet", self.run.folder.latest
-        if latest.exists():
-            kept = f"the last good checkpoint is {latest}"
-        return UserError(
-            f"the {what} became infinite or not a number at step {step} "
-            f"(epoch {step // self.steps_per_epoch + 1}); {kept}; try a lower --lr or a warm-up"
-        )
+        return diverged(what, step, step // self.steps_per_epoch + 1, self.run.folder.latest)
 
     def _end_epoch(self) -> None:
         """Evaluate the network and its average, and save what is best so far and the latest."""
@@ -285,7 +246,7 @@ class Trainer:
         """Yield the images of the next epoch's first batches, in parts."""
         with closing(self.data.train.training(self.settings.seed, len(self.history))) as epoch:
             for batch, labels in islice(epoch, batches):
-                counts = self._counts_or_leave(len(labels))
+                counts = self.stop.agree(self.workers, len(labels))
                 for part, _ in self._parts(batch, counts=counts):
                     yield part
 
@@ -294,7 +255,7 @@ class Trainer:
 
         Raises UserError instead of replacing the file by weights that are not finite.
         """
-        self._save_wanted = self.stop.save = False
+        self.stop.all_save = self.stop.save = False
         self.settle()
         if not all(np.isfinite(p.numpy()).all() for p in self.model.parameters()):
             raise self._diverged("weight", self.step)

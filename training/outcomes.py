@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import megengine as mge
 import numpy as np
 
 from data.evaluation import Score
+from utils import UserError
 
 from .distributed import Workers
 
@@ -16,6 +19,22 @@ class NotFiniteError(Exception):
     def __init__(self, step: int):
         super().__init__(f"step {step}")
         self.step = step
+
+
+def diverged(what: str, step: int, epoch: int, latest: Path) -> UserError:
+    """Return the error that a loss or a weight is not finite any more.
+
+    Args:
+        what: "loss" or "weight".
+        step, epoch: when, the epoch counted from 1.
+        latest: the last checkpoint, which may not exist yet.
+    """
+    kept = f"the last good checkpoint is {latest}"
+    return UserError(
+        f"the {what} became infinite or not a number at step {step} (epoch {epoch}); "
+        f"{kept if latest.exists() else 'no checkpoint had been saved yet'}; "
+        "try a lower --lr or a warm-up"
+    )
 
 
 class Outcomes:

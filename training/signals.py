@@ -11,8 +11,14 @@ import os
 import signal
 import time
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from data.processes import JOB_SIGNALS
+
+if TYPE_CHECKING:  # a command notes signals before it imports what takes a second
+    import numpy as np
+
+    from .distributed import Workers
 
 SAVING = signal.SIGUSR1
 _NOTED = (*JOB_SIGNALS, signal.SIGPIPE)
@@ -40,11 +46,12 @@ class StopSignal:
     Attributes:
         number: the first signal to end the run that arrived, or None.
         save: whether SIGUSR1 has arrived; whoever saves sets it to False.
+        all_save: whether SIGUSR1 had arrived in a worker when all agreed; likewise.
     """
 
     def __init__(self):
         self.number: int | None = None
-        self.save = False
+        self.save = self.all_save = False
         self._since = 0.0  # when `number` arrived
         self._previous: list[dict[signal.Signals, object]] = []
 
@@ -64,6 +71,22 @@ class StopSignal:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.pop().items():
             signal.signal(number, handler or signal.SIG_DFL)
+
+    def agree(self, workers: Workers, images: int) -> np.ndarray:
+        """Return how many images each worker has for the next step; `images` is this one's number.
+
+        Raises Interrupted in all workers when one of them was told to stop.
+        """
+        stops, saves, counts = workers.gather((self.number or 0, self.save, images)).T
+        if stops.any():
+            raise Interrupted(int(stops.max()))
+        self.all_save |= bool(saves.any())
+        return counts
+
+    def leave_if_alone(self, workers: Workers, _: object = None) -> None:
+        """Raise Interrupted at once where there is one worker; several go on to the next step."""
+        if self.number is not None and workers.size == 1:
+            raise Interrupted(self.number)
 
     def _note(self, number: int, _frame: object) -> None:
         impatient = number == signal.SIGINT and SUPERVISED not in os.environ
