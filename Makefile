@@ -77,7 +77,7 @@ clean: ## remove the virtual environment and what pip has built (checkpoints sta
 	@touch $@
 
 # what numba compiles for training is kept in .venv; it takes a minute
-.venv/runtime: .venv/packages models/cpu/fast/executor.py models/cpu/fast/kernels.py models/cpu/fast/memory.py
+.venv/runtime: .venv/packages $(wildcard models/cpu/fast/*.py)
 	@PYTHONPATH=. $(PYTHON) -m models.cpu.fast
 	@touch $@
 

@@ -9,8 +9,8 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from . import kernels
-from .kernels import _OPTIONS
+from . import map_kernels, norm_kernels
+from .compiled import OPTIONS
 
 
 class Code(IntEnum):
@@ -71,7 +71,7 @@ def bits(value: float) -> int:
     return int(np.float32(value).view(np.int32)) & 0xFFFFFFFF
 
 
-@njit("int64(int64[:, ::1], int64[::1], int64, int64, int64)", **_OPTIONS)
+@njit("int64(int64[:, ::1], int64[::1], int64, int64, int64)", **OPTIONS)
 def run(records, slots, execute, set_handle, stream):
     """Run all records in order, and return the number of calls of oneDNN that failed.
 
@@ -90,38 +90,38 @@ def run(records, slots, execute, set_handle, stream):
         elif code == _HANDLE:
             failures += _call(set_handle, a[1], a[2], 0, 0) != 0
         elif code == _STATISTICS:
-            kernels.statistics(a[1], a[2], a[3], a[4])
+            norm_kernels.statistics(a[1], a[2], a[3], a[4])
         elif code == _COEFFICIENTS:
-            kernels.coefficients(
+            norm_kernels.coefficients(
                 a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], _float(a[10]), _float(a[11]),
                 a[12],
             )  # fmt: skip
         elif code == _COMBINE:
-            kernels.combine(a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9])
+            norm_kernels.combine(a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9])
         elif code == _SUMS:
-            kernels.gradient_sums(a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10])
+            norm_kernels.gradient_sums(a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10])
         elif code == _INPUTS:
-            kernels.gradient_inputs(
+            norm_kernels.gradient_inputs(
                 a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10], a[11]
             )
         elif code == _ADD:
-            kernels.add(a[1], a[2], a[3], a[4])
+            map_kernels.add(a[1], a[2], a[3], a[4])
         elif code == _COPY:
-            kernels.copy(a[1], a[2], a[3])
+            map_kernels.copy(a[1], a[2], a[3])
         elif code == _ACTIVATE:
-            kernels.activate(a[1], a[2], a[3], a[4])
+            map_kernels.activate(a[1], a[2], a[3], a[4])
         elif code == _ACTIVATION_GRADIENT:
-            kernels.activation_gradient(a[1], a[2], a[3], a[4], a[5], a[6])
+            map_kernels.activation_gradient(a[1], a[2], a[3], a[4], a[5], a[6])
         elif code == _TO_ROWS:
-            kernels.to_rows(a[1], a[2], a[3], a[4], a[5])
+            map_kernels.to_rows(a[1], a[2], a[3], a[4], a[5])
         elif code == _FROM_ROWS:
-            kernels.from_rows(a[1], a[2], a[3], a[4], a[5])
+            map_kernels.from_rows(a[1], a[2], a[3], a[4], a[5])
         elif code == _POOL:
-            kernels.pool(a[1], a[2], a[3], a[4], a[5])
+            map_kernels.pool(a[1], a[2], a[3], a[4], a[5])
         elif code == _POOL_GRADIENT:
-            kernels.pool_gradient(a[1], a[2], a[3], a[4], a[5])
+            map_kernels.pool_gradient(a[1], a[2], a[3], a[4], a[5])
         elif code == _SCALE:
-            kernels.scale(a[1], a[2], a[3], a[4], a[5], a[6])
+            map_kernels.scale(a[1], a[2], a[3], a[4], a[5], a[6])
         else:
-            kernels.scale_gradient(a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8])
+            map_kernels.scale_gradient(a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8])
     return failures

@@ -13,8 +13,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-_COMPILED = ("executor.py", "kernels.py", "memory.py")  # have functions that numba compiles
-
 
 class NotAvailable(Exception):
     """The fast path cannot be used here; the message is the reason."""
@@ -59,7 +57,8 @@ def _configure_numba() -> None:
     config: Any = numba.config
     config.THREADING_LAYER = "omp"
     if "NUMBA_CACHE_DIR" not in os.environ:
-        sources = [Path(__file__).with_name(name).read_bytes() for name in _COMPILED]
+        files = sorted(Path(__file__).parent.glob("*.py"))
+        sources = [file.read_bytes() for file in files]
         name = Path("numba", hashlib.sha256(b"".join(sources)).hexdigest()[:12])
         folder = sys.prefix / name
         if not os.access(sys.prefix, os.W_OK):

@@ -2,64 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from math import prod
 
 import numpy as np
 
 from ..symbol import Operation
-from . import executor, kernels, onednn
+from . import executor, map_kernels, onednn
 from .executor import Code
 from .fuse import Unit, fuse
 from .memory import aligned
+from .places import Addresses, Argument, Buffer, Part, Place, Slot, arrange, buffers_of
 
 _ACTIVATIONS = {
-    "relu": kernels.RELU,
-    "sigmoid": kernels.SIGMOID,
-    "hard_sigmoid": kernels.HARD_SIGMOID,
-    "gelu": kernels.GELU,
+    "relu": map_kernels.RELU,
+    "sigmoid": map_kernels.SIGMOID,
+    "hard_sigmoid": map_kernels.HARD_SIGMOID,
+    "gelu": map_kernels.GELU,
 }
-
-
-@dataclass(eq=False)
-class Buffer:
-    """Memory within a program, in floats; its address is known when all records are."""
-
-    size: int
-    address: int = 0
-    first: int = -1  # positions of the records that use it, of both passes in a row
-    last: int = -1
-
-
-@dataclass(frozen=True)
-class Part:
-    """The part of a buffer from `offset` on, in floats."""
-
-    buffer: Buffer
-    offset: int
-
-
-@dataclass(frozen=True)
-class Slot:
-    """Memory outside of the program, whose address is another one in every step."""
-
-    number: int
-
-
-@dataclass(eq=False)
-class Addresses:
-    """A list of addresses, itself an argument."""
-
-    of: list[Buffer]
-    values: np.ndarray = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.values = np.zeros(max(1, len(self.of)), np.int64)
-
-
-Place = Buffer | Part | Slot
-Argument = int | Place | Addresses
 
 
 class Program:
@@ -407,7 +367,7 @@ class Program:
             masked = Buffer(gradient.size)
             self._emit(
                 Code.ACTIVATION_GRADIENT,
-                kernels.RELU, output, output, gradient, gradient.size, masked,
+                map_kernels.RELU, output, output, gradient, gradient.size, masked,
             )  # fmt: skip
             gradient = masked
         for number in unit.others:
@@ -423,13 +383,13 @@ class Program:
         """Give every buffer its address, and encode the records."""
         buffers: dict[Buffer, None] = {}
         for position, (_, _, uses) in enumerate(self._records):
-            for buffer in _buffers(uses):
+            for buffer in buffers_of(uses):
                 if buffer not in buffers:
                     buffers[buffer] = None
                     buffer.first = position
                 buffer.last = position
         self._scratch.first, self._scratch.last = 0, len(self._records)
-        size = _arrange(list(buffers))
+        size = arrange(list(buffers))
         self._arena, start = aligned(size, 4096)
         for buffer in buffers:
             buffer.address = start + 4 * buffer.address
@@ -451,36 +411,3 @@ class Program:
             self._kept.append(argument)
             return argument.values.ctypes.data
         return argument
-
-
-def _buffers(arguments: Sequence[Argument]) -> Iterator[Buffer]:
-    for argument in arguments:
-        if isinstance(argument, Buffer):
-            yield argument
-        elif isinstance(argument, Part):
-            yield argument.buffer
-        elif isinstance(argument, Addresses):
-            yield from argument.of
-
-
-def _arrange(buffers: list[Buffer]) -> int:
-    """Give each buffer an offset, in floats, and return the size of them all.
-
-    Buffers that are used at the same time do not overlap: the largest come first, each at the
-    lowest place that is free as long as it is used.
-    """
-    placed: list[Buffer] = []
-    total = 0
-    for buffer in sorted(buffers, key=lambda b: (-b.size, b.first)):
-        size = -(-buffer.size // 16) * 16
-        offset = 0
-        for other in placed:  # sorted by offset
-            if other.first <= buffer.last and buffer.first <= other.last:
-                if offset + size <= other.address:
-                    break
-                offset = max(offset, other.address + -(-other.size // 16) * 16)
-        buffer.address = offset
-        placed.append(buffer)
-        placed.sort(key=lambda b: b.address)
-        total = max(total, offset + size)
-    return total

@@ -1,0 +1,46 @@
+"""What the compiled loops share: memory by its address, options of the compiler, constants.
+
+The loops take float32 matrices [rows, channels] by address, whose rows are all positions of all
+images. They divide their work into chunks whatever the number of threads, so that sums have the
+same bits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import types
+from numba.extending import intrinsic
+
+
+@intrinsic
+def floats(typingctx, address):
+    """Return the pointer to float32 values at an address, an int64."""
+
+    def codegen(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(types.float32)(address), codegen
+
+
+@intrinsic
+def integers(typingctx, address):
+    """Return the pointer to int64 values at an address, an int64."""
+
+    def codegen(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(types.int64)(address), codegen
+
+
+# No reassociation: sums have one order. Products and sums may be contracted, zeros lose their sign.
+OPTIONS: Any = {
+    "cache": True,
+    "nogil": True,
+    "boundscheck": False,
+    "error_model": "numpy",
+    "fastmath": {"contract", "nsz", "arcp"},
+}
+ONE = np.float32(1)
+ZERO = np.float32(0)

@@ -1,0 +1,213 @@
+"""Loops over maps: layouts, sums, activations, pooling and gates, with their gradients."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import carray, njit, prange
+
+from .compiled import ONE, OPTIONS, ZERO, floats, integers
+
+
+@njit(parallel=True, **OPTIONS)
+def to_rows(source, target, images, channels, positions):
+    """Transpose [images, channels, positions] to [images, positions, channels]."""
+    x = carray(floats(source), (images, channels, positions))
+    y = carray(floats(target), (images, positions, channels))
+    block = 16
+    blocks = (positions + block - 1) // block
+    for k in prange(images * blocks):
+        n = np.int64(k) // blocks
+        first = (np.int64(k) - n * blocks) * block
+        last = min(positions, first + block)
+        for c in range(channels):
+            for p in range(first, last):
+                y[n, p, c] = x[n, c, p]
+
+
+@njit(parallel=True, **OPTIONS)
+def from_rows(source, target, images, channels, positions):
+    """Transpose [images, positions, channels] to [images, channels, positions]."""
+    x = carray(floats(source), (images, positions, channels))
+    y = carray(floats(target), (images, channels, positions))
+    block = 16
+    blocks = (channels + block - 1) // block
+    for k in prange(images * blocks):
+        n = np.int64(k) // blocks
+        first = (np.int64(k) - n * blocks) * block
+        last = min(channels, first + block)
+        for p in range(positions):
+            for c in range(first, last):
+                y[n, c, p] = x[n, p, c]
+
+
+_STEP = 8192  # floats of a chunk where channels do not matter
+
+
+@njit(parallel=True, **OPTIONS)
+def add(sources, count, size, target):
+    """Write the sum of two or more arrays of `size` floats; `sources` is an array of addresses."""
+    inputs = carray(integers(sources), (count,))
+    y = carray(floats(target), (size,))
+    x0, x1 = carray(floats(inputs[0]), (size,)), carray(floats(inputs[1]), (size,))
+    x2 = carray(floats(inputs[count - 1]), (size,))
+    for k in prange((size + _STEP - 1) // _STEP):
+        first, last = np.int64(k) * _STEP, min(size, (np.int64(k) + 1) * _STEP)
+        if count == 2:
+            for i in range(first, last):
+                y[i] = x0[i] + x1[i]
+        else:
+            for i in range(first, last):
+                y[i] = x0[i] + x1[i] + x2[i]
+        for b in range(2, count - 1):
+            x = carray(floats(inputs[b]), (size,))
+            for i in range(first, last):
+                y[i] += x[i]
+
+
+@njit(**OPTIONS)
+def copy(source, size, target):
+    """Copy `size` floats."""
+    carray(floats(target), (size,))[:] = carray(floats(source), (size,))
+
+
+RELU, SIGMOID, HARD_SIGMOID, GELU = range(4)  # kinds of activations
+
+
+@njit(**OPTIONS)
+def _erf(x):
+    """Return erf(x) by the rational approximation of Eigen: 4 ulp up to |x| = 4, beyond it +-1."""
+    x = min(max(x, np.float32(-4)), np.float32(4))
+    s = x * x
+    numerator = np.float32(-2.72614225801306e-10)
+    numerator = numerator * s + np.float32(2.77068142495902e-08)
+    numerator = numerator * s + np.float32(-2.10102402082508e-06)
+    numerator = numerator * s + np.float32(-5.69250639462346e-05)
+    numerator = numerator * s + np.float32(-7.34990630326855e-04)
+    numerator = numerator * s + np.float32(-2.95459980854025e-03)
+    numerator = numerator * s + np.float32(-1.60960333262415e-02)
+    denominator = np.float32(-1.45660718464996e-05)
+    denominator = denominator * s + np.float32(-2.13374055278905e-04)
+    denominator = denominator * s + np.float32(-1.68282697438203e-03)
+    denominator = denominator * s + np.float32(-7.37332916720468e-03)
+    denominator = denominator * s + np.float32(-1.42647390514189e-02)
+    return x * numerator / denominator
+
+
+@njit(**OPTIONS)
+def _density(x):
+    """Return exp(-x^2 / 2) / sqrt(2 pi): a series of its 64th root, squared six times."""
+    x = min(max(x, np.float32(-6)), np.float32(6))
+    t = x * x * np.float32(-1 / 128)
+    e = np.float32(1 / 120)
+    e = e * t + np.float32(1 / 24)
+    e = e * t + np.float32(1 / 6)
+    e = e * t + np.float32(1 / 2)
+    e = e * t + ONE
+    e = e * t + ONE
+    for _ in range(6):
+        e = e * e
+    return e * np.float32(0.3989422804014327)
+
+
+_ROOT_HALF = np.float32(0.7071067811865476)
+_HALF = np.float32(0.5)
+
+
+@njit(parallel=True, **OPTIONS)
+def activate(kind, source, size, target):
+    """Write an activation of `size` floats."""
+    x, y = carray(floats(source), (size,)), carray(floats(target), (size,))
+    for k in prange((size + _STEP - 1) // _STEP):
+        first, last = np.int64(k) * _STEP, min(size, (np.int64(k) + 1) * _STEP)
+        if kind == GELU:
+            for i in range(first, last):
+                y[i] = _HALF * x[i] * (ONE + _erf(x[i] * _ROOT_HALF))
+        elif kind == RELU:
+            for i in range(first, last):
+                y[i] = max(x[i], ZERO)
+        elif kind == HARD_SIGMOID:
+            for i in range(first, last):
+                y[i] = min(max(x[i] + np.float32(3), ZERO), np.float32(6)) * np.float32(1 / 6)
+        else:
+            for i in range(first, last):
+                y[i] = ONE / (ONE + np.exp(-x[i]))
+
+
+@njit(parallel=True, **OPTIONS)
+def activation_gradient(kind, source, output, gradient, size, target):
+    """Write the gradient of the input of `activate`."""
+    x, y = carray(floats(source), (size,)), carray(floats(output), (size,))
+    dy, dx = carray(floats(gradient), (size,)), carray(floats(target), (size,))
+    for k in prange((size + _STEP - 1) // _STEP):
+        first, last = np.int64(k) * _STEP, min(size, (np.int64(k) + 1) * _STEP)
+        if kind == GELU:
+            for i in range(first, last):
+                below = _HALF * (ONE + _erf(x[i] * _ROOT_HALF))
+                dx[i] = dy[i] * (below + x[i] * _density(x[i]))
+        elif kind == RELU:
+            for i in range(first, last):
+                dx[i] = dy[i] if y[i] > 0 else ZERO
+        elif kind == HARD_SIGMOID:
+            for i in range(first, last):
+                inside = -np.float32(3) < x[i] < np.float32(3)
+                dx[i] = dy[i] * np.float32(1 / 6) if inside else ZERO
+        else:
+            for i in range(first, last):
+                dx[i] = dy[i] * y[i] * (ONE - y[i])
+
+
+@njit(parallel=True, **OPTIONS)
+def pool(source, images, positions, channels, target):
+    """Write the mean over the positions: [images, channels]."""
+    x = carray(floats(source), (images, positions, channels))
+    y = carray(floats(target), (images, channels))
+    share = ONE / np.float32(positions)
+    for n in prange(images):
+        mean = y[n]
+        mean[:] = 0
+        for p in range(positions):
+            for c in range(channels):
+                mean[c] += x[n, p, c]
+        for c in range(channels):
+            mean[c] *= share
+
+
+@njit(parallel=True, **OPTIONS)
+def pool_gradient(gradient, images, positions, channels, target):
+    """Write the gradient of the input of `pool`."""
+    dy = carray(floats(gradient), (images, channels))
+    dx = carray(floats(target), (images, positions, channels))
+    share = ONE / np.float32(positions)
+    for n in prange(images):
+        for p in range(positions):
+            for c in range(channels):
+                dx[n, p, c] = dy[n, c] * share
+
+
+@njit(parallel=True, **OPTIONS)
+def scale(source, gate, images, positions, channels, target):
+    """Multiply each map by its gate, [images, channels]."""
+    x = carray(floats(source), (images, positions, channels))
+    g = carray(floats(gate), (images, channels))
+    y = carray(floats(target), (images, positions, channels))
+    for n in prange(images):
+        for p in range(positions):
+            for c in range(channels):
+                y[n, p, c] = x[n, p, c] * g[n, c]
+
+
+@njit(parallel=True, **OPTIONS)
+def scale_gradient(gradient, source, gate, images, positions, channels, target, gate_target):
+    """Write the gradients of both inputs of `scale`."""
+    dy = carray(floats(gradient), (images, positions, channels))
+    x = carray(floats(source), (images, positions, channels))
+    g = carray(floats(gate), (images, channels))
+    dx = carray(floats(target), (images, positions, channels))
+    dg = carray(floats(gate_target), (images, channels))
+    for n in prange(images):
+        total = dg[n]
+        total[:] = 0
+        for p in range(positions):
+            for c in range(channels):
+                dx[n, p, c] = dy[n, p, c] * g[n, c]
+                total[c] += dy[n, p, c] * x[n, p, c]
