@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from datetime import date
 from pathlib import Path
@@ -15,13 +14,9 @@ import models
 
 import megengine as mge
 import megengine.module as M
-from tqdm import tqdm
 
 import weights
-from data import datasets, labels, readers
-from data.evaluation import Score, evaluate
 from data.loader import Loader
-from data.transforms import Preprocessing
 from deployment import network
 from deployment.verification import Runner
 from training.distributed import Workers
@@ -29,9 +24,8 @@ from utils import UserError
 from weights import catalog, checkpoint, preprocessing
 
 from . import html_report, record
-from .predictions import AmongClasses, Flipped, Predictions, Recorder, present_classes
-
-Say = Callable[[str], object]  # prints a line, or nothing
+from .predictions import Predictions
+from .scoring import Scorer
 
 
 def run(args: argparse.Namespace, workers: Workers) -> int:
@@ -43,10 +37,10 @@ def run(args: argparse.Namespace, workers: Workers) -> int:
     path = catalog.locate(args.model) if args.model else checkpoint.newest_best()
     if not args.model:
         say(f"testing the newest checkpoint, {path}")
-    stated = preprocessing.of_flags(args)
+    scorer = Scorer(args, path, workers, say)
     test = _test_exported if network.is_exported(path) else _test_checkpoint
-    seen: list[Predictions] = []
-    result, loader = test(args, path, stated, workers, say, seen)
+    result = test(scorer, preprocessing.of_flags(args))
+    loader = scorer.loader
     if loader.dataset.folder is not None:
         result["split"] = loader.dataset.split.rstrip("/")
     skipped = int(workers.gather([len(loader.skipped)]).sum())
@@ -55,7 +49,7 @@ def run(args: argparse.Namespace, workers: Workers) -> int:
         say(f"{skipped} bad images were skipped")
     if workers.rank == 0:
         if args.report is not None:
-            report = _report(args.report, path, result, loader, seen[0])
+            report = _report(args.report, path, result, loader, scorer.predictions)
             result["report"] = str(report)
             say(f"report: {report}")
         if args.json:
@@ -87,29 +81,9 @@ def _report(
     )
 
 
-def _check(score: Score, path: Path, form: str) -> None:
-    """Raise UserError for a score that means nothing."""
-    if score.total == 0:
-        raise UserError(
-            "none of the images could be read; leave --skip-bad-images away, and the first of them "
-            "is named"
-        )
-    if score.not_finite:
-        raise UserError(
-            f"{path} in {form} form computes infinities or NaN for {score.not_finite} of "
-            f"{score.total} images; use other weights"
-        )
-
-
-def _test_exported(
-    args: argparse.Namespace,
-    path: Path,
-    stated: preprocessing.Statements,
-    workers: Workers,
-    say: Say,
-    seen: list[Predictions],
-) -> tuple[dict[str, Any], Loader]:
-    """Return the results of an .onnx or .mge file, and the loader that it was tested with."""
+def _test_exported(scorer: Scorer, stated: preprocessing.Statements) -> dict[str, Any]:
+    """Return the results of an .onnx or .mge file."""
+    args, path = scorer.args, scorer.path
     if args.switch_deploy or args.deploy == 0:
         raise UserError(
             f"{path} is an exported network, not a checkpoint that can be in train form or be "
@@ -119,7 +93,7 @@ def _test_exported(
         stated = {**stated, "size": (args.size, "--size")}
     net = network.load(path, args.arch, args.entry, stated)
     for line in preprocessing.lines(net.preprocessing, net.class_ids, net.origins):
-        say(line)
+        scorer.say(line)
     height, width = net.size
     if height != width:
         raise UserError(
@@ -127,17 +101,15 @@ def _test_exported(
             "export the network again with --size and one number, or dynamic"
         )
     given = replace(net.preprocessing, size=height)
-    loader = _loader(args, given, net.num_classes, net.class_ids, workers, say)
-    running = _Running(net.run)
-    row = _test(running, path, net.arch, net.form, loader, args, workers, say, seen)
+    scorer.open(given, net.num_classes, net.class_ids)
     return {
         "arch": net.arch,
         "model": str(path),
         "preprocessing": asdict(given),
         "origins": net.origins,
-        **_ways(args, loader),
-        "results": [row],
-    }, loader
+        **scorer.ways,
+        "results": [scorer.score(_Running(net.run), net.arch, net.form)],
+    }
 
 
 class _Running(M.Module):
@@ -151,18 +123,12 @@ class _Running(M.Module):
         return mge.Tensor(self.run(images.numpy()))
 
 
-def _test_checkpoint(
-    args: argparse.Namespace,
-    path: Path,
-    stated: preprocessing.Statements,
-    workers: Workers,
-    say: Say,
-    seen: list[Predictions],
-) -> tuple[dict[str, Any], Loader]:
-    """Return the results of a checkpoint, and the loader that it was tested with."""
+def _test_checkpoint(scorer: Scorer, stated: preprocessing.Statements) -> dict[str, Any]:
+    """Return the results of a checkpoint, in each form that the arguments ask for."""
+    args, path = scorer.args, scorer.path
     contents = checkpoint.read(path, args.arch, entry=args.entry, stated=stated)
     for line in preprocessing.lines(contents.preprocessing, contents.classes, contents.origins):
-        say(line)
+        scorer.say(line)
     if args.deploy == 1 and contents.form == "train":
         raise checkpoint.CheckpointError(
             f"{path} is in train form, but --deploy 1 expects the deploy form; "
@@ -175,30 +141,26 @@ def _test_checkpoint(
         )
     model = weights.load(contents, args.arch)
     given = replace(contents.preprocessing, size=args.size or contents.preprocessing.size)
-    loader = _loader(args, given, contents.num_classes, contents.classes, workers, say)
-
-    def test(network: M.Module, form: str) -> dict[str, Any]:
-        return _test(network, path, model.arch, form, loader, args, workers, say, seen)
-
+    scorer.open(given, contents.num_classes, contents.classes)
     result = {
         "arch": model.arch,
         "model": str(path),
-        "preprocessing": asdict(loader.preprocessing),
+        "preprocessing": asdict(given),
         "origins": contents.origins,
-        **_ways(args, loader),
-        "results": [test(model, contents.form)],
+        **scorer.ways,
+        "results": [scorer.score(model, model.arch, contents.form)],
     }
     if contents.activation_ranges is not None:
         from training import qat  # needs ONNX
 
         quantized = qat.FakeQuantized(model, contents.activation_ranges)
-        result["results"].append(test(quantized, "simulated int8"))
+        result["results"].append(scorer.score(quantized, model.arch, "simulated int8"))
     if args.switch_deploy:
         deployed = models.to_deploy(model)
-        result["results"].append(test(deployed, "deploy"))
+        result["results"].append(scorer.score(deployed, model.arch, "deploy"))
         beside = path if not args.model or os.path.exists(args.model) else Path(model.arch)
         target = beside.with_name(f"{beside.stem.removesuffix('-deploy')}-deploy.pkl")
-        if workers.rank == 0:
+        if scorer.workers.rank == 0:
             deploy_form = checkpoint.of_model(
                 deployed,
                 contents.preprocessing,
@@ -207,101 +169,5 @@ def _test_checkpoint(
             )
             checkpoint.save(deploy_form, target)
         result["saved"] = str(target)
-        say(f"saved the deploy form: {target}")
-    return result, loader
-
-
-def _loader(
-    args: argparse.Namespace,
-    given: Preprocessing,
-    num_classes: int,
-    classes: list[str] | None,
-    workers: Workers,
-    say: Say,
-) -> Loader:
-    """Return a loader of this worker's share of the test images; say which these are."""
-    if args.data:
-        dataset = readers.open_dataset(
-            args.data, args.split or "val", exact=bool(args.split), labels=args.val_list
-        )
-    else:
-        dataset = datasets.digits()[1]
-    if dataset.folder is not None:
-        say(f"testing on {dataset.split} of {dataset.name}: {len(dataset)} images")
-    for warning in datasets.left_out([dataset]):
-        say(warning)
-    dataset = datasets.with_class_order(dataset, num_classes, classes)
-    if args.labels is not None:
-        before, dataset = len(dataset), labels.with_labels(dataset, args.labels)
-        say(
-            f"labels of {args.labels}: {len(dataset)} images have some, {before - len(dataset)} "
-            "are left out"
-        )
-    if args.only_present_classes:
-        say(f"choosing among {present_classes(dataset).sum()} of {num_classes} classes")
-    return Loader(
-        dataset,
-        given,
-        args.val_batch_size,
-        args.workers,
-        args.skip_bad_images,
-        workers.rank,
-        workers.size,
-    )
-
-
-def _ways(args: argparse.Namespace, loader: Loader) -> dict[str, Any]:
-    """Return what is unusual about how a network is tested, for the results."""
-    ways = {"labels": args.labels, "tta": args.tta}
-    if args.only_present_classes:
-        ways["among"] = f"{present_classes(loader.dataset).sum()} classes, which the data has"
-    return {name: value for name, value in ways.items() if value is not None}
-
-
-def _test(
-    model: M.Module,
-    path: Path,
-    arch: str,
-    form: str,
-    loader: Loader,
-    args: argparse.Namespace,
-    workers: Workers,
-    say: Say,
-    seen: list[Predictions],
-) -> dict[str, Any]:
-    """Return the score of a network over the images of all workers, and say it.
-
-    With --report, what it predicts for the images is added to `seen`.
-    """
-    if args.only_present_classes:
-        model = AmongClasses(model, present_classes(loader.dataset))
-    if args.tta == "flip":
-        model = Flipped(model)
-    recorder = Recorder(model) if args.report is not None else None
-    score = _evaluate(recorder or model, loader, form, args.print_freq, say).over_all(workers)
-    _check(score, path, form)
-    if recorder is not None:
-        seen.append(recorder.predictions(loader, workers))
-    say(
-        f"{arch}, {form} form: top-1 {score.top1:.2f} % ({score.correct1} of "
-        f"{score.total}), top-5 {score.top5:.2f} %"
-    )
-    return {"form": form, "correct1": score.correct1, "correct5": score.correct5,
-            "total": score.total, "top1": score.top1, "top5": score.top5}  # fmt: skip
-
-
-def _evaluate(model: M.Module, loader: Loader, form: str, print_freq: int, say: Say) -> Score:
-    """Return the score over the loader's images, with a progress bar or progress lines."""
-    batches = 0
-    total = len(loader.dataset) // loader.world
-    with tqdm(total=total, desc=form, unit="image", leave=False, disable=None) as bar:
-
-        def show(score: Score) -> None:
-            nonlocal batches
-            batches += 1
-            bar.update(score.total - bar.n)
-            bar.set_postfix({"top-1": f"{score.top1:.2f} %"})
-            if bar.disable and batches % print_freq == 0:
-                say(f"{form} form, {score.total} images: top-1 {score.top1:.2f} %")
-
-        return evaluate(model, loader.evaluation(), show)
+        scorer.say(f"saved the deploy form: {target}")
+    return result

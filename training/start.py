@@ -227,8 +227,8 @@ def _memory_is_short(
         return False
     folder.log(
         f"--low-memory is switched on: training as usual would take about {need / 2**30:.0f} GB, "
-        f"and {available / 2**30:.0f} GB are free; the result differs by rounding alone "
-        "(--no-low-memory: leave it off)"
+        f"and {available / 2**30:.0f} GB are free; the result is the same (--no-low-memory: "
+        "leave it off)"
     )
     return True
 
