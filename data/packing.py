@@ -17,7 +17,7 @@ from typing import BinaryIO
 
 from tqdm import tqdm
 
-from utils import UserError, locked, shown
+from utils import UserError, locked, shown, write_atomically
 
 from . import archives
 from .archives import SUMS, Index
@@ -64,7 +64,9 @@ def write_tar(
             with bar, open(partial, "r+b") as tar, open(sums, "ab") as log:
                 _append(tar, log, files([*done]), done, bar)
             made = _checked(partial)
-            _about_file(target).write_text(json.dumps(about))
+            target.unlink(missing_ok=True)  # what it is of is about to be said of another one
+            said = json.dumps(about).encode()
+            write_atomically(_about_file(target), lambda file: file.write(said))
             os.replace(partial, target)
             archives.save(target, made)
             sums.unlink()

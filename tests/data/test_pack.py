@@ -1,5 +1,6 @@
 """python -m data.pack: the same images in one tar, smaller on request; resumed and checked."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -140,3 +141,27 @@ def test_a_tar_is_checked_by_its_sums(root, tmp_path, run):  # noqa: F811
     status, _, err = run(tar(tmp_path / "b.tar", root), "--check")
     assert status == 2 and "b.tar has no SHA256SUMS" in err
     assert run(root)[0] == 2 and run(root, tmp_path / "folder")[0] == 2
+
+
+def test_a_tar_never_counts_as_made_of_what_another_one_is(tmp_path, monkeypatch):
+    """Not even where the process ends while one takes the place of the other."""
+    target, replace = tmp_path / "a.tar", os.replace
+
+    def write(about, content):
+        files = [("a/1.jpg", content)]
+        packing.write_tar(target, about, 1, lambda done: files[len(done) :], "", replace=True)
+
+    def ended(source, destination):
+        if destination == target:
+            raise KeyboardInterrupt
+        replace(source, destination)
+
+    write({"of": 1}, b"one")
+    monkeypatch.setattr(os, "replace", ended)
+    with pytest.raises(KeyboardInterrupt):
+        write({"of": 2}, b"two")
+    monkeypatch.undo()
+    assert not any(packing.is_made_of(target, {"of": number}) for number in (1, 2))
+    write({"of": 2}, b"two")
+    assert packing.is_made_of(target, {"of": 2}) and packing.check(target) == 1
+    assert b"two" in target.read_bytes() and b"one" not in target.read_bytes()
