@@ -55,7 +55,7 @@ def with_labels(dataset: Dataset, path: str | Path) -> Dataset:
             f"{path} has no label for any of the {len(dataset)} images of {dataset.name}; give the "
             "data that it is for"
         )
-    return replace(dataset, images=[dataset.images[i] for i in kept], labels=labels[kept])
+    return replace(dataset, labels=labels).subset(kept.tolist())
 
 
 def _read(path: str | Path) -> list | dict:
