@@ -6,7 +6,7 @@
 - "fast": the folder fast/, which compiles the whole network into a program of oneDNN's
   convolutions and own loops. What it cannot do, and the rest of the network, is done by "matmul".
 
-The environment variable REPARAM_CPU chooses one; "matmul" is the default.
+The environment variable REPARAM_CPU chooses one; "fast" is the default.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ _path: ContextVar[str | None] = ContextVar("path", default=None)
 
 
 def path() -> str:
-    """Return the way to compute: what `using` says, or REPARAM_CPU, or "matmul".
+    """Return the way to compute: what `using` says, or REPARAM_CPU, or "fast".
 
     Raises ValueError for another word in REPARAM_CPU.
     """
-    chosen = _path.get() or os.environ.get("REPARAM_CPU") or "matmul"
+    chosen = _path.get() or os.environ.get("REPARAM_CPU") or "fast"
     if chosen not in PATHS:
         raise ValueError(f"REPARAM_CPU is {chosen!r}; give {', '.join(PATHS)}")
     return chosen
