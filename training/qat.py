@@ -25,7 +25,7 @@ from megengine.core._imperative_rt.core2 import apply
 from megengine.core.ops.builtin import Elemwise, Reduce
 from onnx import NodeProto, helper, numpy_helper
 
-from deployment.int8 import graph, qdq, weights
+from deployment.int8 import dialects, graph, qdq, weights
 from deployment.onnx_graph import to_onnx
 
 from .distributed import Workers
@@ -71,7 +71,7 @@ class FakeQuantized(M.Module):
         tensors["input"] = self._activation("input", images)
         for node in self._nodes:
             if node.bias in tensors and node.inputs[0] in self.ranges:
-                step = float(qdq.scale_and_zero(*self.ranges[node.inputs[0]])[0])
+                step = float(dialects.UINT8.scale_and_zero(*self.ranges[node.inputs[0]])[0])
                 scale = step * tensors[f"{node.inputs[1]}.scale"]
                 tensors[node.bias] = fake_quantize_bias(tensors[node.bias], scale)
             result = node(tensors)
@@ -142,12 +142,14 @@ class _Round(Function):
 def fake_quantize(x: mge.Tensor, low: float, high: float) -> mge.Tensor:
     """Round activations as in uint8: (clip(rint(x / scale) + zero, 0, 255) - zero) * scale.
 
-    Scale and zero are those of the int8 network, see qdq.scale_and_zero. The gradient is that of
+    Scale and zero are those of the int8 network, see `Grid.scale_and_zero`. The gradient is that of
     clipping alone.
     """
-    scale, zero = map(float, qdq.scale_and_zero(low, high))
-    steps = F.minimum(F.maximum(x / scale, -zero), qdq.LEVELS - zero)
-    return _Round()(steps) * scale
+    grid = dialects.UINT8
+    scale, zero = grid.scale_and_zero(low, high)
+    lowest, highest = grid.limits(zero)
+    steps = F.minimum(F.maximum(x / float(scale), lowest), highest)
+    return _Round()(steps) * float(scale)
 
 
 def fake_quantize_weights(weight: mge.Tensor) -> tuple[mge.Tensor, mge.Tensor]:

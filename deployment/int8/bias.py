@@ -21,6 +21,9 @@ from onnx import NodeProto, helper, numpy_helper
 from tqdm import tqdm
 
 from . import graph, qdq, runtime
+from .dialects import Grid, Scheme
+
+_DEFAULT = Scheme()
 
 
 class Corrected(NamedTuple):
@@ -45,60 +48,74 @@ def correct(
     ranges: Mapping[str, tuple[float, float]],
     images: np.ndarray,
     target: Mapping[str, np.ndarray],
-    per_channel: bool = True,
-    pairs: bool = True,
+    scheme: Scheme = _DEFAULT,
 ) -> Corrected:
     """Correct the biases of a float network for quantization by `qdq.to_qdq`.
 
     The feature maps of all images between two layers are held in memory.
 
     Args:
-        model, ranges, per_channel, pairs: arguments of `qdq.to_qdq`.
+        model, ranges, scheme: arguments of `qdq.to_qdq`.
         images: calibration images, float32 [N, 3, H, W], normalized.
         target: `means` of the float network.
     """
     weights = graph.weights(model)
     changed = {}
-    tensors = {model.graph.input[0].name: images}
-    readers = Counter(name for node in model.graph.node for name in node.input)
-    readers[model.graph.output[0].name] = 1
-    _fake_quantize(tensors, model.graph.input[0].name, ranges)
+    entry, result = model.graph.input[0].name, model.graph.output[0].name
+    grid, bounds = scheme.dialect.grid, qdq.input_ranges(model, ranges, scheme)
+    tensors = {entry: images}
+    raw = {}  # of quantized tensors, what layers in float read
+    left = Counter(name for node in model.graph.node for name in node.input)
+    left[result] = 1
+    read_raw = {
+        name for node in model.graph.node if node.name in scheme.in_float for name in node.input
+    }
+
+    def quantize(name: str) -> None:
+        if name in ranges:
+            if name in read_raw:
+                raw[name] = tensors[name]
+            tensors[name] = _fake_quantize(tensors[name], grid, *ranges[name])
+
+    quantize(entry)
     for node in tqdm(model.graph.node, desc="bias correction", leave=False, disable=None):
         if node.op_type == "Constant":
             weights[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
             continue
+        in_float = node.name in scheme.in_float
         constants = {name: weights[name] for name in node.input if name in weights}
         (name,) = node.output
-        if node.op_type in graph.LAYERS:
-            int8 = qdq.int8_weights(node, weights, ranges, per_channel, pairs)
+        if node.op_type in graph.LAYERS and not in_float:
+            int8 = qdq.int8_weights(node, weights, bounds.get(node.name), scheme)
             constants[node.input[1]] = int8.weights
-        tensors[name] = _run(node, model, tensors, constants)
+        given = {**tensors, **raw} if in_float else tensors
+        tensors[name] = _run(node, model, given, constants)
         if node.op_type in graph.LAYERS and len(node.input) > 2:
             shift = target[name] - _mean(tensors[name])
             changed[node.input[2]] = weights[node.input[2]] + shift
             shape = (-1, *[1] * (tensors[name].ndim - 2))
             tensors[name] += shift.astype(np.float32).reshape(shape)
-        _fake_quantize(tensors, name, ranges)
+        quantize(name)
         for read in node.input:
-            readers[read] -= 1
-            if readers[read] == 0:
+            left[read] -= 1
+            if left[read] == 0:
                 tensors.pop(read, None)
-    return Corrected(graph.with_weights(model, changed), tensors[model.graph.output[0].name])
+                raw.pop(read, None)
+    return Corrected(graph.with_weights(model, changed), tensors[result])
 
 
 def _mean(x: np.ndarray) -> np.ndarray:
     return x.mean((0, *range(2, x.ndim)), dtype=np.float64)
 
 
-def _fake_quantize(tensors: dict[str, np.ndarray], name: str, ranges: Mapping) -> None:
-    """Replace a quantized tensor x by (clip(rint(x / scale) + zero, 0, 255) - zero) * scale."""
-    if name in ranges:
-        scale, zero = qdq.scale_and_zero(*ranges[name])
-        x = tensors[name] / scale
-        np.rint(x, out=x)
-        np.clip(x, -float(zero), qdq.LEVELS - float(zero), out=x)
-        x *= scale
-        tensors[name] = x
+def _fake_quantize(x: np.ndarray, grid: Grid, low: float, high: float) -> np.ndarray:
+    """Return (clip(rint(x / scale) + zero, lowest, highest) - zero) * scale."""
+    scale, zero = grid.scale_and_zero(low, high)
+    x = x / scale
+    np.rint(x, out=x)
+    np.clip(x, *grid.limits(zero), out=x)
+    x *= scale
+    return x
 
 
 def _run(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 import onnx
 
 from . import bias, equalize, graph, qdq, ranges
+from .dialects import DIALECTS, Dialect, Scheme
+
+_DEFAULT = Scheme()
 
 
 class Quantized(NamedTuple):
@@ -19,7 +23,7 @@ class Quantized(NamedTuple):
         bounds: ranges of the activations.
         clip: method that chose the ranges.
         tried: clipping method -> SQNR of the logits on the calibration images in dB.
-        per_channel, pairs: how weights are rounded, see `weights.quantize`.
+        scheme: what is quantized, and how.
     """
 
     model: onnx.ModelProto
@@ -27,74 +31,84 @@ class Quantized(NamedTuple):
     bounds: dict[str, ranges.Range]
     clip: str
     tried: dict[str, float]
-    per_channel: bool
-    pairs: bool
+    scheme: Scheme
 
     def to_qdq(self) -> onnx.ModelProto:
         """Return the int8 network."""
-        return qdq.to_qdq(self.model, self.bounds, self.per_channel, self.pairs)
+        return qdq.to_qdq(self.model, self.bounds, self.scheme)
 
 
 def quantize(
     model: onnx.ModelProto,
     images: np.ndarray,
-    per_channel: bool = True,
+    scheme: Scheme = _DEFAULT,
     clip: str = "auto",
-    pairs: bool = True,
 ) -> Quantized:
     """Choose how to quantize a float network in deploy form.
 
     Args:
         model: network made by `onnx_graph.to_onnx`.
         images: calibration images, float32 [N, 3, H, W], normalized.
-        per_channel: whether each output channel's weights have a scale of their own; otherwise
-            there is one scale per layer.
+        scheme: what to quantize, and how.
         clip: one of `ranges.CLIPS`, or "auto" for the one with the highest SQNR of the logits on
             `images` after bias correction.
-        pairs: whether to limit the weights so that no CPU's kernels saturate, see `weights`.
     """
-    if per_channel:
+    if scheme.per_channel:
         equalized = equalize.by_activations(model, images)
     else:
         equalized = equalize.by_weights(model)
     equalize.assert_exact(model, equalized, images)
     expected = graph.logits(equalized, images)
     means = bias.means(equalized, images)
-    histograms = ranges.histograms(equalized, qdq.activations(equalized), images)
+    histograms = ranges.histograms(equalized, qdq.activations(equalized, scheme), images)
     results, tried = {}, {}
     for method in ranges.CLIPS if clip == "auto" else (clip,):
-        bounds = {name: ranges.CLIPS[method](counts) for name, counts in histograms.items()}
-        corrected = bias.correct(equalized, bounds, images, means, per_channel, pairs)
-        results[method] = Quantized(
-            corrected.model, equalized, bounds, method, tried, per_channel, pairs
-        )
+        bounds = _clipped(histograms, method, scheme)
+        corrected = bias.correct(equalized, bounds, images, means, scheme)
+        results[method] = Quantized(corrected.model, equalized, bounds, method, tried, scheme)
         tried[method] = graph.sqnr(expected, corrected.logits)
     return results[max(tried, key=tried.get)]
 
 
+def _clipped(
+    histograms: dict[str, ranges.Histogram], method: str, scheme: Scheme
+) -> dict[str, ranges.Range]:
+    choose, grid = ranges.CLIPS[method], scheme.dialect.grid
+    return {name: choose(histogram, grid) for name, histogram in histograms.items()}
+
+
 def schemes(
-    model: onnx.ModelProto, images: np.ndarray, clip: str = "auto"
+    model: onnx.ModelProto,
+    images: np.ndarray,
+    clip: str = "auto",
+    dialect: Dialect = DIALECTS["onnxruntime"],
 ) -> tuple[dict[str, onnx.ModelProto], dict[str, Quantized]]:
     """Return the network in every scheme of the report, and the `Quantized` of each W8A8 scheme.
 
     The names are "float", "W8A8 per-tensor, plain", "W8 per-tensor", "W8A8 per-tensor" and so on.
     W8 schemes quantize the weights only. Plain schemes use the whole range of each tensor and
-    weight without equalization, clipping and bias correction, as converters do by default. In "W8A8
-    per-channel, full range" the weights are not limited to what no CPU's kernels saturate with.
+    weight without equalization, clipping and bias correction, as converters do by default. Where
+    the dialect's runtime saturates, weights are limited to what no CPU's kernels saturate with, but
+    for those of "W8A8 per-channel, full range".
     """
-    histograms = ranges.histograms(model, qdq.activations(model), images)
-    whole = {name: ranges.minmax(histogram) for name, histogram in histograms.items()}
+    plain = Scheme(limited=False, dialect=dialect)
+    histograms = ranges.histograms(model, qdq.activations(model, plain), images)
+    whole = _clipped(histograms, "minmax", plain)
     networks, quantized = {"float": model}, {}
     for per_channel in (False, True):
         name = "per-channel" if per_channel else "per-tensor"
-        networks[f"W8A8 {name}, plain"] = qdq.to_qdq(model, whole, per_channel, pairs=False)
-        best = quantize(model, images, per_channel, clip)
+        scheme = Scheme(per_channel, dialect.saturates, dialect)
+        networks[f"W8A8 {name}, plain"] = qdq.to_qdq(
+            model, whole, replace(plain, per_channel=per_channel)
+        )
+        best = quantize(model, images, scheme, clip)
         means = bias.means(best.equalized, images)
-        alone = bias.correct(best.equalized, {}, images, means, per_channel)
-        networks[f"W8 {name}"] = qdq.to_qdq(alone.model, {}, per_channel)
+        alone = bias.correct(best.equalized, {}, images, means, scheme)
+        networks[f"W8 {name}"] = qdq.to_qdq(alone.model, {}, scheme)
         networks[f"W8A8 {name}"] = best.to_qdq()
         quantized[f"W8A8 {name}"] = best
-    full = quantize(model, images, True, best.clip, pairs=False)
-    networks["W8A8 per-channel, full range"] = full.to_qdq()
-    quantized["W8A8 per-channel, full range"] = full
+    if dialect.saturates:
+        full = quantize(model, images, plain, best.clip)
+        networks["W8A8 per-channel, full range"] = full.to_qdq()
+        quantized["W8A8 per-channel, full range"] = full
     return networks, quantized

@@ -13,82 +13,110 @@ import onnx
 from onnx import NodeProto, helper, numpy_helper
 
 from . import weights
-from .graph import LAYERS, consumers
+from .dialects import Scheme
+from .graph import LAYERS, consumers, layers
 
-LEVELS = 255  # steps of uint8 above 0
+_DEFAULT = Scheme()
 
 
-def activations(model: onnx.ModelProto) -> list[str]:
+def activations(model: onnx.ModelProto, scheme: Scheme = _DEFAULT) -> list[str]:
     """Return the tensors of a network to quantize, in order.
 
-    These are inputs of convolutions and linear layers, outputs of convolutions, and operands and
-    results of additions of two feature maps; where a ReLU follows directly, its output instead.
+    These are inputs of convolutions and linear layers, and what `scheme.dialect` adds: outputs of
+    convolutions, operands and results of additions of two feature maps, inputs of poolings. Where a
+    ReLU follows directly, its output is quantized instead.
     """
-    graph = model.graph
+    graph, dialect = model.graph, scheme.dialect
     users = consumers(model)
-    computed = {graph.input[0].name}
+    computed = {graph.input[0].name: None}
     chosen, skipped = set(), {output.name for output in graph.output}
     for node in graph.node:
-        if node.op_type in LAYERS:
+        if node.op_type in LAYERS and node.name not in scheme.in_float:
             chosen.add(node.input[0])
-        if node.op_type == "Conv":
-            chosen.add(node.output[0])
-        if node.op_type == "Add" and all(name in computed - skipped for name in node.input):
-            chosen.update((*node.input, *node.output))
+            if node.op_type == "Conv" and dialect.behind_layers:
+                chosen.add(node.output[0])
+        if node.op_type == "Add" and all(name in computed.keys() - skipped for name in node.input):
+            chosen.update(_around_addition(node, computed, users, scheme))
+        if node.op_type == "GlobalAveragePool" and dialect.before_pools:
+            chosen.add(node.input[0])
         if node.op_type == "Gemm":
             skipped.update(node.output)
         if node.op_type != "Constant":
-            computed.update(node.output)
+            computed.update(dict.fromkeys(node.output, node))
     for name in [*chosen]:
         following = users.get(name, [])
         if len(following) == 1 and following[0].op_type == "Relu":
             chosen.remove(name)
             chosen.add(following[0].output[0])
+    if dialect.before_flatten:
+        chosen = {_before_flatten(name, computed) for name in chosen}
     ordered = [graph.input[0].name, *(name for node in graph.node for name in node.output)]
-    return [name for name in ordered if name in chosen - skipped]
+    return [
+        name
+        for name in ordered
+        if name in chosen - skipped
+        and any(node.name not in scheme.in_float for node in users.get(name, []))
+    ]
 
 
-def scale_and_zero(low: float, high: float) -> tuple[np.float32, np.uint8]:
-    """Return scale and zero point of activations from `low` to `high`, extended to include 0.
+def _around_addition(
+    node: NodeProto,
+    computed: Mapping[str, NodeProto | None],
+    users: Mapping[str, list[NodeProto]],
+    scheme: Scheme,
+) -> list[str]:
+    """Return the tensors to quantize around an addition of two feature maps."""
+    if not scheme.dialect.skip_alone:
+        return [*node.input, *node.output]
+    order = [*computed]
+    fused = [
+        name
+        for name in node.input
+        if (source := computed[name]) is not None
+        and source.op_type == "Conv"
+        and source.name not in scheme.in_float
+        and len(users[name]) == 1
+    ]
+    if not fused:  # an addition of its own is computed in float
+        return []
+    last = max(fused, key=order.index)
+    return [name for name in node.input if name != last]
 
-    scale = (high - low) / 255 in float64, rounded to float32 (1 for an empty range), and
-    zero = rint(-low / scale) in float64. ONNX quantizes x to q = clip(rint(x / scale) + zero, 0,
-    255), rounding half to even, and dequantizes q to (q - zero) * scale.
-    """
-    low, high = min(float(low), 0.0), max(float(high), 0.0)
-    scale = np.float32((high - low) / LEVELS)
-    if not scale > np.finfo(np.float32).tiny:
-        return np.float32(1), np.uint8(0)
-    return scale, np.uint8(np.clip(np.rint(-low / float(scale)), 0, LEVELS))
+
+def _before_flatten(name: str, computed: Mapping[str, NodeProto | None]) -> str:
+    """Return the input of the Flatten whose output is `name`; `name` if there is none."""
+    source = computed[name]
+    return source.input[0] if source is not None and source.op_type == "Flatten" else name
 
 
 def to_qdq(
     model: onnx.ModelProto,
     ranges: Mapping[str, tuple[float, float]],
-    per_channel: bool = True,
-    pairs: bool = True,
+    scheme: Scheme = _DEFAULT,
 ) -> onnx.ModelProto:
     """Return a copy of a float network in deploy form that computes in int8.
 
     Its logits are those of the float network with every tensor x of `ranges` replaced by
-    (clip(rint(x / scale) + zero, 0, 255) - zero) * scale, see `scale_and_zero`, and the weights of
-    every convolution and linear layer by `weights.quantize(...).weights`, but for rounding to
-    int32: a bias behind a quantized input becomes a multiple of (input's scale * weights' scale).
-    Where such a bias would not fit int32, the weights' scale is raised: to |bias| / (2^30 * input's
-    scale), which matters to channels whose weights are all next to 0.
+    (clip(rint(x / scale) + zero, lowest, highest) - zero) * scale, see `Grid.scale_and_zero`, and
+    the weights of every convolution and linear layer by `weights.quantize(...).weights`, but for
+    rounding to int32: a bias behind a quantized input becomes a multiple of (input's scale *
+    weights' scale). Where such a bias would not fit int32, the weights' scale is raised: to |bias|
+    / (2^30 * input's scale), which matters to channels whose weights are all next to 0. The layers
+    of `scheme.in_float` keep their weights and read x as it is.
 
     Args:
         model: network made by `onnx_graph.to_onnx` with opset 13 or higher.
         ranges: tensor -> its lowest and highest value; `activations` lists the tensors to quantize.
             Other tensors stay float, so that {} quantizes the weights only.
-        per_channel, pairs: how weights are rounded, see `weights.quantize`.
+        scheme: how to quantize.
     """
     quantized = onnx.ModelProto()
     quantized.CopyFrom(model)
     graph = quantized.graph
     values = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     initializers = {tensor.name: tensor for tensor in graph.initializer}
-    steps = {name: scale_and_zero(*bounds) for name, bounds in ranges.items()}
+    grid, bounds = scheme.dialect.grid, input_ranges(model, ranges, scheme)
+    steps = {name: grid.scale_and_zero(*ends) for name, ends in ranges.items()}
     nodes: list[NodeProto] = []
 
     def constant(name: str, value: np.ndarray) -> str:
@@ -119,10 +147,11 @@ def to_qdq(
     def layer(node: NodeProto) -> list[str]:
         """Quantize the weights of a convolution or linear layer and return its inputs."""
         x, weight, *bias = node.input
-        int8 = int8_weights(node, values, ranges, per_channel, pairs)
+        input_range = bounds.get(node.name)
+        int8 = int8_weights(node, values, input_range, scheme)
         inputs = [x, replace(weight, *int8)]
-        if bias and x in steps:
-            scale = steps[x][0] * int8.scale  # float32
+        if bias and input_range is not None and scheme.dialect.int32_biases:
+            scale = grid.scale_and_zero(*input_range)[0] * int8.scale  # float32
             integers = np.rint(values[bias[0]] / scale.astype(np.float64)).astype(np.int32)
             bias = [replace(bias[0], integers, scale)]
         return [*inputs, *bias]
@@ -130,8 +159,9 @@ def to_qdq(
     if graph.input[0].name in steps:
         activation(graph.input[0].name)
     for node in [*graph.node]:
-        inputs = layer(node) if node.op_type in LAYERS else node.input
-        node.input[:] = [f"{name}.dequantized" if name in steps else name for name in inputs]
+        if node.name not in scheme.in_float:
+            inputs = layer(node) if node.op_type in LAYERS else node.input
+            node.input[:] = [f"{name}.dequantized" if name in steps else name for name in inputs]
         nodes.append(node)
         for name in node.output:
             if name in steps:
@@ -141,20 +171,34 @@ def to_qdq(
     return quantized
 
 
+def input_ranges(
+    model: onnx.ModelProto, ranges: Mapping[str, tuple[float, float]], scheme: Scheme
+) -> dict[str, tuple[float, float]]:
+    """Return the range of each int8 layer's input, by the layer's name, where it is quantized."""
+    flattened = {n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "Flatten"}
+    inputs = {
+        node.name: node.input[0] if node.input[0] in ranges else flattened.get(node.input[0])
+        for node in layers(model)
+        if node.name not in scheme.in_float
+    }
+    return {name: ranges[x] for name, x in inputs.items() if x in ranges}
+
+
 def int8_weights(
     node: NodeProto,
     values: Mapping[str, np.ndarray],
-    ranges: Mapping[str, tuple[float, float]],
-    per_channel: bool,
-    pairs: bool,
+    input_range: tuple[float, float] | None,
+    scheme: Scheme,
 ) -> weights.Int8:
     """Return the weights of a convolution or linear layer as `to_qdq` rounds them.
 
-    `values` are the network's initializers.
+    Args:
+        values: initializers of the network.
+        input_range: of `input_ranges`; None if the input stays float.
     """
-    x, weight, *bias = node.input
+    _, weight, *bias = node.input
     at_least = 0.0
-    if bias and x in ranges:
-        step = float(scale_and_zero(*ranges[x])[0])
+    if bias and input_range is not None and scheme.dialect.int32_biases:
+        step = float(scheme.dialect.grid.scale_and_zero(*input_range)[0])
         at_least = np.abs(values[bias[0]].astype(np.float64)) / (2.0**30 * step)
-    return weights.quantize(values[weight], per_channel, pairs, at_least)
+    return weights.quantize(values[weight], scheme.per_channel, scheme.limited, at_least)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import onnx
 
-from . import graph, qdq
+from . import graph
+from .dialects import UINT8, Grid
 
 _BINS = 4096
 _QUANTILE = 0.9999
@@ -47,12 +48,12 @@ def histograms(
     return {name: Histogram(*bounds[name], counts[name]) for name in names}
 
 
-def minmax(histogram: Histogram) -> Range:
+def minmax(histogram: Histogram, grid: Grid = UINT8) -> Range:
     """Return the whole range from the lowest to the highest value."""
     return histogram.low, histogram.high
 
 
-def percentile(histogram: Histogram) -> Range:
+def percentile(histogram: Histogram, grid: Grid = UINT8) -> Range:
     """Return the range without the highest 0.01 % and, if they are negative, the lowest 0.01 %."""
     share = np.cumsum(histogram.counts) / histogram.counts.sum()
     edges = np.linspace(histogram.low, histogram.high, len(share) + 1)
@@ -60,19 +61,19 @@ def percentile(histogram: Histogram) -> Range:
     return min(float(low), 0.0), float(edges[np.searchsorted(share, _QUANTILE) + 1])
 
 
-def mse(histogram: Histogram) -> Range:
+def mse(histogram: Histogram, grid: Grid = UINT8) -> Range:
     """Return the range with the least squared error of rounding and clipping together."""
 
     def error(low: float, high: float) -> float:
-        step = float(qdq.scale_and_zero(low, high)[0])
+        step = float(grid.scale_and_zero(low, high)[0])
         x = histogram.centers
         beyond = np.square(x - np.clip(x, low, high))
         return float(histogram.counts @ np.where(beyond > 0, beyond, step**2 / 12))
 
-    return _best(histogram, error)
+    return _best(histogram, grid, error)
 
 
-def kl(histogram: Histogram) -> Range:
+def kl(histogram: Histogram, grid: Grid = UINT8) -> Range:
     """Return the range with the least Kullback-Leibler divergence of quantized from clipped values.
 
     The zeros of a ReLU are represented exactly in every range; their bin counts as its neighbour
@@ -82,9 +83,11 @@ def kl(histogram: Histogram) -> Range:
     x, counts = histogram.centers, histogram.counts.astype(np.float64)
     zero_bin = int(np.abs(x).argmin())
     counts[zero_bin] = counts[min(zero_bin + 1, len(counts) - 1)]
+    levels = grid.highest - grid.lowest + 1
 
     def divergence(low: float, high: float) -> float:
-        scale, zero = qdq.scale_and_zero(low, high)
+        scale, zero = grid.scale_and_zero(low, high)
+        limits = grid.limits(zero)
         inside = (x >= low) & (x <= high)
         if not (inside & (counts > 0)).any():
             return np.inf
@@ -92,19 +95,22 @@ def kl(histogram: Histogram) -> Range:
         kept = np.flatnonzero(inside)
         clipped[kept[0]] += counts[: kept[0]].sum()
         clipped[kept[-1]] += counts[kept[-1] + 1 :].sum()
-        level = np.clip(np.rint(x / float(scale)) + zero, 0, qdq.LEVELS).astype(int)
+        level = (np.clip(np.rint(x / float(scale)), *limits) - limits[0]).astype(int)
         held = inside & (clipped > 0)
-        total = np.bincount(level, np.where(inside, counts, 0), qdq.LEVELS + 1)
-        bins = np.bincount(level, held, qdq.LEVELS + 1)
+        total = np.bincount(level, np.where(inside, counts, 0), levels)
+        bins = np.bincount(level, held, levels)
         spread = total[level] / np.maximum(bins[level], 1)  # evenly over a level's bins
         p, q = clipped[held] / clipped.sum(), np.maximum(spread[held], 1e-3) / total.sum()
         return float(p @ np.log(p / q))
 
-    return _best(histogram, divergence)
+    return _best(histogram, grid, divergence)
 
 
-def _best(histogram: Histogram, loss) -> Range:
-    candidates = [(histogram.low * f, histogram.high * f) for f in _FRACTIONS]
+def _best(histogram: Histogram, grid: Grid, loss: Callable[[float, float], float]) -> Range:
+    low, high = histogram.low, histogram.high
+    if grid.symmetric:
+        low, high = -max(-low, high), max(-low, high)
+    candidates = [(low * f, high * f) for f in _FRACTIONS]
     if histogram.high <= histogram.low:
         return candidates[-1]
     return min(candidates, key=lambda bounds: loss(min(bounds[0], 0), max(bounds[1], 0)))

@@ -18,7 +18,7 @@ from data.datasets import Dataset
 from data.evaluation import evaluate
 from data.loader import Loader
 from data.transforms import Preprocessing
-from deployment.int8 import qdq, weights
+from deployment.int8 import dialects, qdq, weights
 from deployment.onnx_graph import to_onnx
 from training import qat
 from training.distributed import Workers
@@ -49,7 +49,7 @@ def sqnr(found, expected):
 def test_activations_are_rounded_as_by_onnxruntime(low, high):
     """With scale 1/4 every second number is a tie."""
     x = np.concatenate([np.arange(-400, 400) / 8, np.linspace(-2, 2, 999)]).astype(np.float32)
-    scale, zero = qdq.scale_and_zero(low, high)
+    scale, zero = dialects.UINT8.scale_and_zero(low, high)
     value, node = onnx.helper.make_tensor_value_info, onnx.helper.make_node
     constants = {"scale": scale, "zero": zero}
     graph = onnx.helper.make_graph(
@@ -173,7 +173,7 @@ def test_it_repairs_what_rounding_breaks(tiny, tmp_path, monkeypatch):
     settings = Settings(4, 64, 0.1, warmup_epochs=1)
     Trainer(Network(model), Data(*loaders), settings, Run(RunFolder(tmp_path / "float"))).fit()
     plain = evaluate(model, loaders[1].evaluation())
-    monkeypatch.setattr(qdq, "LEVELS", 7)
+    monkeypatch.setattr(dialects, "UINT8", dialects.Grid(np.uint8, 0, 7, symmetric=False))
     monkeypatch.setattr(weights, "LARGEST", 3)
     quantized = qat.FakeQuantized(model)
     folder = RunFolder(tmp_path / "int3")

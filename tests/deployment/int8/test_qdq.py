@@ -8,6 +8,7 @@ import onnxruntime
 import pytest
 
 from deployment.int8 import bias, graph, qdq, ranges
+from deployment.int8.dialects import UINT8, Scheme
 from tests.deployment.networks import SMALL
 
 
@@ -17,11 +18,11 @@ def bounds_of(model, images):
 
 
 def test_scale_and_zero():
-    assert qdq.scale_and_zero(0, 255) == (1, 0)
-    assert qdq.scale_and_zero(3, 51) == (np.float32(0.2), 0)  # stretched to hold 0
-    assert qdq.scale_and_zero(-1, 254) == (1, 1)
-    assert qdq.scale_and_zero(-51, -3) == (np.float32(0.2), 255)
-    assert qdq.scale_and_zero(0, 0) == (1, 0) == qdq.scale_and_zero(0, 1e-43)
+    assert UINT8.scale_and_zero(0, 255) == (1, 0)
+    assert UINT8.scale_and_zero(3, 51) == (np.float32(0.2), 0)  # stretched to hold 0
+    assert UINT8.scale_and_zero(-1, 254) == (1, 1)
+    assert UINT8.scale_and_zero(-51, -3) == (np.float32(0.2), 255)
+    assert UINT8.scale_and_zero(0, 0) == (1, 0) == UINT8.scale_and_zero(0, 1e-43)
 
 
 @pytest.mark.parametrize("kind", SMALL)
@@ -29,9 +30,9 @@ def test_scale_and_zero():
 def test_every_family_computes_what_is_stated(kind, per_channel, float_onnx, images):
     """Against the emulation in float, operator by operator, of `bias.correct`: with the float
     network's own quantized means as its target it corrects nothing."""
-    model = float_onnx(kind)
+    model, scheme = float_onnx(kind), Scheme(per_channel)
     bounds = bounds_of(model, images)
-    int8 = qdq.to_qdq(model, bounds, per_channel)
+    int8 = qdq.to_qdq(model, bounds, scheme)
     onnx.checker.check_model(int8, full_check=True)
     outputs = [node.output[0] for node in graph.layers(model)]
     (values,) = graph.run(int8, images[:8], outputs)
@@ -39,7 +40,7 @@ def test_every_family_computes_what_is_stated(kind, per_channel, float_onnx, ima
         name: value.mean((0, *range(2, value.ndim)), dtype=np.float64)
         for name, value in zip(outputs, values, strict=True)
     }
-    emulated = bias.correct(model, bounds, images[:8], means, per_channel).logits
+    emulated = bias.correct(model, bounds, images[:8], means, scheme).logits
     assert graph.sqnr(emulated, graph.logits(int8, images[:8])) > 30
     assert graph.sqnr(graph.logits(model, images), graph.logits(int8, images)) > 3
 

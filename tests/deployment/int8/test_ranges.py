@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from deployment.int8 import qdq, ranges
+from deployment.int8 import ranges
+from deployment.int8.dialects import UINT8
 
 
 def histogram(values):
@@ -18,7 +19,7 @@ def outlier(rng):
 
 
 def error(values, bounds):
-    scale, zero = qdq.scale_and_zero(*bounds)
+    scale, zero = UINT8.scale_and_zero(*bounds)
     q = np.clip(np.rint(values / scale) + zero, 0, 255)
     return np.square((q - zero) * scale - values).mean()
 
@@ -56,5 +57,5 @@ def test_kl_clips_what_is_rare_and_keeps_what_is_not(outlier, rng):
 def test_a_constant_tensor(way):
     for value in (0.0, 2.0, -2.0):
         bounds = ranges.CLIPS[way](histogram(np.full(10, value)))
-        scale, zero = qdq.scale_and_zero(*bounds)
+        scale, zero = UINT8.scale_and_zero(*bounds)
         assert np.isfinite(scale) and scale > 0
