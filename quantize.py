@@ -8,6 +8,9 @@ measured on other images. A network trained by train.py --qat is not calibrated:
 ranges and weights of its training.
 
 A chart beside the file (.png) shows the signal-to-quantization-noise ratio (SQNR) of every layer.
+
+With --max-drop or --min-sqnr, the fewest layers stay in float that hold this floor. They are chosen
+by measurements. If the floor cannot be held, nothing is written and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -28,10 +31,23 @@ from tqdm import tqdm
 import cli
 import utils
 from benchmarks import record
+from benchmarks.inference import latency
 from data import datasets, readers
 from data.loader import Loader
 from data.transforms import Preprocessing
-from deployment.int8 import calibration, ptq, qdq, ranges, report, runtime, source
+from deployment.int8 import (
+    calibration,
+    dialects,
+    floor,
+    graph,
+    ptq,
+    qdq,
+    ranges,
+    report,
+    runtime,
+    source,
+)
+from deployment.int8.dialects import DIALECTS, Scheme
 from utils import write_atomically
 from weights import preprocessing as said
 from weights.files import sha256
@@ -40,6 +56,8 @@ EXAMPLES = """\
   python quantize.py --model a0.pkl --calibration imagenet/train
   python quantize.py --model a0.pkl --calibration imagenet/train --data imagenet --out a0-int8.onnx
   python quantize.py --model a0.pkl --calibration imagenet/train --full-range     for VNNI
+  python quantize.py --model a0.pkl --calibration imagenet/train --target tensorrt
+  python quantize.py --model a0.pkl --calibration imagenet/train --data imagenet --max-drop 0.3
   python quantize.py --model checkpoints/RepVGGA0-qa/int8/best.pkl      after train.py --qat
   python quantize.py --model RepVGGA0.onnx --calibration photos --images 32 --weights per-tensor
 """
@@ -74,6 +92,27 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     cli.add_flags(parser, "--val-list")
     cli.add_preprocessing_flags(parser)
     parser.add_argument(
+        "--target",
+        choices=tuple(DIALECTS),
+        default="onnxruntime",
+        help="runtime that the file is for: %(choices)s; the file for openvino is onnxruntime's",
+    )
+    floors = parser.add_mutually_exclusive_group()
+    floors.add_argument(
+        "--max-drop",
+        type=cli.number(float, 0),
+        metavar="POINTS",
+        help="percentage points of top-1 accuracy on --data that the int8 network may lose; the "
+        "fewest layers stay in float that keep it within them",
+    )
+    floors.add_argument(
+        "--min-sqnr",
+        type=cli.number(float, -100),
+        metavar="DB",
+        help="least SQNR of the int8 network's logits on the calibration images, in dB, which "
+        "needs no labels; the fewest layers stay in float that reach it",
+    )
+    parser.add_argument(
         "--weights",
         choices=("per-channel", "per-tensor"),
         default="per-channel",
@@ -105,6 +144,14 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         parser.error("--weights per-tensor, --full-range and --clip are for a --calibration")
     if per_tensor and args.full_range:
         parser.error("--full-range is for --weights per-channel")
+    if args.full_range and not DIALECTS[args.target].saturates:
+        parser.error(
+            f"--full-range is for runtimes on CPUs; a file for {args.target} has the full range"
+        )
+    if args.calibration is None and (args.max_drop, args.min_sqnr) != (None, None):
+        parser.error("--max-drop and --min-sqnr need --calibration, a folder of images")
+    if args.max_drop is not None and args.data is None:
+        parser.error("--max-drop needs --data with labels; without labels, use --min-sqnr")
     return args
 
 
@@ -113,29 +160,48 @@ def main(argv: list[str] | None = None) -> int:
     target = _target(args)
     if args.calibration is None:
         return write_trained(args, target)
-    files = calibration.files(args.calibration, args.images)
-    if len(files) < FEW:
+    photos = calibration.files(args.calibration, args.images)
+    if len(photos) < FEW:
         print(
-            f"quantize.py: warning: {len(files)} calibration images are few, and the ranges of the "
-            f"activations a matter of chance; give {FEW} or more, better 64, by --calibration and "
-            "--images",
+            f"quantize.py: warning: {len(photos)} calibration images are few, and the ranges of "
+            f"the activations a matter of chance; give {FEW} or more, better 64, by --calibration "
+            "and --images",
             file=sys.stderr,
         )
     model, preprocessing, metadata = _read(args)
     test = _test_set(args, metadata)
     if test is not None:
-        calibration.assert_disjoint(files, test.images)
-    images = calibration.read(files, preprocessing)
+        calibration.assert_disjoint(photos, test.images)
+    images = calibration.read(photos, preprocessing)
 
-    networks, quantized = ptq.schemes(model, images, args.clip)
-    if test is None:
-        rows = report.compare(networks, [(images, None)])
-    else:
-        rows = report.compare(networks, _batches(test, preprocessing))
-
+    networks, quantized = ptq.schemes(model, images, args.clip, DIALECTS[args.target])
     name = f"W8A8 {args.weights}{', full range' if args.full_range else ''}"
+
+    def batches() -> Iterable:
+        return [(images, None)] if test is None else _batches(test, preprocessing)
+
+    rows = report.compare(networks, batches())
+    held: dict[str, dict] = {}
+    if args.max_drop is not None or args.min_sqnr is not None:
+        top1 = None if args.max_drop is None else rows[0].top1
+        outcome = hold_floor(args, quantized[name], images, top1, batches)
+        if not outcome.holds:
+            return 1
+        held["floor"] = {
+            "in_float": outcome.in_float,
+            "sensitivity_db": outcome.sensitivity,
+            "reached": outcome.quality,
+            "measurements": outcome.measurements,
+        }
+        if outcome.in_float:
+            mixed = outcome.quantized.to_qdq()
+            files = {"float": model, "int8": networks[name], "mixed": mixed}
+            held["floor"]["latency_ms"] = latency.of_files(files, preprocessing.size)
+            name += f", {len(outcome.in_float)} in float"
+            networks[name], quantized[name] = mixed, outcome.quantized
+            rows += report.compare({"float": model, name: mixed}, batches())[1:]
     chosen, int8 = quantized[name], networks[name]
-    tensors = qdq.activations(model)
+    tensors = [*chosen.bounds]
     curves = {
         BASELINE: report.layers(model, networks[BASELINE], tensors, images),
         name: report.layers(chosen.equalized, int8, tensors, images),
@@ -144,18 +210,22 @@ def main(argv: list[str] | None = None) -> int:
         "weights": args.weights,
         "full_range": args.full_range,
         "clip": chosen.clip,
-        "calibration_images": len(files),
+        "calibration_images": len(photos),
         "calibration_folder": args.calibration,
         "crop_ratio": preprocessing.crop_ratio,
+        **_target_setting(args),
     }
-    int8.metadata_props.add(key="quantization", value=json.dumps(settings))
-    _write(int8, target, images)
+    noted = {**settings, "in_float": sorted(chosen.scheme.in_float)}
+    noted = noted if chosen.scheme.in_float else settings
+    int8.metadata_props.add(key="quantization", value=json.dumps(noted))
+    _write(int8, target, images, DIALECTS[args.target])
     chart = target.with_suffix(".png")
     picture = report.chart(curves)
     write_atomically(chart, lambda file: file.write(picture))
     result = {
         "arch": metadata["arch"],
         **settings,
+        **held,
         "clips_sqnr_db": chosen.tried,
         "measured_on": f"{len(test)} images of {args.data}" if test else "the calibration images",
         "networks": [row._asdict() for row in rows],
@@ -165,25 +235,70 @@ def main(argv: list[str] | None = None) -> int:
         "sha256": sha256(target),
         "chart": str(chart),
     }
-    print(json.dumps(result, indent=2) if args.json else _text(result, rows))
+    print(json.dumps(result, indent=2) if args.json else report.text(result, rows))
     _record(args, result)
     return 0
+
+
+def hold_floor(
+    args: argparse.Namespace,
+    quantized: ptq.Quantized,
+    images: np.ndarray,
+    top1: float | None,
+    batches: Callable[[], Iterable],
+) -> floor.Outcome:
+    """Find the fewest layers to keep in float; print a sentence where the floor cannot be held.
+
+    `top1` is the float network's, for --max-drop. The quality is minus the drop, or the SQNR.
+    """
+    expected = graph.logits(quantized.equalized, images)
+
+    def measure(int8: onnx.ModelProto) -> float:
+        if top1 is None:
+            return graph.sqnr(expected, graph.logits(int8, images))
+        (row,) = report.compare({"int8": int8}, batches())
+        return row.top1 - top1
+
+    least = args.min_sqnr if top1 is None else -args.max_drop
+    outcome = floor.hold(quantized, images, measure, least)
+    if not outcome.holds:
+        reached = (
+            f"the SQNR is {outcome.quality:.1f} dB, below --min-sqnr {args.min_sqnr:g}"
+            if top1 is None
+            else f"top-1 drops by {-outcome.quality:.2f} points, more than --max-drop "
+            f"{args.max_drop:g}"
+        )
+        print(
+            f"quantize.py: no file was written: even with {len(outcome.in_float)} layers in float "
+            f"and one in int8, {reached}; fine-tune the network by train.py --qat, or lower the "
+            "floor",
+            file=sys.stderr,
+        )
+    return outcome
 
 
 def write_trained(args: argparse.Namespace, target: Path) -> int:
     """Write the int8 network of a checkpoint of train.py --qat, with the ranges of its training."""
     bounds = source.trained_ranges(args.model, args.arch)
     model, preprocessing, metadata = _read(args)
-    if missing := [name for name in qdq.activations(model) if name not in bounds]:
-        raise utils.UserError(
-            f"{args.model} has no range of {missing[0]}: it was trained by another version of "
-            "this project; calibrate it again with --calibration"
+    scheme = Scheme(dialect=DIALECTS[args.target])
+    bounds = qdq.with_flattened(model, bounds)
+    names = qdq.activations(model, scheme)
+    if missing := [name for name in names if name not in bounds]:
+        reason = (
+            "it was trained by another version of this project"
+            if args.target == "onnxruntime"
+            else f"--target {args.target} needs it, and the training does not"
         )
-    proto = qdq.to_qdq(model, bounds)
-    settings = {"weights": "per-channel", "clip": "trained"}
+        raise utils.UserError(
+            f"{args.model} has no range of {missing[0]}: {reason}; "
+            "calibrate it again with --calibration"
+        )
+    proto = qdq.to_qdq(model, {name: bounds[name] for name in names}, scheme)
+    settings = {"weights": "per-channel", "clip": "trained", **_target_setting(args)}
     proto.metadata_props.add(key="quantization", value=json.dumps(settings))
     shape = (1, preprocessing.channels, preprocessing.size, preprocessing.size)
-    _write(proto, target, np.zeros(shape, np.float32))
+    _write(proto, target, np.zeros(shape, np.float32), scheme.dialect)
     test, rows = _test_set(args, metadata), []
     if test is not None:
         networks = {"float": model, "W8A8 per-channel, trained": proto}
@@ -209,6 +324,13 @@ def write_trained(args: argparse.Namespace, target: Path) -> int:
 def _read(args: argparse.Namespace) -> source.Source:
     """Return the network to quantize, and print what its preprocessing is and why."""
     read = source.read(args.model, args.arch, said.of_flags(args), args.entry)
+    dialect = DIALECTS[args.target]
+    opset = next(o.version for o in read.model.opset_import if o.domain in ("", "ai.onnx"))
+    if opset not in dialect.opsets:
+        raise utils.UserError(
+            f"{args.model} has ONNX opset {opset}, but {dialect.runtime} reads "
+            f"{dialect.opsets[0]} to {dialect.opsets[-1]}; export it again with --opset 17"
+        )
     if not args.json:
         origins = read.metadata.get("origins", {})
         for line in said.lines(read.preprocessing, read.metadata["classes"], origins):
@@ -250,8 +372,17 @@ def _batches(dataset: datasets.Dataset, preprocessing: Preprocessing) -> Iterato
             bar.update(len(labels))
 
 
-def _write(model: onnx.ModelProto, target: Path, images: np.ndarray) -> None:
+def _target_setting(args: argparse.Namespace) -> dict[str, str]:
+    """Return what a file says of its target; older files, which say nothing, are onnxruntime's."""
+    return {} if args.target == "onnxruntime" else {"target": args.target}
+
+
+def _write(
+    model: onnx.ModelProto, target: Path, images: np.ndarray, dialect: dialects.Dialect
+) -> None:
     """Write the file, after running it under a temporary name."""
+    if dialect.batch is not None:
+        model = graph.for_batch(model, dialect.batch)
     content = model.SerializeToString()
     onnx.checker.check_model(content, full_check=True)
 
@@ -264,31 +395,6 @@ def _write(model: onnx.ModelProto, target: Path, images: np.ndarray) -> None:
             raise utils.UserError(f"{target} was not written: its logits are not finite")
 
     write_atomically(target, write)
-
-
-def _text(result: dict, rows: list[report.Row]) -> str:
-    written = f"weights {result['weights']}{', full range' if result['full_range'] else ''}"
-    tried = ", ".join(f"{clip} {noise:.1f} dB" for clip, noise in result["clips_sqnr_db"].items())
-    worst = sorted(result["layers_sqnr_db"].items(), key=lambda item: item[1])[:3]
-    lines = [
-        ("architecture", result["arch"]),
-        ("calibration", f"{result['calibration_images']} images of {result['calibration_folder']}, "
-                        f"crop ratio {result['crop_ratio']}"),
-        ("clipping", f"{result['clip']}; SQNR of the logits there: {tried}"),
-        ("noisiest", ", ".join(f"{name} {noise:.1f} dB" for name, noise in worst)),
-        ("measured on", result["measured_on"]),
-    ]  # fmt: skip
-    head = "\n".join(f"{label + ':':15}{value}" for label, value in lines)
-    tail = [
-        ("file", f"{result['file']}, {result['bytes'] / 1e6:.1f} MB, {written}"),
-        ("layers", result["chart"]),
-        ("sha256", result["sha256"]),
-    ]
-    foot = "\n".join(f"{label + ':':15}{value}" for label, value in tail)
-    layers = "\n".join(
-        f"{name:40}{noise:7.1f} dB" for name, noise in result["layers_sqnr_db"].items()
-    )
-    return f"{head}\n\n{report.table(rows)}\n\n{layers}\n\n{foot}"
 
 
 if __name__ == "__main__":

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import numpy as np
+import onnx
 
 from .candidates import Candidate, Network, candidates
 from .turns import Measured, Settings, measure
 
+_BRIEF = Settings(rounds=5, seconds=0.5)
 _SIDE = 1024  # of the square matrices whose product is the reference for GFLOP/s
 
 
@@ -40,6 +44,28 @@ def inference(
             point = {"arch": network.arch, "size": size, "batch": batch, "threads": count}
             rows += [{**point, **row} for row in _inference_rows(measured, batch, gflops)]
     return rows
+
+
+def of_files(
+    models: Mapping[str, onnx.ModelProto],
+    size: int,
+    runtime: str = "onnxruntime",
+    settings: Settings = _BRIEF,
+) -> dict[str, float]:
+    """Return the median latency of ONNX networks in ms, for one image and on one thread, in turns.
+
+    Args:
+        models: name -> network for images [N, 3, size, size].
+        runtime: key of `runtimes.LOAD`.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        available = []
+        for number, (name, model) in enumerate(models.items()):
+            path = Path(folder, f"{number}.onnx")
+            path.write_bytes(model.SerializeToString())
+            available.append(Candidate(name, runtime, str(path)))
+        measured = measure(available, 1, 1, size, settings)
+    return {one.candidate.variant: 1e3 * float(np.median(one.latencies)) for one in measured}
 
 
 def _inference_rows(measured: list[Measured], batch: int, peak_gflops: float) -> list[dict]:

@@ -52,10 +52,19 @@ def with_weights(model: onnx.ModelProto, changed: dict[str, np.ndarray]) -> onnx
 
 def for_any_batch(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return a copy of the network that takes any batch size."""
+    return for_batch(model, "batch")
+
+
+def for_batch(model: onnx.ModelProto, size: int | str) -> onnx.ModelProto:
+    """Return a copy of the network that takes a batch size, or any if `size` is a name."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     for value in (*copy.graph.input, *copy.graph.output):
-        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+        dimension = value.type.tensor_type.shape.dim[0]
+        if isinstance(size, str):
+            dimension.dim_param = size
+        else:
+            dimension.dim_value = size
     return copy
 
 

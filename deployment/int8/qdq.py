@@ -6,7 +6,7 @@ between them by one that computes in int8.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -171,17 +171,31 @@ def to_qdq(
     return quantized
 
 
+def quantized_input(model: onnx.ModelProto, node: NodeProto, ranges: Collection[str]) -> str | None:
+    """Return the quantized tensor that a layer reads, maybe through a Flatten, or None."""
+    flattened = {n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "Flatten"}
+    names = (node.input[0], flattened.get(node.input[0]))
+    return next((name for name in names if name in ranges), None)
+
+
 def input_ranges(
     model: onnx.ModelProto, ranges: Mapping[str, tuple[float, float]], scheme: Scheme
 ) -> dict[str, tuple[float, float]]:
     """Return the range of each int8 layer's input, by the layer's name, where it is quantized."""
-    flattened = {n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "Flatten"}
     inputs = {
-        node.name: node.input[0] if node.input[0] in ranges else flattened.get(node.input[0])
+        node.name: quantized_input(model, node, ranges)
         for node in layers(model)
         if node.name not in scheme.in_float
     }
-    return {name: ranges[x] for name, x in inputs.items() if x in ranges}
+    return {name: ranges[x] for name, x in inputs.items() if x is not None}
+
+
+def with_flattened(
+    model: onnx.ModelProto, ranges: Mapping[str, tuple[float, float]]
+) -> dict[str, tuple[float, float]]:
+    """Return the ranges, and each Flatten's input with the range of its output."""
+    flattened = {n.input[0]: n.output[0] for n in model.graph.node if n.op_type == "Flatten"}
+    return {**{x: ranges[y] for x, y in flattened.items() if y in ranges}, **ranges}
 
 
 def int8_weights(

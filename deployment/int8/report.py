@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
@@ -92,6 +92,48 @@ def table(rows: Sequence[Row]) -> str:
         line = f"{row.name:28}{noise:>9}{row.agreement:>9.1f} %"
         lines.append(line + (f"{row.top1:7.2f} %{row.top5:7.2f} %" if accuracy else ""))
     return "\n".join(lines)
+
+
+def text(result: Mapping[str, Any], rows: Sequence[Row]) -> str:
+    """Return the report of quantize.py as plain text; `result` is what --json prints."""
+    written = f"weights {result['weights']}{', full range' if result['full_range'] else ''}"
+    tried = ", ".join(f"{clip} {noise:.1f} dB" for clip, noise in result["clips_sqnr_db"].items())
+    worst = sorted(result["layers_sqnr_db"].items(), key=lambda item: item[1])[:3]
+    lines = [
+        ("architecture", result["arch"]),
+        ("calibration", f"{result['calibration_images']} images of {result['calibration_folder']}, "
+                        f"crop ratio {result['crop_ratio']}"),
+        ("clipping", f"{result['clip']}; SQNR of the logits there: {tried}"),
+        ("noisiest", ", ".join(f"{name} {noise:.1f} dB" for name, noise in worst)),
+        ("measured on", result["measured_on"]),
+        *(_floor(result["floor"]) if "floor" in result else []),
+    ]  # fmt: skip
+    head = "\n".join(f"{label + ':':15}{value}" for label, value in lines)
+    tail = [
+        ("file", f"{result['file']}, {result['bytes'] / 1e6:.1f} MB, {written}"),
+        ("layers", result["chart"]),
+        ("sha256", result["sha256"]),
+    ]
+    foot = "\n".join(f"{label + ':':15}{value}" for label, value in tail)
+    layers = "\n".join(
+        f"{name:40}{noise:7.1f} dB" for name, noise in result["layers_sqnr_db"].items()
+    )
+    return f"{head}\n\n{table(rows)}\n\n{layers}\n\n{foot}"
+
+
+def _floor(held: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return lines about the layers that stay in float, and about their cost in time."""
+    if not held["in_float"]:
+        return [("in float", "no layer; int8 holds the floor")]
+    alone = held["sensitivity_db"]
+    names = ", ".join(f"{name} {alone[name]:.1f} dB" for name in held["in_float"])
+    times = held["latency_ms"]
+    return [
+        ("in float", f"{len(held['in_float'])} layers of {len(alone)}, with the SQNR of the logits "
+                     f"when each alone is int8: {names}"),
+        ("cost", f"{times['mixed']:.2f} ms an image on one thread of onnxruntime, all in int8 "
+                 f"{times['int8']:.2f} ms, all in float {times['float']:.2f} ms"),
+    ]  # fmt: skip
 
 
 def chart(curves: Mapping[str, Mapping[str, float]]) -> bytes:
