@@ -32,6 +32,7 @@ EXAMPLES = """\
   python benchmark.py throughput --model best.pkl --streams 1 4
   python benchmark.py train --arch RepVGGB0 --point 64x16 --rounds 5 --json
   python benchmark.py data --data imagenette
+  python benchmark.py int8 --model best.pkl --calibration imagenette/train --data imagenette
   python benchmark.py memory --point 128x16
   python benchmark.py workers
   python benchmark.py all-reduce --ngpus 2
@@ -45,6 +46,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     options.add_inference(commands)
     options.add_training(commands)
     options.add_data(commands)
+    options.add_int8(commands)
     for command in commands.choices.values():
         report.add_arguments(command)
     options.add_machine(commands)
@@ -78,6 +80,7 @@ def main(argv: list[str] | None = None) -> int:
         "memory": measure_memory,
         "workers": time_workers,
         "data": time_data,
+        "int8": measure_int8,
     }
     title, rows = command[args.command](args)
     against = args.command == "train" and args.against == "pytorch"
@@ -256,6 +259,19 @@ def time_data(args: argparse.Namespace) -> tuple[str, Rows]:
     return (
         f"{title}, {args.size} px, batches of {args.batch_size}: images/s, and images/s of "
         f"processor time of a core, median of {rounds(args)}"
+    ), rows
+
+
+def measure_int8(args: argparse.Namespace) -> tuple[str, Rows]:
+    """Measure every network in float and in every int8 scheme."""
+    from benchmarks import int8
+
+    with progress(len(args.model), "network") as bar:
+        rows = int8.measure(args, bar.update)
+    return (
+        f"{rows[0]['calibration_images']} images of {args.calibration} for calibration, "
+        f"{rows[0]['test_images']} of {args.data} for the test; images/s of single images on one "
+        "thread"
     ), rows
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 import cli
+from deployment.int8.dialects import DIALECTS
 
 
 def _add_counts(
@@ -29,6 +30,17 @@ def _add_rounds(parser: argparse.ArgumentParser, default: int) -> None:
         default=default,
         metavar="N",
         help="number of rounds; in each, every variant is measured once",
+    )
+
+
+def _add_seconds(parser: argparse.ArgumentParser) -> None:
+    """Add --seconds."""
+    parser.add_argument(
+        "--seconds",
+        type=cli.number(float, 0, open_low=True),
+        default=1.0,
+        metavar="S",
+        help="shortest time to run each variant in a round; at least three batches are run",
     )
 
 
@@ -95,13 +107,7 @@ def add_inference(commands: argparse._SubParsersAction) -> None:
             "(default: all)",
         )
         _add_rounds(command, 5)
-        command.add_argument(
-            "--seconds",
-            type=cli.number(float, 0, open_low=True),
-            default=1.0,
-            metavar="S",
-            help="shortest time to run each variant in a round; at least three batches are run",
-        )
+        _add_seconds(command)
 
 
 def add_training(commands: argparse._SubParsersAction) -> None:
@@ -223,6 +229,53 @@ def add_data(commands: argparse._SubParsersAction) -> None:
         help="worker processes of this project's pipeline, which is also measured without workers",
     )
     _add_rounds(data, 5)
+
+
+def add_int8(commands: argparse._SubParsersAction) -> None:
+    """Add the sub-command `int8`."""
+    int8 = commands.add_parser(
+        "int8",
+        description="Measure networks in float and in int8: top-1, SQNR of the logits, images of "
+        "the same class, and images/s of single images on one thread, under onnxruntime and, where "
+        "it is installed, OpenVINO. The int8 networks are what a converter writes by default, with "
+        "a scale for each tensor or for each channel, and those of quantize.py.",
+        examples="  python benchmark.py int8 --model a0.pkl vit.pkl --calibration cifar10/train "
+        "--data cifar10\n"
+        "  python benchmark.py int8 --model a0.pkl --qat a0-qat.pkl --calibration cifar10/train "
+        "--data cifar10 --record int8_families\n",
+        help="compare networks in float and in int8: accuracy and speed",
+    )
+    cli.add_flags(
+        int8,
+        "--model",
+        nargs="+",
+        required=True,
+        help="checkpoints of float networks, or their ONNX files of export.py",
+    )
+    int8.add_argument(
+        "--qat",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="checkpoints of train.py --qat; each is a further row of the network of its "
+        "architecture",
+    )
+    int8.add_argument(
+        "--target",
+        nargs="+",
+        default=[],
+        choices=tuple(DIALECTS),
+        metavar="NAME",
+        help="further targets of quantize.py to measure, run by onnxruntime: openvino, tensorrt, "
+        "rknn",
+    )
+    cli.add_flags(int8, "--calibration", required=True)
+    cli.add_flags(int8, "--images", default=64)
+    cli.add_flags(int8, "--data", required=True)
+    cli.add_flags(int8, "--val-list")
+    cli.add_preprocessing_flags(int8)
+    _add_rounds(int8, 5)
+    _add_seconds(int8)
 
 
 def add_machine(commands: argparse._SubParsersAction) -> None:

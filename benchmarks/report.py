@@ -146,6 +146,22 @@ LAYOUTS = {  # sub-command -> layout
         value="peak_mb",
         unit="MB at the peak",
     ),
+    "int8": Layout(
+        {
+            "arch": ("", "{}"),
+            "scheme": ("", "{}"),
+            "top1": ("top-1", "{:.2f}"),
+            "top5": ("top-5", "{:.2f}"),
+            "sqnr": ("dB", "{:.1f}"),
+            "agreement": ("same class", "{:.1f}"),
+            "onnxruntime": ("onnxruntime", "{:.1f}"),
+            "openvino": ("OpenVINO", "{:.1f}"),
+        },
+        value="top1",
+        unit="top-1, %",
+        bar="scheme",
+        panel=("arch",),
+    ),
     "data": Layout(
         {
             **_VARIANT,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import statistics
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -49,23 +49,26 @@ def inference(
 def of_files(
     models: Mapping[str, onnx.ModelProto],
     size: int,
-    runtime: str = "onnxruntime",
+    runtimes: Sequence[str] = ("onnxruntime",),
     settings: Settings = _BRIEF,
-) -> dict[str, float]:
-    """Return the median latency of ONNX networks in ms, for one image and on one thread, in turns.
+) -> dict[tuple[str, str], float]:
+    """Return (name, runtime) -> median latency in ms of an image on one thread, all in turns.
 
     Args:
-        models: name -> network for images [N, 3, size, size].
-        runtime: key of `runtimes.LOAD`.
+        models: name -> ONNX network for images [N, 3, size, size].
+        runtimes: keys of `runtimes.LOAD`.
     """
     with tempfile.TemporaryDirectory() as folder:
-        available = []
+        keys, available = [], []
         for number, (name, model) in enumerate(models.items()):
             path = Path(folder, f"{number}.onnx")
             path.write_bytes(model.SerializeToString())
-            available.append(Candidate(name, runtime, str(path)))
+            for runtime in runtimes:
+                keys.append((name, runtime))
+                available.append(Candidate(f"{name}, {runtime}", runtime, str(path)))
         measured = measure(available, 1, 1, size, settings)
-    return {one.candidate.variant: 1e3 * float(np.median(one.latencies)) for one in measured}
+    medians = [1e3 * float(np.median(one.latencies)) for one in measured]
+    return dict(zip(keys, medians, strict=True))
 
 
 def _inference_rows(measured: list[Measured], batch: int, peak_gflops: float) -> list[dict]:

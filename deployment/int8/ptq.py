@@ -77,6 +77,16 @@ def _clipped(
     return {name: choose(histogram, grid) for name, histogram in histograms.items()}
 
 
+def plain(model: onnx.ModelProto, images: np.ndarray, scheme: Scheme) -> onnx.ModelProto:
+    """Return the int8 network that converters write by default.
+
+    Tensors have the whole range that they have on `images`; nothing is equalized, clipped or
+    corrected.
+    """
+    histograms = ranges.histograms(model, qdq.activations(model, scheme), images)
+    return qdq.to_qdq(model, _clipped(histograms, "minmax", scheme), scheme)
+
+
 def schemes(
     model: onnx.ModelProto,
     images: np.ndarray,
@@ -86,20 +96,17 @@ def schemes(
     """Return the network in every scheme of the report, and the `Quantized` of each W8A8 scheme.
 
     The names are "float", "W8A8 per-tensor, plain", "W8 per-tensor", "W8A8 per-tensor" and so on.
-    W8 schemes quantize the weights only. Plain schemes use the whole range of each tensor and
-    weight without equalization, clipping and bias correction, as converters do by default. Where
-    the dialect's runtime saturates, weights are limited to what no CPU's kernels saturate with, but
-    for those of "W8A8 per-channel, full range".
+    W8 schemes quantize the weights only; plain ones are of `plain`. Where the dialect's runtime
+    saturates, weights are limited to what no CPU's kernels saturate with, but for those of "W8A8
+    per-channel, full range".
     """
-    plain = Scheme(limited=False, dialect=dialect)
-    histograms = ranges.histograms(model, qdq.activations(model, plain), images)
-    whole = _clipped(histograms, "minmax", plain)
+    full = Scheme(limited=False, dialect=dialect)
     networks, quantized = {"float": model}, {}
     for per_channel in (False, True):
         name = "per-channel" if per_channel else "per-tensor"
         scheme = Scheme(per_channel, dialect.saturates, dialect)
-        networks[f"W8A8 {name}, plain"] = qdq.to_qdq(
-            model, whole, replace(plain, per_channel=per_channel)
+        networks[f"W8A8 {name}, plain"] = plain(
+            model, images, replace(full, per_channel=per_channel)
         )
         best = quantize(model, images, scheme, clip)
         means = bias.means(best.equalized, images)
@@ -108,7 +115,7 @@ def schemes(
         networks[f"W8A8 {name}"] = best.to_qdq()
         quantized[f"W8A8 {name}"] = best
     if dialect.saturates:
-        full = quantize(model, images, plain, best.clip)
-        networks["W8A8 per-channel, full range"] = full.to_qdq()
-        quantized["W8A8 per-channel, full range"] = full
+        best = quantize(model, images, full, best.clip)
+        networks["W8A8 per-channel, full range"] = best.to_qdq()
+        quantized["W8A8 per-channel, full range"] = best
     return networks, quantized

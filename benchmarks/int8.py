@@ -1,0 +1,113 @@
+"""Accuracy and speed of networks in int8: this project's quantization against plain ones."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from importlib.util import find_spec
+
+import numpy as np
+import onnx
+
+from data import datasets, readers
+from data.loader import Loader
+from data.transforms import Preprocessing
+from deployment.int8 import calibration, ptq, qdq, report, source
+from deployment.int8.dialects import DIALECTS, Scheme
+from utils import UserError
+from weights import preprocessing as said
+
+from .inference import latency
+from .inference.turns import Settings
+
+BATCH = 25  # of the evaluation
+RUNTIMES = {"onnxruntime": "onnxruntime", "openvino": "openvino"}  # of the speeds -> the package
+TIMED = ("float", "ours")  # other int8 files consist of the same operators
+
+
+def measure(args: argparse.Namespace, after: Callable[[], object] = lambda: None) -> list[dict]:
+    """Return the rows of all networks of --model, by the arguments of `benchmark.py int8`.
+
+    A row has the architecture, the scheme, SQNR of the logits, percentage of images with the float
+    network's class, top-1 and top-5 on --data, and images/s on one thread under each of `RUNTIMES`;
+    what was not measured is None. `after` is called after each network.
+    """
+    trained = dict(_trained(args))
+    rows = []
+    for path in args.model:
+        net = source.read(path, None, said.of_flags(args))
+        rows += _rows(net, trained.get(net.metadata["arch"], {}), args)
+        after()
+    return rows
+
+
+def _rows(
+    net: source.Source, trained: dict[str, onnx.ModelProto], args: argparse.Namespace
+) -> list[dict]:
+    model, preprocessing, metadata = net
+    test = readers.open_dataset(args.data, "val", labels=args.val_list)
+    test = datasets.with_class_order(test, metadata["num_classes"], metadata["classes"])
+    photos = calibration.files(args.calibration, args.images)
+    calibration.assert_disjoint(photos, test.images)
+    images = calibration.read(photos, preprocessing)
+    networks = {**schemes(model, images, args.target), **trained}
+    speeds = _speeds({name: networks[name] for name in TIMED}, preprocessing.size, args)
+    return [
+        {
+            "arch": metadata["arch"],
+            "scheme": row.name,
+            "sqnr": None if row.name in trained else row.sqnr,  # it has weights of its own
+            "agreement": row.agreement,
+            "top1": row.top1,
+            "top5": row.top5,
+            **{runtime: speeds.get((row.name, runtime)) for runtime in RUNTIMES},
+            "calibration_images": len(images),
+            "test_images": len(test),
+        }
+        for row in report.compare(networks, _batches(test, preprocessing))
+    ]
+
+
+def schemes(
+    model: onnx.ModelProto, images: np.ndarray, targets: Iterable[str]
+) -> dict[str, onnx.ModelProto]:
+    """Return the float network and its int8 networks, by the names of the table's rows."""
+    networks = {"float": model}
+    for per_channel, name in ((False, "per tensor, plain"), (True, "per channel, plain")):
+        networks[name] = ptq.plain(model, images, Scheme(per_channel, limited=False))
+    ours = ptq.quantize(model, images)
+    networks["ours"] = ours.to_qdq()
+    full = replace(ours.scheme, limited=False)
+    networks["ours, full range"] = ptq.quantize(model, images, full, ours.clip).to_qdq()
+    for target in targets:
+        scheme = Scheme(limited=False, dialect=DIALECTS[target])
+        networks[f"ours, {target}"] = ptq.quantize(model, images, scheme).to_qdq()
+    return networks
+
+
+def _trained(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, onnx.ModelProto]]]:
+    """Yield the architecture and the int8 network of each checkpoint of --qat."""
+    for path in args.qat:
+        bounds = source.trained_ranges(path, None)
+        model, _, metadata = source.read(path, None, said.of_flags(args))
+        if missing := [name for name in qdq.activations(model) if name not in bounds]:
+            raise UserError(
+                f"{path} has no range of {missing[0]}: it was trained by another version of this "
+                "project; train it again with train.py --qat"
+            )
+        yield metadata["arch"], {"trained by --qat": qdq.to_qdq(model, bounds)}
+
+
+def _batches(test: datasets.Dataset, preprocessing: Preprocessing) -> Iterator:
+    return Loader(test, preprocessing, BATCH).evaluation()
+
+
+def _speeds(
+    networks: dict[str, onnx.ModelProto], size: int, args: argparse.Namespace
+) -> dict[tuple[str, str], float]:
+    """Return (name, runtime) -> images/s, of single images on one thread, measured in turns."""
+    installed = [name for name, package in RUNTIMES.items() if find_spec(package)]
+    settings = Settings(args.rounds, args.seconds)
+    times = latency.of_files(networks, size, installed, settings)
+    return {key: 1e3 / milliseconds for key, milliseconds in times.items()}
