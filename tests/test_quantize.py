@@ -15,6 +15,7 @@ import pytest
 from data.transforms import Preprocessing
 from deployment import network
 from deployment.int8 import weights
+from deployment.int8.dialects import DIALECTS
 from tests.support import write_image_folder
 from training import qat
 from training.distributed import Workers
@@ -114,6 +115,83 @@ def test_full_range(command, trained, photos, tmp_path):
     assert status == 2 and "--full-range is for --weights per-channel" in err
 
 
+@pytest.mark.parametrize("target", DIALECTS)
+def test_a_file_for_each_target(target, command, trained, photos, tmp_path):
+    out = tmp_path / f"{target}.onnx"
+    flags = ["--model", trained, "--calibration", photos, "--images", 16, "--clip", "minmax"]
+    status, said, err = command("quantize", *flags, "--target", target, "--out", out, "--json")
+    assert (status, err) == (0, "") and json.loads(said).get("target", "onnxruntime") == target
+    written = onnx.load(out)
+    noted = network.properties({p.key: p.value for p in written.metadata_props})["quantization"]
+    assert noted.get("target", "onnxruntime") == target
+    kinds = {t.data_type for t in written.graph.initializer}
+    assert (onnx.TensorProto.UINT8 in kinds) == (target != "tensorrt")
+    assert (onnx.TensorProto.INT32 in kinds) == (target != "tensorrt")
+    batch = written.graph.input[0].type.tensor_type.shape.dim[0]
+    assert (batch.dim_value == 1) == (target == "rknn")
+    tensors = map(onnx.numpy_helper.to_array, written.graph.initializer)
+    pairs = [weights.largest_pair(t) for t in tensors if t.dtype == np.int8 and t.ndim == 4]
+    assert (max(pairs) > weights.LARGEST_PAIR) == (target in ("tensorrt", "rknn"))
+    image = next(photos.rglob("val/apple/*.jpg"))
+    assert command("predict", image, "--model", out)[0] == 0
+
+
+def test_the_runtime_must_read_the_opset(command, trained, photos, tmp_path):
+    float_onnx = tmp_path / "float.onnx"
+    assert command("export", "--model", trained, "--out", float_onnx)[0] == 0
+    newer = onnx.load(float_onnx)
+    newer.opset_import[0].version = 20
+    onnx.save(newer, float_onnx)
+    flags = ["--model", float_onnx, "--calibration", photos, "--target", "rknn"]
+    status, _, err = command("quantize", *flags)
+    assert status == 2 and "has ONNX opset 20, but RKNN-Toolkit2 reads 13 to 19" in err
+
+
+def test_a_floor_keeps_layers_in_float(command, trained, photos, tmp_path):
+    out = tmp_path / "int8.onnx"
+    flags = ["--model", trained, "--calibration", photos / "train", "--images", 12, "--out", out]
+    flags += ["--clip", "minmax", "--json"]
+    (row,) = [row for row in json.loads(command("quantize", *flags)[1])["networks"]
+              if row["name"] == "W8A8 per-channel"]  # fmt: skip
+    floor = row["sqnr"] + 1
+    status, said, _ = command("quantize", *flags, "--min-sqnr", floor)
+    said = json.loads(said)
+    kept = said["floor"]["in_float"]
+    assert status == 0 and kept and said["floor"]["reached"] >= floor
+    assert kept == [name for name in said["floor"]["sensitivity_db"] if name in kept]
+    assert {*said["floor"]["latency_ms"]} == {"float", "int8", "mixed"}
+    assert said["networks"][-1]["name"] == f"W8A8 per-channel, {len(kept)} in float"
+    assert said["networks"][-1]["sqnr"] == pytest.approx(said["floor"]["reached"], abs=0.1)
+    written = onnx.load(out)
+    noted = network.properties({p.key: p.value for p in written.metadata_props})["quantization"]
+    assert noted["in_float"] == sorted(kept)
+    plain = {tensor.name for tensor in written.graph.initializer}
+    assert all(n.input[1] in plain for n in written.graph.node if n.name in kept)
+
+
+def test_a_floor_that_cannot_be_held_and_one_that_holds(command, trained, photos, tmp_path):
+    out = tmp_path / "int8.onnx"
+    flags = ["--model", trained, "--calibration", photos / "train", "--images", 4, "--out", out]
+    flags += ["--clip", "minmax"]
+    status, said, err = command("quantize", *flags, "--min-sqnr", 500)
+    assert (status, said.count("in float")) == (1, 0) and not out.exists()
+    assert "no file was written: even with" in err and "below --min-sqnr 500; fine-tune" in err
+    flags += ["--data", photos, "--max-drop", 100]
+    status, said, _ = command("quantize", *flags)
+    assert status == 0 and "in float:      no layer; int8 holds the floor" in said
+
+
+def test_what_a_floor_needs(command, trained, photos):
+    for flags, message in (
+        (["--min-sqnr", 10], "--max-drop and --min-sqnr need --calibration"),
+        (["--max-drop", 1, "--calibration", photos], "--max-drop needs --data with labels"),
+        (["--full-range", "--target", "rknn", "--calibration", photos], "--full-range is for run"),
+        (["--max-drop", 1, "--min-sqnr", 10], "not allowed with argument --max-drop"),
+    ):
+        status, _, err = command("quantize", "--model", trained, *flags)
+        assert status == 2 and message in err
+
+
 def test_bad_input_leaves_nothing(command, trained, photos, tmp_path, monkeypatch):
     float_onnx, branches = tmp_path / "float.onnx", tmp_path / "branches.onnx"
     old, int8 = tmp_path / "old.onnx", tmp_path / "int8.onnx"
@@ -189,6 +267,12 @@ def test_after_training_for_int8_no_images_are_needed(command, trained, photos, 
     (logits,) = session.run(None, {"input": images})
     expected = quantized(mge.Tensor(images)).numpy()
     assert ((logits - expected) ** 2).sum() < 1e-3 * (expected**2).sum()  # 30 dB
+
+    other = tmp_path / "tensorrt.onnx"
+    flags = ["--model", trained, "--out", other, "--target", "tensorrt"]
+    assert command("quantize", *flags)[0] == 0
+    types = {tensor.data_type for tensor in onnx.load(other).graph.initializer}
+    assert onnx.TensorProto.INT8 in types and onnx.TensorProto.UINT8 not in types
 
     found.activation_ranges.pop("input")
     checkpoint.save(found, trained)

@@ -14,7 +14,7 @@ import onnx
 from .candidates import Candidate, Network, candidates
 from .turns import Measured, Settings, measure
 
-_BRIEF = Settings(rounds=5, seconds=0.5)
+_BRIEF = Settings(rounds=5, seconds=0.1)
 _SIDE = 1024  # of the square matrices whose product is the reference for GFLOP/s
 
 

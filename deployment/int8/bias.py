@@ -63,6 +63,7 @@ def correct(
     changed = {}
     entry, result = model.graph.input[0].name, model.graph.output[0].name
     grid, bounds = scheme.dialect.grid, qdq.input_ranges(model, ranges, scheme)
+    kept = qdq.float_weights(model, scheme)
     tensors = {entry: images}
     raw = {}  # of quantized tensors, what layers in float read
     left = Counter(name for node in model.graph.node for name in node.input)
@@ -85,7 +86,7 @@ def correct(
         in_float = node.name in scheme.in_float
         constants = {name: weights[name] for name in node.input if name in weights}
         (name,) = node.output
-        if node.op_type in graph.LAYERS and not in_float:
+        if node.op_type in graph.LAYERS and node.name not in kept:
             int8 = qdq.int8_weights(node, weights, bounds.get(node.name), scheme)
             constants[node.input[1]] = int8.weights
         given = {**tensors, **raw} if in_float else tensors

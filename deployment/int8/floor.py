@@ -47,9 +47,12 @@ def sensitivity(quantized: Quantized, images: np.ndarray) -> dict[str, float]:
     model, layers = quantized.equalized, graph.layers(quantized.equalized)
     expected, means = graph.logits(model, images), bias.means(model, images)
     names = {node.name for node in layers}
+    # whether a runtime can compute the layer alone in int8 does not matter here
+    dialect = replace(quantized.scheme.dialect, behind_layers=False)
     noise = {}
     for node in tqdm(layers, desc="sensitivity", unit="layer", leave=False, disable=None):
-        alone = replace(quantized.scheme, in_float=frozenset(names - {node.name}))
+        others = frozenset(names - {node.name})
+        alone = replace(quantized.scheme, dialect=dialect, in_float=others)
         read = qdq.quantized_input(model, node, quantized.bounds)
         bounds = {read: quantized.bounds[read]} if read is not None else {}
         corrected = bias.correct_layer(model, node, bounds, images, means, alone)

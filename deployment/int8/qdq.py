@@ -29,7 +29,8 @@ def activations(model: onnx.ModelProto, scheme: Scheme = _DEFAULT) -> list[str]:
     graph, dialect = model.graph, scheme.dialect
     users = consumers(model)
     computed = {graph.input[0].name: None}
-    chosen, skipped = set(), {output.name for output in graph.output}
+    chosen, pooled = set(), []
+    skipped = {output.name for output in graph.output}
     for node in graph.node:
         if node.op_type in LAYERS and node.name not in scheme.in_float:
             chosen.add(node.input[0])
@@ -38,18 +39,19 @@ def activations(model: onnx.ModelProto, scheme: Scheme = _DEFAULT) -> list[str]:
         if node.op_type == "Add" and all(name in computed.keys() - skipped for name in node.input):
             chosen.update(_around_addition(node, computed, users, scheme))
         if node.op_type == "GlobalAveragePool" and dialect.before_pools:
-            chosen.add(node.input[0])
+            pooled.append(node)
         if node.op_type == "Gemm":
             skipped.update(node.output)
         if node.op_type != "Constant":
             computed.update(dict.fromkeys(node.output, node))
+    if dialect.before_flatten:
+        chosen = {_before_flatten(name, computed) for name in chosen}
+    chosen.update(node.input[0] for node in pooled if node.output[0] in chosen)
     for name in [*chosen]:
         following = users.get(name, [])
         if len(following) == 1 and following[0].op_type == "Relu":
             chosen.remove(name)
             chosen.add(following[0].output[0])
-    if dialect.before_flatten:
-        chosen = {_before_flatten(name, computed) for name in chosen}
     ordered = [graph.input[0].name, *(name for node in graph.node for name in node.output)]
     return [
         name
@@ -102,7 +104,7 @@ def to_qdq(
     rounding to int32: a bias behind a quantized input becomes a multiple of (input's scale *
     weights' scale). Where such a bias would not fit int32, the weights' scale is raised: to |bias|
     / (2^30 * input's scale), which matters to channels whose weights are all next to 0. The layers
-    of `scheme.in_float` keep their weights and read x as it is.
+    of `scheme.in_float` read x as it is; `float_weights` keep their weights.
 
     Args:
         model: network made by `onnx_graph.to_onnx` with opset 13 or higher.
@@ -116,6 +118,7 @@ def to_qdq(
     values = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     initializers = {tensor.name: tensor for tensor in graph.initializer}
     grid, bounds = scheme.dialect.grid, input_ranges(model, ranges, scheme)
+    kept = float_weights(model, scheme)
     steps = {name: grid.scale_and_zero(*ends) for name, ends in ranges.items()}
     nodes: list[NodeProto] = []
 
@@ -160,7 +163,7 @@ def to_qdq(
         activation(graph.input[0].name)
     for node in [*graph.node]:
         if node.name not in scheme.in_float:
-            inputs = layer(node) if node.op_type in LAYERS else node.input
+            inputs = layer(node) if node.op_type in LAYERS and node.name not in kept else node.input
             node.input[:] = [f"{name}.dequantized" if name in steps else name for name in inputs]
         nodes.append(node)
         for name in node.output:
@@ -182,12 +185,30 @@ def input_ranges(
     model: onnx.ModelProto, ranges: Mapping[str, tuple[float, float]], scheme: Scheme
 ) -> dict[str, tuple[float, float]]:
     """Return the range of each int8 layer's input, by the layer's name, where it is quantized."""
+    kept = float_weights(model, scheme)
     inputs = {
         node.name: quantized_input(model, node, ranges)
         for node in layers(model)
-        if node.name not in scheme.in_float
+        if node.name not in kept
     }
     return {name: ranges[x] for name, x in inputs.items() if x is not None}
+
+
+def float_weights(model: onnx.ModelProto, scheme: Scheme) -> frozenset[str]:
+    """Return the names of the layers whose weights stay float.
+
+    These are the layers in float and, where the runtime computes a convolution in int8 only if its
+    output is int8, the convolutions that layers in float alone read.
+    """
+    kept = {*scheme.in_float}
+    users = consumers(model)
+    for node in layers(model) if scheme.dialect.behind_layers and kept else []:
+        readers = users.get(node.output[0], [])
+        if len(readers) == 1 and readers[0].op_type == "Relu":
+            readers = users.get(readers[0].output[0], [])
+        if readers and all(reader.name in scheme.in_float for reader in readers):
+            kept.add(node.name)
+    return frozenset(kept)
 
 
 def with_flattened(

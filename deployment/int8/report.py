@@ -86,10 +86,11 @@ def layers(
 def table(rows: Sequence[Row]) -> str:
     """Return the rows as a plain-text table."""
     accuracy = rows[0].top1 is not None
-    lines = [f"{'':28}{'SQNR':>9}{'agreement':>11}" + f"{'top-1':>9}{'top-5':>9}" * accuracy]
+    width = max(28, *(len(row.name) + 1 for row in rows))
+    lines = [f"{'':{width}}{'SQNR':>9}{'agreement':>11}" + f"{'top-1':>9}{'top-5':>9}" * accuracy]
     for row in rows:
         noise = "-" if row.sqnr is None else f"{row.sqnr:.1f} dB"
-        line = f"{row.name:28}{noise:>9}{row.agreement:>9.1f} %"
+        line = f"{row.name:{width}}{noise:>9}{row.agreement:>9.1f} %"
         lines.append(line + (f"{row.top1:7.2f} %{row.top5:7.2f} %" if accuracy else ""))
     return "\n".join(lines)
 
