@@ -1,0 +1,67 @@
+"""benchmark.py int8: what is compared, and what the rows say."""
+
+import json
+
+import models
+from models import equivalence
+
+import numpy as np
+import pytest
+
+from benchmarks import int8
+from data.transforms import Preprocessing
+from deployment.int8.dialects import DIALECTS
+from tests.support import write_image_folder
+from training import qat
+from training.distributed import Workers
+from weights import checkpoint
+
+
+@pytest.fixture
+def network(small_repvgg_a0):
+    model = models.create("RepVGGA0", 2)
+    equivalence.randomize(model, np.random.default_rng(0).standard_normal((8, 3, 32, 32)))
+    return model
+
+
+def save(model, path, ranges=None):
+    classes = ["apple", "pear"]
+    held = checkpoint.of_model(model, Preprocessing(size=32), classes, activation_ranges=ranges)
+    checkpoint.save(held, path)
+    return path
+
+
+def test_rows(network, command, tmp_path, monkeypatch):
+    monkeypatch.setattr(int8, "find_spec", lambda package: package == "onnxruntime" or None)
+    photos = write_image_folder(tmp_path / "photos", ("pear", "apple"), train=6, val=3)
+    trained = qat.FakeQuantized(network)
+    trained.calibrate([np.zeros((1, 3, 32, 32), np.float32)], Workers())
+    flags = ["--model", save(network, tmp_path / "best.pkl"), "--images", 4]
+    flags += ["--qat", save(network, tmp_path / "qat.pkl", dict(trained.ranges))]
+    flags += ["--calibration", photos / "train", "--data", photos, "--target", "tensorrt", "rknn"]
+    flags += ["--rounds", 1, "--seconds", 0.01, "--json"]
+    status, said, err = command("benchmark", "int8", *flags)
+    assert (status, err) == (0, "")
+    rows = {row["scheme"]: row for row in json.loads(said)}
+    assert [*rows] == [
+        "float",
+        "per tensor, plain",
+        "per channel, plain",
+        "ours",
+        "ours, full range",
+        "ours, tensorrt",
+        "ours, rknn",
+        "trained by --qat",
+    ]
+    assert {row["arch"] for row in rows.values()} == {"RepVGGA0"}
+    assert {row["calibration_images"] for row in rows.values()} == {4}
+    assert all(row["top1"] in (0, *(100 * n / 6 for n in range(7))) for row in rows.values())
+    assert rows["float"]["agreement"] == 100 and rows["float"]["sqnr"] is None
+    assert rows["trained by --qat"]["sqnr"] is None and rows["ours"]["sqnr"] > 10
+    timed = {name for name, row in rows.items() if row["onnxruntime"]}
+    assert timed == {*int8.TIMED} and not any(row["openvino"] for row in rows.values())
+
+
+def test_every_further_target_can_be_measured(command):
+    _, said, _ = command("benchmark", "int8", "--help")
+    assert all(target in said for target in DIALECTS if target != "onnxruntime")
