@@ -31,6 +31,7 @@ def save(model, path, ranges=None):
     return path
 
 
+@pytest.mark.slow
 def test_rows(network, command, tmp_path, monkeypatch):
     monkeypatch.setattr(int8, "find_spec", lambda package: package == "onnxruntime" or None)
     photos = write_image_folder(tmp_path / "photos", ("pear", "apple"), train=6, val=3)
@@ -38,7 +39,7 @@ def test_rows(network, command, tmp_path, monkeypatch):
     trained.calibrate([np.zeros((1, 3, 32, 32), np.float32)], Workers())
     flags = ["--model", save(network, tmp_path / "best.pkl"), "--images", 4]
     flags += ["--qat", save(network, tmp_path / "qat.pkl", dict(trained.ranges))]
-    flags += ["--calibration", photos / "train", "--data", photos, "--target", "tensorrt", "rknn"]
+    flags += ["--calibration", photos / "train", "--data", photos, "--target", "tensorrt"]
     flags += ["--rounds", 1, "--seconds", 0.01, "--json"]
     status, said, err = command("benchmark", "int8", *flags)
     assert (status, err) == (0, "")
@@ -50,7 +51,6 @@ def test_rows(network, command, tmp_path, monkeypatch):
         "ours",
         "ours, full range",
         "ours, tensorrt",
-        "ours, rknn",
         "trained by --qat",
     ]
     assert {row["arch"] for row in rows.values()} == {"RepVGGA0"}
