@@ -17,6 +17,7 @@ from training import signals
 
 if TYPE_CHECKING:
     from training.distributed import Workers
+    from training.loop import Trainer
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -50,7 +51,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def train(args: argparse.Namespace, workers: Workers) -> int:
     """Train as one of `workers`; returns the exit status."""
-    from training import agreement, find_lr, folders, start  # MegEngine, as in main
+    from models import cpu  # MegEngine, as in main
+
+    from training import agreement, folders, resume, start
 
     train_set, val_set = start.open_data(args)
     seen = folders.find(args)
@@ -62,26 +65,33 @@ def train(args: argparse.Namespace, workers: Workers) -> int:
         return 0
     stride = network.model.options.get("stride")
     folder = folders.open_folder(args, seen, silent=workers.rank > 0, stride=stride)
+    before = network.saved if resume_from is not None else None
     try:
         trainer = start.make_trainer(args, network, train_set, val_set, folder, workers)
-        if resume_from is not None:
-            best = folders.best_of(resume_from, folder)
-            trainer.resume(network.saved, has_best=best is not None)
-            folders.bring_best(best, folder)
+        with cpu.using(resume.way_to_compute(before, args.low_memory)):
+            if resume_from is not None:
+                best = folders.best_of(resume_from, folder)
+                trainer.resume(network.saved, has_best=best is not None)
+                folders.bring_best(best, folder)
+            for line in (
+                *filter(None, [unshared, start.resumption(resume_from, trainer)]),
+                *network.notes,
+                start.describe(args, trainer),
+                *start.warnings(train_set, val_set),
+            ):
+                folder.log(line)
+            folder.write_run({name: str(value) for name, value in vars(args).items()})
+            return fit(args, trainer)
     except utils.UserError:
         folder.remove_if_unused()
         raise
-    log = folder.log
-    if unshared is not None:
-        log(unshared)
-    if resume_from is not None:
-        log(f"resuming {resume_from} after step {trainer.step} of {trainer.total_steps}")
-    for line in network.notes:
-        log(line)
-    folder.write_run({name: str(value) for name, value in vars(args).items()})
-    log(start.describe(args, trainer))
-    for warning in start.warnings(train_set, val_set):
-        log(warning)
+
+
+def fit(args: argparse.Namespace, trainer: Trainer) -> int:
+    """Train, or try learning rates with --find-lr; returns the exit status."""
+    from training import find_lr, start
+
+    log = trainer.run.folder.log
     try:
         if args.find_lr:
             with trainer.stop:

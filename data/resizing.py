@@ -40,7 +40,7 @@ def antialiased(
     horizontal, vertical = image.shape[1] / width, image.shape[0] / height
     if max(horizontal, vertical) > 3:
         return cv2.resize(image, (width, height), dst=out, interpolation=cv2.INTER_AREA)
-    if max(horizontal, vertical) > 1.2:  # below, OpenCV alone is as near as the filter is at 1.4
+    if max(horizontal, vertical) > 1.25:  # below, the filter changes little and costs loading 5 %
         image = cv2.sepFilter2D(image, -1, _taps(horizontal), _taps(vertical))
     return by_opencv(image, width, height, interpolation, out)
 

@@ -67,7 +67,8 @@ def set_environment() -> None:
     - On AMD processors the MKL inside MegEngine takes its slowest path unless told to use AVX2,
       with which it computes 2.7 times the matrix products per second.
     - Without a GPU, naming the CPU as the device silences four lines about a missing CUDA driver;
-      with one that MegEngine does not run on, it avoids MegEngine's error.
+      with one that MegEngine does not run on, it avoids MegEngine's error. On a CPU, GPUs are
+      hidden as well: writing an .mge file asks for any device, which would be the GPU.
     - On a CPU, MegEngine's threads sleep at once when they have nothing to do. They would spin for
       up to 5 ms, which on one core is taken from the thread they wait for: a training step takes
       1.15 times the processor time. The log level, errors only, silences a warning about this.
@@ -83,6 +84,8 @@ def set_environment() -> None:
             os.environ["MGE_DEFAULT_DEVICE"] = "cpu0"  # also for the processes that are started
             _passed_over = first
     if on_cpu():
+        if gpus.visible():
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
         os.environ.setdefault("MGB_WORKER_MAX_SPIN", "1")
         os.environ.setdefault("RUNTIME_OVERRIDE_LOG_LEVEL", "3")
     os.environ.setdefault("MGE_FASTRUN_CACHE_TYPE", "MEMORY")

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields
 from typing import Any
 
+from models import cpu
+
 from data import by_epoch
 from data.augment import Augmentation
 from utils import UserError
@@ -26,6 +28,19 @@ def record(settings: Settings, data: Data) -> dict[str, Any]:
         **data.identity,
         "versions": versions(),
     }
+
+
+def way_to_compute(saved: Checkpoint | None, low_memory: bool) -> str:
+    """Return how a CPU is to compute, see models.cpu: as the run did that `saved` is of, if any.
+
+    It ends with the same bits then. What REPARAM_CPU says comes first, but where --low-memory needs
+    operator by operator. Runs that do not say were made before there were compiled programs.
+    """
+    if low_memory and cpu.path() == "fast":
+        return "matmul"
+    if saved is None or saved.training is None or cpu.is_chosen():
+        return cpu.path()
+    return saved.training["versions"].get("REPARAM_CPU", "matmul")
 
 
 def check(
@@ -61,11 +76,12 @@ def check(
             f"are {now['training_images']}; give the same --data"
         )
     warnings += _check_images(recorded, now, checkpoint.classes)
+    before = {"REPARAM_CPU": "matmul", **recorded["versions"]}
     return warnings + [
-        f"warning: {name} was {recorded['versions'].get(name)} and is now {version}: "
+        f"warning: {name} was {before.get(name)} and is now {version}: "
         "the result may differ in the last bits"
         for name, version in now["versions"].items()
-        if recorded["versions"].get(name) != version
+        if before.get(name) != version
     ]
 
 

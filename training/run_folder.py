@@ -126,6 +126,9 @@ class RunFolder:
 
 def versions() -> dict[str, str]:
     """Return the version of everything that decides the bits of a result."""
+    from models import cpu
+    from models.cpu.fast import libraries
+
     import cv2
     import megengine
     import numpy
@@ -137,6 +140,8 @@ def versions() -> dict[str, str]:
         "opencv": cv2.__version__,
         "MKL_DEBUG_CPU_TYPE": os.environ.get("MKL_DEBUG_CPU_TYPE", ""),
         "processor": platform.machine(),
+        "REPARAM_CPU": cpu.path(),
+        **({"threads": str(libraries.threads())} if cpu.path() == "fast" else {}),
     }
 
 

@@ -227,10 +227,17 @@ def _memory_is_short(
         return False
     folder.log(
         f"--low-memory is switched on: training as usual would take about {need / 2**30:.0f} GB, "
-        f"and {available / 2**30:.0f} GB are free; the result is the same (--no-low-memory: "
-        "leave it off)"
+        f"and {available / 2**30:.0f} GB are free; the result is the same, to the bit with "
+        "REPARAM_CPU=matmul (--no-low-memory: leave it off)"
     )
     return True
+
+
+def resumption(path: Path | None, trainer: Trainer) -> str | None:
+    """Return the line that a run goes on from a checkpoint, if there is one."""
+    if path is None:
+        return None
+    return f"resuming {path} after step {trainer.step} of {trainer.total_steps}"
 
 
 def warnings(train: datasets.Dataset, val: datasets.Dataset) -> list[str]:

@@ -45,6 +45,11 @@ def path() -> str:
     return chosen
 
 
+def is_chosen() -> bool:
+    """Return whether the user or a caller has said how to compute."""
+    return bool(_path.get() or os.environ.get("REPARAM_CPU"))
+
+
 @contextmanager
 def using(path: str) -> Iterator[None]:
     """Compute in this way in this thread, for comparison: `with cpu.using("stock"):`."""

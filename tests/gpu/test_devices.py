@@ -91,6 +91,16 @@ def test_else_the_cpu_is_used_and_that_is_said_once(run, tmp_path, command):
     assert len(notes) == 1 and notes[0].endswith("; computing on the CPU"), err
 
 
+@pytest.mark.parametrize("variables", [{}, {"MGE_DEFAULT_DEVICE": "cpu0"}], ids=str)
+def test_any_device_is_then_the_cpu(run, variables):
+    """An .mge file is written for any device."""
+    code = (
+        "import models, megengine as m; m.set_default_device('xpux'); print(m.Tensor([2]).numpy())"
+    )
+    status, out, err, _ = run("-c", code, **variables)
+    assert (status, out.strip()) == (0, "[2]"), err
+
+
 @pytest.mark.slow
 def test_the_workers_may_use_cuda(run, tmp_path):
     save = ["--save", tmp_path, "--workers", "0"]

@@ -26,7 +26,7 @@ from training import optimizer
 pytest.importorskip("numba", reason="the extra [fast] is not installed")
 
 from models.cpu import fast
-from models.cpu.fast import memory, network
+from models.cpu.fast import executor, libraries, memory, network
 
 NETWORKS = ["RepVGGA0", "RepVGGA0-qa", "MobileOneS0", "RepViTM0_6", "RepGhost050"]
 
@@ -316,6 +316,19 @@ def test_the_bits_are_those_of_another_process(arch, threads):
         for _ in range(2)
     )
     assert len(one) == 65 and one == two
+
+
+def test_the_number_of_threads_is_its_own(monkeypatch):
+    """Others set it, numba among them; oneDNN divides its sums by it."""
+    openmp = ctypes.CDLL("libgomp.so.1")
+    numbers = []
+    run = executor.run
+    monkeypatch.setattr(
+        executor, "run", lambda *a: numbers.append(openmp.omp_get_max_threads()) or run(*a)
+    )
+    openmp.omp_set_num_threads(libraries.threads() + 2)
+    gradients("RepGhost050", "fast", size=32, batch=2)
+    assert numbers == [libraries.threads()] * 2
 
 
 def a_step(model, x, grad_manager):

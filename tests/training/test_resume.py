@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import models
+from models import cpu
 
 import numpy as np
 import pytest
@@ -44,6 +45,27 @@ def test_the_same_run_goes_on_and_other_versions_are_a_warning(saved):
     versions = saved().training["versions"] | {"numpy": "1.0"}
     (warning,) = resume.check(saved(versions=versions), SETTINGS, data())
     assert warning.startswith("warning: numpy was 1.0 and is now ")
+
+
+def test_a_run_computes_as_before(saved, monkeypatch):
+    monkeypatch.delenv("REPARAM_CPU", raising=False)
+    versions = saved().training["versions"]
+    assert versions["REPARAM_CPU"] == "fast" and int(versions["threads"]) > 0
+    older = {
+        name: value for name, value in versions.items() if name not in ("REPARAM_CPU", "threads")
+    }
+    matmul = saved(versions=older | {"REPARAM_CPU": "matmul"})
+    assert resume.way_to_compute(None, low_memory=False) == "fast"
+    assert resume.way_to_compute(saved(), low_memory=False) == "fast"
+    assert resume.way_to_compute(saved(), low_memory=True) == "matmul"
+    for record in (matmul, saved(versions=older)):
+        assert resume.way_to_compute(record, low_memory=False) == "matmul"
+        with cpu.using("matmul"):
+            assert resume.check(record, SETTINGS, data()) == []
+    monkeypatch.setenv("REPARAM_CPU", "stock")
+    assert resume.way_to_compute(saved(), low_memory=True) == "stock"
+    (warning,) = resume.check(matmul, SETTINGS, data())
+    assert warning.startswith("warning: REPARAM_CPU was matmul and is now stock: ")
 
 
 @pytest.mark.parametrize(

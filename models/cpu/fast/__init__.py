@@ -7,6 +7,10 @@ in one compiled call: convolutions by oneDNN (onednn.py), the rest by loops that
 that MegEngine can differentiate, on memory shared with it (memory.py).
 """
 
-from .rules import maps
+from . import libraries
+
+libraries.configure_numba()
+
+from .rules import maps  # noqa: E402
 
 __all__ = ["maps"]

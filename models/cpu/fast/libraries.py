@@ -26,7 +26,7 @@ def load() -> ctypes.CDLL:
     have. scikit-learn's wheel brings it under a name of its own.
     """
     try:
-        import numba  # noqa: F401  (its absence is found here, not in the middle of a network)
+        import numba
     except ImportError:
         raise NotAvailable("numba is not installed") from None
     if sys.platform != "linux" or os.uname().machine != "x86_64":
@@ -41,18 +41,27 @@ def load() -> ctypes.CDLL:
         onednn = ctypes.CDLL(str(library))
     except OSError as error:
         raise NotAvailable(f"oneDNN cannot be loaded: {error}") from None
-    _configure_numba()
+    config: Any = numba.config
+    if not Path(config.CACHE_DIR).is_dir():
+        print(
+            "compiling what training computes with, once for this processor: a minute",
+            file=sys.stderr,
+        )
     return onednn
 
 
-def _configure_numba() -> None:
+def configure_numba() -> None:
     """Let numba use the same OpenMP, and keep what it compiles in the virtual environment.
 
-    It compiles again by itself for another processor. The folder is named by the sources, since a
-    function is not compiled again when another one that it calls has changed. Where the environment
-    cannot be written, a folder of the user takes its place, with what the environment has.
+    numba looks when a function is decorated, so this comes first. It compiles again by itself for
+    another processor. The folder is named by the sources, since a function is not compiled again
+    when another one that it calls has changed. Where the environment cannot be written, a folder of
+    the user takes its place, with what the environment has.
     """
-    import numba
+    try:
+        import numba
+    except ImportError:
+        return  # `load` says so
 
     config: Any = numba.config
     config.THREADING_LAYER = "omp"
@@ -67,16 +76,27 @@ def _configure_numba() -> None:
             if folder.is_dir() and not users.is_dir():  # numba reads only what it can write
                 shutil.copytree(folder, users)
             folder = users
-        if not folder.is_dir():
-            print(
-                "compiling what training computes with, once for this processor: a minute",
-                file=sys.stderr,
-            )
         config.CACHE_DIR = str(folder)
-    ctypes.CDLL("libgomp.so.1").omp_set_num_threads(threads())
+
+
+def set_threads() -> None:
+    """Let what is created and run from now on in this thread use `threads` threads.
+
+    Other libraries set the number too: numba does when it runs its first loop in parallel.
+    """
+    import numba
+
+    config: Any = numba.config
+    _openmp().omp_set_num_threads(threads())
     numba.set_num_threads(min(threads(), config.NUMBA_NUM_THREADS))
 
 
+@cache
+def _openmp() -> ctypes.CDLL:
+    return ctypes.CDLL("libgomp.so.1")
+
+
+@cache
 def threads() -> int:
     """Return the number of threads to compute with: OMP_NUM_THREADS, or all cores.
 

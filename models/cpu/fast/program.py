@@ -8,7 +8,7 @@ from math import prod
 import numpy as np
 
 from ..symbol import Operation
-from . import executor, map_kernels, onednn
+from . import executor, libraries, map_kernels, onednn
 from .executor import Code
 from .fuse import Unit, fuse
 from .memory import aligned
@@ -37,6 +37,7 @@ class Program:
     """
 
     def __init__(self, operations: list[Operation], outputs: list[int], input_gradient: bool):
+        libraries.set_threads()  # oneDNN divides its work when something is created
         self._operations, self._outputs = operations, outputs
         self._input_gradient = input_gradient
         self._records: list[tuple[Code, tuple[Argument, ...], tuple[Argument, ...]]] = []
@@ -72,6 +73,7 @@ class Program:
         self._run(self._encoded[self._split :])
 
     def _run(self, records: np.ndarray) -> None:
+        libraries.set_threads()
         stream = onednn.stream()
         if executor.run(records, self.slots, self._execute, self._set_handle, stream):
             raise onednn.Error("oneDNN could not execute a convolution")
