@@ -35,6 +35,7 @@ EXAMPLES = """\
   python benchmark.py memory --point 128x16
   python benchmark.py workers
   python benchmark.py all-reduce --ngpus 2
+  python benchmark.py nv12 --model MobileOneS0.onnx --data imagenette
   python benchmark.py machine
 """
 
@@ -45,6 +46,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     options.add_inference(commands)
     options.add_training(commands)
     options.add_data(commands)
+    options.add_nv12(commands)
     for command in commands.choices.values():
         report.add_arguments(command)
     options.add_machine(commands)
@@ -78,6 +80,7 @@ def main(argv: list[str] | None = None) -> int:
         "memory": measure_memory,
         "workers": time_workers,
         "data": time_data,
+        "nv12": measure_nv12,
     }
     title, rows = command[args.command](args)
     against = args.command == "train" and args.against == "pytorch"
@@ -257,6 +260,15 @@ def time_data(args: argparse.Namespace) -> tuple[str, Rows]:
         f"{title}, {args.size} px, batches of {args.batch_size}: images/s, and images/s of "
         f"processor time of a core, median of {rounds(args)}"
     ), rows
+
+
+def measure_nv12(args: argparse.Namespace) -> tuple[str, Rows]:
+    """Measure the accuracy for each way from an image to the network."""
+    from benchmarks import nv12
+
+    with progress(unit="image") as bar:
+        rows = nv12.accuracy(args.model, args.data, bar.update)
+    return f"{rows[0]['arch']} in float, images of {args.data}", rows
 
 
 if __name__ == "__main__":

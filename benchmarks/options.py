@@ -225,6 +225,20 @@ def add_data(commands: argparse._SubParsersAction) -> None:
     _add_rounds(data, 5)
 
 
+def add_nv12(commands: argparse._SubParsersAction) -> None:
+    """Add the sub-command `nv12`."""
+    nv12 = commands.add_parser(
+        "nv12",
+        description="Measure the accuracy of a network on images as they are, through the NV12 of "
+        "an RDK board, and through NV12 whose range of values is mistaken, each centre cropped and "
+        "letterboxed.",
+        examples="  python benchmark.py nv12 --model MobileOneS0.onnx --data imagenette\n",
+        help="measure what NV12 and letterboxing on an RDK board cost in accuracy",
+    )
+    cli.add_flags(nv12, "--model", required=True)
+    cli.add_flags(nv12, "--data", required=True)
+
+
 def add_machine(commands: argparse._SubParsersAction) -> None:
     """Add the sub-command `machine`."""
     commands.add_parser(

@@ -159,6 +159,21 @@ LAYOUTS = {  # sub-command -> layout
         unit="images/s of a core, median and range",
         panel=(),
     ),
+    "nv12": Layout(
+        {
+            "crop": ("", "{}"),
+            "input": ("input", "{}"),
+            "images": ("images", "{}"),
+            "top1": ("top-1", "{:.2f} %"),
+            "top5": ("top-5", "{:.2f} %"),
+            "agreement": ("same class as the first", "{:.2f} %"),
+        },
+        value="top1",
+        unit="top-1 accuracy in percent",
+        bar="input",
+        color="crop",
+        panel=("arch",),
+    ),
 }
 
 
