@@ -43,7 +43,7 @@ def most_sensitive(
         images: images to measure on, float32 [N, 3, H, W], normalized.
         count: number of operators; all where there are fewer.
     """
-    int8 = qdq.to_qdq(model, bounds, pairs=False)
+    int8 = qdq.to_qdq(model, bounds)
     expected = graph.logits(model, images)
 
     def noise(tensors: Collection[str]) -> float:
