@@ -36,6 +36,7 @@ EXAMPLES = """\
   python benchmark.py workers
   python benchmark.py all-reduce --ngpus 2
   python benchmark.py nv12 --model MobileOneS0.onnx --data imagenette
+  python benchmark.py rknn --kit kit --python rknn/bin/python --images 200
   python benchmark.py machine
 """
 
@@ -47,6 +48,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     options.add_training(commands)
     options.add_data(commands)
     options.add_nv12(commands)
+    options.add_rknn(commands)
     for command in commands.choices.values():
         report.add_arguments(command)
     options.add_machine(commands)
@@ -81,6 +83,7 @@ def main(argv: list[str] | None = None) -> int:
         "workers": time_workers,
         "data": time_data,
         "nv12": measure_nv12,
+        "rknn": measure_rknn,
     }
     title, rows = command[args.command](args)
     against = args.command == "train" and args.against == "pytorch"
@@ -269,6 +272,18 @@ def measure_nv12(args: argparse.Namespace) -> tuple[str, Rows]:
     with progress(unit="image") as bar:
         rows = nv12.accuracy(args.model, args.data, bar.update)
     return f"{rows[0]['arch']} in float, images of {args.data}", rows
+
+
+def measure_rknn(args: argparse.Namespace) -> tuple[str, Rows]:
+    """Measure the accuracy of every kit with each choice of ranges."""
+    from benchmarks import rknn
+
+    with progress(len([*rknn.runs(args.kit, args.algorithms)]), "conversion") as bar:
+        rows = rknn.accuracy(
+            args.kit, args.algorithms, args.python, args.target, args.images, bar.update
+        )
+    toolkit = rows[0]["toolkit"] or "unknown"
+    return f"{args.target} in the simulator of rknn-toolkit2 {toolkit}", rows
 
 
 if __name__ == "__main__":

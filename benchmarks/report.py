@@ -159,6 +159,21 @@ LAYOUTS = {  # sub-command -> layout
         unit="images/s of a core, median and range",
         panel=(),
     ),
+    "rknn": Layout(
+        {
+            "network": ("", "{}"),
+            "ranges": ("ranges", "{}"),
+            "images": ("images", "{}"),
+            "float_top1": ("top-1 of float", "{:.2f} %"),
+            "top1": ("top-1", "{:.2f} %"),
+            "agreement": ("same class as float", "{:.2f} %"),
+            "build_seconds": ("build, s", "{:.1f}"),
+        },
+        value="agreement",
+        unit="images with the class of the float network, percent",
+        bar="ranges",
+        panel=(),
+    ),
     "nv12": Layout(
         {
             "crop": ("", "{}"),

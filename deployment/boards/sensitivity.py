@@ -29,7 +29,11 @@ class Sensitive(NamedTuple):
 
 
 def most_sensitive(
-    model: onnx.ModelProto, bounds: dict[str, Range], images: np.ndarray, count: int
+    model: onnx.ModelProto,
+    bounds: dict[str, Range],
+    images: np.ndarray,
+    expected: np.ndarray,
+    count: int,
 ) -> Sensitive:
     """Return the `count` operators whose tensors cost most accuracy in int8.
 
@@ -38,13 +42,13 @@ def most_sensitive(
     16 bits are so much finer than 8 that float stands for them here.
 
     Args:
-        model: float network for any batch size, of opset 13 or higher.
+        model: network for any batch size, of opset 13 or higher, its biases corrected for int8.
         bounds: ranges of its activations.
         images: images to measure on, float32 [N, 3, H, W], normalized.
+        expected: logits of the float network for these images, float32 [N, classes].
         count: number of operators; all where there are fewer.
     """
     int8 = qdq.to_qdq(model, bounds)
-    expected = graph.logits(model, images)
 
     def noise(tensors: Collection[str]) -> float:
         return graph.sqnr(expected, graph.logits(_in_float(int8, tensors), images))

@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,7 @@ def main() -> int:
             "target": args.target,
             "ranges": "float16" if args.float16 else qdq.name if qdq else args.algorithm,
             "build_seconds": round(seconds, 1),
+            "toolkit": _version(),
         }
         if args.evaluate != 0 and Path("val_label.txt").is_file():
             _check("init_runtime", rknn.init_runtime())
@@ -85,10 +87,21 @@ def _build(
         quantized_algorithm=args.algorithm,
         quant_img_RGB2BGR=network["color"] == "BGR",
     )
-    _check("load_onnx", rknn.load_onnx(model=str(qdq or f"{network['name']}.onnx")))
+    file = str(qdq or f"{network['name']}.onnx")
+    (entry,) = _session(file).get_inputs()
+    shape = [1, 3, network["size"], network["size"]]  # an int8 file may take any batch size
+    status = rknn.load_onnx(model=file, inputs=[entry.name], input_size_list=[shape])
+    _check("load_onnx", status)
     quantize = not (args.float16 or qdq)
     _check("build", rknn.build(do_quantization=quantize, dataset="dataset.txt"))
     return rknn, time.perf_counter() - start
+
+
+def _version() -> str | None:
+    try:
+        return metadata.version("rknn-toolkit2")
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _check(step: str, status: int) -> None:
@@ -125,10 +138,12 @@ def _evaluate(rknn: Any, network: dict[str, Any], count: int | None) -> dict[str
 
 def _float_network(network: dict[str, Any]) -> Callable:
     """Return a function from a crop to the logits of the ONNX file under onnxruntime."""
-    session = onnxruntime.InferenceSession(
-        f"{network['name']}.onnx", providers=["CPUExecutionProvider"]
-    )
+    session = _session(f"{network['name']}.onnx")
     return lambda crop: session.run(None, {"input": pixels.normalized(crop, network)})[0]
+
+
+def _session(file: str) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
 
 
 if __name__ == "__main__":

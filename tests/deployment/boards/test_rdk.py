@@ -251,14 +251,15 @@ def test_sensitivity_is_measured(tiny, images):
     }
     worst = names[3]
     bounds[worst] = (bounds[worst][0], 100 * bounds[worst][1])
-    found = sensitivity.most_sensitive(network, bounds, images, 1)
+    expected = graph_of.logits(network, images)
+    found = sensitivity.most_sensitive(network, bounds, images, expected, 1)
     producers = {name: node for node in network.graph.node for name in node.output}
     relu = producers[worst]
     neighbours = {producers[relu.input[0]].name} | {
         node.name for node in graph_of.consumers(network)[worst]
     }
     assert set(found.nodes) <= neighbours and found.after > found.before + 5
-    every = sensitivity.most_sensitive(network, bounds, images, 1000)
+    every = sensitivity.most_sensitive(network, bounds, images, expected, 1000)
     convolutions = [node for node in network.graph.node if node.op_type == "Conv"]
     assert len(every.nodes) == len(convolutions) + 1  # and the pool, of which the last layer reads
 

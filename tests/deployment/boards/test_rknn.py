@@ -1,6 +1,8 @@
 """The Rockchip kit: its files, and its conversion with onnxruntime as the toolkit."""
 
 import json
+import os
+import sys
 from dataclasses import replace
 
 import models
@@ -15,7 +17,7 @@ from data.datasets import image_files
 from data.decoding import decode
 from data.transforms import BASECLS, TORCHVISION
 from deployment.boards import rknn
-from tests.deployment.boards.test_scripts import run
+from tests.deployment.boards.test_scripts import RUNTIMES, run
 from utils import UserError
 
 SMALL = replace(TORCHVISION, size=32)
@@ -87,7 +89,7 @@ def test_the_conversion(network, photos, test_images, tmp_path):
             "quantized_algorithm": "kl_divergence",
             "quant_img_RGB2BGR": False,
         },
-        "load_onnx": "RepVGGA0.onnx",
+        "load_onnx": ["RepVGGA0.onnx", ["input"], [[1, 3, 32, 32]]],
         "build": [True, 4],
     }
     assert (out / "RepVGGA0.rknn").read_bytes() == (out / "RepVGGA0.onnx").read_bytes()
@@ -100,7 +102,7 @@ def test_the_conversion(network, photos, test_images, tmp_path):
     top1 = round(100 * right / 9, 2)
     assert found == {
         "network": "RepVGGA0", "target": "rk3568", "ranges": "kl_divergence",
-        "images": 9, "float_top1": top1, "top1": top1, "agreement": 100.0,
+        "toolkit": None, "images": 9, "float_top1": top1, "top1": top1, "agreement": 100.0,
     }  # fmt: skip
     assert f"float_top1: {top1}\n" in said
 
@@ -113,7 +115,7 @@ def test_a_quantized_file_is_not_quantized_again(network, photos, test_images, t
     assert status == 0 and "top1" not in said and (tmp_path / "a.rknn").is_file(), err
     calls = json.loads((out / "calls.json").read_text())
     assert calls["build"][0] is False and calls["config"]["quant_img_RGB2BGR"] is True
-    assert calls["load_onnx"] == str(out / "RepVGGA0.onnx")
+    assert calls["load_onnx"][0] == str(out / "RepVGGA0.onnx")
     status, _, err = run(out / "convert.py", "--evaluate", 2, runtime="toolkit", REFUSE="1")
     assert status == 2 and err.endswith("build failed; the toolkit's message is above\n")
 
@@ -134,3 +136,28 @@ def test_at_most_a_thousand_images_are_simulated(
     rknn.write_kit(network, SMALL, photos / "train", tmp_path / "kit", 4, None, test_images)
     lines = (tmp_path / "kit" / "val_label.txt").read_text().splitlines()
     assert [line.split(" ")[1] for line in lines] == ["0", "1", "2"]
+
+
+def test_the_benchmark_runs_every_conversion(
+    command, network, photos, test_images, tmp_path, monkeypatch
+):
+    out = tmp_path / "kit"
+    rknn.write_kit(network, SMALL, photos / "train", out, 4, None, test_images)
+    (out / "a-int8.onnx").write_bytes((out / "RepVGGA0.onnx").read_bytes())
+    path = os.pathsep.join(map(str, (RUNTIMES / "toolkit", RUNTIMES)))
+    monkeypatch.setenv("PYTHONPATH", path)
+    flags = ["rknn", "--kit", out, "--python", sys.executable, "--images", 3, "--json"]
+    status, said, err = command("benchmark", *flags, "--algorithms", "normal", "mmse")
+    assert status == 0, err
+    rows = json.loads(said)
+    assert [row["ranges"] for row in rows] == ["normal", "mmse", "a-int8.onnx"]
+    assert all((row["images"], row["agreement"]) == (3, 100) for row in rows)
+    monkeypatch.setenv("REFUSE", "1")
+    status, _, err = command("benchmark", *flags)
+    assert status == 2 and "--algorithm normal: convert.py: error: build failed" in err
+    for folder, python, message in (
+        (photos, sys.executable, "is no kit with images to simulate"),
+        (out, "none/python", "cannot run none/python: No such file"),
+    ):
+        status, _, err = command("benchmark", "rknn", "--kit", folder, "--python", python)
+        assert status == 2 and message in err

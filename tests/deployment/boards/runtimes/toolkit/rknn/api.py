@@ -15,8 +15,8 @@ class RKNN:
     def config(self, **settings):
         self._calls["config"] = settings
 
-    def load_onnx(self, model):
-        self._calls["load_onnx"] = model
+    def load_onnx(self, model, inputs, input_size_list):
+        self._calls["load_onnx"] = [model, inputs, input_size_list]
         self._model = model
         return 0
 
