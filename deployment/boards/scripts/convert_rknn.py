@@ -45,6 +45,8 @@ def main() -> int:
     add("--out", metavar="FILE", help="file to write (default: the one that classify.py reads)")
     add("--json", metavar="FILE", help="file to write the results to")
     args = parser.parse_args()
+    if args.evaluate is not None and args.evaluate < 0:
+        parser.error("--evaluate must be at least 0")
     out, qdq, report = (path and Path(path).resolve() for path in (args.out, args.qdq, args.json))
     os.chdir(Path(__file__).resolve().parent)  # what dataset.txt names is relative to it
     network = json.loads(Path("network.json").read_text(encoding="utf-8"))
@@ -76,17 +78,25 @@ def _build(
     args: argparse.Namespace, network: dict[str, Any], qdq: Path | None
 ) -> tuple[Any, float]:
     """Return the toolkit's network and the seconds that it took to build."""
-    from rknn.api import RKNN
-
+    try:
+        from rknn.api import RKNN
+    except ImportError as error:
+        raise ToolkitError(
+            f"cannot import rknn-toolkit2 ({error}); run this in an environment that has it"
+        ) from None
     start = time.perf_counter()
     rknn = RKNN(verbose=False)
-    rknn.config(
-        mean_values=[network["mean"]],
-        std_values=[network["std"]],
-        target_platform=args.target,
-        quantized_algorithm=args.algorithm,
-        quant_img_RGB2BGR=network["color"] == "BGR",
-    )
+    try:
+        status = rknn.config(
+            mean_values=[network["mean"]],
+            std_values=[network["std"]],
+            target_platform=args.target,
+            quantized_algorithm=args.algorithm,
+            quant_img_RGB2BGR=network["color"] == "BGR",
+        )
+    except ValueError as error:  # whose message is a traceback that ends with the reason
+        raise ToolkitError(str(error).strip().splitlines()[-1]) from None
+    _check("config", status)
     file = str(qdq or f"{network['name']}.onnx")
     (entry,) = _session(file).get_inputs()
     shape = [1, 3, network["size"], network["size"]]  # an int8 file may take any batch size

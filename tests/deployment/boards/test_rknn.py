@@ -118,6 +118,12 @@ def test_a_quantized_file_is_not_quantized_again(network, photos, test_images, t
     assert calls["load_onnx"][0] == str(out / "RepVGGA0.onnx")
     status, _, err = run(out / "convert.py", "--evaluate", 2, runtime="toolkit", REFUSE="1")
     assert status == 2 and err.endswith("build failed; the toolkit's message is above\n")
+    status, _, err = run(out / "convert.py", "--target", "rk9", runtime="toolkit")
+    assert status == 2 and err.endswith("error: ValueError: Invalid target_platform 'rk9'!\n")
+    status, _, err = run(out / "convert.py")
+    assert status == 2 and "cannot import rknn-toolkit2" in err and "Traceback" not in err
+    status, _, err = run(out / "convert.py", "--evaluate", -1)
+    assert status == 2 and "--evaluate must be at least 0" in err
 
 
 def test_what_the_kit_refuses(network, photos, test_images, tmp_path):

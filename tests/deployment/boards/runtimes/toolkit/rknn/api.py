@@ -13,7 +13,10 @@ class RKNN:
         self._calls = {}
 
     def config(self, **settings):
+        if settings["target_platform"] == "rk9":
+            raise ValueError("Traceback ...\nValueError: Invalid target_platform 'rk9'!\n")
         self._calls["config"] = settings
+        return 0
 
     def load_onnx(self, model, inputs, input_size_list):
         self._calls["load_onnx"] = [model, inputs, input_size_list]
