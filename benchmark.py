@@ -36,6 +36,8 @@ EXAMPLES = """\
   python benchmark.py memory --point 128x16
   python benchmark.py workers
   python benchmark.py all-reduce --ngpus 2
+  python benchmark.py nv12 --model MobileOneS0.onnx --data imagenette
+  python benchmark.py rknn --kit kit --python rknn/bin/python --images 200
   python benchmark.py machine
 """
 
@@ -47,6 +49,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     options.add_training(commands)
     options.add_data(commands)
     options.add_int8(commands)
+    options.add_nv12(commands)
+    options.add_rknn(commands)
     for command in commands.choices.values():
         report.add_arguments(command)
     options.add_machine(commands)
@@ -81,6 +85,8 @@ def main(argv: list[str] | None = None) -> int:
         "workers": time_workers,
         "data": time_data,
         "int8": measure_int8,
+        "nv12": measure_nv12,
+        "rknn": measure_rknn,
     }
     title, rows = command[args.command](args)
     against = args.command == "train" and args.against == "pytorch"
@@ -273,6 +279,27 @@ def measure_int8(args: argparse.Namespace) -> tuple[str, Rows]:
         f"{rows[0]['test_images']} of {args.data} for the test; images/s of single images on one "
         "thread"
     ), rows
+
+
+def measure_nv12(args: argparse.Namespace) -> tuple[str, Rows]:
+    """Measure the accuracy for each way from an image to the network."""
+    from benchmarks import nv12
+
+    with progress(unit="image") as bar:
+        rows = nv12.accuracy(args.model, args.data, bar.update)
+    return f"{rows[0]['arch']} in float, images of {args.data}", rows
+
+
+def measure_rknn(args: argparse.Namespace) -> tuple[str, Rows]:
+    """Measure the accuracy of every kit with each choice of ranges."""
+    from benchmarks import rknn
+
+    with progress(len([*rknn.runs(args.kit, args.algorithms)]), "conversion") as bar:
+        rows = rknn.accuracy(
+            args.kit, args.algorithms, args.python, args.target, args.images, bar.update
+        )
+    toolkit = rows[0]["toolkit"] or "unknown"
+    return f"{args.target} in the simulator of rknn-toolkit2 {toolkit}", rows
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ EXAMPLES = """\
   python export.py --arch RepViTM0_9 --size 256x192                   random weights, for timing
   python export.py --model a0.pkl --kit rdk-x5 --calibration photos --out kit
   python export.py --model a0.pkl --kit ascend --data imagenet --out kit
+  python export.py --model a0.pkl --kit rknn --calibration photos --data imagenet --out kit
 """
 SUFFIX = {"onnx": ".onnx", "mge": ".mge"}
 

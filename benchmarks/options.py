@@ -278,6 +278,59 @@ def add_int8(commands: argparse._SubParsersAction) -> None:
     _add_seconds(int8)
 
 
+def add_nv12(commands: argparse._SubParsersAction) -> None:
+    """Add the sub-command `nv12`."""
+    nv12 = commands.add_parser(
+        "nv12",
+        description="Measure the accuracy of a network on images as they are, through the NV12 of "
+        "an RDK board, and through NV12 whose range of values is mistaken, each centre cropped and "
+        "letterboxed.",
+        examples="  python benchmark.py nv12 --model MobileOneS0.onnx --data imagenette\n",
+        help="measure what NV12 and letterboxing on an RDK board cost in accuracy",
+    )
+    cli.add_flags(nv12, "--model", required=True)
+    cli.add_flags(nv12, "--data", required=True)
+
+
+def add_rknn(commands: argparse._SubParsersAction) -> None:
+    """Add the sub-command `rknn`."""
+    rknn = commands.add_parser(
+        "rknn",
+        description="Measure the accuracy of networks in the simulator of rknn-toolkit2, with the "
+        "ranges that each of its algorithms chooses and with those of int8 files of quantize.py "
+        "--target rknn that lie in the kits.",
+        examples="  python benchmark.py rknn --kit kit --python rknn/bin/python --images 200\n",
+        help="compare how int8's ranges are chosen, in Rockchip's simulator",
+    )
+    rknn.add_argument(
+        "--kit",
+        nargs="+",
+        required=True,
+        metavar="FOLDER",
+        help="kits of export.py --kit rknn with --data",
+    )
+    rknn.add_argument(
+        "--python",
+        required=True,
+        metavar="FILE",
+        help="Python of an environment with rknn-toolkit2",
+    )
+    algorithms = ["normal", "kl_divergence", "mmse"]
+    rknn.add_argument(
+        "--algorithms",
+        nargs="*",
+        choices=algorithms,
+        default=algorithms,
+        metavar="NAME",
+        help="the toolkit's algorithms to measure: normal, kl_divergence and mmse, which takes "
+        "minutes (default: all)",
+    )
+    rknn.add_argument("--target", default="rk3588", metavar="CHIP", help="chip to simulate")
+    cli.add_flags(
+        rknn, "--images", help="number of images to simulate, taken evenly (default: all)"
+    )
+
+
 def add_machine(commands: argparse._SubParsersAction) -> None:
     """Add the sub-command `machine`."""
     commands.add_parser(

@@ -175,6 +175,36 @@ LAYOUTS = {  # sub-command -> layout
         unit="images/s of a core, median and range",
         panel=(),
     ),
+    "rknn": Layout(
+        {
+            "network": ("", "{}"),
+            "ranges": ("ranges", "{}"),
+            "images": ("images", "{}"),
+            "float_top1": ("top-1 of float", "{:.2f} %"),
+            "top1": ("top-1", "{:.2f} %"),
+            "agreement": ("same class as float", "{:.2f} %"),
+            "build_seconds": ("build, s", "{:.1f}"),
+        },
+        value="agreement",
+        unit="images with the class of the float network, percent",
+        bar="ranges",
+        panel=(),
+    ),
+    "nv12": Layout(
+        {
+            "crop": ("", "{}"),
+            "input": ("input", "{}"),
+            "images": ("images", "{}"),
+            "top1": ("top-1", "{:.2f} %"),
+            "top5": ("top-5", "{:.2f} %"),
+            "agreement": ("same class as the first", "{:.2f} %"),
+        },
+        value="top1",
+        unit="top-1 accuracy in percent",
+        bar="input",
+        color="crop",
+        panel=("arch",),
+    ),
 }
 
 

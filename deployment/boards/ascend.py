@@ -1,7 +1,7 @@
 """Write a kit for Huawei's Ascend 310 and 310P.
 
 File formats and pixels are those of RepVGG in Ascend's ModelZoo-PyTorch (commit a018f14af, the last
-one with its benchmark tool).
+one with the retired benchmark tool); ais_bench's command line is that of its documentation in msit.
 """
 
 from __future__ import annotations
@@ -35,23 +35,42 @@ In this folder:
   prep_dataset/
       {count} preprocessed images, float32 [3, {size}, {size}], {color}
   {arch}_prep_bin.info
-      list of these images for the benchmark tool
+      list of these images for the retired benchmark tool
   val_label.txt
       file name and label of an image in each line
+  {scripts}
+      for the board: classify images by ais_bench's InferSession
 
 Compile and run the network with the vendor's tools (CANN) from this folder, here with batch size 1
 on a 310P3:
 
   atc --framework=5 --model={arch}.onnx --output={arch}_bs1 --input_format=NCHW \\
       --input_shape="actual_input_1:1,3,{size},{size}" --log=error --soc_version=Ascend310P3
+  python3 -m ais_bench --model {arch}_bs1.om --input ./prep_dataset --output ./ \\
+      --output_dirname result --outfmt NPY --batchsize 1 --device 0
+
+ais_bench writes result/NAME_0.npy for each image, and result_summary.json. Compute accuracy and
+images per second from the folder of this project:
+
+  python ascend.py score KIT/result KIT/val_label.txt result.json
+  python ascend.py parse KIT/result_summary.json 310P
+
+Classify photographs on the board, and measure latency and frames/s:
+
+  python3 classify.py photo.jpg --save labelled
+  python3 classify.py --bench
+
+Older versions of CANN have the benchmark tool instead:
+
   ./benchmark.x86_64 -model_type=vision -device_id=0 -batch_size=1 -om_path={arch}_bs1.om \\
       -input_text_path={arch}_prep_bin.info -input_width={size} -input_height={size} \\
       -output_binary=False -useDvpp=False
 
-Then compute accuracy and images per second from the folder of this project:
-
   python ascend.py score KIT/result/dumpOutput_device0 KIT/val_label.txt result.json
   python ascend.py parse KIT/result/perf_vision_batchsize_1_device_0.txt 310P
+
+No board and no tool of the vendor was at hand when this kit was made: classify.py has been run with
+onnxruntime in the place of the board's runtime.
 """
 
 
@@ -109,6 +128,9 @@ def write_kit(
             ),
             errors="surrogateescape",
         )
+        scripts = kit.write_scripts(
+            folder, "ascend", f"{model.arch}_bs1.om", model, preprocessing, metadata
+        )
         (folder / "README.txt").write_text(
             _README.format(
                 arch=model.arch,
@@ -116,9 +138,10 @@ def write_kit(
                 classes=model.num_classes,
                 count=len(names),
                 color=preprocessing.color,
+                scripts=", ".join(scripts),
             )
         )
-    return [f"{model.arch}.onnx", PIXELS, f"{model.arch}_prep_bin.info", "val_label.txt",
+    return [f"{model.arch}.onnx", PIXELS, f"{model.arch}_prep_bin.info", "val_label.txt", *scripts,
             "README.txt"]  # fmt: skip
 
 

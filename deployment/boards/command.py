@@ -16,7 +16,12 @@ if TYPE_CHECKING:  # MegEngine takes a second to import, which --help need not
     from data.transforms import Preprocessing
 
 # board -> its own options; the first one is required
-KITS = {"rdk-x5": ("calibration", "images"), "ascend": ("data", "labels")}
+KITS = {
+    "rdk-x5": ("calibration", "images", "int16"),
+    "rdk-x3": ("calibration", "images"),
+    "ascend": ("data", "labels"),
+    "rknn": ("calibration", "images", "data", "labels"),
+}
 # options of export.py about which the board decides
 _DECIDED = ("keep_branches", "format", "input_name", "output_name", "opset", "batch", "features",
             "half", "fold_normalization", "input_color")  # fmt: skip
@@ -30,32 +35,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     kit.add_argument(
         "--kit", choices=KITS, metavar="BOARD", help=f"board to write a kit for: {', '.join(KITS)}"
     )
-    cli.add_flags(kit, "--calibration", help="rdk-x5: folder of images to calibrate on")
+    cli.add_flags(
+        kit, "--calibration", help="rdk-x5, rdk-x3, rknn: folder of images for calibration"
+    )
     cli.add_flags(
         kit,
         "--images",
-        help="rdk-x5: number of calibration images, taken evenly from the sorted files "
-        "(default: 100)",
+        help="rdk-x5, rdk-x3, rknn: number of calibration images, taken evenly from the sorted "
+        "files (default: 100; rknn: 50)",
+    )
+    kit.add_argument(
+        "--int16",
+        type=cli.COUNT,
+        metavar="N",
+        help="rdk-x5: number of operators to compute in int16, those that lose most accuracy in "
+        "int8, measured on the calibration images (default: those that D-Robotics' zoo names)",
     )
     cli.add_flags(
         kit,
         "--data",
-        help="ascend: folder with val/CLASS/IMAGE or test/CLASS/IMAGE; with --labels, a folder "
-        "of images",
+        help="ascend, rknn: folder with val/CLASS/IMAGE or test/CLASS/IMAGE; with --labels, a "
+        "folder of images. For rknn it is optional, and 1,000 of the images are for the simulator",
     )
     kit.add_argument(
         "--labels",
         metavar="FILE",
-        help="ascend: text file with one image's file name and class number in each line",
+        help="ascend, rknn: text file with one image's file name and class number in each line",
     )
 
 
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Exit with an error for options that a kit lacks, or that do not belong to it."""
-    for board, options in KITS.items():
-        for option in options:
-            if getattr(args, option) and args.kit != board:
-                parser.error(f"--{option} is for --kit {board}")
+    for option in dict.fromkeys(option for options in KITS.values() for option in options):
+        boards = [board for board, options in KITS.items() if option in options]
+        if getattr(args, option) and args.kit not in boards:
+            parser.error(f"--{option} is for --kit {' or '.join(boards)}")
     if args.kit is None:
         return
     for option in (KITS[args.kit][0], "out"):
@@ -80,17 +94,25 @@ def write_kit(
             f"a kit is for images of three colours, and the network takes {preprocessing.channels} "
             "channels; leave out --kit and use the board's own tools on the ONNX file"
         )
-    if args.kit == "rdk-x5":
-        from . import rdk
+    from . import ascend, rdk, rknn
 
-        count = args.images or 100
-        listed = rdk.write_kit(model, preprocessing, args.calibration, args.out, count, metadata)
-    else:
-        from . import ascend
-
+    images = None
+    if args.data:
         classes = metadata["classes"]
         images = ascend.labelled_images(args.data, args.labels, model.num_classes, classes)
+    if args.kit == "ascend":
+        assert images is not None  # which `check` asks for
         listed = ascend.write_kit(model, preprocessing, *images, args.out, metadata)
+    elif args.kit == "rknn":
+        count = args.images or rknn.IMAGES
+        listed = rknn.write_kit(
+            model, preprocessing, args.calibration, args.out, count, metadata, images
+        )
+    else:
+        count = args.images or 100
+        listed = rdk.write_kit(
+            model, preprocessing, args.calibration, args.out, count, metadata, args.kit, args.int16
+        )
     if args.json:
         print(
             json.dumps({**metadata, "kit": args.kit, "folder": args.out, "files": listed}, indent=2)

@@ -1,14 +1,23 @@
-"""A new folder for a board's kit, which is written completely or not at all."""
+"""What all kits share: a new folder that is written completely or not at all, and scripts."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import megengine.module as M
+
+from data import datasets
+from data.transforms import Preprocessing
 from utils import UserError
+
+_SCRIPTS = Path(__file__).parent / "scripts"
+NETWORK = "network.json"
 
 
 @contextmanager
@@ -32,3 +41,39 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
         ) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def network_settings(preprocessing: Preprocessing) -> dict[str, Any]:
+    """Return what scripts/pixels.py needs to know to make a network's input of an image."""
+    keys = ("size", "short_side", "resize_backend", "interpolation", "color", "mean", "std")
+    return {key: getattr(preprocessing, key) for key in keys}
+
+
+def write_scripts(
+    folder: Path,
+    board: str,
+    compiled: str,
+    model: M.Module,
+    preprocessing: Preprocessing,
+    metadata: dict[str, Any] | None,
+) -> list[str]:
+    """Write classify.py for a board and what it needs into a kit; return the names of the files.
+
+    Args:
+        folder: folder of the kit.
+        board: name of the board's script in scripts/.
+        compiled: file name of the network that the board's tools compile.
+        model, preprocessing: the network and the preprocessing of its images.
+        metadata: its "classes" are the names of the network's classes.
+    """
+    for name, copy in ((board, "classify"), ("program", "program"), ("pixels", "pixels")):
+        shutil.copyfile(_SCRIPTS / f"{name}.py", folder / f"{copy}.py")
+    network = {
+        "name": model.arch,
+        "model": compiled,
+        **network_settings(preprocessing),
+        "classes": datasets.class_names((metadata or {}).get("classes"), model.num_classes),
+    }
+    text = json.dumps(network, indent=1, ensure_ascii=False)
+    (folder / NETWORK).write_text(text + "\n", encoding="utf-8")
+    return ["classify.py", "program.py", "pixels.py", NETWORK]

@@ -1,9 +1,15 @@
-"""Names of files and lines of settings in D-Robotics' model zoo (rdk_model_zoo, commit be4f89b)."""
+"""Names of files and lines of settings in D-Robotics' model zoo, rdk_model_zoo.
+
+Those of the RDK X5 are of its commit be4f89b, those of the X3 of its branch rdk_x3, commit 1100150.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
+
+MARCHES = {"rdk-x5": "bayes-e", "rdk-x3": "bernoulli2"}  # board -> the mapper's name of its chip
 
 _REMOVE = "remove_node_type: 'Quantize;Dequantize;Transpose;Cast;Reshape'"
 _DEBUG = "debug_mode: dump_calibration_data"
@@ -12,7 +18,8 @@ _DEBUG = "debug_mode: dump_calibration_data"
 class _Family(NamedTuple):
     """Names of a family's files in the zoo, and lines of the mapper's settings for the family.
 
-    In the names {0} is the variant, such as "T8", and {1} the same in lower case.
+    In the names {0} is the variant, such as "T8", and {1} the same in lower case. The X3's settings
+    and compiled networks, of which the zoo has one of each family, are named by the family alone.
     """
 
     onnx: str
@@ -26,17 +33,17 @@ class _Family(NamedTuple):
 # pattern of architectures -> names
 _FAMILIES = {
     r"RepVGGplus(.+)": _Family(
-        "RepVGGplus-{0}", "RepVGGplus_{0}", "RepVGGplus-{0}", (_DEBUG, _REMOVE)
+        "RepVGGplus-{0}", "RepVGGplus_{0}_config", "RepVGGplus-{0}", (_DEBUG, _REMOVE)
     ),
-    r"RepVGG(.+)": _Family("RepVGG-{0}", "RepVGG_{0}", "RepVGG-{0}", (_DEBUG, _REMOVE)),
-    r"RepViT(.+)": _Family("repvit_{1}", "RepViT_{1}", "RepViT", (_REMOVE,)),
+    r"RepVGG(.+)": _Family("RepVGG-{0}", "RepVGG_{0}_config", "RepVGG-{0}", (_DEBUG, _REMOVE)),
+    r"RepViT(.+)": _Family("repvit_{1}", "RepViT_{1}_config", "RepViT", (_REMOVE,)),
     r"RepGhost(.+)": _Family("repghostnet_{1}", "RepGhost_{1}", "RepGhost", (_DEBUG,)),
-    r"FastViT(.+)": _Family("fastvit_{1}", "FastViT_{0}", "FastViT", (), "_mix"),
+    r"FastViT(.+)": _Family("fastvit_{1}", "FastViT_{0}_config", "FastViT", (), "_mix"),
     r"MobileOne(.+)": _Family(
-        "mobileone_{1}", "MobileOne_{0}", "MobileOne", (), "_int8", ("jobs: 32",)
+        "mobileone_{1}", "MobileOne_{0}_config", "MobileOne", (), "_int8", ("jobs: 32",)
     ),
     # not in the zoo
-    r"RepLKNet(.+)": _Family("replknet_{1}", "RepLKNet_{0}", "RepLKNet"),
+    r"RepLKNet(.+)": _Family("replknet_{1}", "RepLKNet_{0}_config", "RepLKNet"),
 }
 
 _GELUS_OF_THE_STEM = tuple(f"stage0.{i}.Mul_2" for i in range(3))
@@ -66,26 +73,36 @@ _INT16 = {
 }
 
 
-def names_of(arch: str, size: int) -> dict[str, str]:
+def names_of(
+    arch: str, size: int, board: str = "rdk-x5", int16: Sequence[str] | None = None
+) -> dict[str, str]:
     """Return the zoo's names of the ONNX file, the mapper's settings and the compiled network.
 
     For RepVGGA0 at 224 px: {"onnx": "RepVGG-A0.onnx", "config": "RepVGG_A0_config.yaml",
     "compiled": "RepVGG-A0_224x224_nv12", "folder": the mapper's, "settings" and "compiler": the
-    lines that the zoo has for this network, for the mapper and for its compiler}.
+    lines that the zoo has for this network, for the mapper and for its compiler}. The settings
+    compute the operators `int16` in int16, or those that the zoo chose for the X5.
     """
     family, variant = next(
         (family, match[1])
         for pattern, family in _FAMILIES.items()
         if (match := re.fullmatch(pattern, arch))
     )
-    compiled = f"{family.compiled.format(variant)}_{size}x{size}_nv12"
-    lines = [*family.settings]
-    if arch in _INT16:
-        nodes = ",\n    ".join(map(_in_int16, _INT16[arch]))
+    lines, config = [*family.settings], family.config.format(variant, variant.lower())
+    compiled = family.compiled.format(variant)
+    if board == "rdk-x3":
+        compiled = family.compiled.partition("-")[0]
+        config = f"{compiled}_config"
+        lines = [] if compiled == "RepGhost" else lines
+    elif int16 is None:
+        int16 = _INT16.get(arch)
+    compiled += f"_{size}x{size}_nv12"
+    if int16:
+        nodes = ",\n    ".join(map(_in_int16, int16))
         lines.append(f"node_info: {{\n    {nodes}}}")
     return {
         "onnx": f"{family.onnx.format(variant, variant.lower())}.onnx",
-        "config": f"{family.config.format(variant, variant.lower())}_config.yaml",
+        "config": f"{config}.yaml",
         "compiled": compiled,
         "folder": compiled + family.folder,
         "settings": "".join(f"  {line}\n" for line in lines),

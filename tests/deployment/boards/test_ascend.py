@@ -1,5 +1,6 @@
 """The Ascend kit, from image files to the board's results, with onnxruntime as the board."""
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -196,6 +197,81 @@ def test_scores(tmp_path):
     rows = {f"{n}_1.txt": np.eye(1001, dtype=int)[k] for n, k in zip("cd", (1, 1), strict=True)}
     result = ascend_results.score(dumped(tmp_path / "more", rows), labels)
     assert facts(result) == ["2", "1001", "50.0%", "50.0%", *["100.0%"] * 3]
+
+
+def ais_bench(folder, rows, form, rate=407.16, batch=1):
+    """What ais_bench writes: a file for each image, and a summary beside their folder."""
+    folder.mkdir()
+    files = {}
+    for number, (name, row) in enumerate(rows.items()):
+        file, row = folder / f"{name}_0.{form}", np.array(row, np.float32)
+        if form == "npy":
+            np.save(file, row[None])
+        elif form == "bin":
+            row.tofile(file)
+        else:
+            file.write_text("\n".join(map(str, row)))
+        source = f"./prep_dataset/{name}.bin"
+        files[str(number)] = {"infiles": [source], "outfiles": [f"/on/the/board/{file.name}"]}
+    summary = {
+        "filesinfo": files,
+        "NPU_compute_time": {"min": 1, "max": 9, "mean": 1000 * batch / rate, "median": 2},
+        "throughput": rate,
+    }
+    path = folder.parent / f"{folder.name}_summary.json"
+    path.write_text(json.dumps(summary))
+    return path
+
+
+@pytest.mark.parametrize("form", ["npy", "bin", "txt"])
+def test_scores_of_ais_bench(tmp_path, command, form):
+    labels = tmp_path / "labels.txt"
+    labels.write_text("a_b.x.jpg 2\nc.jpg 0\nd.jpg 1\n")
+    rows = {"a_b": [0, 1, 5], "c": [1, 3, 2], "d": [5, 1, 4]}
+    summary = ais_bench(tmp_path / "result", rows, form)
+    for given in (tmp_path / "result", summary):
+        out = tmp_path / "out.json"
+        assert command("ascend", "score", given, labels, out)[::2] == (0, "")
+        assert facts(json.loads(out.read_text())) == ["3", "3", "33.33%", "33.33%", "100.0%"]
+    status, _, err = command("ascend", "parse", summary, "310P")
+    assert (status, err) == (0, "")
+    assert command("ascend", "parse", summary, "310P")[1] == "310P bs1 fps:407.16\n"
+    assert command("ascend", "parse", summary, "310")[1] == "310 bs1 fps:1628.64\n"
+
+
+def test_a_summary_of_batches_and_a_second_output(tmp_path):
+    path = ais_bench(tmp_path / "result", {"c": [1, 3], "d": [5, 1]}, "npy", 4000.0, batch=16)
+    assert ascend_results.frames_per_second(path, "310P") == ("16", 4000.0)
+    summary = json.loads(path.read_text())
+    both = [*(run["outfiles"][0] for run in summary["filesinfo"].values()), "/x/c_1.npy"]
+    summary["filesinfo"] = {"0": {"infiles": ["c.bin", "d.bin"], "outfiles": both}}
+    path.write_text(json.dumps(summary))
+    np.save(tmp_path / "result" / "c_1.npy", np.zeros(7))
+    (tmp_path / "labels.txt").write_text("c.jpg 1\nd.jpg 1\n")
+    for given in (path, tmp_path / "result"):
+        assert facts(ascend_results.score(given, tmp_path / "labels.txt"))[:3] == [
+            "2", "2", "50.0%",
+        ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("no JSON", "cannot read .*: it is no JSON"),
+        ("{}", "lists no outputs; give a summary of ais_bench"),
+        ('{"filesinfo": {}}', "lists no outputs; run ais_bench with --output"),
+        ('{"filesinfo": {"0": {"outfiles": ["c_0.npy"]}}}', "c_0.npy is no dumped output"),
+        ("[]", "lists no outputs"),
+    ],
+)
+def test_bad_summaries(tmp_path, text, message):
+    (tmp_path / "labels.txt").write_text("c.jpg 0\n")
+    path = tmp_path / "result_summary.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        ascend_results.score(path, tmp_path / "labels.txt")
+    with pytest.raises(UserError, match="is no summary of ais_bench|it is no JSON"):
+        ascend_results.frames_per_second(path, "310P")
 
 
 @pytest.mark.parametrize(

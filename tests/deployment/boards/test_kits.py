@@ -50,11 +50,27 @@ def test_the_kits(command, trained, photos, tmp_path):
     assert {file.stat().st_size for file in (out / "prep_dataset").iterdir()} == {3 * 64 * 64 * 4}
 
 
+def test_rockchips_kit(command, trained, photos, tmp_path):
+    out = tmp_path / "rknn"
+    flags = ["--model", trained, "--kit", "rknn", "--calibration", photos / "train"]
+    status, said, err = command("export", *flags, "--data", photos, "--out", out, "--json")
+    said = json.loads(said)
+    assert (status, err) == (0, "")
+    assert sorted(said["files"]) == sorted(path.name for path in out.iterdir())
+    assert len(list((out / "calibration").iterdir())) == 4
+    assert len(list((out / "evaluation").iterdir())) == 6
+    about = json.loads((out / "network.json").read_text())
+    assert about["classes"] == ["apple", "pear"] and about["model"] == "RepVGGA0.rknn"
+
+
 def test_what_a_kit_refuses(command, trained, photos, tmp_path):
     (tmp_path / "empty").mkdir()
     rdk = ["--kit", "rdk-x5", "--calibration", photos]
     for flags, message in (
-        (["--kit", "tpu"], "invalid choice: 'tpu' (choose from 'rdk-x5', 'ascend')"),
+        (["--kit", "tpu"], "'tpu' (choose from 'rdk-x5', 'rdk-x3', 'ascend', 'rknn')"),
+        (["--kit", "rknn"], "--kit rknn needs --calibration"),
+        ([*rdk, "--int16", 0], "'0' is not a whole number of at least 1"),
+        (["--kit", "rdk-x3", "--calibration", photos, "--int16", 2], "--int16 is for --kit rdk-x5"),
         (["--kit", "rdk-x5"], "--kit rdk-x5 needs --calibration"),
         (["--kit", "ascend"], "--kit ascend needs --data"),
         (["--kit", "ascend", "--data", photos, "--images", 3], "--images is for --kit rdk-x5"),

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 from dataclasses import replace
 
 import models
@@ -15,7 +16,7 @@ import onnxruntime
 import pytest
 
 from data.transforms import BASECLS, Preprocessing
-from deployment.boards import rdk
+from deployment.boards import rdk, sensitivity
 from deployment.int8 import graph as graph_of
 from deployment.int8 import qdq
 from deployment.onnx_export import export_onnx
@@ -36,6 +37,7 @@ model_parameters:
 input_parameters:
   input_name: ""
   input_type_rt: 'nv12'
+  input_space_and_range: 'bt601_video'
   input_type_train: 'rgb'
   input_layout_train: 'NCHW'
   input_shape: ''
@@ -135,20 +137,26 @@ def test_the_network_is_equalized_and_its_ranges_are_told(tmp_path, tiny, photos
 @pytest.mark.parametrize(
     ("arch", "network", "config", "compiled", "settings"),
     [
-        ("RepVGGB1g4", "RepVGG-B1g4", "RepVGG_B1g4", "RepVGG-B1g4", "dr"),
-        ("RepVGGD2se", "RepVGG-D2se", "RepVGG_D2se", "RepVGG-D2se", "dr"),
-        ("RepVGGplusL2pse", "RepVGGplus-L2pse", "RepVGGplus_L2pse", "RepVGGplus-L2pse", "dr"),
-        ("RepViTM0_9", "repvit_m0_9", "RepViT_m0_9", "RepViT", "r"),
+        ("RepVGGB1g4", "RepVGG-B1g4", "RepVGG_B1g4_config", "RepVGG-B1g4", "dr"),
+        ("RepVGGD2se", "RepVGG-D2se", "RepVGG_D2se_config", "RepVGG-D2se", "dr"),
+        (
+            "RepVGGplusL2pse",
+            "RepVGGplus-L2pse",
+            "RepVGGplus_L2pse_config",
+            "RepVGGplus-L2pse",
+            "dr",
+        ),
+        ("RepViTM0_9", "repvit_m0_9", "RepViT_m0_9_config", "RepViT", "r"),
         ("RepGhost100", "repghostnet_100", "RepGhost_100", "RepGhost", "d"),
-        ("MobileOneS0", "mobileone_s0", "MobileOne_S0", "MobileOne", ""),
-        ("RepLKNet31B", "replknet_31b", "RepLKNet_31B", "RepLKNet", ""),
-        ("FastViTT8", "fastvit_t8", "FastViT_T8", "FastViT", "n" + 10 * '"'),
+        ("MobileOneS0", "mobileone_s0", "MobileOne_S0_config", "MobileOne", ""),
+        ("RepLKNet31B", "replknet_31b", "RepLKNet_31B_config", "RepLKNet", ""),
+        ("FastViTT8", "fastvit_t8", "FastViT_T8_config", "FastViT", "n" + 10 * '"'),
     ],
 )
 def test_names_are_the_zoos(arch, network, config, compiled, settings):
     names = rdk.names_of(arch, 224)
     assert names["onnx"] == f"{network}.onnx"
-    assert names["config"] == f"{config}_config.yaml"
+    assert names["config"] == f"{config}.yaml"
     assert names["compiled"] == f"{compiled}_224x224_nv12"
     keys = [line.split(":")[0].strip() for line in names["settings"].splitlines()]
     assert "".join(key[0] for key in keys) == settings
@@ -180,6 +188,80 @@ def test_mobileones_folder_and_the_compilers_settings():
     assert names["folder"] == "MobileOne_224x224_nv12_int8"
     assert names["compiler"] == "  jobs: 32\n"
     assert rdk.names_of("RepVGGA0", 224)["compiler"] == ""
+
+
+@pytest.mark.parametrize(
+    ("arch", "network", "name", "settings"),
+    [
+        ("RepVGGA1", "RepVGG-A1", "RepVGG", "dr"),
+        ("RepViTM0_9", "repvit_m0_9", "RepViT", "r"),
+        ("RepGhost100", "repghostnet_100", "RepGhost", ""),
+        ("MobileOneS1", "mobileone_s1", "MobileOne", ""),
+    ],
+)
+def test_the_x3s_names_are_those_of_the_family(arch, network, name, settings):
+    names = rdk.names_of(arch, 224, "rdk-x3")
+    assert names["onnx"] == f"{network}.onnx"
+    assert names["config"] == f"{name}_config.yaml"
+    assert names["compiled"] == f"{name}_224x224_nv12"
+    keys = [line.split(":")[0].strip() for line in names["settings"].splitlines()]
+    assert "".join(key[0] for key in keys) == settings
+
+
+def test_the_kit_of_the_x3(tmp_path, tiny, photos):
+    model, out = models.to_deploy(tiny(num_classes=7)), tmp_path / "kit"
+    rdk.write_kit(model, replace(RGB, size=32), photos, out, count=2, board="rdk-x3")
+    expected = SETTINGS.replace("bayes-e", "bernoulli2").replace(
+        "RepVGG-A0_224x224", "RepVGG_32x32"
+    )
+    assert (out / "RepVGG_config.yaml").read_text().partition("\n")[2] == expected
+    readme = (out / "README.txt").read_text()
+    assert "RepVGGA0 for the RDK X3 (march bernoulli2)" in readme
+    assert "checker --model-type onnx --march bernoulli2" in readme
+    assert json.loads((out / "network.json").read_text())["model"] == "RepVGG_32x32_nv12.bin"
+
+
+def test_the_most_sensitive_operators_are_in_int16(tmp_path, tiny, photos):
+    """The settings name two operators of the file, and README.txt says what that is worth."""
+    model, preprocessing = models.to_deploy(tiny(num_classes=7)), replace(RGB, size=32)
+    out = tmp_path / "kit"
+    rdk.write_kit(model, preprocessing, photos, out, count=4, int16=2)
+    settings = (out / "RepVGG_A0_config.yaml").read_text()
+    chosen = ast.literal_eval(settings.partition("node_info: ")[2].partition("}}")[0] + "}}")
+    int16 = {"ON": "BPU", "InputType": "int16", "OutputType": "int16"}
+    assert len(chosen) == 2 and all(value == int16 for value in chosen.values())
+    kinds = {node.name: node.op_type for node in onnx.load(out / "RepVGG-A0.onnx").graph.node}
+    assert {kinds[name] for name in chosen} <= {"Conv", "GlobalAveragePool"}
+    assert "2 operators are computed in int16" in (out / "README.txt").read_text()
+    (before, after) = re.findall(r"([\d.]+) dB", (out / "README.txt").read_text())
+    assert float(after) > float(before) > 5
+
+
+def test_sensitivity_is_measured(tiny, images):
+    """The operator whose output has a range that is far too wide costs most."""
+    model = models.to_deploy(tiny())
+    model.eval()
+    network = to_onnx(model, (64, 64), 13, "batch", "data", "output")
+    names = qdq.activations(network)
+    bounds = {
+        name: (min(x.min() for x in values), max(x.max() for x in values))
+        for name, values in zip(
+            names, zip(*graph_of.run(network, images, names), strict=True), strict=True
+        )
+    }
+    worst = names[3]
+    bounds[worst] = (bounds[worst][0], 100 * bounds[worst][1])
+    expected = graph_of.logits(network, images)
+    found = sensitivity.most_sensitive(network, bounds, images, expected, 1)
+    producers = {name: node for node in network.graph.node for name in node.output}
+    relu = producers[worst]
+    neighbours = {producers[relu.input[0]].name} | {
+        node.name for node in graph_of.consumers(network)[worst]
+    }
+    assert set(found.nodes) <= neighbours and found.after > found.before + 5
+    every = sensitivity.most_sensitive(network, bounds, images, expected, 1000)
+    convolutions = [node for node in network.graph.node if node.op_type == "Conv"]
+    assert len(every.nodes) == len(convolutions) + 1  # and the pool, of which the last layer reads
 
 
 def test_every_architecture_has_names():

@@ -1,0 +1,154 @@
+"""Write a kit for boards with a Rockchip NPU, from which rknn-toolkit2 compiles a network.
+
+Calls and values are those of the documentation of rknn-toolkit2 2.3.2; 2.5.0 has been run.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+
+import cv2
+import megengine.module as M
+from tqdm import tqdm
+
+from data import sources
+from data.decoding import ImageFile, decode
+from data.transforms import Preprocessing
+from deployment.int8 import calibration
+
+from . import kit
+
+IMAGES = 50  # calibration images; the toolkit asks for 20 to 100, and for 20 to 50 with mmse
+EVALUATED = 1000  # images that are simulated, in a minute or two
+_CONVERT = Path(__file__).parent / "scripts" / "convert_rknn.py"
+
+_README = """\
+{arch} for boards with a Rockchip NPU (RK3562, RK3566, RK3568, RK3576, RK3588 and others)
+
+In this folder:
+  {arch}.onnx
+      input "input" float32 [1, 3, {size}, {size}], {color}, normalized; opset 12
+      output "output" [1, {classes}]: logits
+  dataset.txt, calibration/
+      {count} images to calibrate on: short side {short}, centre crop {size}
+{evaluation}  convert.py
+      conversion by rknn-toolkit2, and evaluation in its simulator
+  {scripts}
+      what the board needs, beside {arch}.rknn
+
+Convert on a PC (x86-64), in an environment of its own:
+
+  python3 -m venv rknn && rknn/bin/pip install rknn-toolkit2
+  rknn/bin/python convert.py --target rk3588
+  rknn/bin/python convert.py --target rk3588 --algorithm kl_divergence
+  rknn/bin/python convert.py --target rk3588 --qdq {arch}-int8.onnx
+
+The last one takes ranges and weights from a file of quantize.py --target rknn. The toolkit prints
+"E RKNN: Unkown op target: 0", which has no consequence. A file is for one chip (RK3566 and RK3568
+share one).
+
+Copy {arch}.rknn, {scripts} into one folder on the board,
+install rknn-toolkit-lite2 there, and run:
+
+  python3 classify.py photo.jpg --save labelled
+  python3 classify.py --bench
+
+The network normalizes its pixels itself: its input is {color}, uint8 [1, {size}, {size}, 3]. No
+board was at hand when this kit was made: classify.py has been run with onnxruntime in the place of
+the board's runtime.
+"""
+_EVALUATION = """\
+  val_label.txt, evaluation/
+      {count} images, resized and cropped alike, with their classes
+"""
+
+
+def write_kit(
+    model: M.Module,
+    preprocessing: Preprocessing,
+    images: str | PathLike,
+    out: str | PathLike,
+    count: int = IMAGES,
+    metadata: dict | None = None,
+    test: tuple[Sequence[ImageFile], Sequence[int]] | None = None,
+) -> list[str]:
+    """Write the kit into the new folder `out` and return the names of its files and folders.
+
+    Args:
+        model: fused network made by `models.create`.
+        preprocessing: preprocessing of the images that `model` takes.
+        images: folder of images to calibrate on; its subfolders are searched too.
+        out: folder to create.
+        count: number of images, taken evenly from the sorted files; all if there are fewer.
+        metadata: see `onnx_export.export_onnx`.
+        test: images and their classes, of which at most `EVALUATED`, taken evenly, are for the
+            simulator.
+
+    Raises UserError when there are no images, an image is broken or in both sets, or the folder
+    cannot be written; nothing is left behind then.
+    """
+    from deployment.onnx_export import export_onnx
+
+    files = calibration.files(images, count)
+    compiled = f"{model.arch}.rknn"
+    with kit.new_folder(out) as folder:
+        export_onnx(
+            model,
+            folder / f"{model.arch}.onnx",
+            preprocessing,
+            size=preprocessing.size,
+            opset=12,
+            batch=1,
+            input_name="input",
+            output_name="output",
+            metadata=metadata,
+        )
+        listed = [f"{model.arch}.onnx", "dataset.txt", "calibration"]
+        names = _write_crops(folder / "calibration", files, preprocessing)
+        lines = "".join(f"calibration/{name}\n" for name in names)
+        (folder / "dataset.txt").write_text(lines, errors="surrogateescape")
+        evaluation = ""
+        if test is not None:
+            every, classes = test
+            total = min(EVALUATED, len(every))
+            chosen = [i * len(every) // total for i in range(total)]
+            files_of_test = [every[i] for i in chosen]
+            calibration.assert_disjoint(files, files_of_test)
+            names_of_test = _write_crops(folder / "evaluation", files_of_test, preprocessing)
+            pairs = zip(names_of_test, chosen, strict=True)
+            (folder / "val_label.txt").write_text(
+                "".join(f"{name} {classes[i]}\n" for name, i in pairs), errors="surrogateescape"
+            )
+            listed += ["val_label.txt", "evaluation"]
+            evaluation = _EVALUATION.format(count=len(chosen))
+        shutil.copyfile(_CONVERT, folder / "convert.py")
+        scripts = kit.write_scripts(folder, "rknn", compiled, model, preprocessing, metadata)
+        (folder / "README.txt").write_text(
+            _README.format(
+                arch=model.arch,
+                size=preprocessing.size,
+                short=preprocessing.short_side,
+                classes=model.num_classes,
+                color=preprocessing.color,
+                count=len(files),
+                evaluation=evaluation,
+                scripts=", ".join(scripts),
+            )
+        )
+    return [*listed, "convert.py", *scripts, "README.txt"]
+
+
+def _write_crops(
+    folder: Path, files: Sequence[ImageFile], preprocessing: Preprocessing
+) -> list[str]:
+    """Write images, resized and cropped as for an evaluation, as PNG; return the files' names."""
+    folder.mkdir()
+    names = [f"{stem}.png" for stem in sources.stems(files)]
+    progress = tqdm(files, folder.name, leave=False, disable=None)
+    for file, name in zip(progress, names, strict=True):
+        content = cv2.imencode(".png", preprocessing.evaluation_crop(decode(file)))[1]
+        (folder / name).write_bytes(content.tobytes())
+    return names

@@ -1,0 +1,36 @@
+"""Classify images on an Ascend 310 or 310P by ais_bench's InferSession."""
+
+import sys
+
+import numpy as np
+import pixels
+import program
+
+
+class Board:
+    """A compiled network on device 0."""
+
+    def __init__(self, path, network):
+        try:
+            from ais_bench.infer.interface import InferSession
+        except ImportError:
+            raise program.BoardError(
+                "ais_bench is not installed; install the packages aclruntime and ais_bench of CANN"
+            ) from None
+        self._session = InferSession(0, path)
+        shape = self._session.get_inputs()[0].shape
+        program.assert_side(shape[2:4], network)
+        self._batch = shape[0]
+        self._network = network
+
+    def prepare(self, crop):
+        """Return the normalized crop, as often as the compiled network has images in a batch."""
+        return np.repeat(pixels.normalized(crop, self._network), self._batch, axis=0)
+
+    def run(self, prepared):
+        """Return the logits of the first image."""
+        return self._session.infer(feeds=[prepared], mode="static")[0][0]
+
+
+if __name__ == "__main__":
+    sys.exit(program.main(Board))

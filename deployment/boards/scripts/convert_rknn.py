@@ -1,0 +1,160 @@
+"""Convert the network of this kit for a Rockchip NPU, and measure it in the toolkit's simulator.
+
+It runs on a PC, in an environment of its own with rknn-toolkit2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import onnxruntime
+import pixels
+
+ALGORITHMS = ("normal", "kl_divergence", "mmse")
+
+
+class ToolkitError(Exception):
+    """A step of the toolkit that failed."""
+
+
+def main() -> int:
+    """Run the command line and return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--target", default="rk3588", help="name of the board's chip (default: rk3588)")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--algorithm", choices=ALGORITHMS, default="normal",
+        help="how the toolkit chooses the ranges of int8 (default: normal); mmse takes "
+        "minutes")  # fmt: skip
+    what.add_argument("--qdq", metavar="FILE",
+        help="int8 ONNX file of quantize.py --target rknn, to take the ranges from")  # fmt: skip
+    what.add_argument("--float16", action="store_true", help="do not quantize")
+    add("--evaluate", type=int, metavar="N",
+        help="number of images in evaluation/ to simulate, taken evenly; 0 for none (default: "
+        "all)")  # fmt: skip
+    add("--out", metavar="FILE", help="file to write (default: the one that classify.py reads)")
+    add("--json", metavar="FILE", help="file to write the results to")
+    args = parser.parse_args()
+    if args.evaluate is not None and args.evaluate < 0:
+        parser.error("--evaluate must be at least 0")
+    out, qdq, report = (path and Path(path).resolve() for path in (args.out, args.qdq, args.json))
+    os.chdir(Path(__file__).resolve().parent)  # what dataset.txt names is relative to it
+    network = json.loads(Path("network.json").read_text(encoding="utf-8"))
+    try:
+        rknn, seconds = _build(args, network, qdq)
+        _check("export_rknn", rknn.export_rknn(str(out or network["model"])))
+        result = {
+            "network": network["name"],
+            "target": args.target,
+            "ranges": "float16" if args.float16 else qdq.name if qdq else args.algorithm,
+            "build_seconds": round(seconds, 1),
+            "toolkit": _version(),
+        }
+        if args.evaluate != 0 and Path("val_label.txt").is_file():
+            _check("init_runtime", rknn.init_runtime())
+            result.update(_evaluate(rknn, network, args.evaluate))
+        rknn.release()
+    except ToolkitError as error:
+        print(f"convert.py: error: {error}", file=sys.stderr)
+        return 2
+    for key, value in result.items():
+        print(f"{key}: {value}")
+    if report:
+        report.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def _build(
+    args: argparse.Namespace, network: dict[str, Any], qdq: Path | None
+) -> tuple[Any, float]:
+    """Return the toolkit's network and the seconds that it took to build."""
+    try:
+        from rknn.api import RKNN
+    except ImportError as error:
+        raise ToolkitError(
+            f"cannot import rknn-toolkit2 ({error}); run this in an environment that has it"
+        ) from None
+    start = time.perf_counter()
+    rknn = RKNN(verbose=False)
+    try:
+        status = rknn.config(
+            mean_values=[network["mean"]],
+            std_values=[network["std"]],
+            target_platform=args.target,
+            quantized_algorithm=args.algorithm,
+            quant_img_RGB2BGR=network["color"] == "BGR",
+        )
+    except ValueError as error:  # whose message is a traceback that ends with the reason
+        raise ToolkitError(str(error).strip().splitlines()[-1]) from None
+    _check("config", status)
+    file = str(qdq or f"{network['name']}.onnx")
+    (entry,) = _session(file).get_inputs()
+    shape = [1, 3, network["size"], network["size"]]  # an int8 file may take any batch size
+    status = rknn.load_onnx(model=file, inputs=[entry.name], input_size_list=[shape])
+    _check("load_onnx", status)
+    quantize = not (args.float16 or qdq)
+    _check("build", rknn.build(do_quantization=quantize, dataset="dataset.txt"))
+    return rknn, time.perf_counter() - start
+
+
+def _version() -> str | None:
+    try:
+        return metadata.version("rknn-toolkit2")
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _check(step: str, status: int) -> None:
+    if status != 0:
+        raise ToolkitError(f"{step} failed; the toolkit's message is above")
+
+
+def _evaluate(rknn: Any, network: dict[str, Any], count: int | None) -> dict[str, Any]:
+    """Return top-1 of the float network and of the simulated one, and how often they agree."""
+    lines = Path("val_label.txt").read_text(encoding="utf-8").splitlines()
+    count = min(count or len(lines), len(lines))
+    lines = [lines[i * len(lines) // count] for i in range(count)]
+    of_float = _float_network(network)
+    right, simulated, agree, start = 0, 0, 0, time.perf_counter()
+    for number, line in enumerate(lines, start=1):
+        name, label = line.rsplit(" ", 1)
+        crop = cv2.imread(f"evaluation/{name}")
+        expected = int(np.argmax(of_float(crop)))
+        image = pixels.in_network_order(crop, network)[None]
+        actual = int(np.argmax(rknn.inference(inputs=[image], data_format=["nhwc"])[0]))
+        right += expected == int(label)
+        simulated += actual == int(label)
+        agree += actual == expected
+        if number % 100 == 0:
+            print(f"{number} of {count} images", file=sys.stderr)
+    return {
+        "images": count,
+        "float_top1": round(100 * right / count, 2),
+        "top1": round(100 * simulated / count, 2),
+        "agreement": round(100 * agree / count, 2),
+        "seconds_per_image": round((time.perf_counter() - start) / count, 3),
+    }
+
+
+def _float_network(network: dict[str, Any]) -> Callable:
+    """Return a function from a crop to the logits of the ONNX file under onnxruntime."""
+    session = _session(f"{network['name']}.onnx")
+    return lambda crop: session.run(None, {"input": pixels.normalized(crop, network)})[0]
+
+
+def _session(file: str) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,143 @@
+"""The command line of a kit's classify.py: classify images on a board, or measure its speed.
+
+This file is copied into the kits: it needs numpy and OpenCV alone, and Python 3.7.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import cv2
+import numpy as np
+import pixels
+
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+
+
+class BoardError(Exception):
+    """An error that the user can correct; the message says how."""
+
+
+def main(open_board: Callable, threads: Sequence[int] = (1,)) -> int:
+    """Run the command line and return the exit status.
+
+    Args:
+        open_board: function (model path, network) -> object with `prepare(crop)`, which makes an
+            input of uint8 BGR [size, size, 3], and `run(input)`, which returns the logits.
+        threads: numbers of threads that call `run` at a time in a measurement.
+    """
+    parser = argparse.ArgumentParser(description="Classify images on this board.")
+    add = parser.add_argument
+    add("images", nargs="*", metavar="IMAGE", help="image files or folders")
+    add("--model", help="compiled network (default: the one that network.json names)")
+    add("--top", type=int, default=5, metavar="N", help="number of classes to print (default: 5)")
+    add("--save", metavar="FOLDER", help="folder to write the images to, with the classes on them")
+    add("--letterbox", action="store_true",
+        help="show the network the whole image with grey bars, instead of the centre crop on which "
+        "its accuracy is measured")  # fmt: skip
+    add("--bench", action="store_true", help="measure latency and frames/s")
+    add("--frames", type=int, default=200, metavar="N",
+        help="number of frames of a measurement (default: 200)")  # fmt: skip
+    args = parser.parse_args()
+    if not args.images and not args.bench:
+        parser.error("give images, or --bench")
+    if args.top < 1 or args.frames < 1:
+        parser.error("--top and --frames must be at least 1")
+    folder = Path(__file__).resolve().parent
+    try:
+        network = json.loads((folder / "network.json").read_text(encoding="utf-8"))
+        model = Path(args.model or folder / network["model"])
+        if not model.is_file():
+            raise BoardError(f"there is no {model}; compile it as README.txt says, or give --model")
+        board = open_board(str(model), network)
+        if args.bench:
+            _measure(board, network, args.frames, threads)
+        bad = [file for file in _files(args.images) if not _classify(board, network, file, args)]
+    except BoardError as error:
+        print(f"classify.py: error: {error}", file=sys.stderr)
+        return 2
+    return 2 if bad else 0
+
+
+def assert_side(found: Sequence[int], network: dict[str, Any]) -> None:
+    """Raise BoardError unless (height, width) of the compiled network are those of the kit."""
+    (height, width), side = found, network["size"]
+    if (height, width) != (side, side):
+        raise BoardError(
+            f"the compiled network takes images of {height} x {width}, and this kit is for "
+            f"{side} x {side}; give --model the network of this kit"
+        )
+
+
+def _files(names):
+    for name in map(Path, names):
+        if name.is_dir():
+            yield from sorted(f for f in name.iterdir() if f.suffix.lower() in _SUFFIXES)
+        else:
+            yield name
+
+
+def _classify(board, network, file, args):
+    """Print the best classes of an image; returns whether it could be read."""
+    image = cv2.imread(str(file))
+    if image is None:
+        print(f"classify.py: error: cannot read the image {file}", file=sys.stderr)
+        return False
+    start = perf_counter()
+    crop = pixels.letterbox if args.letterbox else pixels.evaluation_crop
+    prepared = board.prepare(crop(image, network))
+    middle = perf_counter()
+    logits = board.run(prepared)
+    end = perf_counter()
+    best = pixels.best_classes(logits, args.top)
+    lines = [f"{p:7.2%}  {i:4}  {network['classes'][i]}" for i, p in best]
+    print(file)
+    print("\n".join(lines))
+    times = (middle - start, end - middle, perf_counter() - end)
+    before, within, after = (1000 * seconds for seconds in times)
+    print(
+        f"pre-processing {before:.2f} ms, inference {within:.2f} ms, post-processing {after:.2f} ms"
+    )
+    if args.save:
+        Path(args.save).mkdir(parents=True, exist_ok=True)
+        target = Path(args.save) / (Path(file).stem + ".png")
+        if not cv2.imwrite(str(target), pixels.with_lines(image, lines)):
+            raise BoardError(f"cannot write {target}")
+    return True
+
+
+def _measure(board, network, frames, threads):
+    """Print the mean latency and the frames/s of `run` for each number of threads."""
+    size = network["size"]
+    prepared = board.prepare(np.full((size, size, 3), 127, np.uint8))
+    board.run(prepared)
+    print(f"{network['name']}: {frames} frames, input prepared once")
+    for count in threads:
+        latencies = []
+
+        def work(calls, latencies=latencies):
+            for _ in range(calls):
+                start = perf_counter()
+                board.run(prepared)
+                latencies.append(perf_counter() - start)
+
+        calls = -(-frames // count)
+        workers = [threading.Thread(target=work, args=(calls,)) for _ in range(count)]
+        start = perf_counter()
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        seconds = perf_counter() - start
+        if len(latencies) != calls * count:
+            raise BoardError(f"the runtime failed in {count} threads; its message is above")
+        mean = 1000 * sum(latencies) / len(latencies)
+        rate = len(latencies) / seconds
+        print(f"{count} thread{'s' * (count > 1)}: {mean:.2f} ms, {rate:.2f} frames/s")

@@ -1,0 +1,73 @@
+"""Classify images on an RDK X5 or X3: its runtime's calls, as D-Robotics documents them."""
+
+import importlib
+import sys
+
+import numpy as np
+import pixels
+import program
+
+
+class _Hbm:
+    """The runtime hbm_runtime, which comes with RDK OS 3.5 and later."""
+
+    def __init__(self, runtime, path):
+        self._model = runtime.HB_HBMRuntime(path)
+        self._name = self._model.model_names[0]
+        self._input = self._model.input_names[self._name][0]
+        self.shape = self._model.input_shapes[self._name][self._input]
+
+    def run(self, pixels, side):
+        packed = pixels.reshape(1, side * 3 // 2, side, 1)
+        outputs = self._model.run({self._name: {self._input: packed}})
+        return next(iter(outputs[self._name].values()))
+
+
+class _Dnn:
+    """The runtime pyeasy_dnn of the package hobot_dnn."""
+
+    def __init__(self, runtime, path):
+        self._model = runtime.load(path)[0]
+        self.shape = self._model.inputs[0].properties.shape
+
+    def run(self, pixels, side):
+        return self._model.forward(pixels)[0].buffer
+
+
+_RUNTIMES = (  # in order of preference
+    ("hbm_runtime", _Hbm),
+    ("hobot_dnn.pyeasy_dnn", _Dnn),
+    ("hobot_dnn_rdkx5.pyeasy_dnn", _Dnn),
+)
+
+
+class Board:
+    """A compiled network under the runtime that is installed."""
+
+    def __init__(self, path, network):
+        for module, kind in _RUNTIMES:
+            try:
+                runtime = importlib.import_module(module)
+            except ImportError:
+                continue
+            self._model = kind(runtime, path)
+            break
+        else:
+            raise program.BoardError(
+                "neither hbm_runtime nor hobot_dnn is installed; run this on the board"
+            )
+        shape = self._model.shape
+        program.assert_side(shape[1:3] if shape[3] == 3 else shape[2:4], network)
+        self._side = network["size"]
+
+    def prepare(self, crop):
+        """Return the crop as NV12."""
+        return pixels.nv12(crop)
+
+    def run(self, prepared):
+        """Return the logits."""
+        return np.squeeze(self._model.run(prepared, self._side))
+
+
+if __name__ == "__main__":
+    sys.exit(program.main(Board, threads=(1, 4)))

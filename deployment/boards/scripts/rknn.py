@@ -1,0 +1,41 @@
+"""Classify images on a board with a Rockchip NPU by rknn-toolkit-lite2."""
+
+import sys
+
+import pixels
+import program
+
+
+class Board:
+    """A compiled network, which normalizes its pixels itself."""
+
+    def __init__(self, path, network):
+        try:
+            from rknnlite.api import RKNNLite
+        except ImportError:
+            raise program.BoardError(
+                "rknnlite is not installed; install the package rknn-toolkit-lite2 on the board"
+            ) from None
+        self._lite = RKNNLite()
+        self._network = network
+        if self._lite.load_rknn(path) != 0:
+            raise program.BoardError(f"the runtime cannot load {path}; convert it again")
+        if self._lite.init_runtime() != 0:
+            raise program.BoardError(
+                f"the runtime cannot run {path}; convert it for this board by --target"
+            )
+
+    def prepare(self, crop):
+        """Return the pixels in the network's order of colours, uint8 [1, size, size, 3]."""
+        return pixels.in_network_order(crop, self._network)[None]
+
+    def run(self, prepared):
+        """Return the logits."""
+        outputs = self._lite.inference(inputs=[prepared])
+        if outputs is None:
+            raise program.BoardError("the runtime returned nothing; its message is above")
+        return outputs[0]
+
+
+if __name__ == "__main__":
+    sys.exit(program.main(Board))

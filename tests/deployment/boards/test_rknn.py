@@ -1,0 +1,169 @@
+"""The Rockchip kit: its files, and its conversion with onnxruntime as the toolkit."""
+
+import json
+import os
+import sys
+from dataclasses import replace
+
+import models
+
+import cv2
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from data.datasets import image_files
+from data.decoding import decode
+from data.transforms import BASECLS, TORCHVISION
+from deployment.boards import rknn
+from tests.deployment.boards.test_scripts import RUNTIMES, run
+from utils import UserError
+
+SMALL = replace(TORCHVISION, size=32)
+
+
+@pytest.fixture
+def network(tiny):
+    return models.to_deploy(tiny(num_classes=3))
+
+
+@pytest.fixture
+def photos(image_folder):
+    return image_folder(train=2, val=3, side=70)
+
+
+@pytest.fixture
+def test_images(photos):
+    images = image_files(photos / "val")
+    return images, [i // 3 for i in range(len(images))]
+
+
+def test_the_kit(network, photos, test_images, tmp_path):
+    out = tmp_path / "kit"
+    listed = rknn.write_kit(
+        network, SMALL, photos / "train", out, 4, {"form": "deploy"}, test_images
+    )
+    assert sorted(listed) == sorted(path.name for path in out.iterdir())
+    proto = onnx.load(out / "RepVGGA0.onnx")
+    assert [opset.version for opset in proto.opset_import] == [12]
+    (entry,), (result,) = proto.graph.input, proto.graph.output
+    assert (entry.name, result.name) == ("input", "output")
+    dims = [[d.dim_value for d in v.type.tensor_type.shape.dim] for v in (entry, result)]
+    assert dims == [[1, 3, 32, 32], [1, 3]]
+
+    images = image_files(photos / "train")
+    chosen = [images[i * len(images) // 4] for i in range(4)]
+    lines = (out / "dataset.txt").read_text().splitlines()
+    assert len(lines) == 4
+    for line, source in zip(lines, chosen, strict=True):
+        assert line.startswith("calibration/") and line.endswith(f"_{source.stem}.png")
+        pixels = cv2.imread(str(out / line))
+        assert np.array_equal(pixels, SMALL.evaluation_crop(decode(source)))
+    labels = [line.split(" ") for line in (out / "val_label.txt").read_text().splitlines()]
+    assert [int(label) for _, label in labels] == [0] * 3 + [1] * 3 + [2] * 3
+    assert [name for name, _ in labels] == sorted(p.name for p in (out / "evaluation").iterdir())
+    readme = (out / "README.txt").read_text()
+    for text in (
+        "convert.py --target rk3588",
+        "9 images",
+        "4 images",
+        "input is RGB, uint8 [1, 32",
+    ):
+        assert text in readme
+
+
+def test_the_conversion(network, photos, test_images, tmp_path):
+    out = tmp_path / "kit"
+    rknn.write_kit(network, SMALL, photos / "train", out, 4, None, test_images)
+    report = tmp_path / "report.json"
+    flags = ["--target", "rk3568", "--algorithm", "kl_divergence", "--json", report]
+    status, said, err = run(out / "convert.py", *flags, runtime="toolkit")
+    assert status == 0, err
+    calls = json.loads((out / "calls.json").read_text())
+    assert calls == {
+        "config": {
+            "mean_values": [[123.675, 116.28, 103.53]],
+            "std_values": [[58.395, 57.12, 57.375]],
+            "target_platform": "rk3568",
+            "quantized_algorithm": "kl_divergence",
+            "quant_img_RGB2BGR": False,
+        },
+        "load_onnx": ["RepVGGA0.onnx", ["input"], [[1, 3, 32, 32]]],
+        "build": [True, 4],
+    }
+    assert (out / "RepVGGA0.rknn").read_bytes() == (out / "RepVGGA0.onnx").read_bytes()
+    session = onnxruntime.InferenceSession(out / "RepVGGA0.onnx")
+    images, labels = test_images
+    logits = [session.run(None, {"input": SMALL.evaluation(decode(x))[None]})[0] for x in images]
+    right = sum(int(x.argmax()) == y for x, y in zip(logits, labels, strict=True))
+    found = json.loads(report.read_text())
+    assert found.pop("build_seconds") >= 0 and found.pop("seconds_per_image") >= 0
+    top1 = round(100 * right / 9, 2)
+    assert found == {
+        "network": "RepVGGA0", "target": "rk3568", "ranges": "kl_divergence",
+        "toolkit": None, "images": 9, "float_top1": top1, "top1": top1, "agreement": 100.0,
+    }  # fmt: skip
+    assert f"float_top1: {top1}\n" in said
+
+
+def test_a_quantized_file_is_not_quantized_again(network, photos, test_images, tmp_path):
+    out = tmp_path / "kit"
+    rknn.write_kit(network, replace(BASECLS, size=32), photos / "train", out, 4, None, test_images)
+    flags = ["--qdq", out / "RepVGGA0.onnx", "--evaluate", 0, "--out", tmp_path / "a.rknn"]
+    status, said, err = run(out / "convert.py", *flags, runtime="toolkit")
+    assert status == 0 and "top1" not in said and (tmp_path / "a.rknn").is_file(), err
+    calls = json.loads((out / "calls.json").read_text())
+    assert calls["build"][0] is False and calls["config"]["quant_img_RGB2BGR"] is True
+    assert calls["load_onnx"][0] == str(out / "RepVGGA0.onnx")
+    status, _, err = run(out / "convert.py", "--evaluate", 2, runtime="toolkit", REFUSE="1")
+    assert status == 2 and err.endswith("build failed; the toolkit's message is above\n")
+    status, _, err = run(out / "convert.py", "--target", "rk9", runtime="toolkit")
+    assert status == 2 and err.endswith("error: ValueError: Invalid target_platform 'rk9'!\n")
+    status, _, err = run(out / "convert.py")
+    assert status == 2 and "cannot import rknn-toolkit2" in err and "Traceback" not in err
+    status, _, err = run(out / "convert.py", "--evaluate", -1)
+    assert status == 2 and "--evaluate must be at least 0" in err
+
+
+def test_what_the_kit_refuses(network, photos, test_images, tmp_path):
+    with pytest.raises(UserError, match="is the calibration image"):
+        rknn.write_kit(network, SMALL, photos, tmp_path / "kit", 15, None, test_images)
+    with pytest.raises(UserError, match="there are no images in"):
+        (tmp_path / "empty").mkdir()
+        rknn.write_kit(network, SMALL, tmp_path / "empty", tmp_path / "kit")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "photos"]
+
+
+def test_at_most_a_thousand_images_are_simulated(
+    network, photos, test_images, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(rknn, "EVALUATED", 3)
+    rknn.write_kit(network, SMALL, photos / "train", tmp_path / "kit", 4, None, test_images)
+    lines = (tmp_path / "kit" / "val_label.txt").read_text().splitlines()
+    assert [line.split(" ")[1] for line in lines] == ["0", "1", "2"]
+
+
+def test_the_benchmark_runs_every_conversion(
+    command, network, photos, test_images, tmp_path, monkeypatch
+):
+    out = tmp_path / "kit"
+    rknn.write_kit(network, SMALL, photos / "train", out, 4, None, test_images)
+    (out / "a-int8.onnx").write_bytes((out / "RepVGGA0.onnx").read_bytes())
+    path = os.pathsep.join(map(str, (RUNTIMES / "toolkit", RUNTIMES)))
+    monkeypatch.setenv("PYTHONPATH", path)
+    flags = ["rknn", "--kit", out, "--python", sys.executable, "--images", 3, "--json"]
+    status, said, err = command("benchmark", *flags, "--algorithms", "normal", "mmse")
+    assert status == 0, err
+    rows = json.loads(said)
+    assert [row["ranges"] for row in rows] == ["normal", "mmse", "a-int8.onnx"]
+    assert all((row["images"], row["agreement"]) == (3, 100) for row in rows)
+    monkeypatch.setenv("REFUSE", "1")
+    status, _, err = command("benchmark", *flags)
+    assert status == 2 and "--algorithm normal: convert.py: error: build failed" in err
+    for folder, python, message in (
+        (photos, sys.executable, "is no kit with images to simulate"),
+        (out, "none/python", "cannot run none/python: No such file"),
+    ):
+        status, _, err = command("benchmark", "rknn", "--kit", folder, "--python", python)
+        assert status == 2 and message in err

@@ -1,0 +1,226 @@
+"""The kits' scripts: pixels as this project makes them, and whole runs on stand-ins for a board."""
+
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import models
+
+import cv2
+import numpy as np
+import onnxruntime
+import pytest
+
+from data.decoding import decode
+from data.transforms import BASECLS, TORCHVISION, Preprocessing
+from deployment.boards import ascend, kit, rdk, rknn
+from deployment.boards.scripts import pixels
+
+RUNTIMES = Path(__file__).parent / "runtimes"
+SCRIPTS = Path(pixels.__file__).parent
+WAYS = {
+    "pillow": TORCHVISION,
+    "pillow, bicubic": replace(TORCHVISION, interpolation="bicubic", crop_ratio=0.9),
+    "opencv, BGR": BASECLS,
+    "opencv, bicubic, whole": Preprocessing(interpolation="bicubic", crop_ratio=1.0, size=256),
+}
+SHAPES = [(500, 375), (333, 501), (256, 300), (256, 256), (90, 70), (224, 224), (31, 640)]
+
+
+@pytest.mark.parametrize("preprocessing", WAYS.values(), ids=WAYS)
+def test_the_pixels_are_this_projects(rng, preprocessing):
+    network = kit.network_settings(preprocessing)
+    for shape in SHAPES:
+        image = rng.integers(0, 256, (*shape, 3), np.uint8)
+        crop = pixels.evaluation_crop(image, network)
+        assert np.array_equal(crop, preprocessing.evaluation_crop(image)), shape
+        inputs = pixels.normalized(crop, network)
+        assert inputs.dtype == np.float32
+        assert inputs.tobytes() == preprocessing.evaluation(image)[None].tobytes()
+        ordered = pixels.in_network_order(crop, network)
+        assert np.array_equal(ordered[..., 0], crop[..., 2 if network["color"] == "RGB" else 0])
+
+
+def test_nv12_is_in_bt601s_video_range():
+    colors = {  # BGR -> Y, U, V
+        (0, 0, 0): (16, 128, 128),
+        (255, 255, 255): (235, 128, 128),
+        (255, 0, 0): (41, 240, 110),
+        (0, 255, 0): (145, 54, 34),
+        (0, 0, 255): (82, 90, 240),
+        (127, 127, 127): (125, 128, 128),
+    }
+    for bgr, (y, u, v) in colors.items():
+        packed = pixels.nv12(np.full((4, 6, 3), bgr, np.uint8))
+        assert packed.shape == (4 * 6 * 3 // 2,) and packed.dtype == np.uint8
+        assert (packed[:24] == y).all() and packed[24:].tolist() == [u, v] * 6, bgr
+
+
+def test_nv12_is_read_back_by_opencv(rng):
+    blocks = np.repeat(np.repeat(rng.integers(0, 256, (5, 5, 3), np.uint8), 2, 0), 2, 1)
+    planes = pixels.nv12(blocks).reshape(15, 10)
+    back = cv2.cvtColor(planes, cv2.COLOR_YUV2BGR_NV12).astype(int)
+    assert np.abs(back - blocks).max() <= 2
+
+
+def test_letterbox_shows_the_whole_image():
+    network = {"size": 224}
+    for shape, inside in (((300, 400), (28, 0)), ((401, 200), (0, 56)), ((224, 224), (0, 0))):
+        boxed = pixels.letterbox(np.full((*shape, 3), 9, np.uint8), network)
+        assert boxed.shape == (224, 224, 3)
+        inner = (boxed == 9).all(axis=2)
+        assert (inner.any(axis=1).argmax(), inner.any(axis=0).argmax()) == inside
+        assert set(np.unique(boxed)) <= {9, 127}
+
+
+def test_the_best_classes():
+    assert pixels.best_classes([0.0], 5) == [(0, 0.5)]
+    logits = np.array([1000.0, 1002.0, 1001.0, 1002.0])
+    best = pixels.best_classes(logits.reshape(1, 4, 1, 1), 3)
+    assert [number for number, _ in best] == [1, 3, 2]
+    powers = np.exp(logits - 1002)
+    assert np.allclose([p for _, p in best], (powers / powers.sum())[[1, 3, 2]])
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in SCRIPTS.glob("*.py")))
+def test_the_scripts_are_for_boards(name):
+    """They are written in Python 3.7, and import nothing of this project."""
+    tree = ast.parse((SCRIPTS / name).read_text(), feature_version=(3, 7))
+    imported = {
+        alias.name.split(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    } | {
+        node.module.split(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module
+    }
+    vendors = {"rknn", "rknnlite", "ais_bench"}
+    own = {"pixels", "program", "numpy", "cv2"}
+    if name == "convert_rknn.py":  # for a PC; the toolkit brings it
+        own.add("onnxruntime")
+    assert imported - own - vendors <= set(sys.stdlib_module_names)
+
+
+# ---------------------------------------------------------------- whole runs
+
+
+@pytest.fixture
+def network(tiny):
+    return models.to_deploy(tiny(num_classes=6))
+
+
+@pytest.fixture
+def photos(image_folder):
+    return image_folder(train=2, val=1, side=70)
+
+
+SMALL = replace(TORCHVISION, size=32)
+CLASSES = ["ant", "bee", "cat", "dog", "eel", "fox"]
+
+
+@pytest.fixture
+def make_kit(network, photos, tmp_path):
+    """A function that writes a board's kit, with the network in place of the compiled one."""
+
+    def make(board):
+        out, about = tmp_path / "kit", {"classes": CLASSES}
+        if board == "ascend":
+            images = sorted((photos / "val").rglob("*.jpg"))
+            ascend.write_kit(network, SMALL, images, [0] * len(images), out, about)
+            names = ("RepVGGA0.onnx", "RepVGGA0_bs1.om")
+        elif board == "rknn":
+            rknn.write_kit(network, SMALL, photos, out, 2, about)
+            names = ("RepVGGA0.onnx", "RepVGGA0.rknn")
+        else:
+            rdk.write_kit(network, SMALL, photos, out, 2, about)
+            names = ("RepVGG-A0.onnx", "RepVGG-A0_32x32_nv12.bin")
+        shutil.copyfile(out / names[0], out / names[1])
+        return out
+
+    return make
+
+
+def run(script, *arguments, runtime=None, **environment):
+    path = [str(RUNTIMES / runtime), str(RUNTIMES)] if runtime else []
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path), **environment}
+    command = [sys.executable, str(script), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    return done.returncode, done.stdout, done.stderr
+
+
+BOARDS = {"hbm": "rdk", "dnn": "rdk", "ascend": "ascend", "lite": "rknn"}  # runtime -> kit
+
+
+@pytest.mark.parametrize("runtime", BOARDS)
+def test_a_photograph_is_classified_on_a_board(make_kit, photos, tmp_path, runtime):
+    folder = make_kit(BOARDS[runtime])
+    image = next((photos / "train").rglob("*.jpg"))
+    script = folder / "classify.py"
+    status, out, err = run(script, image, "--save", tmp_path / "saved", runtime=runtime)
+    assert (status, err) == (0, "")
+    name, *lines, times = out.splitlines()
+    assert name == str(image) and len(lines) == 5
+    assert re.fullmatch(
+        r"pre-processing \d+\.\d\d ms, inference \d+\.\d\d ms, post-processing \d+\.\d\d ms", times
+    )
+    crop = SMALL.evaluation_crop(decode(image))
+    if BOARDS[runtime] == "rdk":
+        planes = pixels.nv12(crop).reshape(48, 32)
+        crop = cv2.cvtColor(planes, cv2.COLOR_YUV2BGR_NV12)
+    session = onnxruntime.InferenceSession(next(folder.glob("*.onnx")))
+    entry = session.get_inputs()[0].name
+    logits = session.run(None, {entry: SMALL.normalize(crop)[None]})[0][0].astype(float)
+    probabilities = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+    order = np.argsort(-probabilities)[:5]
+    found = [re.fullmatch(r" *([\d.]+)%  +(\d+)  (\w+)", line) for line in lines]
+    assert [int(match[2]) for match in found] == order.tolist()
+    assert [match[3] for match in found] == [CLASSES[i] for i in order]
+    percentages = [float(match[1]) for match in found]
+    assert np.allclose(percentages, 100 * probabilities[order], atol=0.011)
+
+    saved = cv2.imread(str(tmp_path / "saved" / f"{image.stem}.png"))
+    assert min(saved.shape[:2]) >= 400
+    plain = cv2.resize(cv2.imread(str(image)), saved.shape[1::-1])
+    assert np.abs(saved.astype(int) - plain).max() > 100  # white letters
+
+
+@pytest.mark.parametrize("runtime, threads", [("hbm", (1, 4)), ("ascend", (1,)), ("lite", (1,))])
+def test_speed_is_measured_on_a_board(make_kit, runtime, threads):
+    folder = make_kit(BOARDS[runtime])
+    status, out, err = run(folder / "classify.py", "--bench", "--frames", 6, runtime=runtime)
+    assert (status, err) == (0, "")
+    first, *lines = out.splitlines()
+    assert first == "RepVGGA0: 6 frames, input prepared once"
+    found = [re.fullmatch(r"(\d) threads?: ([\d.]+) ms, ([\d.]+) frames/s", x) for x in lines]
+    assert tuple(int(match[1]) for match in found) == threads
+    assert all(float(match[2]) > 0 and float(match[3]) > 0 for match in found)
+
+
+def test_what_goes_wrong_on_a_board_is_said(make_kit, tmp_path):
+    folder = make_kit("rdk")
+    script, bad = folder / "classify.py", tmp_path / "bad.jpg"
+    bad.write_bytes(b"no image")
+    for arguments, runtime, said in (
+        ([bad], None, "neither hbm_runtime nor hobot_dnn is installed; run this on the board"),
+        ([bad], "hbm", f"cannot read the image {bad}"),
+        ([bad, "--model", "none.bin"], "hbm", "there is no none.bin; compile it as README.txt"),
+        ([], "hbm", "give images, or --bench"),
+    ):
+        status, out, err = run(script, *arguments, runtime=runtime)
+        assert (status, out) == (2, "") and said in err and "Traceback" not in err
+    settings = (folder / "network.json").read_text()
+    (folder / "network.json").write_text(settings.replace('"size": 32', '"size": 64'))
+    shutil.copytree(folder, tmp_path / "other")
+    (folder / "network.json").write_text(settings)
+    model = folder / "RepVGG-A0_32x32_nv12.bin"
+    status, _, err = run(
+        tmp_path / "other" / "classify.py", "--bench", "--model", model, runtime="hbm"
+    )
+    assert status == 2 and "takes images of 32 x 32, and this kit is for 64 x 64" in err
