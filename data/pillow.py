@@ -14,6 +14,9 @@ from .formats import Format
 from .quiet import quiet
 
 _LARGEST = 1 << 30  # pixels, as in OpenCV
+# A larger picture with more pixels in a byte of its file is none: its size is wrong, and it takes
+# memory and many seconds. Deflate, for one bit a pixel, has 8,256 at most.
+_LARGE, _MOST_IN_A_BYTE = 1 << 27, 10_000
 _ORIENTATION = 0x0112  # EXIF's tag
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 _THIRTY_TWO_BITS = ("I", "F")
@@ -37,6 +40,8 @@ def decode(content: bytes, kind: Format, reduction: int = 1) -> np.ndarray | Non
     # Pillow's decoders raise errors of many kinds
     with quiet(), catch_warnings(), suppress(Exception), _open(content, kind) as image:
         width, height = image.size
+        if width * height > max(_LARGE, _MOST_IN_A_BYTE * len(content)):
+            return None
         if reduction > 1:
             image.draft(None, (width // reduction, height // reduction))
             if image.size != (-(-width // reduction), -(-height // reduction)):

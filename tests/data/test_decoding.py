@@ -1,6 +1,8 @@
 """Image files: what is wrong with them, and what is decoded of them."""
 
 import io
+import struct
+import time
 import zlib
 
 import cv2
@@ -212,3 +214,16 @@ def test_a_header_of_ten_gigapixels():
     content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
     with pytest.raises(BadImageError, match="huge.png is corrupt"):
         decoding.decode_content(bytes(content), "huge.png")
+
+
+def test_a_size_of_far_more_pixels_than_the_file_can_hold():
+    """Missing rows of a TIFF are black to Pillow: half a gigapixel took 13 s and 3 GB."""
+    content = saved(Image.new("L", (56, 48)), "TIFF")
+    height = struct.pack("<HHII", 257, 4, 1, 48)  # tag, type, count and value
+    assert content.count(height) == 1  # another tag gives the rows that are there
+    assert decoding.decode_content(content, "x.tif").shape == (48, 56, 3)
+    content = content.replace(height, struct.pack("<HHII", 257, 4, 1, 8_781_824))
+    begun = time.process_time()
+    with pytest.raises(BadImageError, match="x.tif is corrupt or truncated"):
+        decoding.decode_content(content, "x.tif")
+    assert time.process_time() - begun < 1

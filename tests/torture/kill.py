@@ -49,9 +49,8 @@ def main() -> int:
     kills = failures = 0
     with tempfile.TemporaryDirectory() as root:
         runs = Runs(Path(root), "--ngpus", args.ngpus)
-        begun = time.monotonic()
         runs.straight = runs.finish("straight")
-        seconds = time.monotonic() - begun
+        seconds = runs.seconds()
         for index in range(args.times):
             try:
                 rng = random.Random(f"{args.seed} {index}")

@@ -4,6 +4,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,12 @@ class Runs:
     def output(self, tag: str) -> str:
         """Return what the last run of this name has printed."""
         return (self.root / f"{tag}.out").read_text(errors="replace")
+
+    def seconds(self) -> float:
+        """Return how long a run takes, after one that was the first on this machine."""
+        begun = time.monotonic()
+        self.finish("timed")
+        return time.monotonic() - begun
 
     def finish(self, tag: str, *flags: str) -> dict:
         """Run to the end; return its results. Raises RuntimeError where it fails."""

@@ -57,13 +57,13 @@ def maps(
     """
     if str(x.device) != "cpu0:0":  # where tensors of shared memory are
         return None
-    if not model.training or x.dtype != np.float32 or amp.enabled or not _available():
+    if not model.training or x.dtype != np.float32 or amp.enabled:
+        return None
+    _, hooks = _hooks.get(model) or ((), _list_hooks(model))
+    if any(hooks) or not _available():
         return None
     from . import network
 
-    _, hooks = _hooks.get(model) or ((), _list_hooks(model))
-    if any(hooks):
-        return None
     try:
         trace, outputs = network.trace(function, tuple(x.shape))
     except Untraceable:
