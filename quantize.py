@@ -292,6 +292,6 @@ def _text(result: dict, rows: list[report.Row]) -> str:
 
 
 if __name__ == "__main__":
-    environment.hide_unsupported_gpu()
+    environment.hide_unused_gpus()
     environment.return_freed_memory()
     utils.run(main)
