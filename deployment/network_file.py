@@ -131,7 +131,9 @@ def _onnx(path: str | PathLike) -> NetworkFile:
 
 
 def _refused(path: str | PathLike, error: Exception) -> UserError:
-    reason = " ".join(str(error).rpartition(" : ")[2].split()).strip(" .")
+    text = str(error)
+    reason = text.partition("Status Message: ")[2] or text.rpartition(":")[2]
+    reason = " ".join(reason.split()).strip(" .")
     return UserError(f"onnxruntime cannot run {path} ({reason}); export it anew")
 
 
