@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from models import environment
 
-    environment.hide_unsupported_gpu()
+    environment.hide_unused_gpus()
     environment.tune_for_training()
     if args.command == "all-reduce":
         from training import launch

@@ -225,7 +225,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.list:
         show_list(args.json)
         return 0
-    environment.hide_unsupported_gpu()
+    environment.hide_unused_gpus()
     path = catalog.locate(args.origin_dir)
     check = check_fusion(path, args)
     # Read a second time: with the file's tensors kept through the equivalence check, which has

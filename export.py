@@ -193,7 +193,7 @@ def main(argv: list[str] | None = None) -> int:
     from weights import files
     from weights import preprocessing as said
 
-    environment.hide_unsupported_gpu()
+    environment.hide_unused_gpus()
     environment.return_freed_memory()
     stated = said.of_flags(args)
     model, preprocessing, metadata = source.load(

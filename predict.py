@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
     from deployment import network
     from weights import catalog, checkpoint, preprocessing
 
-    environment.hide_unsupported_gpu()
+    environment.hide_unused_gpus()
     environment.tune_for_training()
     path = catalog.locate(args.model) if args.model else checkpoint.newest_best()
     stated = preprocessing.of_flags(args)

@@ -300,6 +300,6 @@ def _write(
 
 
 if __name__ == "__main__":
-    environment.hide_unsupported_gpu()
+    environment.hide_unused_gpus()
     environment.return_freed_memory()
     utils.run(main)

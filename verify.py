@@ -148,7 +148,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from tqdm import tqdm
 
-    environment.hide_unsupported_gpu()
+    environment.hide_unused_gpus()
     environment.tune_for_training()
     line = "{:39} {:>11} {:>2} {:>11} {:>10} {:>10} {:>7}  {}"
     header = line.format(

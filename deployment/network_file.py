@@ -103,8 +103,7 @@ def _onnx(path: str | PathLike) -> NetworkFile:
     try:
         session = runtime.session(path)
     except Exception as error:  # onnxruntime's errors have no common class of their own
-        reason = str(error).rpartition(":")[2].strip(" .")
-        raise UserError(f"onnxruntime cannot run {path} ({reason}); export it anew") from None
+        raise _refused(path, error) from None
     entry, *others = session.get_inputs()
     shape = _images(path, entry.shape)
     if others or entry.type not in _TYPES:
@@ -120,12 +119,22 @@ def _onnx(path: str | PathLike) -> NetworkFile:
             batch = images[start : start + step]
             missing = step - len(batch)  # of a fixed batch size: the last image fills the rest
             full = np.concatenate([batch, np.repeat(batch[-1:], missing, axis=0)])
-            output = session.run(None, {entry.name: full})[0]
+            try:
+                output = session.run(None, {entry.name: full})[0]
+            except Exception as error:  # shapes are compared here at the latest
+                raise _refused(path, error) from None
             results.append(output.reshape(step, -1)[: len(batch)])
         return np.concatenate(results)
 
     metadata = properties(session.get_modelmeta().custom_metadata_map)
     return NetworkFile(metadata, shape, run, not metadata and _ends_in_probabilities(path))
+
+
+def _refused(path: str | PathLike, error: Exception) -> UserError:
+    text = str(error)
+    reason = text.partition("Status Message: ")[2] or text.rpartition(":")[2]
+    reason = " ".join(reason.split()).strip(" .")
+    return UserError(f"onnxruntime cannot run {path} ({reason}); export it anew")
 
 
 def _images(path: str | PathLike, shape: list) -> list[int | str | None]:

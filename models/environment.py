@@ -35,18 +35,19 @@ def unsupported_gpu() -> gpus.GPU | None:
     return _passed_over
 
 
-def hide_unsupported_gpu(say: bool = True) -> None:
-    """Hide a GPU that MegEngine does not run on from this process, and say so once on stderr.
+def hide_unused_gpus(say: bool = True) -> None:
+    """Hide the GPUs from this process where it computes on a CPU; say once on stderr why it does.
 
-    Nothing happens where there is none. Call it before MegEngine computes anything, which would
-    take the GPU wherever it is asked for any device, as when it writes .mge files.
+    Where there is none, or MegEngine computes on one, nothing happens. Call it before MegEngine
+    computes anything, which would take a GPU wherever it is asked for any device, as when it writes
+    .mge files. Importing `models` hides none, since others in the process may use them.
     """
     global _passed_over
-    if _passed_over is not None:
+    if on_cpu() and gpus.visible():
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-        if say:
-            print(f"note: {gpus.refusal(_passed_over)}; computing on the CPU", file=sys.stderr)
-        _passed_over = None
+    if _passed_over is not None and say:
+        print(f"note: {gpus.refusal(_passed_over)}; computing on the CPU", file=sys.stderr)
+    _passed_over = None
 
 
 def processor_has(word: str) -> bool:
@@ -67,8 +68,7 @@ def set_environment() -> None:
     - On AMD processors the MKL inside MegEngine takes its slowest path unless told to use AVX2,
       with which it computes 2.7 times the matrix products per second.
     - Without a GPU, naming the CPU as the device silences four lines about a missing CUDA driver;
-      with one that MegEngine does not run on, it avoids MegEngine's error. On a CPU, GPUs are
-      hidden as well: writing an .mge file asks for any device, which would be the GPU.
+      with one that MegEngine does not run on, it avoids MegEngine's error.
     - On a CPU, MegEngine's threads sleep at once when they have nothing to do. They would spin for
       up to 5 ms, which on one core is taken from the thread they wait for: a training step takes
       1.15 times the processor time. The log level, errors only, silences a warning about this.
@@ -84,8 +84,6 @@ def set_environment() -> None:
             os.environ["MGE_DEFAULT_DEVICE"] = "cpu0"  # also for the processes that are started
             _passed_over = first
     if on_cpu():
-        if gpus.visible():
-            os.environ["CUDA_VISIBLE_DEVICES"] = ""
         os.environ.setdefault("MGB_WORKER_MAX_SPIN", "1")
         os.environ.setdefault("RUNTIME_OVERRIDE_LOG_LEVEL", "3")
     os.environ.setdefault("MGE_FASTRUN_CACHE_TYPE", "MEMORY")

@@ -175,6 +175,12 @@ def test_bad_input_is_one_sentence(command, network, photos, tmp_path):
     export_onnx(model, tmp_path / "maps.onnx", EXPECTS, size=32, metadata=maps, features=True)
     assert "gives feature maps and no classes" in refused(image, "--model", tmp_path / "maps.onnx")
     export_onnx(model, tmp_path / "a.onnx", EXPECTS, size=32, metadata=metadata)
+    damaged = onnx.load(tmp_path / "a.onnx")
+    conv = next(node for node in damaged.graph.node if node.op_type == "Conv")
+    (shape,) = (one for one in conv.attribute if one.name == "kernel_shape")
+    shape.ints[:] = [3, 7]  # which onnxruntime notices when it runs
+    onnx.save(damaged, tmp_path / "damaged.onnx")
+    assert "kernel_shape is not compatible" in refused(image, "--model", tmp_path / "damaged.onnx")
     fixed = refused(image, "--model", tmp_path / "a.onnx", "--size", 64)
     assert "takes images of 32 x 32 only; leave out --size" in fixed
     onnx.save(_double(), tmp_path / "elsewhere.onnx")

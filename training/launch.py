@@ -78,7 +78,7 @@ def run(
             "--world-size counts hosts with GPUs, and this one has none; several hosts of CPUs "
             "are joined by MPI: mpiexec -n N -hosts A,B python train.py ..."
         )
-    environment.hide_unsupported_gpu()
+    environment.hide_unused_gpus()
     return _supervise(count, hosts, advice) if count > 1 else work(Workers())
 
 

@@ -127,12 +127,16 @@ class RunFolder:
 def versions() -> dict[str, str]:
     """Return the version of everything that decides the bits of a result."""
     from models import cpu
-    from models.cpu.fast import libraries
 
     import cv2
     import megengine
     import numpy
 
+    compiled = {}
+    if cpu.path() == "fast" and cpu.is_used():
+        from models.cpu.fast import libraries
+
+        compiled["threads"] = str(libraries.threads())
     return {
         "python": platform.python_version(),
         "megengine": megengine.__version__,
@@ -141,7 +145,7 @@ def versions() -> dict[str, str]:
         "MKL_DEBUG_CPU_TYPE": os.environ.get("MKL_DEBUG_CPU_TYPE", ""),
         "processor": platform.machine(),
         "REPARAM_CPU": cpu.path(),
-        **({"threads": str(libraries.threads())} if cpu.path() == "fast" else {}),
+        **compiled,
     }
 
 

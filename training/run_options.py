@@ -183,8 +183,9 @@ class RunOptions:
     low_memory: bool | None = setting(
         None,
         negatable=True,
-        help="compute activations again instead of keeping them: the same result from a third of "
-        "the memory, in about twice the time (default: on a CPU with too little memory)",
+        help="compute activations again instead of keeping them: the same result, but for "
+        "rounding, from less memory, in several times the time (default: on a CPU with too little "
+        "memory)",
     )
     world_size: int = setting(
         1,

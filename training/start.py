@@ -226,9 +226,9 @@ def _memory_is_short(
     if need < available:
         return False
     folder.log(
-        f"--low-memory is switched on: training as usual would take about {need / 2**30:.0f} GB, "
-        f"and {available / 2**30:.0f} GB are free; the result is the same, to the bit with "
-        "REPARAM_CPU=matmul (--no-low-memory: leave it off)"
+        f"--low-memory is switched on: training as usual may take {need / 2**30:.1f} GB, "
+        f"and {available / 2**30:.1f} GB are free; the result differs by rounding alone "
+        "(--no-low-memory: leave it off)"
     )
     return True
 

@@ -43,7 +43,7 @@ def run(work: Work, count: int, hosts: Hosts, timeout: float, advice: str) -> in
     this = _Worker(hosts, timeout, advice)
     try:
         this.workers = workers = this.join(count)
-        environment.hide_unsupported_gpu(say=workers.rank == 0)
+        environment.hide_unused_gpus(say=workers.rank == 0)
         status = work(workers)
         workers.gather([status])  # nobody leaves, and so ends the others, while one still works
         this.leave(status)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from contextlib import suppress
 from pathlib import Path
 
 from . import catalog
@@ -102,7 +103,8 @@ def _numbers(values: tuple[float, ...]) -> str:
 def _run_record(folder: Path) -> dict[str, str]:
     """Return sentences about the run of train.py whose folder this is, as far as it is one."""
     record = {}
-    try:
+    # weights from elsewhere have no such files beside them
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         arguments = json.loads((folder / "run.json").read_text())["arguments"]
         given = {name: arguments.get(name) for name in _ARGUMENTS}
         record["training"] = ", ".join(
@@ -116,6 +118,4 @@ def _run_record(folder: Path) -> dict[str, str]:
             f"top-1 {float(best['val_top1']):.2f} %, top-5 {float(best['val_top5']):.2f} % on the "
             f"validation images, after epoch {best['epoch']}"
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass  # weights from elsewhere have no such files beside them
     return record

@@ -22,7 +22,7 @@ def session(
             short-lived sessions, and other programs, are faster without it.
     """
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors
+    options.log_severity_level = 4  # what fails is raised as well
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.x64quantprecision", str(int(precise)))
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))

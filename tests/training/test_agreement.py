@@ -67,7 +67,7 @@ def test_memory_is_charged_by_host(monkeypatch, free, short):
     assert start._memory_is_short(args, None, workers, folder) == short
     assert len(folder.lines) == short
     if short:
-        assert "would take about 4 GB, and 3 GB are free" in folder.lines[0]
+        assert "may take 4.0 GB, and 3.0 GB are free" in folder.lines[0]
 
 
 def test_left_over_shared_memory_is_removed_and_that_in_use_is_not(tmp_path):

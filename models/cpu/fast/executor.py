@@ -18,28 +18,27 @@ class Code(IntEnum):
 
     EXECUTE = 0  # primitive, number of arguments, address of the arguments
     HANDLE = 1  # oneDNN's memory, address
-    TO_ROWS = 2
-    FROM_ROWS = 3
-    STATISTICS = 4
-    COEFFICIENTS = 5
-    COMBINE = 6
-    GRADIENT_SUMS = 7
-    GRADIENT_INPUTS = 8
-    ADD = 9
-    COPY = 10
-    ACTIVATE = 11
-    ACTIVATION_GRADIENT = 12
-    POOL = 13
-    POOL_GRADIENT = 14
-    SCALE = 15
-    SCALE_GRADIENT = 16
+    TRANSPOSE = 2
+    STATISTICS = 3
+    COEFFICIENTS = 4
+    COMBINE = 5
+    GRADIENT_SUMS = 6
+    GRADIENT_INPUTS = 7
+    ADD = 8
+    COPY = 9
+    ACTIVATE = 10
+    ACTIVATION_GRADIENT = 11
+    POOL = 12
+    POOL_GRADIENT = 13
+    SCALE = 14
+    SCALE_GRADIENT = 15
 
 
 WIDTH = 14
-_C = {code.name: int(code) for code in Code}
-(_EXECUTE, _HANDLE, _TO_ROWS, _FROM_ROWS, _STATISTICS, _COEFFICIENTS, _COMBINE, _SUMS, _INPUTS,
- _ADD, _COPY, _ACTIVATE, _ACTIVATION_GRADIENT, _POOL, _POOL_GRADIENT, _SCALE,
- _SCALE_GRADIENT) = range(17)  # fmt: skip
+# as integers, which is what compiled code takes
+(_EXECUTE, _HANDLE, _TRANSPOSE, _STATISTICS, _COEFFICIENTS, _COMBINE, _SUMS, _INPUTS, _ADD, _COPY,
+ _ACTIVATE, _ACTIVATION_GRADIENT, _POOL, _POOL_GRADIENT, _SCALE,
+ _SCALE_GRADIENT) = map(int, Code)  # fmt: skip
 
 
 @intrinsic
@@ -112,10 +111,8 @@ def run(records, slots, execute, set_handle, stream):
             map_kernels.activate(a[1], a[2], a[3], a[4])
         elif code == _ACTIVATION_GRADIENT:
             map_kernels.activation_gradient(a[1], a[2], a[3], a[4], a[5], a[6])
-        elif code == _TO_ROWS:
-            map_kernels.to_rows(a[1], a[2], a[3], a[4], a[5])
-        elif code == _FROM_ROWS:
-            map_kernels.from_rows(a[1], a[2], a[3], a[4], a[5])
+        elif code == _TRANSPOSE:
+            map_kernels.transpose(a[1], a[2], a[3], a[4], a[5])
         elif code == _POOL:
             map_kernels.pool(a[1], a[2], a[3], a[4], a[5])
         elif code == _POOL_GRADIENT:

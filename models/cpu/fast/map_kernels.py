@@ -9,35 +9,19 @@ from .compiled import ONE, OPTIONS, ZERO, floats, integers
 
 
 @njit(parallel=True, **OPTIONS)
-def to_rows(source, target, images, channels, positions):
-    """Transpose [images, channels, positions] to [images, positions, channels]."""
-    x = carray(floats(source), (images, channels, positions))
-    y = carray(floats(target), (images, positions, channels))
+def transpose(source, target, images, rows, columns):
+    """Transpose [images, rows, columns] to [images, columns, rows]."""
+    x = carray(floats(source), (images, rows, columns))
+    y = carray(floats(target), (images, columns, rows))
     block = 16
-    blocks = (positions + block - 1) // block
+    blocks = (columns + block - 1) // block
     for k in prange(images * blocks):
         n = np.int64(k) // blocks
         first = (np.int64(k) - n * blocks) * block
-        last = min(positions, first + block)
-        for c in range(channels):
-            for p in range(first, last):
-                y[n, p, c] = x[n, c, p]
-
-
-@njit(parallel=True, **OPTIONS)
-def from_rows(source, target, images, channels, positions):
-    """Transpose [images, positions, channels] to [images, channels, positions]."""
-    x = carray(floats(source), (images, positions, channels))
-    y = carray(floats(target), (images, channels, positions))
-    block = 16
-    blocks = (channels + block - 1) // block
-    for k in prange(images * blocks):
-        n = np.int64(k) // blocks
-        first = (np.int64(k) - n * blocks) * block
-        last = min(channels, first + block)
-        for p in range(positions):
+        last = min(columns, first + block)
+        for r in range(rows):
             for c in range(first, last):
-                y[n, c, p] = x[n, p, c]
+                y[n, c, r] = x[n, r, c]
 
 
 _STEP = 8192  # floats of a chunk where channels do not matter
