@@ -80,6 +80,10 @@ class RepVGGPlus(RepVGG):
                 outputs.update(logits)
         return {**outputs, "main": last(x)}
 
+    def is_compiled(self, x: mge.Tensor) -> bool:
+        """Return whether `forward` computes these maps by a compiled program: without heads."""
+        return self.stage1_aux is None and super().is_compiled(x)
+
     def segments(self) -> list[Callable]:
         """Return StagedClassifier.segments, in training mode with the auxiliary heads."""
         segments = super().segments()

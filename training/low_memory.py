@@ -90,10 +90,18 @@ def _split(outcome: mge.Tensor | tuple) -> tuple[mge.Tensor, dict[str, mge.Tenso
     return outcome if isinstance(outcome, tuple) else (outcome, {})
 
 
-def usual_need(model: M.Module, size: int, images: int) -> int:
+def usual_need(model: M.Module, size: int, images: int, compiled: bool = True) -> int:
     """Estimate the bytes that a process needs for usual training on `images` of `size` pixels.
 
-    Measured with RepVGGA0: 1.6 GB for 16 images of 224 px and 5.7 GB for 64; 1.9 GB for 32 of 128.
+    Each output of a layer counts once in a compiled program, which reuses its memory, and three
+    times operator by operator. Measured with RepVGGA0 operator by operator: 1.6 GB for 16 images
+    of 224 px and 5.7 GB for 64; 1.9 GB for 32 of 128; compiled: docs/benchmarks.md.
+
+    Args:
+        model: in training mode.
+        size: sides of the images in pixels.
+        images: number of images in a step.
+        compiled: whether compiled programs may be used, where they can compute the network.
     """
     outputs = 0
 
@@ -101,13 +109,15 @@ def usual_need(model: M.Module, size: int, images: int) -> int:
         nonlocal outputs
         outputs += int(np.prod(output.shape))
 
+    image = mge.Tensor(np.zeros((1, model.in_chans, size, size), np.float32))
+    copies = 1 if compiled and model.is_compiled(image) else 3
     layers = [module for module in model.modules() if not list(module.children())]
     hooks = [layer.register_forward_hook(count) for layer in layers]
     state = [(tensor, tensor.detach()) for tensor in model.buffers()]
-    model(mge.Tensor(np.zeros((1, model.in_chans, size, size), np.float32)))
+    model(image)
     for hook in hooks:
         hook.remove()
     for tensor, value in state:
         tensor._reset(value)
     weights = sum(parameter.size for parameter in model.parameters())
-    return 4 * (3 * outputs * images + 4 * weights) + (500 << 20)
+    return 4 * (copies * outputs * images + 4 * weights) + (500 << 20)

@@ -216,8 +216,9 @@ def _memory_is_short(
     if environment.gpu_count():
         return False
     images = -(-args.batch_size // (workers.size * args.accumulate))
+    operator_by_operator = args.freeze or args.sync_bn or any(by_epoch.values(args.drop_path))
     need = workers.local_size * low_memory.usual_need(
-        model, max(by_epoch.values(args.size)), images
+        model, max(by_epoch.values(args.size)), images, compiled=not operator_by_operator
     )
     # all decide alike, by the host that is shortest of memory
     needed, free = workers.gather([need, memory.available_memory()]).T

@@ -28,7 +28,7 @@ from .large_kernel import SMALL_KERNEL
 from .symbol import Symbol
 
 __all__ = ["PATHS", "SMALL_KERNEL", "SMALL_MAP", "Symbol", "add_bias", "batch_norm", "conv2d",
-           "is_used", "maps", "path", "relu", "using"]  # fmt: skip
+           "covers", "is_used", "maps", "path", "relu", "using"]  # fmt: skip
 
 PATHS = ("stock", "matmul", "fast")
 _path: ContextVar[str | None] = ContextVar("path", default=None)
@@ -87,3 +87,14 @@ def maps(
     from . import fast  # it needs packages that may be missing
 
     return fast.maps(model, function, x)
+
+
+def covers(
+    model: M.Module, function: Callable[[mge.Tensor], list[mge.Tensor]], x: mge.Tensor
+) -> bool:
+    """Return whether `maps` would use a compiled program; nothing is compiled or computed."""
+    if path() != "fast" or not is_used():
+        return False
+    from . import fast
+
+    return fast.covers(model, function, x)

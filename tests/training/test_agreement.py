@@ -52,10 +52,12 @@ def test_other_weights_name_the_worker_and_the_reasons():
 
 @pytest.mark.parametrize("free, short", [(9 << 30, False), (3 << 30, True)])
 def test_memory_is_charged_by_host(monkeypatch, free, short):
-    monkeypatch.setattr(low_memory, "usual_need", lambda *_: 2 << 30)
+    monkeypatch.setattr(low_memory, "usual_need", lambda *_, **__: 2 << 30)
     monkeypatch.setattr(memory, "available_memory", lambda: 100 << 30)
     workers = Others(0, (2 * (2 << 30), free))  # two workers on the other host
-    args = argparse.Namespace(batch_size=8, accumulate=1, size=32)
+    args = argparse.Namespace(
+        batch_size=8, accumulate=1, size=32, freeze=False, sync_bn=False, drop_path=0.0
+    )
 
     class Folder:
         lines = ()

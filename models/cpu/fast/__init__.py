@@ -12,6 +12,6 @@ from . import libraries
 
 libraries.configure_numba()
 
-from .rules import maps  # noqa: E402
+from .rules import covers, maps  # noqa: E402
 
-__all__ = ["maps"]
+__all__ = ["covers", "maps"]

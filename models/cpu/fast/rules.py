@@ -17,7 +17,7 @@ import megengine.module as M
 import numpy as np
 from megengine import amp
 
-from ..symbol import Untraceable
+from ..symbol import Trace, Untraceable
 from . import libraries
 
 
@@ -55,6 +55,25 @@ def maps(
 
     None is returned where programs are not used.
     """
+    traced = _traced(model, function, x)
+    if traced is None:
+        return None
+    from . import network
+
+    return network.run(*traced, x)
+
+
+def covers(
+    model: M.Module, function: Callable[[mge.Tensor], list[mge.Tensor]], x: mge.Tensor
+) -> bool:
+    """Return whether `maps` would use programs; nothing is compiled or computed."""
+    return _traced(model, function, x) is not None
+
+
+def _traced(
+    model: M.Module, function: Callable[[mge.Tensor], list[mge.Tensor]], x: mge.Tensor
+) -> tuple[Trace, list[int]] | None:
+    """Return what `function` computes, and its outputs, or None where programs are not used."""
     if str(x.device) != "cpu0:0":  # where tensors of shared memory are
         return None
     if not model.training or x.dtype != np.float32 or amp.enabled:
@@ -71,4 +90,4 @@ def maps(
     parameters = tuple(map(id, trace.parameters))
     if _hooks[model][0] != parameters and any(_list_hooks(model, parameters)):
         return None  # a module was replaced by one with hooks
-    return network.run(trace, outputs, x)
+    return trace, outputs
