@@ -52,6 +52,18 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "of val, valid, validation and test)",
     )
     what.add_argument(
+        "--holdout",
+        type=cli.number(float, 0, 0.9, open_low=True),
+        metavar="FRACTION",
+        help="test on the images that train.py --holdout FRACTION took from those of training",
+    )
+    what.add_argument(
+        "--seed",
+        type=cli.number(int, 0),
+        default=0,
+        help="seed of the run of train.py that --holdout was given to (default: %(default)s)",
+    )
+    what.add_argument(
         "--deploy",
         type=int,
         choices=(0, 1),
@@ -111,6 +123,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         parser.error("--val-list labels images in --data, so it needs that")
     if args.split and not args.data:
         parser.error("--split names a folder in --data, so it needs that")
+    if args.holdout is not None and (not args.data or args.split or args.val_list):
+        parser.error(
+            "--holdout takes images from those of training in --data, so it needs that, "
+            "without --split and --val-list"
+        )
     return args
 
 

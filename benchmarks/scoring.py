@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from data import datasets, labels, readers
 from data.evaluation import Score, evaluate
+from data.holdout import hold_out
 from data.loader import Loader
 from data.transforms import Preprocessing
 from training.distributed import Workers
@@ -52,7 +53,9 @@ class Scorer:
         Raises UserError for images or labels that cannot be used.
         """
         args = self.args
-        if args.data:
+        if args.holdout is not None:
+            dataset = hold_out(readers.open_dataset(args.data, "train"), args.holdout, args.seed)[1]
+        elif args.data:
             dataset = readers.open_dataset(
                 args.data, args.split or "val", exact=bool(args.split), labels=args.val_list
             )

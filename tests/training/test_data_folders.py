@@ -6,6 +6,9 @@ import shutil
 
 import pytest
 
+from data import readers
+from data.holdout import hold_out
+
 
 @pytest.fixture
 def train(command, tmp_path, small_repvgg_a0):
@@ -58,6 +61,25 @@ def test_warnings_come_before_training_and_names_are_escaped(train, image_folder
     assert "; 1 file of other kinds (.txt) in " in lines[1]
     assert lines[2].startswith("warning: caf\\xe9 is the only class")
     assert lines[3].startswith("epoch 1/1")
+
+
+def test_what_training_held_out_can_be_tested(train, command, image_folder, tmp_path):
+    data = image_folder(train=8, val=1)
+    shutil.rmtree(data / "val")
+    assert train(data, "--holdout", 0.25, "--tag", "a")[0] == 0
+    trained_on, _ = hold_out(readers.open_dataset(str(data), "train"), 0.25, seed=3)
+    for name in trained_on.names:
+        (data / "train" / name).write_bytes(b"only others can be read")
+    model = tmp_path / "runs/RepVGGA0/a/best.pkl"
+    usual = ("test", "--model", model, "--data", data, "--workers", 0, "--holdout", 0.25)
+    status, out, error = command(*usual, "--seed", 3, "--json")
+    assert status == 0, error
+    answer = json.loads(out)
+    assert answer["split"] == "--holdout 0.25" and answer["results"][0]["total"] == 6
+    status, _, error = command(*usual)
+    assert status == 2 and "corrupt" in error
+    status, _, error = command(*usual, "--split", "train")
+    assert status == 2 and "--holdout takes images from those of training" in error
 
 
 def test_split_and_names_in_any_encoding(train, command, image_folder, tmp_path):
