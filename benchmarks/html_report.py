@@ -126,7 +126,10 @@ def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], name: str = "
         + "</tr>"
         for line in lines
     )
-    return f'<div class="wide"><table{f" id={name}" if name else ""}>\n{text}\n</table></div>'
+    attributes = f" id={name}" if name else ""
+    if not any(headings):  # facts with their names, whose values may be broken anywhere
+        attributes += " class=facts"
+    return f'<div class="wide"><table{attributes}>\n{text}\n</table></div>'
 
 
 def _is_number(text: str) -> bool:
@@ -151,7 +154,10 @@ def _forms(results: Sequence[dict[str, Any]]) -> str:
 
 def _confusions(counted: Confusion) -> str:
     rows = [[name, other, str(times)] for name, other, times in counted.confusions(CONFUSIONS)]
-    heading = '<p class="note">Rows are percentages of the images of a class. Most frequent:</p>'
+    heading = (
+        '<p class="note">The colour is the percentage of the images of a class; a number, where '
+        "there is one, counts images. The most frequent confusions:</p>"
+    )
     return heading + _table(["class", "taken for", "images"], rows) if rows else ""
 
 
