@@ -4,8 +4,15 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def slow_but(fast, values):
+    """Values to parametrize a test with: `make test` runs it with those of `fast` alone."""
+    assert set(fast) <= set(values)
+    return [v if v in fast else pytest.param(v, marks=pytest.mark.slow) for v in values]
 
 
 def write_image_folder(root, classes=("apple", "pear", "plum"), train=16, val=5, side=40):

@@ -207,6 +207,7 @@ def test_only_the_files_of_measured_candidates_are_written(network):
     assert written == ["deploy form, MegEngine"]
 
 
+@pytest.mark.slow
 def test_a_file_in_deploy_form(command, network, tmp_path):
     path = tmp_path / "deploy.pkl"
     checkpoint.save(checkpoint.of_model(network.deploy, Preprocessing()), path)

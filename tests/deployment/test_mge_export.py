@@ -21,6 +21,7 @@ from deployment.mge_export import export_mge
 from deployment.mge_runtime import MgeFile
 from deployment.tracing import ExportError, replay
 from tests.deployment.networks import SMALL, Clipped
+from tests.support import slow_but
 from utils import UserError
 
 # oneDNN, which MegEngine's runtime calls for blocks of 8 channels, ends the process there
@@ -37,7 +38,12 @@ def assert_runs_as(path, model, images):
     assert error <= 1e-5 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("kind", ["RepVGG, SE", "MobileOne", "RepViT", "FastViT", "RepLKNet"])
+@pytest.mark.parametrize(
+    "kind",
+    slow_but(
+        ["RepVGG, SE", "RepViT"], ["RepVGG, SE", "MobileOne", "RepViT", "FastViT", "RepLKNet"]
+    ),
+)
 def test_it_runs_as_the_network(kind, network, preprocessing, tmp_path, capfd):
     model, path = network(kind), tmp_path / "a.mge"
     metadata = {"arch": "RepVGGA0", "classes": ["apple"]}

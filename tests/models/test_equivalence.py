@@ -13,18 +13,17 @@ import pytest
 
 import verify
 from data.transforms import BASECLS
+from tests.support import slow_but
 from weights import checkpoint
 
 
 @pytest.mark.parametrize(
     "arch",
     # one of the "-qa" variants, which differ from their twins in the block alone
-    [
-        pytest.param(name, marks=pytest.mark.slow) if name.startswith("RepLKNet") else name
-        for name in models.list_models()
-        if not name.endswith("-qa")
-    ]
-    + ["RepVGGB1g4-qa"],
+    slow_but(
+        ["RepVGGA0", "RepVGGB1g4-qa", "MobileOneS0", "RepViTM0_6", "RepGhost050", "FastViTT8"],
+        [*(name for name in models.list_models() if not name.endswith("-qa")), "RepVGGB1g4-qa"],
+    ),
 )
 def test_every_network_is_equal_after_fusion(arch):
     with init.uninitialized():

@@ -20,7 +20,7 @@ import pytest
 from megengine.autodiff import GradManager
 
 from tests.models.test_cpu import close, conv_float64
-from tests.support import ROOT
+from tests.support import ROOT, slow_but
 from training import optimizer
 
 pytest.importorskip("numba", reason="the extra [fast] is not installed")
@@ -222,7 +222,7 @@ def distances(gradients, others):
     }
 
 
-@pytest.mark.parametrize("arch", NETWORKS)
+@pytest.mark.parametrize("arch", slow_but(["RepVGGA0", "RepViTM0_6", "RepGhost050"], NETWORKS))
 def test_a_network_is_that_of_the_other_paths(arch):
     """It is as near to one as that is to MegEngine's own operators.
 

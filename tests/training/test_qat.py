@@ -165,6 +165,7 @@ def test_ranges_move_towards_what_is_seen(network):
 # ---------------------------------------------------------------- training
 
 
+@pytest.mark.slow
 def test_it_repairs_what_rounding_breaks(tiny, tmp_path, monkeypatch):
     """On the digits, with 3 bits instead of 8, which break this network."""
     train_set, val_set = datasets.digits()
@@ -237,6 +238,7 @@ def test_a_run_that_was_stopped_and_resumed_ends_with_the_same_bits(train, monke
         assert np.array_equal(value, resumed.state_dict[name]), name
 
 
+@pytest.mark.slow
 def test_the_command_starts_from_weights_at_a_low_rate(command, tmp_path, image_folder):
     data = image_folder(train=4, val=2)
     common = ["--data", data, "--size", "32", "--batch-size", "8", "--tag", "t", "--workers", "0"]

@@ -18,7 +18,7 @@ import pytest
 from data.transforms import BASECLS
 from tests.data.forms import tar
 from tests.data.test_parquet import write
-from tests.support import ROOT, write_image_folder
+from tests.support import ROOT, slow_but, write_image_folder
 from tests.training.test_tensorboard import points
 from training import find_lr
 from weights import checkpoint
@@ -130,9 +130,7 @@ def test_a_run_goes_on_as_it_computed_before(straight, tmp_path, monkeypatch):
         assert equal(a, b), name
 
 
-@pytest.mark.parametrize(
-    "step", [pytest.param(3, marks=pytest.mark.slow), 9, pytest.param(13, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("step", slow_but([9], [3, 9, 13]))
 def test_killed_at_any_step_and_resumed_it_ends_with_the_same_bits(straight, tmp_path, step):
     data, folder, _ = straight
     command = ["train.py", "--data", data, "--save", tmp_path, "--tag", "b", "--save-freq", "2"]
@@ -277,6 +275,7 @@ def test_resuming_something_else_is_a_sentence(straight, command, tmp_path):
     assert status == 2 and "already holds a run" in err
 
 
+@pytest.mark.slow
 def test_find_lr_suggests_a_rate_and_keeps_no_weights(straight, command, tmp_path, monkeypatch):
     data, *_ = straight
     monkeypatch.setattr(find_lr, "rates", lambda steps: np.geomspace(1e-3, 10, 30))

@@ -12,7 +12,7 @@ import pytest
 
 import weights
 from data.transforms import BASECLS, Preprocessing
-from tests.support import write_image_folder
+from tests.support import slow_but, write_image_folder
 from weights import channels, checkpoint, convert, state
 
 ARCHS = ["RepVGGA0", "RepGhost050", "RepViTM0_6"]
@@ -44,7 +44,7 @@ def saved(tmp_path, small_repvgg_a0):
     return path
 
 
-@pytest.mark.parametrize("deploy", [False, True])
+@pytest.mark.parametrize("deploy", slow_but([True], [False, True]))
 @pytest.mark.parametrize("arch", ARCHS)
 def test_the_converted_network_is_the_linear_one_that_timm_makes(arch, deploy, small_repvgg_a0):
     """Grey images are three equal colours; a fourth channel is added to the first."""

@@ -23,7 +23,7 @@ from safetensors.numpy import load_file, save_file
 
 import weights
 from tests.golden import weights as golden_weights
-from tests.support import ROOT
+from tests.support import ROOT, slow_but
 from tests.weights.torch_writer import Call, whole, write_legacy, write_zip
 from weights import catalog, checkpoint, convert, dingxiaoh, files, port, timm
 from weights.keymap import translate
@@ -117,19 +117,19 @@ def golden(case):
     return golden_weights.fill(shapes, float(archive["gamma"]), gain), archive
 
 
-LARGE = {
-    "basecls-repvgg_b1g4",
-    "basecls-repvgg_d2",
-    "dingxiaoh-RepVGG-B1g4",
-    "dingxiaoh-RepVGGplus-L2pse",
-    "megengine-replknet31_base",
-    "mmpretrain-mobileone-s0",
+FAST = {  # a source each
+    "basecls-repvgg_a0",
+    "dingxiaoh-RepVGG-A0",
+    "dingxiaoh-deploy-RepVGG-A0",
+    "timm-repvgg_a1",
+    "apple-s1",
+    "repvit-repvit_m0_9_distill",
+    "repghost-repghostnet_1_0x",
+    "mmpretrain-repvgg-A0",
 }
 
 
-@pytest.mark.parametrize(
-    "case", [pytest.param(c, marks=pytest.mark.slow) if c in LARGE else c for c in CASES]
-)
+@pytest.mark.parametrize("case", slow_but(FAST, CASES))
 def test_logits_agree_with_the_original_before_and_after_fusion(command, tmp_path, case):
     arch, source, colour, write = CASES[case]
     tensors, archive = golden(case)
@@ -562,7 +562,7 @@ def test_converting_a_large_network_takes_less_than_three_times_its_file(tmp_pat
     assert peak < 3 * origin_size, f"{peak / origin_size:.2f} times the file"
 
 
-@pytest.mark.parametrize("layout", ["repvit", "timm"])
+@pytest.mark.parametrize("layout", slow_but(["repvit"], ["repvit", "timm"]))
 @pytest.mark.parametrize("options", [{"heads": 1}, {"legacy": True}, {"heads": 1, "legacy": True}])
 def test_one_head_and_the_legacy_form_of_repvit_are_told_from_the_tensors(
     command, tmp_path, images, layout, options

@@ -4,9 +4,15 @@ import numpy as np
 import pytest
 
 from deployment.int8 import bias, graph, ptq, qdq, ranges
+from tests.support import slow_but
 
 
-@pytest.mark.parametrize("kind", ["RepVGG, SE", "MobileOne", "RepViT", "RepGhost", "FastViT"])
+@pytest.mark.parametrize(
+    "kind",
+    slow_but(
+        ["RepVGG, SE", "MobileOne"], ["RepVGG, SE", "MobileOne", "RepViT", "RepGhost", "FastViT"]
+    ),
+)
 @pytest.mark.parametrize("activations", [True, False])
 def test_means_are_put_right(kind, activations, float_onnx, images):
     images = images[:6]
@@ -25,6 +31,7 @@ def test_means_are_put_right(kind, activations, float_onnx, images):
     assert worst(after) < 0.2 * worst(before)
 
 
+@pytest.mark.slow
 def test_less_noise_than_without(float_onnx, images):
     """The whole of it, on other images than those it was calibrated on."""
     model = float_onnx("MobileOne")
