@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 import cli
 import utils
-from benchmarks import options, report
+from benchmarks import int8_options, options, report
 from benchmarks.report import Rows
 
 if TYPE_CHECKING:  # MegEngine takes a second to import, which --help need not
@@ -48,9 +48,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     options.add_inference(commands)
     options.add_training(commands)
     options.add_data(commands)
-    options.add_int8(commands)
-    options.add_nv12(commands)
-    options.add_rknn(commands)
+    int8_options.add_int8(commands)
+    int8_options.add_nv12(commands)
+    int8_options.add_rknn(commands)
     for command in commands.choices.values():
         report.add_arguments(command)
     options.add_machine(commands)

@@ -41,7 +41,6 @@ from deployment.int8 import (
     floor,
     graph,
     ptq,
-    qdq,
     report,
     runtime,
     source,
@@ -184,19 +183,7 @@ def write_trained(args: argparse.Namespace, target: Path) -> int:
     bounds = source.trained_ranges(args.model, args.arch)
     model, preprocessing, metadata = _read(args)
     scheme = Scheme(dialect=DIALECTS[args.target])
-    bounds = qdq.with_flattened(model, bounds)
-    names = qdq.activations(model, scheme)
-    if missing := [name for name in names if name not in bounds]:
-        reason = (
-            "it was trained by another version of this project"
-            if args.target == "onnxruntime"
-            else f"--target {args.target} needs it, and the training does not"
-        )
-        raise utils.UserError(
-            f"{args.model} has no range of {missing[0]}: {reason}; "
-            "calibrate it again with --calibration"
-        )
-    proto = qdq.to_qdq(model, {name: bounds[name] for name in names}, scheme)
+    proto = source.with_trained_ranges(args.model, model, bounds, scheme)
     settings = {"weights": "per-channel", "clip": "trained", **_target_setting(args)}
     proto.metadata_props.add(key="quantization", value=json.dumps(settings))
     shape = (1, preprocessing.channels, preprocessing.size, preprocessing.size)

@@ -13,9 +13,8 @@ import onnx
 from data import datasets, readers
 from data.loader import Loader
 from data.transforms import Preprocessing
-from deployment.int8 import calibration, ptq, qdq, report, source
+from deployment.int8 import calibration, ptq, report, source
 from deployment.int8.dialects import DIALECTS, Scheme
-from utils import UserError
 from weights import preprocessing as said
 
 from .inference import latency
@@ -91,12 +90,8 @@ def _trained(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, onnx.Mod
     for path in args.qat:
         bounds = source.trained_ranges(path, None)
         model, _, metadata = source.read(path, None, said.of_flags(args))
-        if missing := [name for name in qdq.activations(model) if name not in bounds]:
-            raise UserError(
-                f"{path} has no range of {missing[0]}: it was trained by another version of this "
-                "project; train it again with train.py --qat"
-            )
-        yield metadata["arch"], {"trained by --qat": qdq.to_qdq(model, bounds)}
+        int8 = source.with_trained_ranges(path, model, bounds, Scheme())
+        yield metadata["arch"], {"trained by --qat": int8}
 
 
 def _batches(test: datasets.Dataset, preprocessing: Preprocessing) -> Iterator:

@@ -1,14 +1,13 @@
-"""The sub-commands of benchmark.py with their flags."""
+"""The sub-commands of benchmark.py with their flags; those of int8 are in int8_options.py."""
 
 from __future__ import annotations
 
 import argparse
 
 import cli
-from deployment.int8.dialects import DIALECTS
 
 
-def _add_counts(
+def add_counts(
     parser: argparse.ArgumentParser, flag: str, default: list[int], text: str, metavar: str = "N"
 ) -> None:
     """Add a flag that takes several positive numbers."""
@@ -22,7 +21,7 @@ def _add_counts(
     )
 
 
-def _add_rounds(parser: argparse.ArgumentParser, default: int) -> None:
+def add_rounds(parser: argparse.ArgumentParser, default: int) -> None:
     """Add --rounds."""
     parser.add_argument(
         "--rounds",
@@ -33,7 +32,7 @@ def _add_rounds(parser: argparse.ArgumentParser, default: int) -> None:
     )
 
 
-def _add_seconds(parser: argparse.ArgumentParser) -> None:
+def add_seconds(parser: argparse.ArgumentParser) -> None:
     """Add --seconds."""
     parser.add_argument(
         "--seconds",
@@ -57,8 +56,8 @@ def add_inference(commands: argparse._SubParsersAction) -> None:
         help="measure latency, images/s and memory of a network in both forms and in several "
         "runtimes",
     )
-    _add_counts(infer, "--batch", [1, 8], "batch sizes to measure", "IMAGES")
-    _add_counts(infer, "--threads", [1, 2], "numbers of threads to give each runtime")
+    add_counts(infer, "--batch", [1, 8], "batch sizes to measure", "IMAGES")
+    add_counts(infer, "--threads", [1, 2], "numbers of threads to give each runtime")
     infer.add_argument(
         "--scatter",
         metavar="FILE",
@@ -77,7 +76,7 @@ def add_inference(commands: argparse._SubParsersAction) -> None:
         examples="  python benchmark.py throughput --arch RepVGGA0 RepGhost100 --streams 1 4\n",
         help="measure the latency of a frame and frames per second with several streams",
     )
-    _add_counts(throughput, "--streams", [1, 4], "numbers of streams that feed frames in parallel")
+    add_counts(throughput, "--streams", [1, 4], "numbers of streams that feed frames in parallel")
     for command in (infer, throughput):
         cli.add_flags(
             command,
@@ -106,8 +105,8 @@ def add_inference(commands: argparse._SubParsersAction) -> None:
             help="variants to measure, as names or shell patterns such as 'ONNX*' and '*MegEngine' "
             "(default: all)",
         )
-        _add_rounds(command, 5)
-        _add_seconds(command)
+        add_rounds(command, 5)
+        add_seconds(command)
 
 
 def add_training(commands: argparse._SubParsersAction) -> None:
@@ -127,7 +126,7 @@ def add_training(commands: argparse._SubParsersAction) -> None:
         help="what to compare with: MegEngine's own operators in the same process, or PyTorch's "
         "eager mode with timm's same network in a process of its own (default: %(default)s)",
     )
-    _add_counts(
+    add_counts(
         train,
         "--threads",
         [1],
@@ -152,7 +151,7 @@ def add_training(commands: argparse._SubParsersAction) -> None:
         examples="  python benchmark.py workers --point 224x64 --workers 1 2\n",
         help="compare a step of the training loop with one worker and with several",
     )
-    _add_counts(
+    add_counts(
         workers, "--workers", [1, 2], "numbers of CPU workers; speed-ups are relative to the first"
     )
     points = {train: ["64x16", "32x64"], memory: ["128x16"], workers: ["224x64"]}
@@ -167,7 +166,7 @@ def add_training(commands: argparse._SubParsersAction) -> None:
             help="sides of the input images and batch sizes to measure, of another architecture "
             f"where one is given (default: {' '.join(default)})",
         )
-        _add_rounds(command, 3)
+        add_rounds(command, 3)
     all_reduce = commands.add_parser(
         "all-reduce",
         description="Measure the seconds that several workers take to average the gradients of a "
@@ -228,107 +227,7 @@ def add_data(commands: argparse._SubParsersAction) -> None:
         type=cli.COUNT,
         help="worker processes of this project's pipeline, which is also measured without workers",
     )
-    _add_rounds(data, 5)
-
-
-def add_int8(commands: argparse._SubParsersAction) -> None:
-    """Add the sub-command `int8`."""
-    int8 = commands.add_parser(
-        "int8",
-        description="Measure networks in float and in int8: top-1, SQNR of the logits, images of "
-        "the same class, and images/s of single images on one thread, under onnxruntime and, where "
-        "it is installed, OpenVINO. The int8 networks are what a converter writes by default, with "
-        "a scale for each tensor or for each channel, and those of quantize.py.",
-        examples="  python benchmark.py int8 --model a0.pkl vit.pkl --calibration cifar10/train "
-        "--data cifar10\n"
-        "  python benchmark.py int8 --model a0.pkl --qat a0-qat.pkl --calibration cifar10/train "
-        "--data cifar10 --record int8_families\n",
-        help="compare networks in float and in int8: accuracy and speed",
-    )
-    cli.add_flags(
-        int8,
-        "--model",
-        nargs="+",
-        required=True,
-        help="checkpoints of float networks, or their ONNX files of export.py",
-    )
-    int8.add_argument(
-        "--qat",
-        nargs="+",
-        default=[],
-        metavar="FILE",
-        help="checkpoints of train.py --qat; each is a further row of the network of its "
-        "architecture",
-    )
-    int8.add_argument(
-        "--target",
-        nargs="+",
-        default=[],
-        choices=tuple(DIALECTS),
-        metavar="NAME",
-        help="further targets of quantize.py to measure, run by onnxruntime: openvino, tensorrt, "
-        "rknn",
-    )
-    cli.add_flags(int8, "--calibration", required=True)
-    cli.add_flags(int8, "--images", default=64)
-    cli.add_flags(int8, "--data", required=True)
-    cli.add_flags(int8, "--val-list")
-    cli.add_preprocessing_flags(int8)
-    _add_rounds(int8, 5)
-    _add_seconds(int8)
-
-
-def add_nv12(commands: argparse._SubParsersAction) -> None:
-    """Add the sub-command `nv12`."""
-    nv12 = commands.add_parser(
-        "nv12",
-        description="Measure the accuracy of a network on images as they are, through the NV12 of "
-        "an RDK board, and through NV12 whose range of values is mistaken, each centre cropped and "
-        "letterboxed.",
-        examples="  python benchmark.py nv12 --model MobileOneS0.onnx --data imagenette\n",
-        help="measure what NV12 and letterboxing on an RDK board cost in accuracy",
-    )
-    cli.add_flags(nv12, "--model", required=True)
-    cli.add_flags(nv12, "--data", required=True)
-
-
-def add_rknn(commands: argparse._SubParsersAction) -> None:
-    """Add the sub-command `rknn`."""
-    rknn = commands.add_parser(
-        "rknn",
-        description="Measure the accuracy of networks in the simulator of rknn-toolkit2, with the "
-        "ranges that each of its algorithms chooses and with those of int8 files of quantize.py "
-        "--target rknn that lie in the kits.",
-        examples="  python benchmark.py rknn --kit kit --python rknn/bin/python --images 200\n",
-        help="compare how int8's ranges are chosen, in Rockchip's simulator",
-    )
-    rknn.add_argument(
-        "--kit",
-        nargs="+",
-        required=True,
-        metavar="FOLDER",
-        help="kits of export.py --kit rknn with --data",
-    )
-    rknn.add_argument(
-        "--python",
-        required=True,
-        metavar="FILE",
-        help="Python of an environment with rknn-toolkit2",
-    )
-    algorithms = ["normal", "kl_divergence", "mmse"]
-    rknn.add_argument(
-        "--algorithms",
-        nargs="*",
-        choices=algorithms,
-        default=algorithms,
-        metavar="NAME",
-        help="the toolkit's algorithms to measure: normal, kl_divergence and mmse, which takes "
-        "minutes (default: all)",
-    )
-    rknn.add_argument("--target", default="rk3588", metavar="CHIP", help="chip to simulate")
-    cli.add_flags(
-        rknn, "--images", help="number of images to simulate, taken evenly (default: all)"
-    )
+    add_rounds(data, 5)
 
 
 def add_machine(commands: argparse._SubParsersAction) -> None:

@@ -20,7 +20,8 @@ from utils import UserError
 from weights import catalog, checkpoint, formats
 from weights import preprocessing as said
 
-from . import graph
+from . import graph, qdq
+from .dialects import DIALECTS, Scheme
 
 
 class Source(NamedTuple):
@@ -63,6 +64,35 @@ def trained_ranges(path: str, arch: str | None) -> dict[str, tuple[float, float]
             "give images by --calibration, a folder"
         )
     return bounds
+
+
+def with_trained_ranges(
+    path: str, model: onnx.ModelProto, bounds: dict[str, tuple[float, float]], scheme: Scheme
+) -> onnx.ModelProto:
+    """Return the int8 network of a checkpoint of train.py --qat.
+
+    Args:
+        path: the checkpoint, for messages.
+        model: its float network.
+        bounds: its `trained_ranges`.
+        scheme: what is quantized, and how.
+
+    Raises UserError when a range that the scheme needs was not trained.
+    """
+    bounds = qdq.with_flattened(model, bounds)
+    names = qdq.activations(model, scheme)
+    if missing := [name for name in names if name not in bounds]:
+        dialect = scheme.dialect
+        reason = (
+            "it was trained by another version of this project"
+            if dialect == DIALECTS["onnxruntime"]
+            else f"{dialect.runtime} needs it, and the training does not"
+        )
+        raise UserError(
+            f"{path} has no range of {missing[0]}: {reason}; "
+            "calibrate it by quantize.py --calibration, or train it again by train.py --qat"
+        )
+    return qdq.to_qdq(model, {name: bounds[name] for name in names}, scheme)
 
 
 def _is_onnx(path: str) -> bool:

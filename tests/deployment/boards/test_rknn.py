@@ -17,7 +17,7 @@ from data.datasets import image_files
 from data.decoding import decode
 from data.transforms import BASECLS, TORCHVISION
 from deployment.boards import rknn
-from tests.deployment.boards.test_scripts import RUNTIMES, run
+from tests.deployment.boards.programs import RUNTIMES, run
 from utils import UserError
 
 SMALL = replace(TORCHVISION, size=32)

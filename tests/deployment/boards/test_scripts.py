@@ -1,10 +1,8 @@
 """The kits' scripts: pixels as this project makes them, and whole runs on stand-ins for a board."""
 
 import ast
-import os
 import re
 import shutil
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +18,8 @@ from data.decoding import decode
 from data.transforms import BASECLS, TORCHVISION, Preprocessing
 from deployment.boards import ascend, kit, rdk, rknn
 from deployment.boards.scripts import pixels
+from tests.deployment.boards.programs import run
 
-RUNTIMES = Path(__file__).parent / "runtimes"
 SCRIPTS = Path(pixels.__file__).parent
 WAYS = {
     "pillow": TORCHVISION,
@@ -145,14 +143,6 @@ def make_kit(network, photos, tmp_path):
         return out
 
     return make
-
-
-def run(script, *arguments, runtime=None, **environment):
-    path = [str(RUNTIMES / runtime), str(RUNTIMES)] if runtime else []
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path), **environment}
-    command = [sys.executable, str(script), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    return done.returncode, done.stdout, done.stderr
 
 
 BOARDS = {"hbm": "rdk", "dnn": "rdk", "ascend": "ascend", "lite": "rknn"}  # runtime -> kit
