@@ -120,7 +120,9 @@ class Trainer:
                     epochs_left = self.settings.epochs - len(self.history)
                     self.report.show(self.step, epochs_left, self.outcomes.score, rate)
                 is_due = self.run.save_freq and self.step % self.run.save_freq == 0
-                if is_due or self.stop.all_save:
+                if asked := self.stop.all_save:
+                    self.report.announce(f"SIGUSR1: saving after step {self.step}")
+                if is_due or asked:
                     self.save()
 
     def batches(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:

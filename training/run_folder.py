@@ -179,7 +179,8 @@ def _curves(history: list[dict[str, float]]) -> bytes:
                 axes.plot(epochs, [row[column] for row in history], marker=".", label=label)
         axes.set(title=title, xlabel="epoch")
         axes.grid(alpha=0.3)
-        if axes is loss:  # the first validation, on running statistics still far off, can be huge
+        positive = any(line.get_ydata().max() > 0 for line in axes.lines)
+        if axes is loss and positive:  # the first validation can be huge
             axes.set_yscale("log")
         if len(columns) > 1:
             axes.legend()
