@@ -30,7 +30,7 @@ demo: .venv/runtime ## train ARCH (RepVGGA0) on the digits, fuse it, compare bot
 test: .venv/runtime .venv/development ## run the tests: about 15 minutes on 2 cores
 	$(PYTHON) -m pytest --numprocesses 2 --dist worksteal -m 'not slow'
 
-test-slow: .venv/runtime .venv/development ## run the tests that take longest: about 20 minutes on 2 cores
+test-slow: .venv/runtime .venv/development ## run the tests that take longest: about 25 minutes on 2 cores
 	$(PYTHON) -m pytest --numprocesses 2 --dist worksteal -m slow
 
 torture: .venv/runtime .venv/development ## stop and kill runs at random moments, read damaged files: about half an hour
