@@ -120,9 +120,7 @@ class Trainer:
                     epochs_left = self.settings.epochs - len(self.history)
                     self.report.show(self.step, epochs_left, self.outcomes.score, rate)
                 is_due = self.run.save_freq and self.step % self.run.save_freq == 0
-                if asked := self.stop.all_save:
-                    self.report.announce(f"SIGUSR1: saving after step {self.step}")
-                if is_due or asked:
+                if is_due or self.stop.all_save:
                     self.save()
 
     def batches(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -257,6 +255,7 @@ class Trainer:
 
         Raises UserError instead of replacing the file by weights that are not finite.
         """
+        asked = self.stop.all_save or self.stop.save
         self.stop.all_save = self.stop.save = False
         self.settle()
         if not all(np.isfinite(p.numpy()).all() for p in self.model.parameters()):
@@ -274,6 +273,8 @@ class Trainer:
         )
         if self.workers.rank == 0:
             checkpoint.save(contents, self.run.folder.latest)
+        if asked:
+            self.report.announce(f"SIGUSR1: saved {self.run.folder.latest} after step {self.step}")
 
     def _checkpoint(self, training: dict | None = None) -> Checkpoint:
         val, quantized = self.data.val, self.network.quantized
