@@ -11,12 +11,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import megengine as mge
-import megengine.functional as F
 import megengine.module as M
 import numpy as np
 
 from . import reparam
-from .layers import BatchNorm2d, Conv2d, ConvBN, DropPath, FusibleConvBN, LargeKernel, Linear
+from .layers import (
+    BatchNorm2d,
+    Conv2d,
+    ConvBN,
+    DropPath,
+    FusibleConvBN,
+    LargeKernel,
+    Linear,
+    gelu,
+)
 from .mobileone import MobileOneUnit
 from .reparameterizable import Reparameterizable
 from .staged import StagedClassifier
@@ -38,7 +46,7 @@ UNITS = {
         "kernel_size": 3,
         "groups": 16,
         "se": True,
-        "activation": F.gelu,
+        "activation": gelu,
     }
 }
 
@@ -70,7 +78,7 @@ class RepMixer(Reparameterizable):
 
     def forward_branches(self, x: mge.Tensor) -> mge.Tensor:
         mixed = self.dense(x) + self.pointwise(x) + self.identity(x)
-        return x + self.scale * (mixed - self.norm(x))
+        return x + (mixed - self.norm(x)) * self.scale
 
     def linear_map(self, read: reparam.Read) -> reparam.LinearMap:
         channels = self.dense.conv.in_channels
@@ -107,7 +115,7 @@ class ScaledConv(Reparameterizable):
             self.conv, self.scale = conv, layer_scale(out_channels)
 
     def forward_branches(self, x: mge.Tensor) -> mge.Tensor:
-        return self.scale * self.conv(x)
+        return self.conv(x) * self.scale
 
     def linear_map(self, read: reparam.Read) -> reparam.LinearMap:
         return reparam.scaled(reparam.convolution(self.conv, read), read(self.scale))
@@ -129,7 +137,7 @@ class FeedForward(M.Module):
         self.project = ScaledConv(ratio * channels, channels, deploy)
 
     def forward(self, x: mge.Tensor) -> mge.Tensor:
-        return self.project(F.gelu(self.expand(self.depthwise(x))))
+        return self.project(gelu(self.expand(self.depthwise(x))))
 
 
 class FastViTBlock(M.Module):
@@ -156,7 +164,7 @@ class PatchEmbedding(M.Module):
     def __init__(self, in_channels: int, out_channels: int, deploy: bool = False):
         super().__init__()
         self.spread = LargeKernel(in_channels, out_channels, 7, 3, 2, in_channels, deploy)
-        self.mix = MobileOneUnit(out_channels, out_channels, 1, activation=F.gelu, deploy=deploy)
+        self.mix = MobileOneUnit(out_channels, out_channels, 1, activation=gelu, deploy=deploy)
 
     def forward(self, x: mge.Tensor) -> mge.Tensor:
         return self.mix(self.spread(x))
@@ -192,11 +200,11 @@ class FastViT(StagedClassifier):
         self.num_classes, self.in_chans = num_classes, in_chans
         first, last = channels[0], channels[-1]
         down1, down2, *_ = self.down_samplings
-        gelu: dict[str, Any] = {"activation": F.gelu, "deploy": deploy}
+        unit: dict[str, Any] = {"activation": gelu, "deploy": deploy}
         self.stage0 = M.Sequential(
-            MobileOneUnit(in_chans, first, 3, down1, **gelu),
-            MobileOneUnit(first, first, 3, down2, groups=first, **gelu),
-            MobileOneUnit(first, first, 1, **gelu),
+            MobileOneUnit(in_chans, first, 3, down1, **unit),
+            MobileOneUnit(first, first, 3, down2, groups=first, **unit),
+            MobileOneUnit(first, first, 1, **unit),
         )
         for stage, (width, depth) in enumerate(zip(channels, depths, strict=True), 1):
             blocks: list[M.Module] = []
@@ -204,7 +212,7 @@ class FastViT(StagedClassifier):
                 blocks.append(PatchEmbedding(channels[stage - 2], width, deploy))
             blocks += [FastViTBlock(width, ratio, deploy) for _ in range(depth)]
             setattr(self, f"stage{stage}", M.Sequential(*blocks))
-        self.last = MobileOneUnit(last, 2 * last, 3, groups=last, se=True, **gelu)
+        self.last = MobileOneUnit(last, 2 * last, 3, groups=last, se=True, **unit)
         self.linear = Linear(2 * last, num_classes)
 
     def classify(self, x: mge.Tensor) -> mge.Tensor:

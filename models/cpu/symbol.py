@@ -1,18 +1,19 @@
 """Symbols that a network is called with to find out what it computes.
 
 A network's own forward pass, called with a `Symbol` instead of a tensor, records its operations:
-layers.py hands convolutions, batch norms, activations and pooling to the symbol, and sums and
-products are written with + and *. Whatever else a network does with a symbol raises an error, and
-the network is then computed by MegEngine's operators.
+layers.py hands convolutions, batch norms, activations and pooling to the symbol, and sums,
+differences and products are written with +, - and *. Whatever else a network does with a symbol
+raises an error, and the network is then computed by MegEngine's operators.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from megengine import Tensor
+
 if TYPE_CHECKING:
     import megengine.module as M
-    from megengine import Tensor
 
 
 class Untraceable(Exception):
@@ -66,6 +67,11 @@ class Trace:
             self._used.add(id(parameter))
         self.parameters += parameters
 
+    def factors(self, parameter: Tensor, images: int) -> Symbol:
+        """Record a parameter [C, 1, 1] as one factor for each channel of each image."""
+        self.use(parameter)
+        return self.record("factors", (), (images, parameter.shape[0], 1, 1))
+
 
 class Symbol:
     """The result of an operation of a trace, in the place of a tensor [N, C, H, W]."""
@@ -105,7 +111,7 @@ class Symbol:
         return self.trace.record("norm", (self,), self.shape)
 
     def activation(self, kind: str) -> Symbol:
-        """Record "relu", "gelu", "sigmoid" or "hard_sigmoid"."""
+        """Record "relu", "gelu", "sigmoid", "hard_sigmoid" or "negative"."""
         return self.trace.record(kind, (self,), self.shape)
 
     def mean(self) -> Symbol:
@@ -117,7 +123,17 @@ class Symbol:
             raise Untraceable("a sum is not of two maps of one shape")
         return self.trace.record("sum", (self, other), self.shape)
 
+    def __neg__(self) -> Symbol:
+        return self.activation("negative")
+
+    def __sub__(self, other: Any) -> Symbol:
+        if not isinstance(other, Symbol):
+            raise Untraceable("a difference is not of two maps")
+        return self + -other
+
     def __mul__(self, other: Any) -> Symbol:
+        if isinstance(other, Tensor) and tuple(other.shape) == (self.shape[1], 1, 1):
+            other = self.trace.factors(other, self.shape[0])
         if not isinstance(other, Symbol) or other.shape != (*self.shape[:2], 1, 1):
             raise Untraceable("a product is not of a map and a gate for each channel")
         return self.trace.record("scale", (self, other), self.shape)

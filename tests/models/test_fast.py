@@ -28,7 +28,7 @@ pytest.importorskip("numba", reason="the extra [fast] is not installed")
 from models.cpu import fast
 from models.cpu.fast import executor, libraries, memory, network
 
-NETWORKS = ["RepVGGA0", "RepVGGA0-qa", "MobileOneS0", "RepViTM0_6", "RepGhost050"]
+NETWORKS = ["RepVGGA0", "RepVGGA0-qa", "MobileOneS0", "RepViTM0_6", "RepGhost050", "FastViTT8"]
 
 
 def program(function, x, dy, parameters):
@@ -56,6 +56,11 @@ CONVOLUTIONS = [
     *((2, 10, 10, (h, w), k, s, k // 2, 10)
       for h, w in ((1, 1), (7, 8), (12, 5)) for k in (1, 3, 5, 7) for s in (1, 2)),
     (1, 4, 4, (33, 35), 31, 1, 15, 4),
+    *((3, 10, o, (h, w), 7, s, 3, 10)  # several outputs of each channel
+      for h, w in ((2, 3), (9, 8)) for o in (20, 30) for s in (1, 2)),
+    (70, 16, 16, (4, 3), 7, 1, 3, 16),  # a kernel larger than the map, and many images
+    (70, 16, 16, (5, 2), 7, 2, 3, 16),
+    (2, 6, 6, (4, 4), 3, 1, 0, 6),
     (4, 3, 16, (112, 112), 1, 2, 0, 1),  # a stem, where jit_1x1:avx2 does not return
     (2, 3, 48, (64, 64), 1, 2, 0, 1),
 ]  # fmt: skip
@@ -168,12 +173,36 @@ def test_sum_of_batch_norms(shape, count, relu, rng):
         close(norm.running_var.numpy(), 0.9 + 0.1 * unbiased, 1e-5)
 
 
-@pytest.mark.parametrize("kind", ["relu", "gelu", "sigmoid", "hard_sigmoid", "mean", "se"])
+class Negative(M.Module):
+    """A map less a map that it gives: x - 3 relu(x)."""
+
+    def forward(self, x):
+        y = layers.relu(x)
+        return x - (y + y + y)
+
+
+class LayerScale(M.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = mge.Parameter(np.linspace(-2, 3, 12, dtype=np.float32).reshape(12, 1, 1))
+
+    def forward(self, x):
+        return x * self.scale
+
+
+OPERATIONS = {
+    **{name: getattr(layers, name) for name in ("relu", "gelu", "sigmoid", "hard_sigmoid", "mean")},
+    "se": layers.SqueezeExcitation(12, 4, gate=layers.hard_sigmoid),
+    "difference": Negative(),
+    "layer scale": LayerScale(),
+}
+
+
+@pytest.mark.parametrize("kind", OPERATIONS)
 def test_other_operations_are_megengines(kind, rng):
     x = rng.standard_normal((3, 12, 5, 6)).astype(np.float32) * 3
-    module = layers.SqueezeExcitation(12, 4, gate=layers.hard_sigmoid)
-    function = module if kind == "se" else getattr(layers, kind)
-    parameters = list(module.parameters()) if kind == "se" else []
+    function = OPERATIONS[kind]
+    parameters = list(function.parameters()) if isinstance(function, M.Module) else []
     tensor = mge.Tensor(x)
     grad_manager = GradManager().attach([tensor, *parameters])
     with cpu.using("stock"), grad_manager:
@@ -222,7 +251,7 @@ def distances(gradients, others):
     }
 
 
-@pytest.mark.parametrize("arch", slow_but(["RepVGGA0", "RepViTM0_6", "RepGhost050"], NETWORKS))
+@pytest.mark.parametrize("arch", slow_but(["RepVGGA0", "RepGhost050", "FastViTT8"], NETWORKS))
 def test_a_network_is_that_of_the_other_paths(arch):
     """It is as near to one as that is to MegEngine's own operators.
 
@@ -279,7 +308,7 @@ class Fresh(memory.Pool):
         pass
 
 
-@pytest.mark.parametrize("arch", ["RepGhost050", "RepViTM0_6"])
+@pytest.mark.parametrize("arch", ["RepGhost050", "RepViTM0_6", "FastViTT8"])
 def test_no_memory_is_used_again_too_early(arch, monkeypatch):
     """REPARAM_STRESS_STEPS makes it longer, for a run by hand."""
     steps = int(os.environ.get("REPARAM_STRESS_STEPS", "12"))
@@ -418,7 +447,10 @@ def test_what_a_symbol_cannot_record():
     trace = symbol.Trace((1, 2, 3, 4))
     with pytest.raises(symbol.Untraceable, match="asks for numpy"):
         trace.input.numpy()
-    for function in (lambda s: s + 1, lambda s: s * s, lambda s: 2 * s):
+    other = mge.Tensor(np.zeros((3, 1, 1), np.float32))
+    for function in (
+        lambda s: s + 1, lambda s: s - 1, lambda s: s * s, lambda s: 2 * s, lambda s: s * other
+    ):  # fmt: skip
         with pytest.raises((symbol.Untraceable, TypeError)):
             function(trace.input)
     shared = layers.Conv2d(2, 2, 1)

@@ -9,7 +9,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from . import map_kernels, norm_kernels
+from . import depthwise_kernels, map_kernels, norm_kernels
 from .compiled import OPTIONS
 
 
@@ -32,13 +32,21 @@ class Code(IntEnum):
     POOL_GRADIENT = 13
     SCALE = 14
     SCALE_GRADIENT = 15
+    BROADCAST = 16
+    SUM_ROWS = 17
+    REPEAT = 18
+    REPEAT_GRADIENT = 19
+    DEPTHWISE = 20
+    DEPTHWISE_DATA = 21
+    DEPTHWISE_WEIGHTS = 22
 
 
 WIDTH = 14
 # as integers, which is what compiled code takes
 (_EXECUTE, _HANDLE, _TRANSPOSE, _STATISTICS, _COEFFICIENTS, _COMBINE, _SUMS, _INPUTS, _ADD, _COPY,
- _ACTIVATE, _ACTIVATION_GRADIENT, _POOL, _POOL_GRADIENT, _SCALE,
- _SCALE_GRADIENT) = map(int, Code)  # fmt: skip
+ _ACTIVATE, _ACTIVATION_GRADIENT, _POOL, _POOL_GRADIENT, _SCALE, _SCALE_GRADIENT,
+ _BROADCAST, _SUM_ROWS, _REPEAT, _REPEAT_GRADIENT, _DEPTHWISE, _DEPTHWISE_DATA,
+ _DEPTHWISE_WEIGHTS) = map(int, Code)  # fmt: skip
 
 
 @intrinsic
@@ -119,6 +127,24 @@ def run(records, slots, execute, set_handle, stream):
             map_kernels.pool_gradient(a[1], a[2], a[3], a[4], a[5])
         elif code == _SCALE:
             map_kernels.scale(a[1], a[2], a[3], a[4], a[5], a[6])
-        else:
+        elif code == _SCALE_GRADIENT:
             map_kernels.scale_gradient(a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8])
+        elif code == _BROADCAST:
+            map_kernels.broadcast(a[1], a[2], a[3], a[4])
+        elif code == _SUM_ROWS:
+            map_kernels.sum_rows(a[1], a[2], a[3], a[4])
+        elif code == _REPEAT:
+            depthwise_kernels.repeat(a[1], a[2], a[3], a[4], a[5])
+        elif code == _REPEAT_GRADIENT:
+            depthwise_kernels.repeat_gradient(a[1], a[2], a[3], a[4], a[5])
+        elif code == _DEPTHWISE:
+            depthwise_kernels.forward(a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10])
+        elif code == _DEPTHWISE_DATA:
+            depthwise_kernels.data_gradient(
+                a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10]
+            )
+        else:
+            depthwise_kernels.weight_gradient(
+                a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10]
+            )
     return failures

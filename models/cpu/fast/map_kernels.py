@@ -54,7 +54,7 @@ def copy(source, size, target):
     carray(floats(target), (size,))[:] = carray(floats(source), (size,))
 
 
-RELU, SIGMOID, HARD_SIGMOID, GELU = range(4)  # kinds of activations
+RELU, SIGMOID, HARD_SIGMOID, GELU, NEGATIVE = range(5)  # kinds of activations
 
 
 @njit(**OPTIONS)
@@ -109,6 +109,9 @@ def activate(kind, source, size, target):
         elif kind == RELU:
             for i in range(first, last):
                 y[i] = max(x[i], ZERO)
+        elif kind == NEGATIVE:
+            for i in range(first, last):
+                y[i] = -x[i]
         elif kind == HARD_SIGMOID:
             for i in range(first, last):
                 y[i] = min(max(x[i] + np.float32(3), ZERO), np.float32(6)) * np.float32(1 / 6)
@@ -131,6 +134,9 @@ def activation_gradient(kind, source, output, gradient, size, target):
         elif kind == RELU:
             for i in range(first, last):
                 dx[i] = dy[i] if y[i] > 0 else ZERO
+        elif kind == NEGATIVE:
+            for i in range(first, last):
+                dx[i] = -dy[i]
         elif kind == HARD_SIGMOID:
             for i in range(first, last):
                 inside = -np.float32(3) < x[i] < np.float32(3)
@@ -195,3 +201,22 @@ def scale_gradient(gradient, source, gate, images, positions, channels, target, 
             for c in range(channels):
                 dx[n, p, c] = dy[n, p, c] * g[n, c]
                 total[c] += dy[n, p, c] * x[n, p, c]
+
+
+@njit(**OPTIONS)
+def broadcast(source, rows, size, target):
+    """Write `rows` copies of `size` floats."""
+    x, y = carray(floats(source), (size,)), carray(floats(target), (rows, size))
+    for r in range(rows):
+        for i in range(size):
+            y[r, i] = x[i]
+
+
+@njit(**OPTIONS)
+def sum_rows(source, rows, size, target):
+    """Write the sum of `rows` rows of `size` floats, the gradient of the input of `broadcast`."""
+    x, y = carray(floats(source), (rows, size)), carray(floats(target), (size,))
+    y[:] = 0
+    for r in range(rows):
+        for i in range(size):
+            y[i] += x[r, i]

@@ -52,6 +52,11 @@ class Geometry(NamedTuple):
         )
         return self.n, oh, ow, self.o
 
+    @property
+    def depthwise(self) -> tuple[int, ...]:
+        """What depthwise_kernels.py takes: n, h, w, channels, kernel, stride, padding."""
+        return self.n, self.h, self.w, self.o, self.kernel, self.stride, self.padding
+
 
 @cache
 def library() -> ctypes.CDLL:
@@ -144,9 +149,11 @@ class Primitive:
 
     Attributes:
         memory: argument -> Memory.
+        implementation: oneDNN's name of the code that computes it.
     """
 
     def __init__(self, description: int, layouts: dict[int, int]):
+        self.implementation = _implementation(description)
         self.handle = _created("dnnl_primitive_create", description)
         scratchpad = library().dnnl_primitive_desc_query_md(description, _QUERY[SCRATCHPAD], 0)
         self.memory = {
@@ -171,16 +178,21 @@ def _query(description: int, *arguments: int) -> dict[int, int]:
     }
 
 
+def _implementation(description: int) -> str:
+    name = c_char_p()
+    library().dnnl_primitive_desc_query(description, _IMPLEMENTATION, 0, byref(name))
+    return (name.value or b"").decode()
+
+
 def _avoid(description: int, implementation: str) -> None:
     """Let another implementation than this one compute a primitive.
 
     oneDNN's jit_1x1:avx2 may never return from the weight gradient of a 1x1 convolution with
     stride 2 of 3 or 4 channels when two threads compute it.
     """
-    name = c_char_p()
-    lib = library()
-    lib.dnnl_primitive_desc_query(description, _IMPLEMENTATION, 0, byref(name))
-    if name.value == implementation.encode() and lib.dnnl_primitive_desc_next_impl(description):
+    if _implementation(description) == implementation and library().dnnl_primitive_desc_next_impl(
+        description
+    ):
         raise Error(f"oneDNN has no other implementation than {implementation}")
 
 
@@ -198,6 +210,7 @@ class Convolution:
     """A convolution with its gradients, as primitives.
 
     Attributes:
+        geometry: what was given.
         forward: SRC, WEIGHTS (and BIAS) -> DST.
         backward_data: DIFF_DST, WEIGHTS -> DIFF_SRC.
         backward_weights: SRC, DIFF_DST -> DIFF_WEIGHTS (and DIFF_BIAS).
@@ -207,6 +220,7 @@ class Convolution:
     """
 
     def __init__(self, geometry: Geometry):
+        self.geometry = geometry
         n, h, w, i, o, kernel, stride, padding, groups, bias = geometry
         _, oh, ow, _ = geometry.output
         x, y = _layout((n, i, h, w), _ACDB), _layout((n, o, oh, ow), _ACDB)
@@ -243,3 +257,9 @@ class Convolution:
         self.to_forward = _reorder(plain, forward_layouts[WEIGHTS])
         self.to_backward = _reorder(plain, data_layouts[WEIGHTS])
         self.from_backward = _reorder(gradient_layouts[DIFF_WEIGHTS], plain)
+
+    def is_slow(self, primitive: Primitive) -> bool:
+        """Return whether depthwise_kernels.py computes it faster, for a depthwise convolution."""
+        g = self.geometry
+        depthwise = g.groups == g.i == g.o > 1 and not g.bias
+        return depthwise and primitive.implementation == "x64:gemm:jit"

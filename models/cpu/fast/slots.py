@@ -28,6 +28,8 @@ class Slots:
             self.first_parameter[number] = parameters
             if operation.kind == "convolution":
                 parameters += 1 + operation.settings[-1]
+            elif operation.kind == "factors":
+                parameters += 1
             elif operation.kind == "norm":
                 parameters += 2
                 self.norm[number] = norms

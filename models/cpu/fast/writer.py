@@ -17,6 +17,7 @@ _ACTIVATIONS = {
     "sigmoid": map_kernels.SIGMOID,
     "hard_sigmoid": map_kernels.HARD_SIGMOID,
     "gelu": map_kernels.GELU,
+    "negative": map_kernels.NEGATIVE,
 }
 
 
@@ -138,6 +139,9 @@ class Writer:
             self._emit(Code.POOL, *inputs, images, positions, channels, target)
         elif operation.kind == "scale":
             self._emit(Code.SCALE, *inputs, images, positions, channels, target)
+        elif operation.kind == "factors":
+            parameter = self.slots.of("parameters", self.slots.first_parameter[item])
+            self._emit(Code.BROADCAST, parameter, images, channels, target)
         else:
             kind = _ACTIVATIONS[operation.kind]
             self._emit(Code.ACTIVATE, kind, *inputs, target.size, target)
@@ -151,7 +155,7 @@ class Writer:
         gradient = self._gradient(item)
         inputs = [self._values[number] for number in operation.inputs]
         if operation.kind == "convolution":
-            self._convolution_gradient(item, operation, inputs[0], gradient)
+            self._convolution_gradient(item, operation, gradient)
         elif operation.kind == "sum":
             for number in operation.inputs:
                 self._gradients.setdefault(number, []).append(gradient)
@@ -164,6 +168,9 @@ class Writer:
             self._emit(
                 Code.SCALE_GRADIENT, gradient, *inputs, images, positions, channels, *targets
             )
+        elif operation.kind == "factors":
+            parameter = self.slots.of("parameter_gradients", self.slots.first_parameter[item])
+            self._emit(Code.SUM_ROWS, gradient, images, channels, parameter)
         else:
             target = self._contribution(operation.inputs[0])
             kind, output = _ACTIVATIONS[operation.kind], self._values[item]
@@ -176,18 +183,26 @@ class Writer:
     def _convolution(self, number: int, operation: Operation, x: Buffer, y: Buffer) -> None:
         n, i, h, w = self._operations[operation.inputs[0]].shape
         kernel, stride, padding, groups, has_bias = operation.settings
-        geometry = onednn.Geometry(
-            n, h, w, i, operation.shape[1], kernel, stride, padding, groups, has_bias
+        o = operation.shape[1]
+        if groups == i < o:  # several outputs of each channel: depthwise on as many copies of it
+            x, single = Buffer(n * h * w * o), x
+            self._emit(Code.REPEAT, single, n * h * w, i, o // i, x)
+            i = groups = o
+        convolution = onednn.Convolution(
+            onednn.Geometry(n, h, w, i, o, kernel, stride, padding, groups, has_bias)
         )
-        convolution = onednn.Convolution(geometry)
-        self._saved[number] = (convolution,)
-        weight = self._reordered(number, convolution.to_forward, convolution.forward)
+        self._saved[number] = convolution, x
+        if convolution.is_slow(convolution.forward):
+            weight = self._taps(number, convolution.geometry)
+            self._emit(Code.DEPTHWISE, x, weight, *convolution.geometry.depthwise, y)
+            return
+        ordered = self._reordered(number, convolution.to_forward, convolution.forward)
         bias = self.slots.of("parameters", self.slots.first_parameter[number] + 1)
         self._execute_primitive(
             convolution.forward,
             {
                 onednn.SRC: x,
-                onednn.WEIGHTS: weight,
+                onednn.WEIGHTS: ordered,
                 onednn.DST: y,
                 **({onednn.BIAS: bias} if has_bias else {}),
             },
@@ -204,38 +219,62 @@ class Writer:
         self._execute_primitive(reorder, {onednn.SRC: weight, onednn.DST: target})
         return target
 
-    def _convolution_gradient(
-        self, number: int, operation: Operation, x: Buffer, gradient: Buffer
+    def _taps(self, number: int, geometry: onednn.Geometry) -> Buffer:
+        """Return the weight of a depthwise convolution as [kernel, kernel, channels]."""
+        weight = self.slots.of("parameters", self.slots.first_parameter[number])
+        taps = geometry.kernel**2
+        target = Buffer(geometry.o * taps)
+        self._emit(Code.TRANSPOSE, weight, target, 1, geometry.o, taps)
+        return target
+
+    def _convolution_gradient(self, number: int, operation: Operation, gradient: Buffer) -> None:
+        convolution, x = self._saved.pop(number)
+        geometry, source = convolution.geometry, operation.inputs[0]
+        self._weight_gradient(number, convolution, x, gradient)
+        if not self._needs_gradient(source):
+            return
+        n, i, h, w = self._operations[source].shape
+        target = self._contribution(source)
+        repeated = Buffer(x.size) if geometry.i > i else target
+        if convolution.is_slow(convolution.backward_data):
+            weight = self._taps(number, geometry)
+            self._emit(Code.DEPTHWISE_DATA, gradient, weight, *geometry.depthwise, repeated)
+        else:
+            ordered = self._reordered(number, convolution.to_backward, convolution.backward_data)
+            self._execute_primitive(
+                convolution.backward_data,
+                {onednn.DIFF_DST: gradient, onednn.WEIGHTS: ordered, onednn.DIFF_SRC: repeated},
+            )
+        if repeated is not target:
+            self._emit(Code.REPEAT_GRADIENT, repeated, n * h * w, i, geometry.i // i, target)
+
+    def _weight_gradient(
+        self, number: int, convolution: onednn.Convolution, x: Buffer, gradient: Buffer
     ) -> None:
-        (convolution,) = self._saved.pop(number)
-        first, has_bias = self.slots.first_parameter[number], operation.settings[-1]
+        geometry, first = convolution.geometry, self.slots.first_parameter[number]
         target: Place = self.slots.of("parameter_gradients", first)
-        bias = self.slots.of("parameter_gradients", first + 1)
         primitive, reorder = convolution.backward_weights, convolution.from_backward
-        result = target
+        if convolution.is_slow(primitive):
+            taps = geometry.kernel**2
+            result = Buffer(geometry.o * taps)
+            self._emit(Code.DEPTHWISE_WEIGHTS, x, gradient, *geometry.depthwise, result)
+            self._emit(Code.TRANSPOSE, result, target, 1, taps, geometry.o)
+            return
+        bias = self.slots.of("parameter_gradients", first + 1)
+        weights = target
         if reorder is not None:
-            result = Buffer(primitive.memory[onednn.DIFF_WEIGHTS].size // 4)
+            weights = Buffer(primitive.memory[onednn.DIFF_WEIGHTS].size // 4)
         self._execute_primitive(
             primitive,
             {
                 onednn.SRC: x,
                 onednn.DIFF_DST: gradient,
-                onednn.DIFF_WEIGHTS: result,
-                **({onednn.DIFF_BIAS: bias} if has_bias else {}),
+                onednn.DIFF_WEIGHTS: weights,
+                **({onednn.DIFF_BIAS: bias} if geometry.bias else {}),
             },
         )
         if reorder is not None:
-            self._execute_primitive(reorder, {onednn.SRC: result, onednn.DST: target})
-        if self._needs_gradient(operation.inputs[0]):
-            weight = self._reordered(number, convolution.to_backward, convolution.backward_data)
-            self._execute_primitive(
-                convolution.backward_data,
-                {
-                    onednn.DIFF_DST: gradient,
-                    onednn.WEIGHTS: weight,
-                    onednn.DIFF_SRC: self._contribution(operation.inputs[0]),
-                },
-            )
+            self._execute_primitive(reorder, {onednn.SRC: weights, onednn.DST: target})
 
     def _needs_gradient(self, number: int) -> bool:
         return number > 0 or self._input_gradient
