@@ -39,6 +39,7 @@ class Code(IntEnum):
     DEPTHWISE = 20
     DEPTHWISE_DATA = 21
     DEPTHWISE_WEIGHTS = 22
+    PATCHES = 23
 
 
 WIDTH = 14
@@ -46,7 +47,7 @@ WIDTH = 14
 (_EXECUTE, _HANDLE, _TRANSPOSE, _STATISTICS, _COEFFICIENTS, _COMBINE, _SUMS, _INPUTS, _ADD, _COPY,
  _ACTIVATE, _ACTIVATION_GRADIENT, _POOL, _POOL_GRADIENT, _SCALE, _SCALE_GRADIENT,
  _BROADCAST, _SUM_ROWS, _REPEAT, _REPEAT_GRADIENT, _DEPTHWISE, _DEPTHWISE_DATA,
- _DEPTHWISE_WEIGHTS) = map(int, Code)  # fmt: skip
+ _DEPTHWISE_WEIGHTS, _PATCHES) = map(int, Code)  # fmt: skip
 
 
 @intrinsic
@@ -143,6 +144,8 @@ def run(records, slots, execute, set_handle, stream):
             depthwise_kernels.data_gradient(
                 a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10]
             )
+        elif code == _PATCHES:
+            map_kernels.patches(a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9])
         else:
             depthwise_kernels.weight_gradient(
                 a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10]

@@ -212,11 +212,42 @@ def broadcast(source, rows, size, target):
             y[r, i] = x[i]
 
 
-@njit(**OPTIONS)
+_ROWS = 4096  # of a chunk
+
+
+@njit(parallel=True, **OPTIONS)
 def sum_rows(source, rows, size, target):
     """Write the sum of `rows` rows of `size` floats, the gradient of the input of `broadcast`."""
     x, y = carray(floats(source), (rows, size)), carray(floats(target), (size,))
+    chunks = (rows + _ROWS - 1) // _ROWS
+    sums = np.zeros((chunks, size), np.float32)
+    for k in prange(chunks):
+        total = sums[k]
+        for r in range(np.int64(k) * _ROWS, min(rows, (np.int64(k) + 1) * _ROWS)):
+            for i in range(size):
+                total[i] += x[r, i]
     y[:] = 0
-    for r in range(rows):
+    for k in range(chunks):
         for i in range(size):
-            y[i] += x[r, i]
+            y[i] += sums[k, i]
+
+
+@njit(parallel=True, **OPTIONS)
+def patches(source, n, h, w, c, k, stride, padding, target):
+    """Write what a kernel of size k sees at each of its positions: [n * oh * ow, k * k * c]."""
+    oh, ow = (h + 2 * padding - k) // stride + 1, (w + 2 * padding - k) // stride + 1
+    x = carray(floats(source), (n, h, w, c))
+    seen = carray(floats(target), (n, oh, ow, k, k, c))
+    for row in prange(n * oh):
+        image, j = np.int64(row) // oh, np.int64(row) % oh
+        for i in range(ow):
+            for ky in range(k):
+                y = j * stride + ky - padding
+                for kx in range(k):
+                    z = i * stride + kx - padding
+                    part = seen[image, j, i, ky, kx]
+                    if 0 <= y < h and 0 <= z < w:
+                        for ch in range(c):
+                            part[ch] = x[image, y, z, ch]
+                    else:
+                        part[:] = 0

@@ -194,7 +194,7 @@ class Writer:
         self._saved[number] = convolution, x
         if convolution.is_slow(convolution.forward):
             weight = self._taps(number, convolution.geometry)
-            self._emit(Code.DEPTHWISE, x, weight, *convolution.geometry.depthwise, y)
+            self._emit(Code.DEPTHWISE, x, weight, *convolution.geometry.sizes, y)
             return
         ordered = self._reordered(number, convolution.to_forward, convolution.forward)
         bias = self.slots.of("parameters", self.slots.first_parameter[number] + 1)
@@ -238,7 +238,7 @@ class Writer:
         repeated = Buffer(x.size) if geometry.i > i else target
         if convolution.is_slow(convolution.backward_data):
             weight = self._taps(number, geometry)
-            self._emit(Code.DEPTHWISE_DATA, gradient, weight, *geometry.depthwise, repeated)
+            self._emit(Code.DEPTHWISE_DATA, gradient, weight, *geometry.sizes, repeated)
         else:
             ordered = self._reordered(number, convolution.to_backward, convolution.backward_data)
             self._execute_primitive(
@@ -257,10 +257,16 @@ class Writer:
         if convolution.is_slow(primitive):
             taps = geometry.kernel**2
             result = Buffer(geometry.o * taps)
-            self._emit(Code.DEPTHWISE_WEIGHTS, x, gradient, *geometry.depthwise, result)
+            self._emit(Code.DEPTHWISE_WEIGHTS, x, gradient, *geometry.sizes, result)
             self._emit(Code.TRANSPOSE, result, target, 1, taps, geometry.o)
             return
         bias = self.slots.of("parameter_gradients", first + 1)
+        if convolution.weights_by_product:
+            self._weight_product(geometry, x, gradient, target)
+            if geometry.bias:
+                rows = gradient.size // geometry.o
+                self._emit(Code.SUM_ROWS, gradient, rows, geometry.o, bias)
+            return
         weights = target
         if reorder is not None:
             weights = Buffer(primitive.memory[onednn.DIFF_WEIGHTS].size // 4)
@@ -275,6 +281,25 @@ class Writer:
         )
         if reorder is not None:
             self._execute_primitive(reorder, {onednn.SRC: weights, onednn.DST: target})
+
+    def _weight_product(
+        self, geometry: onednn.Geometry, x: Buffer, gradient: Buffer, target: Place
+    ) -> None:
+        """Emit the gradient of the weights as gradient^T patches."""
+        n, oh, ow, o = geometry.output
+        rows, taps = n * oh * ow, geometry.kernel**2
+        patches, result = x, target
+        if taps > 1 or geometry.stride > 1:
+            patches = Buffer(rows * taps * geometry.i)
+            self._emit(Code.PATCHES, x, *geometry.sizes, patches)
+        if taps > 1:
+            result = Buffer(o * taps * geometry.i)
+        product = onednn.transposed_product(rows, o, taps * geometry.i)
+        self._execute_primitive(
+            product, {onednn.SRC: gradient, onednn.WEIGHTS: patches, onednn.DST: result}
+        )
+        if taps > 1:
+            self._emit(Code.TRANSPOSE, result, target, o, taps, geometry.i)
 
     def _needs_gradient(self, number: int) -> bool:
         return number > 0 or self._input_gradient
