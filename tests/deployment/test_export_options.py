@@ -18,6 +18,7 @@ from deployment.mge_runtime import MgeFile
 from deployment.onnx_export import export_onnx
 from deployment.tracing import ExportError
 from tests.deployment.networks import SMALL
+from tests.support import slow_but
 
 SOME = ["RepVGG, SE", "RepViT", "RepGhost"]
 
@@ -40,7 +41,7 @@ def assert_close(actual, expected, tolerance=1e-5):
     assert np.abs(actual - expected).max() <= tolerance * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("kind", SMALL)
+@pytest.mark.parametrize("kind", slow_but(["RepVGG, SE", "FastViT"], SMALL))
 def test_feature_maps(kind, network, preprocessing, tmp_path):
     model, path = network(kind), tmp_path / "maps.onnx"
     model.eval()

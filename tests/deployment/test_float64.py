@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from deployment import float64
+from tests.support import slow_but
 
 
 @pytest.mark.parametrize("kind", ["dense", "groups", "se", "qa", "plus"])
@@ -18,7 +19,7 @@ def test_small_networks_of_every_kind(tiny, images, kind):
 
 
 @pytest.mark.parametrize("arch", ["RepGhost050", "RepViTM0_6", "MobileOneS0", "FastViTT8"])
-@pytest.mark.parametrize("deploy", [False, True])
+@pytest.mark.parametrize("deploy", slow_but([False], [False, True]))
 def test_networks_of_the_other_families(arch, deploy, images):
     mge.random.seed(0)
     assert_same(models.create(arch, 5, deploy), images[:1])

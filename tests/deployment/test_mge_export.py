@@ -127,7 +127,7 @@ def test_clip_is_refused(network, preprocessing, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("kind", SMALL)
+@pytest.mark.parametrize("kind", slow_but(["RepVGGplus", "RepGhost"], SMALL))
 def test_no_network_of_ours_clips(kind, network):
     """In train form; what is fused has passed through ONNX's handlers, where there is no clip."""
     operators = []

@@ -7,16 +7,10 @@ import megengine as mge
 import numpy as np
 import pytest
 
-ONE_OF_EACH = ["RepVGGA0", "RepVGGA0-qa", "MobileOneS0", "RepViTM0_6", "RepGhost050", "FastViTT8"]
+from tests.support import ONE_OF_EACH, slow_but
 
 
-@pytest.mark.parametrize(
-    "arch",
-    [
-        pytest.param(arch, marks=() if arch in ONE_OF_EACH else pytest.mark.slow)
-        for arch in models.list_models()
-    ],
-)
+@pytest.mark.parametrize("arch", slow_but(ONE_OF_EACH, models.list_models()))
 def test_only_the_first_kernels_differ(arch):
     with init.uninitialized():
         shapes = {

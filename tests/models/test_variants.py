@@ -88,6 +88,7 @@ def test_parameters_and_multiply_adds(arch):
     assert (*parameters, *macs, len(deploy.state_dict())) == TABLE[arch]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", LARGE)
 def test_parameters_and_multiply_adds_of_a_large_network(arch):
     """By those at 32 px, where each map has 1/49 of the positions that it has at 224."""
@@ -177,6 +178,7 @@ def test_repvit_has_two_heads_in_training_and_their_mean_in_evaluation(images):
     np.testing.assert_allclose(model(mge.Tensor(images)).numpy(), mean, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_repvit_with_one_head_and_with_the_legacy_token_mixer(images):
     """Parameters: of the original implementations, one head at M0_6 and timm's legacy M1."""
     assert models.profile(models.create("RepViTM0_6", heads=1)).parameters == 2_487_292

@@ -68,7 +68,7 @@ def test_workers_clip_average_and_estimate_statistics_together(tmp_path):
     "plan, reason",
     [
         ("raise", "worker 1: ValueError: invalid literal for int() with base 10: 'seven'"),
-        ("exit", "worker 1: SystemExit: "),
+        pytest.param("exit", "worker 1: SystemExit: ", marks=pytest.mark.slow),
         ("_exit", "worker 1 ended before its work was done"),
     ],
 )

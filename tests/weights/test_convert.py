@@ -23,7 +23,7 @@ from safetensors.numpy import load_file, save_file
 
 import weights
 from tests.golden import weights as golden_weights
-from tests.support import ROOT, slow_but
+from tests.support import ONE_OF_EACH, ROOT, WITH_OTHER_BLOCKS, slow_but
 from tests.weights.torch_writer import Call, whole, write_legacy, write_zip
 from weights import catalog, checkpoint, convert, dingxiaoh, files, port, timm
 from weights.keymap import translate
@@ -176,12 +176,10 @@ def numbered(shape, first):
 @pytest.mark.parametrize("form", ["train", "deploy"])
 @pytest.mark.parametrize(
     "arch",
-    [
-        # the shapes and names of a smaller one: test_replknet.py
-        pytest.param(name, marks=pytest.mark.slow) if name.startswith("RepLKNet") else name
-        for name in models.list_models()
-        if not name.endswith("-qa")
-    ],
+    slow_but(
+        [*WITH_OTHER_BLOCKS, *(name for name in ONE_OF_EACH if not name.endswith("-qa"))],
+        [name for name in models.list_models() if not name.endswith("-qa")],
+    ),
 )
 def test_every_layout_is_the_same_in_both_directions(arch, form):
     shapes = shapes_of(arch, 5, form)
@@ -219,7 +217,7 @@ def ours(network, tmp_path):
     return path
 
 
-@pytest.mark.parametrize("form", ["train", "deploy"])
+@pytest.mark.parametrize("form", slow_but(["deploy"], ["train", "deploy"]))
 @pytest.mark.parametrize("layout", ["repvgg", "timm", "basecls", "port"])
 def test_exported_and_converted_back_it_is_the_same_file(command, network, tmp_path, layout, form):
     model = network if form == "train" else models.to_deploy(network)
@@ -563,7 +561,10 @@ def test_converting_a_large_network_takes_less_than_three_times_its_file(tmp_pat
 
 
 @pytest.mark.parametrize("layout", slow_but(["repvit"], ["repvit", "timm"]))
-@pytest.mark.parametrize("options", [{"heads": 1}, {"legacy": True}, {"heads": 1, "legacy": True}])
+@pytest.mark.parametrize(
+    "options",
+    slow_but([{"legacy": True}], [{"heads": 1}, {"legacy": True}, {"heads": 1, "legacy": True}]),
+)
 def test_one_head_and_the_legacy_form_of_repvit_are_told_from_the_tensors(
     command, tmp_path, images, layout, options
 ):

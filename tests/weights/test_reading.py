@@ -27,6 +27,7 @@ import pytest
 from safetensors.numpy import save, save_file
 
 import weights
+from tests.support import ONE_OF_EACH, WITH_OTHER_BLOCKS, slow_but
 from tests.weights.torch_writer import Call, Global, Storage, whole, write_legacy, write_zip
 from utils import UserError
 from weights import catalog, checkpoint, convert, files, formats
@@ -575,14 +576,7 @@ def test_pretrained_true_is_one_sentence():
 
 
 @pytest.mark.parametrize("form", ["train", "deploy"])
-@pytest.mark.parametrize(
-    "arch",
-    [
-        # a smaller one of the same names: test_replknet.py
-        pytest.param(name, marks=pytest.mark.slow) if name.startswith("RepLKNet") else name
-        for name in models.list_models()
-    ],
-)
+@pytest.mark.parametrize("arch", slow_but([*ONE_OF_EACH, *WITH_OTHER_BLOCKS], models.list_models()))
 def test_own_state_dicts_of_every_network_are_recognized(arch, form):
     state = {
         key: np.broadcast_to(np.float32(1), shape)
@@ -618,7 +612,7 @@ HEADS = {
 }
 
 
-@pytest.mark.parametrize("form", ["train", "deploy"])
+@pytest.mark.parametrize("form", slow_but(["train"], ["train", "deploy"]))
 @pytest.mark.parametrize("arch, layout", HEADS)
 def test_backbones_without_a_classifier(arch, layout, form, tmp_path):
     theirs = in_layout(arch, layout, form=form)

@@ -6,10 +6,11 @@ from onnx import helper, numpy_helper
 
 from deployment.int8 import equalize, graph
 from tests.deployment.networks import SMALL
+from tests.support import slow_but
 from utils import UserError
 
 
-@pytest.mark.parametrize("kind", SMALL)
+@pytest.mark.parametrize("kind", slow_but(["RepVGG", "MobileOne", "RepGhost"], SMALL))
 def test_not_a_bit_changes(kind, float_onnx, images):
     model = float_onnx(kind)
     for equalized in (equalize.by_weights(model), equalize.by_activations(model, images)):

@@ -10,6 +10,7 @@ import pytest
 from deployment.int8 import bias, graph, qdq, ranges
 from deployment.int8.dialects import UINT8, Scheme
 from tests.deployment.networks import SMALL
+from tests.support import slow_but
 
 
 def bounds_of(model, images):
@@ -26,7 +27,7 @@ def test_scale_and_zero():
 
 
 @pytest.mark.parametrize("kind", SMALL)
-@pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.parametrize("per_channel", slow_but([True], [True, False]))
 def test_every_family_computes_what_is_stated(kind, per_channel, float_onnx, images):
     """Against the emulation in float, operator by operator, of `bias.correct`: with the float
     network's own quantized means as its target it corrects nothing."""
