@@ -27,10 +27,10 @@ demo: .venv/runtime ## train ARCH (RepVGGA0) on the digits, fuse it, compare bot
 	  '  python test.py --model checkpoints/$(ARCH)/demo/best-deploy.pkl --deploy 1' \
 	  '  open checkpoints/$(ARCH)/demo/curves.png        what the training looked like'
 
-test: .venv/runtime .venv/development ## run the tests: about 15 minutes on 2 cores
+test: .venv/runtime .venv/development ## run the tests: about 12 minutes on 2 cores
 	$(PYTHON) -m pytest --numprocesses 2 --dist worksteal -m 'not slow'
 
-test-slow: .venv/runtime .venv/development ## run the tests that take longest: about 25 minutes on 2 cores
+test-slow: .venv/runtime .venv/development ## run the tests that take longest: about half an hour on 2 cores
 	$(PYTHON) -m pytest --numprocesses 2 --dist worksteal -m slow
 
 torture: .venv/runtime .venv/development ## stop and kill runs at random moments, read damaged files: about half an hour

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ONE_OF_EACH = ["RepVGGA0", "RepVGGA0-qa", "MobileOneS0", "RepViTM0_6", "RepGhost050", "FastViTT8"]
 
 
-WITH_OTHER_BLOCKS = ["RepVGGB1g4", "RepVGGplusL2pse", "MobileOneS4"]  # groups, SE, more heads
+WITH_OTHER_BLOCKS = ["RepVGGB1g4", "MobileOneS4"]  # groups and squeeze-and-excitation
 
 
 def slow_but(fast, values):
