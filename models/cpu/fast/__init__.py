@@ -1,11 +1,12 @@
 """Training as compiled programs: one for a network's forward pass, one for its gradients.
 
 symbol.py in the folder above records what a network computes. fuse.py joins the branches of a
-block, writer.py writes this down as instructions, slots.py numbers the memory outside, and
-places.py lays out the memory inside. program.py encodes it and has executor.py run it in one
-compiled call: convolutions by oneDNN (onednn.py), the rest by loops that numba compiles
-(norm_kernels.py, map_kernels.py, depthwise_kernels.py; compiled.py is what these share). network.py
-makes this a function that MegEngine can differentiate, on memory shared with it (memory.py).
+block, writer.py and convolution.py write this down as instructions (records.py), slots.py numbers
+the memory outside, and places.py lays out the memory inside. program.py encodes it and has
+executor.py run it in one compiled call: convolutions by oneDNN (onednn.py), the rest by loops that
+numba compiles (norm_kernels.py, map_kernels.py, depthwise_kernels.py; compiled.py is what these
+share). network.py makes this a function that MegEngine can differentiate, on memory shared with it
+(memory.py).
 """
 
 from . import libraries

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import types
+from numba import njit, types
 from numba.extending import intrinsic
 
 
@@ -44,3 +44,9 @@ OPTIONS: Any = {
 }
 ONE = np.float32(1)
 ZERO = np.float32(0)
+
+
+@njit(**OPTIONS)
+def outputs(size, k, stride, padding):
+    """Return how many positions a kernel of size k has along an axis of a map."""
+    return (size + 2 * padding - k) // stride + 1

@@ -13,13 +13,13 @@ from __future__ import annotations
 import numpy as np
 from numba import carray, njit, prange
 
-from .compiled import OPTIONS, floats
+from .compiled import OPTIONS, floats, outputs
 
 
 @njit(parallel=True, **OPTIONS)
 def forward(source, weight, n, h, w, c, k, stride, padding, target):
     """Convolve each channel with its own kernel."""
-    oh, ow = (h + 2 * padding - k) // stride + 1, (w + 2 * padding - k) // stride + 1
+    oh, ow = outputs(h, k, stride, padding), outputs(w, k, stride, padding)
     x, y = carray(floats(source), (n, h, w, c)), carray(floats(target), (n, oh, ow, c))
     taps = carray(floats(weight), (k, k, c))
     for row in prange(n * oh):
@@ -37,7 +37,7 @@ def forward(source, weight, n, h, w, c, k, stride, padding, target):
 @njit(parallel=True, **OPTIONS)
 def data_gradient(gradient, weight, n, h, w, c, k, stride, padding, target):
     """Write the gradient of the maps."""
-    oh, ow = (h + 2 * padding - k) // stride + 1, (w + 2 * padding - k) // stride + 1
+    oh, ow = outputs(h, k, stride, padding), outputs(w, k, stride, padding)
     dy, dx = carray(floats(gradient), (n, oh, ow, c)), carray(floats(target), (n, h, w, c))
     taps = carray(floats(weight), (k, k, c))
     for row in prange(n * h):
@@ -59,7 +59,7 @@ def data_gradient(gradient, weight, n, h, w, c, k, stride, padding, target):
 @njit(parallel=True, **OPTIONS)
 def weight_gradient(source, gradient, n, h, w, c, k, stride, padding, target):
     """Write the gradient of the kernels: a sum over the images of sums over the positions."""
-    oh, ow = (h + 2 * padding - k) // stride + 1, (w + 2 * padding - k) // stride + 1
+    oh, ow = outputs(h, k, stride, padding), outputs(w, k, stride, padding)
     x, dy = carray(floats(source), (n, h, w, c)), carray(floats(gradient), (n, oh, ow, c))
     taps = carray(floats(target), (k, k, c))
     for tap in prange(k * k):

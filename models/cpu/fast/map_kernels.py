@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import carray, njit, prange
 
-from .compiled import ONE, OPTIONS, ZERO, floats, integers
+from .compiled import ONE, OPTIONS, ZERO, floats, integers, outputs
 
 
 @njit(parallel=True, **OPTIONS)
@@ -235,7 +235,7 @@ def sum_rows(source, rows, size, target):
 @njit(parallel=True, **OPTIONS)
 def patches(source, n, h, w, c, k, stride, padding, target):
     """Write what a kernel of size k sees at each of its positions: [n * oh * ow, k * k * c]."""
-    oh, ow = (h + 2 * padding - k) // stride + 1, (w + 2 * padding - k) // stride + 1
+    oh, ow = outputs(h, k, stride, padding), outputs(w, k, stride, padding)
     x = carray(floats(source), (n, h, w, c))
     seen = carray(floats(target), (n, oh, ow, k, k, c))
     for row in prange(n * oh):

@@ -263,8 +263,8 @@ class Convolution:
         self.to_backward = _reorder(plain, data_layouts[WEIGHTS])
         self.from_backward = _reorder(gradient_layouts[DIFF_WEIGHTS], plain)
 
-    def is_slow(self, primitive: Primitive) -> bool:
-        """Return whether depthwise_kernels.py computes it faster, for a depthwise convolution."""
+    def by_own_loops(self, primitive: Primitive) -> bool:
+        """Return whether it is one that depthwise_kernels.py computes faster."""
         g = self.geometry
         depthwise = g.groups == g.i == g.o > 1 and not g.bias
         return depthwise and primitive.implementation == "x64:gemm:jit"

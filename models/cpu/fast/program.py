@@ -31,10 +31,10 @@ class Program:
         written = Writer(operations, outputs, input_gradient)
         self.ranges = written.slots.ranges
         self.slots = np.zeros(written.slots.count, np.int64)
-        self._kept = written.kept
+        self._kept = written.records.kept
         self._place(written)
-        encoded = np.zeros((len(written.records), executor.WIDTH), np.int64)
-        for row, (code, arguments, _) in zip(encoded, written.records, strict=True):
+        encoded = np.zeros((len(written.records.rows), executor.WIDTH), np.int64)
+        for row, (code, arguments, _) in zip(encoded, written.records.rows, strict=True):
             row[0] = code
             row[1 : 1 + len(arguments)] = [self._value(argument) for argument in arguments]
         self._forward, self._backward = encoded[: written.split], encoded[written.split :]
@@ -63,13 +63,14 @@ class Program:
     def _place(self, written: Writer) -> None:
         """Give every buffer its address in a new arena."""
         buffers: dict[Buffer, None] = {}
-        for position, (_, _, uses) in enumerate(written.records):
+        for position, (_, _, uses) in enumerate(written.records.rows):
             for buffer in buffers_of(uses):
                 if buffer not in buffers:
                     buffers[buffer] = None
                     buffer.first = position
                 buffer.last = position
-        written.scratch.first, written.scratch.last = 0, len(written.records)
+        scratch = written.records.scratch
+        scratch.first, scratch.last = 0, len(written.records.rows)
         size = arrange(list(buffers))
         self._arena, start = aligned(size, 4096)
         for buffer in buffers:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import prod
 
 from ..symbol import Operation
-from . import map_kernels, onednn
+from . import map_kernels
+from .convolution import Convolution
 from .executor import Code
 from .fuse import Unit, fuse
-from .places import Addresses, Argument, Buffer, Part, Place
+from .places import Addresses, Buffer, Part
+from .records import Records
 from .slots import Slots
 
 _ACTIVATIONS = {
@@ -29,20 +30,18 @@ class Writer:
         input_gradient: whether the gradient of the input is computed.
 
     Attributes:
-        records: code, arguments, and all whose memory is used, of each record.
+        records: those of both passes.
         split: number of the records of the forward pass, which are the first.
         slots: numbers of what is outside.
-        scratch: memory that oneDNN uses within a record.
-        kept: objects of oneDNN, which the records have the addresses of.
     """
 
     def __init__(self, operations: list[Operation], outputs: list[int], input_gradient: bool):
         self._operations, self._outputs = operations, outputs
         self._input_gradient = input_gradient
-        self.records: list[tuple[Code, tuple[Argument, ...], tuple[Argument, ...]]] = []
         self.slots = Slots(operations, outputs)
-        self.scratch = Buffer(0)
-        self.kept: list[object] = []
+        self.records = Records()
+        self._emit = self.records.emit
+        self._convolutions: dict[int, Convolution] = {}
         self._values: dict[int, Buffer] = {}
         self._gradients: dict[int, list[Buffer]] = {}
         self._saved: dict[int, tuple] = {}
@@ -51,27 +50,12 @@ class Writer:
         for item in fused:
             self._forward(item)
         self._emit_outputs()
-        self.split = len(self.records)
+        self.split = len(self.records.rows)
         self._emit_output_gradients()
         for item in reversed(fused):
             self._backward(item)
         if input_gradient:
             self._emit_input_gradient()
-
-    def _emit(self, code: Code, *arguments: Argument, uses: Sequence[Argument] = ()) -> None:
-        """Append a record, which uses the memory of its arguments and of `uses`."""
-        self.records.append((code, arguments, (*arguments, *uses)))
-
-    def _execute_primitive(self, primitive: onednn.Primitive, places: dict[int, Place]) -> None:
-        """Emit a computation of oneDNN on these places."""
-        self.kept.append(primitive)
-        scratch = primitive.memory[onednn.SCRATCHPAD]
-        self.scratch.size = max(self.scratch.size, scratch.size // 4)
-        places = {**places, onednn.SCRATCHPAD: self.scratch}
-        for argument, place in places.items():
-            self._emit(Code.HANDLE, primitive.memory[argument].handle, place)
-        arguments = primitive.handle, primitive.count, primitive.arguments
-        self._emit(Code.EXECUTE, *arguments, uses=tuple(places.values()))
 
     def _shape(self, number: int) -> tuple[int, int, int]:
         """Return images, positions and channels of a result."""
@@ -131,7 +115,11 @@ class Writer:
         target = self._values[item] = self._new(item)
         inputs = [self._values[number] for number in operation.inputs]
         if operation.kind == "convolution":
-            self._convolution(item, operation, inputs[0], target)
+            first = self.slots.first_parameter[item]
+            source = self._operations[operation.inputs[0]]
+            convolution = Convolution(self.records, self.slots, first, source.shape, operation)
+            convolution.forward(inputs[0], target)
+            self._convolutions[item] = convolution
         elif operation.kind == "sum":
             self._emit(Code.ADD, Addresses(inputs), 2, target.size, target)
         elif operation.kind == "pool":
@@ -155,7 +143,10 @@ class Writer:
         gradient = self._gradient(item)
         inputs = [self._values[number] for number in operation.inputs]
         if operation.kind == "convolution":
-            self._convolution_gradient(item, operation, gradient)
+            source = operation.inputs[0]
+            needed = source > 0 or self._input_gradient
+            target = self._contribution(source) if needed else None
+            self._convolutions.pop(item).backward(gradient, target)
         elif operation.kind == "sum":
             for number in operation.inputs:
                 self._gradients.setdefault(number, []).append(gradient)
@@ -177,134 +168,6 @@ class Writer:
             self._emit(
                 Code.ACTIVATION_GRADIENT, kind, *inputs, output, gradient, target.size, target
             )
-
-    # ------------------------------------------------------------ convolutions
-
-    def _convolution(self, number: int, operation: Operation, x: Buffer, y: Buffer) -> None:
-        n, i, h, w = self._operations[operation.inputs[0]].shape
-        kernel, stride, padding, groups, has_bias = operation.settings
-        o = operation.shape[1]
-        if groups == i < o:  # several outputs of each channel: depthwise on as many copies of it
-            x, single = Buffer(n * h * w * o), x
-            self._emit(Code.REPEAT, single, n * h * w, i, o // i, x)
-            i = groups = o
-        convolution = onednn.Convolution(
-            onednn.Geometry(n, h, w, i, o, kernel, stride, padding, groups, has_bias)
-        )
-        self._saved[number] = convolution, x
-        if convolution.is_slow(convolution.forward):
-            weight = self._taps(number, convolution.geometry)
-            self._emit(Code.DEPTHWISE, x, weight, *convolution.geometry.sizes, y)
-            return
-        ordered = self._reordered(number, convolution.to_forward, convolution.forward)
-        bias = self.slots.of("parameters", self.slots.first_parameter[number] + 1)
-        self._execute_primitive(
-            convolution.forward,
-            {
-                onednn.SRC: x,
-                onednn.WEIGHTS: ordered,
-                onednn.DST: y,
-                **({onednn.BIAS: bias} if has_bias else {}),
-            },
-        )
-
-    def _reordered(
-        self, number: int, reorder: onednn.Primitive | None, primitive: onednn.Primitive
-    ) -> Place:
-        """Return the weight in the primitive's layout."""
-        weight = self.slots.of("parameters", self.slots.first_parameter[number])
-        if reorder is None:
-            return weight
-        target = Buffer(primitive.memory[onednn.WEIGHTS].size // 4)
-        self._execute_primitive(reorder, {onednn.SRC: weight, onednn.DST: target})
-        return target
-
-    def _taps(self, number: int, geometry: onednn.Geometry) -> Buffer:
-        """Return the weight of a depthwise convolution as [kernel, kernel, channels]."""
-        weight = self.slots.of("parameters", self.slots.first_parameter[number])
-        taps = geometry.kernel**2
-        target = Buffer(geometry.o * taps)
-        self._emit(Code.TRANSPOSE, weight, target, 1, geometry.o, taps)
-        return target
-
-    def _convolution_gradient(self, number: int, operation: Operation, gradient: Buffer) -> None:
-        convolution, x = self._saved.pop(number)
-        geometry, source = convolution.geometry, operation.inputs[0]
-        self._weight_gradient(number, convolution, x, gradient)
-        if not self._needs_gradient(source):
-            return
-        n, i, h, w = self._operations[source].shape
-        target = self._contribution(source)
-        repeated = Buffer(x.size) if geometry.i > i else target
-        if convolution.is_slow(convolution.backward_data):
-            weight = self._taps(number, geometry)
-            self._emit(Code.DEPTHWISE_DATA, gradient, weight, *geometry.sizes, repeated)
-        else:
-            ordered = self._reordered(number, convolution.to_backward, convolution.backward_data)
-            self._execute_primitive(
-                convolution.backward_data,
-                {onednn.DIFF_DST: gradient, onednn.WEIGHTS: ordered, onednn.DIFF_SRC: repeated},
-            )
-        if repeated is not target:
-            self._emit(Code.REPEAT_GRADIENT, repeated, n * h * w, i, geometry.i // i, target)
-
-    def _weight_gradient(
-        self, number: int, convolution: onednn.Convolution, x: Buffer, gradient: Buffer
-    ) -> None:
-        geometry, first = convolution.geometry, self.slots.first_parameter[number]
-        target: Place = self.slots.of("parameter_gradients", first)
-        primitive, reorder = convolution.backward_weights, convolution.from_backward
-        if convolution.is_slow(primitive):
-            taps = geometry.kernel**2
-            result = Buffer(geometry.o * taps)
-            self._emit(Code.DEPTHWISE_WEIGHTS, x, gradient, *geometry.sizes, result)
-            self._emit(Code.TRANSPOSE, result, target, 1, taps, geometry.o)
-            return
-        bias = self.slots.of("parameter_gradients", first + 1)
-        if convolution.weights_by_product:
-            self._weight_product(geometry, x, gradient, target)
-            if geometry.bias:
-                rows = gradient.size // geometry.o
-                self._emit(Code.SUM_ROWS, gradient, rows, geometry.o, bias)
-            return
-        weights = target
-        if reorder is not None:
-            weights = Buffer(primitive.memory[onednn.DIFF_WEIGHTS].size // 4)
-        self._execute_primitive(
-            primitive,
-            {
-                onednn.SRC: x,
-                onednn.DIFF_DST: gradient,
-                onednn.DIFF_WEIGHTS: weights,
-                **({onednn.DIFF_BIAS: bias} if geometry.bias else {}),
-            },
-        )
-        if reorder is not None:
-            self._execute_primitive(reorder, {onednn.SRC: weights, onednn.DST: target})
-
-    def _weight_product(
-        self, geometry: onednn.Geometry, x: Buffer, gradient: Buffer, target: Place
-    ) -> None:
-        """Emit the gradient of the weights as gradient^T patches."""
-        n, oh, ow, o = geometry.output
-        rows, taps = n * oh * ow, geometry.kernel**2
-        patches, result = x, target
-        if taps > 1 or geometry.stride > 1:
-            patches = Buffer(rows * taps * geometry.i)
-            self._emit(Code.PATCHES, x, *geometry.sizes, patches)
-        if taps > 1:
-            result = Buffer(o * taps * geometry.i)
-        product = onednn.transposed_product(rows, o, taps * geometry.i)
-        self._execute_primitive(
-            product, {onednn.SRC: gradient, onednn.WEIGHTS: patches, onednn.DST: result}
-        )
-        if taps > 1:
-            self._emit(Code.TRANSPOSE, result, target, o, taps, geometry.i)
-
-    def _needs_gradient(self, number: int) -> bool:
-        return number > 0 or self._input_gradient
-
-    # ------------------------------------------------------------ batch norms
 
     def _unit(self, unit: Unit) -> None:
         rows, channels = self._rows(unit.number)

@@ -1,0 +1,146 @@
+"""A convolution of a traced network and its gradients, written down as records.
+
+oneDNN computes most of them; own loops and matrix products take the place of its slow ones.
+"""
+
+from __future__ import annotations
+
+from ..symbol import Operation
+from . import onednn
+from .executor import Code
+from .places import Buffer, Place
+from .records import Records
+from .slots import Slots
+
+
+class Convolution:
+    """A convolution in a program.
+
+    Args:
+        records: where it is written.
+        slots: slots of what is outside of the program.
+        first: index of its weight among the parameters; a bias is the next one.
+        shape: shape of its input, [N, C, H, W].
+        operation: the operation of the trace.
+    """
+
+    def __init__(
+        self,
+        records: Records,
+        slots: Slots,
+        first: int,
+        shape: tuple[int, int, int, int],
+        operation: Operation,
+    ):
+        n, i, h, w = shape
+        kernel, stride, padding, groups, has_bias = operation.settings
+        o = operation.shape[1]
+        self._records, self._slots, self._first = records, slots, first
+        # several outputs of each channel: a depthwise convolution of as many copies of it
+        self._copies = o // i if groups == i < o else 1
+        if self._copies > 1:
+            i = groups = o
+        self._geometry = onednn.Geometry(n, h, w, i, o, kernel, stride, padding, groups, has_bias)
+        self._onednn = onednn.Convolution(self._geometry)
+        self._x = Buffer(0)
+
+    def forward(self, x: Buffer, y: Buffer) -> None:
+        """Compute y from x, which the gradient of the weight needs too."""
+        if self._copies > 1:
+            x, single = Buffer(x.size * self._copies), x
+            self._records.emit(Code.REPEAT, single, *self._single, self._copies, x)
+        self._x = x
+        convolution = self._onednn
+        if convolution.by_own_loops(convolution.forward):
+            self._records.emit(Code.DEPTHWISE, x, self._taps(), *self._geometry.sizes, y)
+            return
+        weight = self._reordered(convolution.to_forward, convolution.forward)
+        places = {onednn.SRC: x, onednn.WEIGHTS: weight, onednn.DST: y}
+        if self._geometry.bias:
+            places[onednn.BIAS] = self._slots.of("parameters", self._first + 1)
+        self._records.execute(convolution.forward, places)
+
+    def backward(self, gradient: Buffer, target: Buffer | None) -> None:
+        """Compute the gradients of the parameters, and in `target`, if given, that of the input."""
+        self._weight_gradient(gradient)
+        if target is None:
+            return
+        convolution = self._onednn
+        copies = Buffer(self._x.size) if self._copies > 1 else target
+        if convolution.by_own_loops(convolution.backward_data):
+            sizes = self._geometry.sizes
+            self._records.emit(Code.DEPTHWISE_DATA, gradient, self._taps(), *sizes, copies)
+        else:
+            weight = self._reordered(convolution.to_backward, convolution.backward_data)
+            self._records.execute(
+                convolution.backward_data,
+                {onednn.DIFF_DST: gradient, onednn.WEIGHTS: weight, onednn.DIFF_SRC: copies},
+            )
+        if copies is not target:
+            self._records.emit(Code.REPEAT_GRADIENT, copies, *self._single, self._copies, target)
+
+    @property
+    def _single(self) -> tuple[int, int]:
+        """Rows and channels of the input before it is copied."""
+        g = self._geometry
+        return g.n * g.h * g.w, g.i // self._copies
+
+    def _reordered(self, reorder: onednn.Primitive | None, primitive: onednn.Primitive) -> Place:
+        """Return the weight in the primitive's layout."""
+        weight = self._slots.of("parameters", self._first)
+        if reorder is None:
+            return weight
+        target = Buffer(primitive.memory[onednn.WEIGHTS].size // 4)
+        self._records.execute(reorder, {onednn.SRC: weight, onednn.DST: target})
+        return target
+
+    def _taps(self) -> Buffer:
+        """Return the weight of a depthwise convolution as [kernel, kernel, channels]."""
+        g = self._geometry
+        target = Buffer(g.o * g.kernel**2)
+        weight = self._slots.of("parameters", self._first)
+        self._records.emit(Code.TRANSPOSE, weight, target, 1, g.o, g.kernel**2)
+        return target
+
+    def _weight_gradient(self, gradient: Buffer) -> None:
+        convolution, g = self._onednn, self._geometry
+        target: Place = self._slots.of("parameter_gradients", self._first)
+        bias = self._slots.of("parameter_gradients", self._first + 1)
+        primitive, reorder = convolution.backward_weights, convolution.from_backward
+        if convolution.by_own_loops(primitive):
+            result = Buffer(g.o * g.kernel**2)
+            self._records.emit(Code.DEPTHWISE_WEIGHTS, self._x, gradient, *g.sizes, result)
+            self._records.emit(Code.TRANSPOSE, result, target, 1, g.kernel**2, g.o)
+            return
+        if convolution.weights_by_product:
+            self._weight_product(gradient, target)
+            if g.bias:
+                self._records.emit(Code.SUM_ROWS, gradient, gradient.size // g.o, g.o, bias)
+            return
+        weights = target
+        if reorder is not None:
+            weights = Buffer(primitive.memory[onednn.DIFF_WEIGHTS].size // 4)
+        places = {onednn.SRC: self._x, onednn.DIFF_DST: gradient, onednn.DIFF_WEIGHTS: weights}
+        if g.bias:
+            places[onednn.DIFF_BIAS] = bias
+        self._records.execute(primitive, places)
+        if reorder is not None:
+            self._records.execute(reorder, {onednn.SRC: weights, onednn.DST: target})
+
+    def _weight_product(self, gradient: Buffer, target: Place) -> None:
+        """Compute the gradient of the weight as gradient^T patches."""
+        g = self._geometry
+        n, oh, ow, o = g.output
+        rows, taps = n * oh * ow, g.kernel**2
+        patches, result = self._x, target
+        if taps > 1 or g.stride > 1:
+            patches = Buffer(rows * taps * g.i)
+            self._records.emit(Code.PATCHES, self._x, *g.sizes, patches)
+        if taps > 1:
+            result = Buffer(o * taps * g.i)
+        product = onednn.transposed_product(rows, o, taps * g.i)
+        self._records.execute(
+            product, {onednn.SRC: gradient, onednn.WEIGHTS: patches, onednn.DST: result}
+        )
+        if taps > 1:
+            self._records.emit(Code.TRANSPOSE, result, target, o, taps, g.i)

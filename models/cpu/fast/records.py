@@ -1,0 +1,39 @@
+"""The records that a program runs, as they are before memory has addresses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from . import onednn
+from .executor import Code
+from .places import Argument, Buffer, Place
+
+
+class Records:
+    """Instructions in their order.
+
+    Attributes:
+        rows: code, arguments, and all whose memory is used, of each record.
+        scratch: memory that oneDNN uses within a record.
+        kept: objects of oneDNN, which the records have the addresses of.
+    """
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[Code, tuple[Argument, ...], tuple[Argument, ...]]] = []
+        self.scratch = Buffer(0)
+        self.kept: list[object] = []
+
+    def emit(self, code: Code, *arguments: Argument, uses: Sequence[Argument] = ()) -> None:
+        """Append a record, which uses the memory of its arguments and of `uses`."""
+        self.rows.append((code, arguments, (*arguments, *uses)))
+
+    def execute(self, primitive: onednn.Primitive, places: dict[int, Place]) -> None:
+        """Append a computation of oneDNN on these places."""
+        self.kept.append(primitive)
+        scratch = primitive.memory[onednn.SCRATCHPAD]
+        self.scratch.size = max(self.scratch.size, scratch.size // 4)
+        places = {**places, onednn.SCRATCHPAD: self.scratch}
+        for argument, place in places.items():
+            self.emit(Code.HANDLE, primitive.memory[argument].handle, place)
+        arguments = primitive.handle, primitive.count, primitive.arguments
+        self.emit(Code.EXECUTE, *arguments, uses=tuple(places.values()))
