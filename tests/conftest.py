@@ -4,7 +4,6 @@ import importlib
 import os
 import signal
 
-import models
 from models import environment
 from models.repvgg import RepVGG
 from models.repvgg_plus import RepVGGPlus
@@ -14,8 +13,7 @@ import numpy as np
 import pytest
 
 import utils
-from tests.support import write_image_folder
-from weights import state
+from tests.support import change_architecture, write_image_folder
 
 environment.tune_for_training()
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two tests run at a time
@@ -62,10 +60,7 @@ def tiny():
 def small_repvgg_a0(monkeypatch):
     """Makes RepVGGA0 a network with few blocks and channels."""
     config = {"depths": (1, 2, 4, 1), "width": (0.25, 0.125, 0.125, 0.125)}
-    monkeypatch.setitem(models.registry._REGISTRY, "RepVGGA0", (RepVGG, config))
-    state.shapes_of.cache_clear()
-    yield
-    state.shapes_of.cache_clear()
+    change_architecture(monkeypatch, "RepVGGA0", RepVGG, config)
 
 
 @pytest.fixture

@@ -1,10 +1,15 @@
 """What several tests call."""
 
+import functools
 from pathlib import Path
+
+import models
 
 import cv2
 import numpy as np
 import pytest
+
+from weights import state
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -19,6 +24,13 @@ def slow_but(fast, values):
     """Values to parametrize a test with: `make test` runs it with those of `fast` alone."""
     assert all(v in values for v in fast)
     return [v if v in fast else pytest.param(v, marks=pytest.mark.slow) for v in values]
+
+
+def change_architecture(monkeypatch, arch, network, config):
+    """Replace what is registered as `arch`, for a test."""
+    monkeypatch.setitem(models.registry._REGISTRY, arch, (network, config))
+    shapes = functools.cache(state._shapes_and_head.__wrapped__)
+    monkeypatch.setattr(state, "_shapes_and_head", shapes)
 
 
 def write_image_folder(root, classes=("apple", "pear", "plum"), train=16, val=5, side=40):

@@ -56,15 +56,23 @@ def without_head(shapes: Mapping[str, Any], state_dict: Tensors) -> dict[str, An
     }
 
 
-@cache
 def shapes_of(arch: str, num_classes: int, form: str, **options: Any) -> Shapes:
     """Return name -> shape of all tensors of a network; `options` are those of models.create."""
+    shapes, head = _shapes_and_head(arch, form, **options)
+    return shapes | {name: (num_classes, *shapes[name][1:]) for name in head}
+
+
+@cache
+def _shapes_and_head(
+    arch: str, form: str, **options: Any
+) -> tuple[dict[str, tuple[int, ...]], list[str]]:
+    """Return the shapes of a network with 1,000 classes, and the tensors that depend on them."""
     with init.uninitialized():
-        model = models.create(arch, num_classes, deploy=form == "deploy", **options)
-    shapes = models.state_shapes(model)
+        model = models.create(arch, deploy=form == "deploy", **options)
+    shapes_and_head = models.state_shapes(model), models.head_names(model)
     del model
     gc.collect()  # a Module is in cycles, and large
-    return shapes
+    return shapes_and_head
 
 
 def fits(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:

@@ -8,12 +8,14 @@ import megengine as mge
 import numpy as np
 import pytest
 
+from tests.support import change_architecture
+
 
 @pytest.fixture
 def small(monkeypatch):
     """Makes RepLKNet31B one of few channels and blocks, its kernels and its stride as they are."""
     config = {"channels": (4, 8, 8, 16), "depths": (1, 1, 1, 1)}
-    monkeypatch.setitem(models.registry._REGISTRY, "RepLKNet31B", (RepLKNet, config))
+    change_architecture(monkeypatch, "RepLKNet31B", RepLKNet, config)
     monkeypatch.setattr(models, "BLOCKS", {})
 
 

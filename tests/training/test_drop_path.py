@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from megengine.autodiff import GradManager
 
+from tests.support import change_architecture
 from training import drop_path, low_memory, run_folder
 from weights import checkpoint
 
@@ -84,7 +85,7 @@ def test_less_memory_is_the_same_step(small, rng):
 @pytest.fixture
 def train(command, image_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(run_folder, "_curves", lambda _: b"")  # drawing takes longest
-    monkeypatch.setitem(models.registry._REGISTRY, "RepLKNet31B", (RepLKNet, SMALL))
+    change_architecture(monkeypatch, "RepLKNet31B", RepLKNet, SMALL)
     data = image_folder(tmp_path / "data", train=2, val=1)
     flags = ["--data", data, "--save", tmp_path, "--size", 32, "--batch-size", 6, "--workers", 0]
     return lambda *more: command("train", *flags, "--epochs", 2, "--tag", *more)

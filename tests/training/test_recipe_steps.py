@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from data.transforms import TORCHVISION
+from tests.support import change_architecture
 from training import loop, recipe, run_folder
 from training.schedule import SCHEDULES
-from weights import checkpoint, state
+from weights import checkpoint
 
 # arguments that make a family's network small, and as it is otherwise; of a network of each recipe
 SMALL = {
@@ -35,12 +36,10 @@ def small(monkeypatch):
 
     def make(arch):
         network, config = registry._REGISTRY[arch]
-        changed = (network, {**config, **SMALL.get(network.__name__, {})})
-        monkeypatch.setitem(registry._REGISTRY, arch, changed)
-        state.shapes_of.cache_clear()
+        smaller = {**config, **SMALL.get(network.__name__, {})}
+        change_architecture(monkeypatch, arch, network, smaller)
 
-    yield make
-    state.shapes_of.cache_clear()
+    return make
 
 
 def tiny_sizes(text):

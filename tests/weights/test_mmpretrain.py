@@ -9,6 +9,7 @@ from models import equivalence
 import numpy as np
 import pytest
 
+from tests.support import change_architecture
 from tests.weights.test_convert import GOLDEN, as_pth, numbered, state_of
 from weights import catalog, checkpoint, convert, entries, files, mmpretrain
 from weights.state import form_of, shapes_of
@@ -87,7 +88,7 @@ def test_a_backbone_has_no_classifier(arch, form, prefix):
 
 def test_their_deploy_form_of_d2se_is_another_network(command, tmp_path, monkeypatch):
     small = {"depths": (1, 1, 1, 1), "width": (0.25, 0.25, 0.25, 0.25), "se": "before"}
-    monkeypatch.setitem(models.registry._REGISTRY, "RepVGGD2se", (models.repvgg.RepVGG, small))
+    change_architecture(monkeypatch, "RepVGGD2se", models.repvgg.RepVGG, small)
     model = models.create("RepVGGD2se", 6)
     images = np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype(np.float32)
     equivalence.randomize(model, images)

@@ -12,6 +12,7 @@ import pytest
 
 import weights
 from data.transforms import BASECLS, TORCHVISION, Preprocessing
+from tests.support import change_architecture
 from tests.weights.test_convert import state_of
 from weights import checkpoint, convert, export
 from weights.channels import with_input_channels
@@ -24,7 +25,7 @@ SMALL = {"channels": (4, 8, 12, 16), "depths": (2, 2, 3, 2), "kernel_sizes": (9,
 @pytest.fixture
 def network(monkeypatch, rng):
     """A small RepLKNet31B, with one of its stages as long as its row has room for."""
-    monkeypatch.setitem(models.registry._REGISTRY, "RepLKNet31B", (RepLKNet, SMALL))
+    change_architecture(monkeypatch, "RepLKNet31B", RepLKNet, SMALL)
     model = models.create("RepLKNet31B", CLASSES)
     equivalence.randomize(model, rng.standard_normal((4, 3, 64, 64)).astype(np.float32))
     return model
