@@ -67,11 +67,15 @@ def _shapes_and_head(
     arch: str, form: str, **options: Any
 ) -> tuple[dict[str, tuple[int, ...]], list[str]]:
     """Return the shapes of a network with 1,000 classes, and the tensors that depend on them."""
-    with init.uninitialized():
-        model = models.create(arch, deploy=form == "deploy", **options)
-    shapes_and_head = models.state_shapes(model), models.head_names(model)
-    del model
-    gc.collect()  # a Module is in cycles, and large
+    gc.freeze()  # so that the collection below looks at the network alone
+    try:
+        with init.uninitialized():
+            model = models.create(arch, deploy=form == "deploy", **options)
+        shapes_and_head = models.state_shapes(model), models.head_names(model)
+        del model
+        gc.collect()  # a Module is in cycles, and large
+    finally:
+        gc.unfreeze()
     return shapes_and_head
 
 

@@ -44,6 +44,7 @@ def test_more_threads_than_cores(installed):
         against_pytorch.measure(POINT, count, 1)
 
 
+@pytest.mark.slow
 def test_both_variants_run_in_turns_on_the_same_cores(installed, monkeypatch):
     """PyTorch's place is taken by this project's own step."""
     monkeypatch.setattr(against_pytorch, "timm_name", lambda arch: arch)

@@ -6,9 +6,12 @@ import sys
 
 from models import create
 
+import pytest
+
 from tests.support import ROOT
 
 
+@pytest.mark.slow
 def test_the_gradients_of_a_network_are_averaged_by_all_workers():
     command = ["benchmark.py", "all-reduce", "--arch", "RepGhost050", "--ngpus", "2", "--json"]
     out = subprocess.check_output([sys.executable, *command, "--rounds", "2"], cwd=ROOT, text=True)

@@ -78,6 +78,7 @@ def test_every_published_accuracy_has_its_place():
     assert pictures.reported_accuracy("RepVGGplusL2pse") == (84.06, "320 px")
 
 
+@pytest.mark.slow
 def test_the_flags(command, tmp_path):
     scatter, forms = tmp_path / "scatter.png", tmp_path / "forms.png"
     quick = ("--arch", "RepGhost050", "--size", 32, "--rounds", 1, "--seconds", 0.01)

@@ -18,7 +18,12 @@ def test_small_networks_of_every_kind(tiny, images, kind):
     assert_same(model, images[:2])
 
 
-@pytest.mark.parametrize("arch", ["RepGhost050", "RepViTM0_6", "MobileOneS0", "FastViTT8"])
+@pytest.mark.parametrize(
+    "arch",
+    slow_but(
+        ["RepGhost050", "RepViTM0_6"], ["RepGhost050", "RepViTM0_6", "MobileOneS0", "FastViTT8"]
+    ),
+)
 @pytest.mark.parametrize("deploy", slow_but([False], [False, True]))
 def test_networks_of_the_other_families(arch, deploy, images):
     mge.random.seed(0)

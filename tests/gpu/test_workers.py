@@ -122,6 +122,7 @@ def test_a_killed_worker_ends_the_run_which_resumes_to_the_same_bits(train, tmp_
     assert equal(latest(tmp_path, "a"), latest(tmp_path, "b"))
 
 
+@pytest.mark.slow
 def test_a_traceback_comes_with_its_reason_last(train):
     run = train("--ngpus", "2", STAND_IN_RAISE="1 1")
     run.wait_for("epoch 1 step 1/3")

@@ -59,8 +59,8 @@ batch_norm, identity = reparam.batch_norm, reparam.identity
     "name, broken",
     [
         ("batch_norm", without_eps),
-        ("batch_norm", without_mean),
-        ("identity", without_identity),
+        pytest.param("batch_norm", without_mean, marks=pytest.mark.slow),
+        pytest.param("identity", without_identity, marks=pytest.mark.slow),
     ],
 )
 def test_verify_sees_a_broken_fusion(monkeypatch, command, name, broken):
@@ -128,6 +128,7 @@ def test_verify_takes_a_checkpoint(command, tmp_path, images):
     assert status == 2 and "is in deploy form, but the train form was expected" in err
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_verified_at_its_own_size(monkeypatch, command, tmp_path, images):
     model = models.create("RepGhost050", 10)
     equivalence.randomize(model, images)

@@ -69,7 +69,7 @@ def test_workers_clip_average_and_estimate_statistics_together(tmp_path):
     [
         ("raise", "worker 1: ValueError: invalid literal for int() with base 10: 'seven'"),
         pytest.param("exit", "worker 1: SystemExit: ", marks=pytest.mark.slow),
-        ("_exit", "worker 1 ended before its work was done"),
+        pytest.param("_exit", "worker 1 ended before its work was done", marks=pytest.mark.slow),
     ],
 )
 def test_a_worker_that_fails_ends_all(tmp_path, plan, reason):

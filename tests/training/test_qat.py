@@ -123,8 +123,8 @@ def network(tiny):
         ("qa, groups, se", 60),
         ("plus", 60),
         ("RepGhost050", 40),
-        ("RepViTM0_6", 24),
-        ("FastViTT8", 24),
+        pytest.param("RepViTM0_6", 24, marks=pytest.mark.slow),
+        pytest.param("FastViTT8", 24, marks=pytest.mark.slow),
     ],
 )
 def test_the_exported_network_gives_the_same_logits(network, kind, decibels):
@@ -212,6 +212,7 @@ def train(tiny, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_and_resumed_ends_with_the_same_bits(train, monkeypatch, tiny):
     straight = train("straight")
     assert straight.form == "train" and straight.activation_ranges["input"][0] < 0

@@ -41,6 +41,7 @@ def test_it_sees_each_image_in_its_own_normalization(file, rng):
     assert not same_order.flip and teacher.flip
 
 
+@pytest.mark.slow
 def test_teachers_are_told_apart_by_their_content(file, tmp_path):
     path, model = file
     copy, other = tmp_path / "copy.pkl", tmp_path / "other.pkl"

@@ -88,6 +88,7 @@ def test_another_layout_tells_its_channels():
     assert checkpoint.of_foreign(foreign, "a.pth").preprocessing.channels == 4
 
 
+@pytest.mark.slow
 def test_the_commands_follow(command, saved, tmp_path):
     """Convert, verify, export, quantize, test and predict a network for grey images."""
     grey = tmp_path / "grey.pkl"

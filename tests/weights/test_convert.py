@@ -123,8 +123,6 @@ FAST = {  # a source each
     "dingxiaoh-deploy-RepVGG-A0",
     "timm-repvgg_a1",
     "apple-s1",
-    "repvit-repvit_m0_9_distill",
-    "repghost-repghostnet_1_0x",
     "mmpretrain-repvgg-A0",
 }
 
@@ -340,7 +338,7 @@ def test_baseclss_deployed_networks_keep_their_branches_and_lose_the_copy(networ
         convert.recognize(tensors | copies, "file")
 
 
-@pytest.mark.parametrize("source", ["repghost", "timm"])
+@pytest.mark.parametrize("source", slow_but(["timm"], ["repghost", "timm"]))
 def test_repghosts_own_deploy_form_has_batch_norms_left(source):
     """The branches of each ghost module are fused by them, nothing else is."""
     tensors, archive = golden("repghost-repghostnet_1_0x")
