@@ -67,7 +67,9 @@ def train(args: argparse.Namespace, workers: Workers) -> int:
     folder = folders.open_folder(args, seen, silent=workers.rank > 0, stride=stride)
     before = network.saved if resume_from is not None else None
     try:
-        trainer = start.make_trainer(args, network, train_set, val_set, folder, workers)
+        with cpu.using(resume.way_to_compute(before, args.low_memory)):
+            trainer = start.make_trainer(args, network, train_set, val_set, folder, workers)
+        # which may have switched --low-memory on
         with cpu.using(resume.way_to_compute(before, args.low_memory)):
             if resume_from is not None:
                 best = folders.best_of(resume_from, folder)

@@ -18,8 +18,7 @@ from tests.support import change_architecture, write_image_folder
 environment.tune_for_training()
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two tests run at a time
 
-# a shell's background job or nohup, under which these tests may run, ignores these signals; so would
-# what they start
+# a shell's background job ignores Ctrl-C, and nohup SIGHUP: these tests and what they start do not
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 

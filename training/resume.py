@@ -81,7 +81,7 @@ def check(
         f"warning: {name} was {before.get(name)} and is now {version}: "
         "the result may differ in the last bits"
         for name, version in now["versions"].items()
-        if before.get(name) != version
+        if before.get(name, version) != version  # older runs do not record everything
     ]
 
 

@@ -132,11 +132,11 @@ def versions() -> dict[str, str]:
     import megengine
     import numpy
 
-    compiled = {}
-    if cpu.path() == "fast" and cpu.is_used():
-        from models.cpu.fast import libraries
+    way, compiled = cpu.path(), {}
+    if way == "fast" and cpu.is_used():
+        from models.cpu import fast
 
-        compiled["threads"] = str(libraries.threads())
+        way, compiled = ("fast", fast.versions()) if fast.available() else ("matmul", {})
     return {
         "python": platform.python_version(),
         "megengine": megengine.__version__,
@@ -144,7 +144,7 @@ def versions() -> dict[str, str]:
         "opencv": cv2.__version__,
         "MKL_DEBUG_CPU_TYPE": os.environ.get("MKL_DEBUG_CPU_TYPE", ""),
         "processor": platform.machine(),
-        "REPARAM_CPU": cpu.path(),
+        "REPARAM_CPU": way,
         **compiled,
     }
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 from megengine import Tensor
 
 if TYPE_CHECKING:
@@ -60,8 +61,10 @@ class Trace:
         return Symbol(self, len(self.operations) - 1)
 
     def use(self, *parameters: Tensor) -> None:
-        """Add parameters. Raises Untraceable for one that was used before."""
+        """Add parameters. Raises Untraceable for one that was used before or is not float32."""
         for parameter in parameters:
+            if parameter.dtype != np.float32:
+                raise Untraceable(f"a parameter is {parameter.dtype}")
             if id(parameter) in self._used:
                 raise Untraceable("a parameter is used twice")
             self._used.add(id(parameter))
@@ -90,6 +93,7 @@ class Symbol:
         (padding, padding_w), dilation = module.padding, tuple(module.dilation)
         if (kernel, stride, padding) != (kernel_w, stride_w, padding_w) or dilation != (1, 1):
             raise Untraceable("a convolution is not square, or dilated")
+        self._check_channels(module.in_channels)
         has_bias = module.bias is not None
         self.trace.use(module.weight, *((module.bias,) if has_bias else ()))
         n, _, h, w = self.shape
@@ -106,9 +110,15 @@ class Symbol:
         """Record a batch norm in training mode."""
         if not module.training or module.freeze or module.all_reduce is not None:
             raise Untraceable("a batch norm does not use the statistics of this batch alone")
+        self._check_channels(module.num_features)
         self.trace.use(module.weight, module.bias)
         self.trace.norms.append(module)
         return self.trace.record("norm", (self,), self.shape)
+
+    def _check_channels(self, expected: int) -> None:
+        # compiled code reads as many numbers of a parameter as the map's channels ask for
+        if self.shape[1] != expected or self.shape[0] == 0:
+            raise Untraceable(f"a map is {self.shape}, but {expected} channels were expected")
 
     def activation(self, kind: str) -> Symbol:
         """Record "relu", "gelu", "sigmoid", "hard_sigmoid" or "negative"."""

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import models
 from models import cpu
+from models.cpu import fast
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from data.augment import Augmentation
 from data.datasets import Dataset
 from data.loader import Loader
 from data.transforms import Preprocessing
-from training import resume
+from training import resume, start
 from training.groups import Data
 from training.settings import Settings
 from utils import UserError
@@ -66,6 +67,34 @@ def test_a_run_computes_as_before(saved, monkeypatch):
     assert resume.way_to_compute(saved(), low_memory=True) == "stock"
     (warning,) = resume.check(matmul, SETTINGS, data())
     assert warning.startswith("warning: REPARAM_CPU was matmul and is now stock: ")
+
+
+def test_a_run_without_compiled_programs_says_so(saved, monkeypatch):
+    monkeypatch.delenv("REPARAM_CPU", raising=False)
+    monkeypatch.setattr(fast, "available", lambda: False)
+    versions = saved().training["versions"]
+    assert versions["REPARAM_CPU"] == "matmul" and not versions.keys() & {"numba", "threads"}
+
+
+def test_the_memory_is_estimated_for_the_way_in_which_the_run_goes_on(
+    command, image_folder, tmp_path, monkeypatch
+):
+    monkeypatch.delenv("REPARAM_CPU", raising=False)
+    record = resume.record(SETTINGS, data())
+    record["versions"]["REPARAM_CPU"] = "matmul"
+    path = tmp_path / "latest.pkl"
+    model = models.create("RepGhost050", 3)
+    checkpoint.save(checkpoint.of_model(model, PREPROCESSING, ["a", "b", "c"], record), path)
+    ways = []
+
+    def seen(*_):
+        ways.append(cpu.path())
+        raise UserError("enough")
+
+    monkeypatch.setattr(start, "_memory_is_short", seen)
+    flags = ["--data", image_folder(), "--save", tmp_path, "--arch", "RepGhost050"]
+    status, _, err = command("train", *flags, "--resume", path)
+    assert status == 2 and ways == ["matmul"], err
 
 
 @pytest.mark.parametrize(

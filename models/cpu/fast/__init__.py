@@ -9,10 +9,14 @@ share). network.py makes this a function that MegEngine can differentiate, on me
 (memory.py).
 """
 
+import contextlib
+
 from . import libraries
 
-libraries.configure_numba()
+with contextlib.suppress(libraries.NotAvailable):  # `available` says it
+    libraries.configure_numba()
 
-from .rules import covers, maps  # noqa: E402
+from .libraries import versions
+from .rules import available, covers, maps
 
-__all__ = ["covers", "maps"]
+__all__ = ["available", "covers", "maps", "versions"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import os
@@ -20,15 +21,12 @@ class NotAvailable(Exception):
 
 @cache
 def load() -> ctypes.CDLL:
-    """Load oneDNN and return it. Raises NotAvailable when a wheel or an instruction set is missing.
+    """Load oneDNN and return it. Raises NotAvailable when something that it needs is missing.
 
     oneDNN and numba need GNU's OpenMP under its plain name, libgomp.so.1, which the system may not
     have. scikit-learn's wheel brings it under a name of its own.
     """
-    try:
-        import numba
-    except ImportError:
-        raise NotAvailable("numba is not installed") from None
+    configure_numba()
     if sys.platform != "linux" or os.uname().machine != "x86_64":
         raise NotAvailable("the libraries are made for Linux on x86-64")
     if "avx2" not in Path("/proc/cpuinfo").read_text():
@@ -41,6 +39,8 @@ def load() -> ctypes.CDLL:
         onednn = ctypes.CDLL(str(library))
     except OSError as error:
         raise NotAvailable(f"oneDNN cannot be loaded: {error}") from None
+    import numba
+
     config: Any = numba.config
     if not Path(config.CACHE_DIR).is_dir():
         print(
@@ -51,32 +51,54 @@ def load() -> ctypes.CDLL:
 
 
 def configure_numba() -> None:
-    """Let numba use the same OpenMP, and keep what it compiles in the virtual environment.
+    """Let numba use the same OpenMP, and keep what it compiles.
 
-    numba looks when a function is decorated, so this comes first. It compiles again by itself for
-    another processor. The folder is named by the sources, since a function is not compiled again
-    when another one that it calls has changed. Where the environment cannot be written, a folder of
-    the user takes its place, with what the environment has.
+    numba looks when a function is decorated, so this comes first. Raises NotAvailable without
+    numba or without a folder.
     """
     try:
         import numba
     except ImportError:
-        return  # `load` says so
+        raise NotAvailable("numba is not installed") from None
 
     config: Any = numba.config
     config.THREADING_LAYER = "omp"
     if "NUMBA_CACHE_DIR" not in os.environ:
-        files = sorted(Path(__file__).parent.glob("*.py"))
-        sources = [file.read_bytes() for file in files]
-        name = Path("numba", hashlib.sha256(b"".join(sources)).hexdigest()[:12])
-        folder = sys.prefix / name
-        if not os.access(sys.prefix, os.W_OK):
-            caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-            users = Path(caches, "reparam-megengine").expanduser() / name
-            if folder.is_dir() and not users.is_dir():  # numba reads only what it can write
-                shutil.copytree(folder, users)
-            folder = users
-        config.CACHE_DIR = str(folder)
+        config.CACHE_DIR = str(_cache_folder())
+
+
+def _cache_folder() -> Path:
+    """Return where numba keeps what it compiles: in the virtual environment, or else the user's.
+
+    numba compiles again by itself for another processor. The folder is named by the sources, since
+    a function is not compiled again when another one that it calls has changed. Where the
+    environment cannot be written, a folder of the user takes its place, with what the environment
+    has, as numba reads only what it can write. Raises NotAvailable when there is no such folder.
+    """
+    sources = [file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py"))]
+    name = Path("numba", hashlib.sha256(b"".join(sources)).hexdigest()[:12])
+    folder = sys.prefix / name
+    if os.access(sys.prefix, os.W_OK):
+        return folder
+    try:
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        users = caches / "reparam-megengine" / name
+        users.parent.mkdir(parents=True, exist_ok=True)
+        if folder.is_dir() and not users.is_dir():
+            with tempfile.TemporaryDirectory(dir=users.parent) as copy:
+                shutil.copytree(folder, copy, dirs_exist_ok=True)
+                with contextlib.suppress(OSError):  # another process was first
+                    os.replace(copy, users)
+    except (OSError, RuntimeError) as error:
+        raise NotAvailable(
+            f"there is no folder to keep them in ({error}); set XDG_CACHE_HOME to one that can be "
+            "written"
+        ) from None
+    if not os.access(users.parent, os.W_OK):
+        raise NotAvailable(
+            f"{users.parent} cannot be written; set XDG_CACHE_HOME to another folder"
+        )
+    return users
 
 
 def set_threads() -> None:
@@ -102,8 +124,15 @@ def threads() -> int:
 
     The cores are those that this process may use. Results have the same bits for the same number.
     """
-    count = os.environ.get("OMP_NUM_THREADS", "")
+    count = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     return int(count) if count.isdigit() and int(count) else len(os.sched_getaffinity(0))
+
+
+def versions() -> dict[str, str]:
+    """Return what decides the bits of a result: libraries, instruction set, number of threads."""
+    packages = {name: metadata.version(name) for name in ("numba", "llvmlite", "onednn-cpu-gomp")}
+    wide = "avx512f" in Path("/proc/cpuinfo").read_text()
+    return {**packages, "instructions": "avx512" if wide else "avx2", "threads": str(threads())}
 
 
 def _file_of(package: str, name: str) -> Path:

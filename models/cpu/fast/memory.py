@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
+import threading
 import weakref
 from collections.abc import Iterable, Sequence
 from math import prod
@@ -95,6 +96,7 @@ class Block:
 
 # Blocks whose tensors MegEngine may still use, whatever became of the pools that they are of.
 _lent: list[Block] = []
+_lock = threading.Lock()  # networks may be trained in several threads
 # What MegEngine's threads may use while the interpreter ends is never freed.
 for _immortal in (_lent, _dropped):
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(_immortal))
@@ -116,7 +118,8 @@ class Pool:
         """Return a free block, which is lent from now on."""
         block = self.free.pop() if self.free else Block(self)
         block.lend()
-        _lent.append(block)
+        with _lock:
+            _lent.append(block)
         return block
 
     def release(self, block: Block) -> None:
@@ -126,11 +129,12 @@ class Pool:
 
 def settle() -> None:
     """Wait for all that MegEngine has queued; then release the blocks dropped before that."""
-    dropped = [block for block in _lent if block.is_dropped]
-    full_sync()
-    if dropped:
-        _lent[:] = [block for block in _lent if block not in dropped]
-        for block in dropped:
-            pool = block.pool()
-            if pool is not None:
-                pool.release(block)
+    with _lock:
+        dropped = [block for block in _lent if block.is_dropped]
+        full_sync()
+        if dropped:
+            _lent[:] = [block for block in _lent if block not in dropped]
+    for block in dropped:
+        pool = block.pool()
+        if pool is not None:
+            pool.release(block)

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import megengine as mge
+import megengine.module as M
 from megengine.autodiff import Function
 from megengine.core._imperative_rt.core2 import get_grad_key
+from megengine.utils.naming import AutoNaming
 
 from ..symbol import Trace, Untraceable
 from . import memory
@@ -45,8 +48,8 @@ class Compiled:
         self._idle.append(program)
 
 
-# The most recently used ones, each of which keeps memory for all maps of a batch.
-_compiled: OrderedDict[tuple, Compiled] = OrderedDict()
+# model -> its most recently used ones, each of which keeps memory for all maps of a batch
+_compiled: WeakKeyDictionary[M.Module, OrderedDict[tuple, Compiled]] = WeakKeyDictionary()
 _KEPT = 2
 
 
@@ -109,24 +112,27 @@ def trace(
     Raises symbol.Untraceable when it does what no program can.
     """
     recorded = Trace(shape)
+    depth = len(AutoNaming.scopes)
     try:
         outputs = [symbol.number for symbol in network(recorded.input)]
     except Untraceable:
         raise
     except Exception as error:  # such as MegEngine's own, of a function that got a symbol
         raise Untraceable(f"a network does not take a symbol: {error}") from error
+    finally:
+        while len(AutoNaming.scopes) > depth:  # of modules that an exception has left
+            AutoNaming.pop_scope()
     return recorded, outputs
 
 
-def run(trace: Trace, outputs: list[int], x: mge.Tensor) -> list[mge.Tensor]:
-    """Return the maps that a trace returns for images; they can be differentiated."""
+def run(model: M.Module, trace: Trace, outputs: list[int], x: mge.Tensor) -> list[mge.Tensor]:
+    """Return the maps that a trace of a model returns for images; they can be differentiated."""
     input_gradient = get_grad_key((x,)) is not None
     key = tuple(trace.operations), tuple(outputs), input_gradient
-    compiled = _compiled.get(key)
-    if compiled is None:
-        while len(_compiled) >= _KEPT:
-            _compiled.popitem(last=False)
-        compiled = _compiled[key] = Compiled(trace, outputs, input_gradient)
-    _compiled.move_to_end(key)
+    recent = _compiled.setdefault(model, OrderedDict())
+    compiled = recent.pop(key, None) or Compiled(trace, outputs, input_gradient)
+    recent[key] = compiled
+    if len(recent) > _KEPT:
+        recent.popitem(last=False)
     function = _Maps(compiled, trace, len(outputs), input_gradient)
     return list(function(x, *trace.parameters))

@@ -7,6 +7,7 @@ reordered from and to MegEngine's.
 from __future__ import annotations
 
 import ctypes
+import weakref
 from ctypes import POINTER, byref, c_char_p, c_int, c_int64, c_size_t, c_void_p
 from functools import cache
 from typing import NamedTuple
@@ -85,6 +86,8 @@ def library() -> ctypes.CDLL:
         "dnnl_matmul_primitive_desc_create": [pointer, c_void_p, md, md, md, md, c_void_p],
         "dnnl_reorder_primitive_desc_create": [pointer, md, c_void_p, md, c_void_p, c_void_p],
     }  # fmt: skip
+    for kind in ("memory", "primitive", "primitive_desc"):
+        signatures[f"dnnl_{kind}_destroy"] = [c_void_p]
     for name, types in signatures.items():
         getattr(lib, name).argtypes = types
     lib.dnnl_primitive_desc_query.argtypes = [c_void_p, c_int, c_int, POINTER(c_char_p)]
@@ -123,6 +126,11 @@ def _attributes() -> int:
     return attributes
 
 
+def _destroyed_with(owner: object, function: str, handle: int) -> None:
+    """Call a function of oneDNN with a handle when its owner is gone, but for the program's end."""
+    weakref.finalize(owner, getattr(library(), function), handle).atexit = False
+
+
 def _numbers(*values: int) -> ctypes.Array:
     return (c_int64 * len(values))(*values)
 
@@ -149,6 +157,7 @@ class Memory:
 
     def __init__(self, layout: int):
         self.handle = _created("dnnl_memory_create", layout, engine(), None)
+        _destroyed_with(self, "dnnl_memory_destroy", self.handle)
         self.size = library().dnnl_memory_desc_get_size(layout)  # bytes
 
 
@@ -163,6 +172,8 @@ class Primitive:
     def __init__(self, description: int, layouts: dict[int, int]):
         self.implementation = _implementation(description)
         self.handle = _created("dnnl_primitive_create", description)
+        _destroyed_with(self, "dnnl_primitive_destroy", self.handle)
+        _destroyed_with(self, "dnnl_primitive_desc_destroy", description)
         scratchpad = library().dnnl_primitive_desc_query_md(description, _QUERY[SCRATCHPAD], 0)
         self.memory = {
             argument: Memory(layout)

@@ -55,11 +55,6 @@ class Program:
         if executor.run(records, self.slots, self._execute, self._set_handle, stream):
             raise onednn.Error("oneDNN could not execute a convolution")
 
-    @property
-    def memory(self) -> int:
-        """Bytes of the program's own memory."""
-        return self._arena.nbytes
-
     def _place(self, written: Writer) -> None:
         """Give every buffer its address in a new arena."""
         buffers: dict[Buffer, None] = {}
@@ -69,8 +64,6 @@ class Program:
                     buffers[buffer] = None
                     buffer.first = position
                 buffer.last = position
-        scratch = written.records.scratch
-        scratch.first, scratch.last = 0, len(written.records.rows)
         size = arrange(list(buffers))
         self._arena, start = aligned(size, 4096)
         for buffer in buffers:

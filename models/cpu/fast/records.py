@@ -31,7 +31,7 @@ class Records:
         """Append a computation of oneDNN on these places."""
         self.kept.append(primitive)
         scratch = primitive.memory[onednn.SCRATCHPAD]
-        self.scratch.size = max(self.scratch.size, scratch.size // 4)
+        self.scratch.size = max(self.scratch.size, -(-scratch.size // 4))
         places = {**places, onednn.SCRATCHPAD: self.scratch}
         for argument, place in places.items():
             self.emit(Code.HANDLE, primitive.memory[argument].handle, place)

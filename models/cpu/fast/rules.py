@@ -22,11 +22,12 @@ from . import libraries
 
 
 @cache
-def _available() -> bool:
+def available() -> bool:
     """Return whether programs can be run here; say so once, on stderr, if not."""
     try:
         libraries.load()
-    except libraries.NotAvailable as reason:
+        from . import network  # noqa: F401  (what it needs is compiled now, or read)
+    except Exception as reason:  # numba's of a damaged cache are of many kinds
         print(f"training without compiled programs, which are faster: {reason}", file=sys.stderr)
         return False
     return True
@@ -60,7 +61,7 @@ def maps(
         return None
     from . import network
 
-    return network.run(*traced, x)
+    return network.run(model, *traced, x)
 
 
 def covers(
@@ -78,8 +79,10 @@ def _traced(
         return None
     if not model.training or x.dtype != np.float32 or amp.enabled:
         return None
-    _, hooks = _hooks.get(model) or ((), _list_hooks(model))
-    if any(hooks) or not _available():
+    _, hooks = _hooks.get(model) or ((), [])
+    if (any(hooks) or not hooks) and any(_list_hooks(model)):
+        return None
+    if not available():
         return None
     from . import network
 
