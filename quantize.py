@@ -182,13 +182,14 @@ def write_trained(args: argparse.Namespace, target: Path) -> int:
     """Write the int8 network of a checkpoint of train.py --qat, with the ranges of its training."""
     bounds = source.trained_ranges(args.model, args.arch)
     model, preprocessing, metadata = _read(args)
+    test = _test_set(args, metadata)
     scheme = Scheme(dialect=DIALECTS[args.target])
     proto = source.with_trained_ranges(args.model, model, bounds, scheme)
     settings = {"weights": "per-channel", "clip": "trained", **_target_setting(args)}
     proto.metadata_props.add(key="quantization", value=json.dumps(settings))
     shape = (1, preprocessing.channels, preprocessing.size, preprocessing.size)
     _write(proto, target, np.zeros(shape, np.float32), scheme.dialect)
-    test, rows = _test_set(args, metadata), []
+    rows = []
     if test is not None:
         networks = {"float": model, "W8A8 per-channel, trained": proto}
         rows = report.compare(networks, _batches(test, preprocessing))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,6 +16,7 @@ from data.loader import Loader
 from data.transforms import Preprocessing
 from deployment.int8 import calibration, ptq, report, source
 from deployment.int8.dialects import DIALECTS, Scheme
+from utils import UserError
 from weights import preprocessing as said
 
 from .inference import latency
@@ -32,11 +34,11 @@ def measure(args: argparse.Namespace, after: Callable[[], object] = lambda: None
     network's class, top-1 and top-5 on --data, and images/s on one thread under each of `RUNTIMES`;
     what was not measured is None. `after` is called after each network.
     """
-    trained = dict(_trained(args))
+    networks = [source.read(path, None, said.of_flags(args)) for path in args.model]
+    trained = _trained(args, {_kind(net.metadata) for net in networks})
     rows = []
-    for path in args.model:
-        net = source.read(path, None, said.of_flags(args))
-        rows += _rows(net, trained.get(net.metadata["arch"], {}), args)
+    for net in networks:
+        rows += _rows(net, trained.pop(_kind(net.metadata), {}), args)
         after()
     return rows
 
@@ -80,18 +82,38 @@ def schemes(
     full = replace(ours.scheme, limited=False)
     networks["ours, full range"] = ptq.quantize(model, images, full, ours.clip).to_qdq()
     for target in targets:
-        scheme = Scheme(limited=False, dialect=DIALECTS[target])
+        dialect = DIALECTS[target]  # as quantize.py --target writes it
+        scheme = Scheme(limited=dialect.saturates, dialect=dialect)
         networks[f"ours, {target}"] = ptq.quantize(model, images, scheme).to_qdq()
     return networks
 
 
-def _trained(args: argparse.Namespace) -> Iterator[tuple[str, dict[str, onnx.ModelProto]]]:
-    """Yield the architecture and the int8 network of each checkpoint of --qat."""
+def _trained(
+    args: argparse.Namespace, kinds: set[tuple]
+) -> dict[tuple, dict[str, onnx.ModelProto]]:
+    """Return the int8 network of each checkpoint of --qat, by what `_kind` returns.
+
+    Raises UserError when two are of one kind, or one is of none of `kinds`, those of --model.
+    """
+    trained: dict[tuple, dict[str, onnx.ModelProto]] = {}
     for path in args.qat:
         bounds = source.trained_ranges(path, None)
         model, _, metadata = source.read(path, None, said.of_flags(args))
+        kind = _kind(metadata)
+        if kind not in kinds or kind in trained:
+            which = "another --qat file is" if kind in trained else "no --model is"
+            raise UserError(
+                f"--qat {path} is of {metadata['arch']} for {metadata['num_classes']} classes, and "
+                f"{which}; give one of each for the same classes"
+            )
         int8 = source.with_trained_ranges(path, model, bounds, Scheme())
-        yield metadata["arch"], {"trained by --qat": int8}
+        trained[kind] = {"trained by --qat": int8}
+    return trained
+
+
+def _kind(metadata: Mapping[str, Any]) -> tuple:
+    """Return what a network and the one that --qat has made of it have in common."""
+    return metadata["arch"], metadata["num_classes"], tuple(metadata["classes"] or ())
 
 
 def _batches(test: datasets.Dataset, preprocessing: Preprocessing) -> Iterator:

@@ -274,6 +274,11 @@ def test_after_training_for_int8_no_images_are_needed(command, trained, photos, 
     types = {tensor.data_type for tensor in onnx.load(other).graph.initializer}
     assert onnx.TensorProto.INT8 in types and onnx.TensorProto.UINT8 not in types
 
+    before = sorted(tmp_path.rglob("*"))
+    flags = ["--model", trained, "--out", tmp_path / "new.onnx", "--data", tmp_path / "none"]
+    status, _, err = command("quantize", *flags)
+    assert status == 2 and "none" in err and sorted(tmp_path.rglob("*")) == before
+
     found.activation_ranges.pop("input")
     checkpoint.save(found, trained)
     status, _, err = command("quantize", "--model", trained, "--out", out)

@@ -46,9 +46,9 @@ class Settings:
         return selected
 
 
-def _process(candidate: Candidate, threads: int, batch: int, size: int) -> Process:
+def _process(candidate: Candidate, threads: int, batch: int, channels: int, size: int) -> Process:
     """Start a process that runs benchmarks.inference.worker."""
-    numbers = map(str, (threads, candidate.streams, batch, size))
+    numbers = map(str, (threads, candidate.streams, batch, channels, size))
     module = "benchmarks.inference.worker"
     return Process(
         f"{candidate.variant} ({candidate.source})",
@@ -79,6 +79,7 @@ def measure(
     size: int,
     settings: Settings,
     after_turn: Callable[[], object] = lambda: None,
+    channels: int = 3,
 ) -> list[Measured]:
     """Prepare the candidates and measure them in turns, each with `threads` threads per stream.
 
@@ -89,7 +90,7 @@ def measure(
     measured = [Measured(candidate, []) for candidate in candidates]
     with ExitStack() as stack:
         workers = [
-            stack.enter_context(_process(candidate, threads, batch, size))
+            stack.enter_context(_process(candidate, threads, batch, channels, size))
             for candidate in candidates
         ]
         for worker in workers:

@@ -222,7 +222,7 @@ def read_labels(path: str | PathLike) -> dict[str, int]:
     Raises UserError when the file cannot be read or has other lines.
     """
     try:
-        lines = Path(path).read_text().splitlines()
+        lines = Path(path).read_text(errors="surrogateescape").splitlines()
         pairs = [line.rsplit(maxsplit=1) for line in lines if line.strip()]
         return {_key(name): int(label) for name, label in pairs}
     except OSError as error:

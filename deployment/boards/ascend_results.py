@@ -137,7 +137,7 @@ def frames_per_second(perf_file: str | PathLike, chip: str) -> tuple[str, float]
             rate = float(summary["throughput"])
             # the throughput is 1000 * batch size / mean time
             batch = round(rate * float(summary["NPU_compute_time"]["mean"]) / 1000)
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise UserError(f"{perf_file} is no summary of ais_bench") from None
         return str(batch), rate * cores
     try:

@@ -75,6 +75,8 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     for option in (KITS[args.kit][0], "out"):
         if not getattr(args, option):
             parser.error(f"--kit {args.kit} needs --{option}, a folder")
+    if args.labels and not args.data:
+        parser.error("--labels needs --data, the folder of the images that it names")
     for option in _DECIDED:
         if getattr(args, option) != parser.get_default(option):
             flag = option.replace("_", "-")

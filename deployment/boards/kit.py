@@ -74,6 +74,6 @@ def write_scripts(
         **network_settings(preprocessing),
         "classes": datasets.class_names((metadata or {}).get("classes"), model.num_classes),
     }
-    text = json.dumps(network, indent=1, ensure_ascii=False)
+    text = json.dumps(network, indent=1)
     (folder / NETWORK).write_text(text + "\n", encoding="utf-8")
     return ["classify.py", "program.py", "pixels.py", NETWORK]

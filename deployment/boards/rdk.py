@@ -21,6 +21,7 @@ from data.decoding import decode
 from data.transforms import Preprocessing
 from deployment.int8 import calibration, graph, ptq
 from deployment.onnx_graph import to_onnx
+from utils import UserError
 
 from . import kit, sensitivity
 from .rdk_zoo import MARCHES, names_of
@@ -141,11 +142,16 @@ def write_kit(
         int16: number of operators to compute in int16, the most sensitive ones (default: those that
             the zoo names).
 
-    Raises UserError when there are no images, an image is broken, or the folder cannot be written;
-    nothing is left behind then.
+    Raises UserError when the size is odd, there are no images, an image is broken, or the folder
+    cannot be written; nothing is left behind then.
     """
     from deployment.onnx_export import export_onnx
 
+    if preprocessing.size % 2:
+        raise UserError(
+            f"the size is {preprocessing.size}, but NV12 images have even sides; give --size "
+            f"{preprocessing.size - 1} or {preprocessing.size + 1}"
+        )
     files = calibration.files(images, count)
     variant = models.variant_name(model.arch, model.options)
     names = names_of(variant, preprocessing.size, board)
@@ -181,7 +187,7 @@ def write_kit(
         pixels.mkdir()
         for name, file in zip(sources.stems(files), files, strict=True):
             calibration_pixels(decode(file), preprocessing).tofile(pixels / f"{name}.rgb")
-        sample = calibration.files(images, min(count, _IMAGES_FOR_RANGES))
+        sample = calibration.evenly(files, _IMAGES_FOR_RANGES)
         normalized = _normalized(sample, preprocessing)
         quantized = _equalize(folder / names["onnx"], normalized)
         if int16:
@@ -231,7 +237,7 @@ def _most_sensitive(
     later = to_onnx(model, images.shape[2:], 13, "batch", "data", "output")
     model.train(training)
     later = graph.with_weights(later, graph.weights(quantized.model))
-    images = images[:_IMAGES_FOR_SENSITIVITY]
+    images = calibration.evenly(images, _IMAGES_FOR_SENSITIVITY)
     expected = graph.logits(graph.for_any_batch(quantized.equalized), images)
     return sensitivity.most_sensitive(later, quantized.bounds, images, expected, count)
 

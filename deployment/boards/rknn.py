@@ -41,7 +41,7 @@ In this folder:
 
 Convert on a PC (x86-64), in an environment of its own:
 
-  python3 -m venv rknn && rknn/bin/pip install rknn-toolkit2
+  python3 -m venv rknn && rknn/bin/pip install rknn-toolkit2==2.5.0
   rknn/bin/python convert.py --target rk3588
   rknn/bin/python convert.py --target rk3588 --algorithm kl_divergence
   rknn/bin/python convert.py --target rk3588 --qdq {arch}-int8.onnx

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -24,8 +25,14 @@ def files(source: str | Path, count: int) -> list[ImageFile]:
     available = readers.find_images(source)
     if not available:
         raise UserError(f"there are no images in {source}; give some; 64 suffice")
-    count = min(count, len(available))
-    return [available[i * len(available) // count] for i in range(count)]
+    return evenly(available, count)
+
+
+def evenly(items: Sequence[Any], count: int) -> Sequence[Any]:
+    """Return `count` of some items, evenly from all of them; all if there are fewer."""
+    count = min(count, len(items))
+    chosen = [i * len(items) // count for i in range(count)]
+    return items[chosen] if isinstance(items, np.ndarray) else [items[i] for i in chosen]
 
 
 def read(files: Sequence[ImageFile], preprocessing: Preprocessing) -> np.ndarray:

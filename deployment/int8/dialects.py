@@ -73,6 +73,8 @@ class Dialect:
             addition and ReLU in one kernel; otherwise both operands and the sum have one.
         before_pools: whether the input of a global average pooling has a pair.
         before_flatten: whether a pair stands in front of a Flatten instead of behind it.
+        whole_pools: whether a global average pooling that reads int8 has to write int8, so that one
+            whose output has no pair reads its input as it is.
         batch: batch size of the file; None for any.
     """
 
@@ -85,6 +87,7 @@ class Dialect:
     skip_alone: bool = False
     before_pools: bool = False
     before_flatten: bool = False
+    whole_pools: bool = False
     batch: int | None = None
 
 
@@ -101,8 +104,9 @@ DIALECTS = {  # value of quantize.py --target
         skip_alone=True,
         before_pools=True,
         before_flatten=True,
+        whole_pools=True,
     ),
-    "rknn": Dialect("RKNN-Toolkit2", range(13, 20), before_flatten=True, batch=1),
+    "rknn": Dialect("RKNN-Toolkit2", range(13, 20), before_flatten=True, whole_pools=True, batch=1),
 }
 
 

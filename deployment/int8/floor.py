@@ -88,6 +88,7 @@ def hold(
         measure: returns the quality of an int8 network, more being better.
         floor: the least quality.
     """
+    least = floor - 1e-9  # a difference of two percentages may be less by a rounding
     qualities: dict[frozenset[str], tuple[Quantized, float]] = {}
 
     def attempt(names: list[str]) -> tuple[Quantized, float]:
@@ -98,7 +99,7 @@ def hold(
         return qualities[key]
 
     def holds(names: list[str]) -> bool:
-        return attempt(names)[1] >= floor
+        return attempt(names)[1] >= least
 
     ranking: dict[str, float] = {}
     chosen: list[str] = []
@@ -110,7 +111,7 @@ def hold(
             if holds(fewer := [other for other in chosen if other != name]):
                 chosen = fewer
     best, quality = attempt(chosen)
-    return Outcome(best, chosen, ranking, quality, quality >= floor, len(qualities))
+    return Outcome(best, chosen, ranking, quality, quality >= least, len(qualities))
 
 
 def _fewest(holds: Callable[[int], bool], most: int) -> int:

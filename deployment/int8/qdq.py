@@ -76,7 +76,6 @@ def _around_addition(
         for name in node.input
         if (source := computed[name]) is not None
         and source.op_type == "Conv"
-        and source.name not in scheme.in_float
         and len(users[name]) == 1
     ]
     if not fused:  # an addition of its own is computed in float
@@ -162,7 +161,8 @@ def to_qdq(
     if graph.input[0].name in steps:
         activation(graph.input[0].name)
     for node in [*graph.node]:
-        if node.name not in scheme.in_float:
+        pools = node.op_type == "GlobalAveragePool" and scheme.dialect.whole_pools
+        if node.name not in scheme.in_float and not (pools and node.output[0] not in steps):
             inputs = layer(node) if node.op_type in LAYERS and node.name not in kept else node.input
             node.input[:] = [f"{name}.dequantized" if name in steps else name for name in inputs]
         nodes.append(node)

@@ -106,7 +106,7 @@ def text(result: Mapping[str, Any], rows: Sequence[Row]) -> str:
                         f"crop ratio {result['crop_ratio']}"),
         ("clipping", f"{result['clip']}; SQNR of the logits there: {tried}"),
         ("noisiest", ", ".join(f"{name} {noise:.1f} dB" for name, noise in worst)),
-        ("measured on", result["measured_on"]),
+        ("measured on", f"{result['measured_on']}, under onnxruntime"),
         *(_floor(result["floor"]) if "floor" in result else []),
     ]  # fmt: skip
     head = "\n".join(f"{label + ':':15}{value}" for label, value in lines)

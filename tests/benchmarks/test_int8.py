@@ -7,8 +7,11 @@ from models import equivalence
 
 import numpy as np
 import pytest
+from onnx import helper, numpy_helper
 
 from benchmarks import int8
+from benchmarks.inference import latency
+from benchmarks.inference.turns import Settings
 from data.transforms import Preprocessing
 from deployment.int8.dialects import DIALECTS
 from tests.support import write_image_folder
@@ -60,6 +63,34 @@ def test_rows(network, command, tmp_path, monkeypatch):
     assert rows["trained by --qat"]["sqnr"] is None and rows["ours"]["sqnr"] > 10
     timed = {name for name, row in rows.items() if row["onnxruntime"]}
     assert timed == {*int8.TIMED} and not any(row["openvino"] for row in rows.values())
+
+
+def test_a_network_of_qat_is_that_of_a_model(network, command, tmp_path):
+    photos = write_image_folder(tmp_path / "photos", ("pear", "apple"), train=2, val=1)
+    trained = qat.FakeQuantized(network)
+    trained.calibrate([np.zeros((1, 3, 32, 32), np.float32)], Workers())
+    path = save(network, tmp_path / "qat.pkl", dict(trained.ranges))
+    other = save(models.create("RepGhost050", 2), tmp_path / "other.pkl")
+    flags = ["--calibration", photos / "train", "--data", photos, "--images", 2]
+    status, _, err = command("benchmark", "int8", "--model", other, "--qat", path, *flags)
+    assert status == 2 and "is of RepVGGA0 for 2 classes, and no --model is; give one" in err
+    own = save(network, tmp_path / "best.pkl")
+    status, _, err = command("benchmark", "int8", "--model", own, "--qat", path, path, *flags)
+    assert status == 2 and "and another --qat file is; give one of each" in err
+
+
+def test_grey_networks_are_timed():
+    weights = numpy_helper.from_array(np.ones((2, 1, 1, 1), np.float32), "w")
+    ends = [
+        helper.make_tensor_value_info(name, 1, ["batch", channels, 8, 8])
+        for name, channels in (("input", 1), ("output", 2))
+    ]
+    node = helper.make_node("Conv", ["input", "w"], ["output"])
+    graph = helper.make_graph([node], "grey", ends[:1], ends[1:], [weights])
+    opset = helper.make_opsetid("", 17)
+    model = helper.make_model(graph, opset_imports=[opset], ir_version=8)
+    times = latency.of_files({"grey": model}, 8, settings=Settings(1, 0.001))
+    assert times["grey", "onnxruntime"] > 0
 
 
 def test_every_further_target_can_be_measured(command):

@@ -20,6 +20,11 @@ class Board:
         self._session = InferSession(0, path)
         shape = self._session.get_inputs()[0].shape
         program.assert_side(shape[2:4], network)
+        if shape[0] < 1:
+            raise program.BoardError(
+                "the compiled network takes batches of any size; compile it for one, as README.txt "
+                "says"
+            )
         self._batch = shape[0]
         self._network = network
 

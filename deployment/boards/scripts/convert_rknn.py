@@ -47,6 +47,11 @@ def main() -> int:
     args = parser.parse_args()
     if args.evaluate is not None and args.evaluate < 0:
         parser.error("--evaluate must be at least 0")
+    for path in (args.out, args.json):
+        if path and not Path(path).resolve().parent.is_dir():
+            parser.error(f"there is no folder {Path(path).parent} to write {path} to")
+    if args.qdq and not Path(args.qdq).is_file():
+        parser.error(f"there is no {args.qdq}; write it by quantize.py --target rknn")
     out, qdq, report = (path and Path(path).resolve() for path in (args.out, args.qdq, args.json))
     os.chdir(Path(__file__).resolve().parent)  # what dataset.txt names is relative to it
     network = json.loads(Path("network.json").read_text(encoding="utf-8"))
@@ -121,7 +126,7 @@ def _check(step: str, status: int) -> None:
 
 def _evaluate(rknn: Any, network: dict[str, Any], count: int | None) -> dict[str, Any]:
     """Return top-1 of the float network and of the simulated one, and how often they agree."""
-    lines = Path("val_label.txt").read_text(encoding="utf-8").splitlines()
+    lines = Path("val_label.txt").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
     count = min(count or len(lines), len(lines))
     lines = [lines[i * len(lines) // count] for i in range(count)]
     of_float = _float_network(network)

@@ -59,7 +59,9 @@ def main(open_board: Callable, threads: Sequence[int] = (1,)) -> int:
         board = open_board(str(model), network)
         if args.bench:
             _measure(board, network, args.frames, threads)
-        bad = [file for file in _files(args.images) if not _classify(board, network, file, args)]
+        files = [file for name in args.images for file in _files(Path(name))]
+        pairs = _with_targets(files, args.save)
+        bad = [pair for pair in pairs if not _classify(board, network, args, *pair)]
     except BoardError as error:
         print(f"classify.py: error: {error}", file=sys.stderr)
         return 2
@@ -76,17 +78,35 @@ def assert_side(found: Sequence[int], network: dict[str, Any]) -> None:
         )
 
 
-def _files(names):
-    for name in map(Path, names):
-        if name.is_dir():
-            yield from sorted(f for f in name.iterdir() if f.suffix.lower() in _SUFFIXES)
-        else:
-            yield name
+def _files(path):
+    """Return the images of a folder, or the file itself."""
+    if not path.is_dir():
+        return [path]
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in _SUFFIXES)
+    if not files:
+        raise BoardError(f"there are no images in {path}; give files such as {path}/photo.jpg")
+    return files
 
 
-def _classify(board, network, file, args):
+def _with_targets(files, folder):
+    """Return each image with a file of its own in a folder, or with None without a folder."""
+    if not folder:
+        return [(file, None) for file in files]
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BoardError(f"cannot write to the folder {folder}: {error.strerror}") from None
+    unique = len({file.stem for file in files}) == len(files)
+    names = (f.stem if unique else f"{number:04d}_{f.stem}" for number, f in enumerate(files))
+    return [(file, Path(folder, f"{next(names)}.png")) for file in files]
+
+
+def _classify(board, network, args, file, target):
     """Print the best classes of an image; returns whether it could be read."""
-    image = cv2.imread(str(file))
+    try:
+        image = cv2.imread(str(file))
+    except cv2.error:  # more pixels than OpenCV takes
+        image = None
     if image is None:
         print(f"classify.py: error: cannot read the image {file}", file=sys.stderr)
         return False
@@ -105,11 +125,8 @@ def _classify(board, network, file, args):
     print(
         f"pre-processing {before:.2f} ms, inference {within:.2f} ms, post-processing {after:.2f} ms"
     )
-    if args.save:
-        Path(args.save).mkdir(parents=True, exist_ok=True)
-        target = Path(args.save) / (Path(file).stem + ".png")
-        if not cv2.imwrite(str(target), pixels.with_lines(image, lines)):
-            raise BoardError(f"cannot write {target}")
+    if target is not None and not cv2.imwrite(str(target), pixels.with_lines(image, lines)):
+        raise BoardError(f"cannot write {target}")
     return True
 
 

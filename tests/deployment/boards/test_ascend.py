@@ -274,6 +274,19 @@ def test_bad_summaries(tmp_path, text, message):
         ascend_results.frames_per_second(path, "310P")
 
 
+def test_a_throughput_without_an_end(tmp_path):
+    path = tmp_path / "a_summary.json"
+    path.write_text('{"throughput": Infinity, "NPU_compute_time": {"mean": 1}}')
+    with pytest.raises(UserError, match="is no summary of ais_bench"):
+        ascend_results.frames_per_second(path, "310P")
+
+
+def test_labels_of_files_in_another_encoding(tmp_path):
+    path = tmp_path / "val_label.txt"
+    path.write_bytes(b"caf\xe9.jpg 1\n")
+    assert ascend.read_labels(path) == {"caf\udce9": 1}
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [

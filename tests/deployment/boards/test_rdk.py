@@ -302,6 +302,8 @@ def test_bad_input_leaves_nothing(tmp_path, tiny, photos, monkeypatch):
             rdk.write_kit(model, replace(preprocessing, size=32), folder, out)
         assert sorted(tmp_path.rglob("*")) == before
 
+    with pytest.raises(UserError, match="the size is 33, but NV12 .*; give --size 32 or 34"):
+        rdk.write_kit(model, replace(RGB, size=33), photos, tmp_path / "kit")
     refused("there is no folder .*none", tmp_path / "none")
     refused("is not empty", out=photos)
     refused("is not empty", out=photos / "a" / "ILSVRC2012_val_00000000.png")

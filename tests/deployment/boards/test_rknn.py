@@ -124,6 +124,12 @@ def test_a_quantized_file_is_not_quantized_again(network, photos, test_images, t
     assert status == 2 and "cannot import rknn-toolkit2" in err and "Traceback" not in err
     status, _, err = run(out / "convert.py", "--evaluate", -1)
     assert status == 2 and "--evaluate must be at least 0" in err
+    for flag, path, said in (
+        ("--qdq", "none.onnx", "there is no none.onnx; write it by quantize.py --target rknn"),
+        ("--json", "none/a.json", "there is no folder none to write none/a.json to"),
+    ):
+        status, _, err = run(out / "convert.py", flag, path, runtime="toolkit")
+        assert status == 2 and said in err
 
 
 def test_what_the_kit_refuses(network, photos, test_images, tmp_path):

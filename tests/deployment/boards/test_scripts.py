@@ -193,6 +193,18 @@ def test_speed_is_measured_on_a_board(make_kit, runtime, threads):
     assert all(float(match[2]) > 0 and float(match[3]) > 0 for match in found)
 
 
+def test_every_picture_is_written(make_kit, photos, tmp_path):
+    """Also those of the same name in several folders or formats."""
+    files = [tmp_path / name for name in ("a/1.jpg", "a/1.png", "b/1.png")]
+    for file in files:
+        file.parent.mkdir(exist_ok=True)
+        cv2.imwrite(str(file), cv2.imread(str(next(photos.rglob("*.jpg")))))
+    saved = tmp_path / "saved"
+    script = make_kit("rdk") / "classify.py"
+    assert run(script, files[0].parent, files[2], "--save", saved, runtime="hbm")[0] == 0
+    assert sorted(path.name for path in saved.iterdir()) == [f"000{i}_1.png" for i in range(3)]
+
+
 def test_what_goes_wrong_on_a_board_is_said(make_kit, tmp_path):
     folder = make_kit("rdk")
     script, bad = folder / "classify.py", tmp_path / "bad.jpg"
@@ -205,6 +217,11 @@ def test_what_goes_wrong_on_a_board_is_said(make_kit, tmp_path):
     ):
         status, out, err = run(script, *arguments, runtime=runtime)
         assert (status, out) == (2, "") and said in err and "Traceback" not in err
+    (tmp_path / "empty").mkdir()
+    status, out, err = run(script, tmp_path / "empty", runtime="hbm")
+    assert (status, out) == (2, "") and "there are no images in" in err
+    status, _, err = run(script, bad, "--save", bad, runtime="hbm")
+    assert status == 2 and f"cannot write to the folder {bad}" in err and "Traceback" not in err
     settings = (folder / "network.json").read_text()
     (folder / "network.json").write_text(settings.replace('"size": 32', '"size": 64'))
     shutil.copytree(folder, tmp_path / "other")

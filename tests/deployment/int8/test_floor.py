@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
-from deployment.int8 import bias, floor, graph, ptq
+from deployment.int8 import bias, floor, graph, ptq, qdq
 from deployment.int8.dialects import DIALECTS, Scheme
+from tests.deployment.networks import SMALL
+from tests.support import slow_but
 
 
 @pytest.fixture
@@ -53,6 +55,30 @@ def test_the_fewest_layers_hold_the_floor(places, spoiled, images):
 
     outcome = floor.hold(spoiled, images, measure, 1)
     assert outcome.holds and {*outcome.in_float} == needed
+
+
+@pytest.mark.parametrize("target", DIALECTS)
+@pytest.mark.parametrize("kind", slow_but(["RepVGG, SE", "RepGhost"], SMALL))
+def test_every_layer_can_be_in_float(kind, target, float_onnx):
+    """No other tensor is quantized then, as it would have no range, and poolings stay whole."""
+    model, dialect = float_onnx(kind, opset=17), DIALECTS[target]
+    every = {*qdq.activations(model, Scheme(dialect=dialect))}
+    pools = [n for n in model.graph.node if n.op_type == "GlobalAveragePool"]
+    for node in graph.layers(model):
+        scheme = Scheme(dialect=dialect, in_float=frozenset([node.name]))
+        chosen = qdq.activations(model, scheme)
+        assert every.issuperset(chosen), node.name
+        mixed = qdq.to_qdq(model, dict.fromkeys(chosen, (-1.0, 1.0)), scheme)
+        reads = {n.name: n.input[0] for n in mixed.graph.node}
+        for pool in pools if dialect.whole_pools else []:
+            assert reads[pool.name] == pool.input[0] or pool.output[0] in chosen
+
+
+def test_a_drop_of_exactly_the_floor_holds(spoiled, images):
+    drop = 100 * 5972 / 10000 - 100 * 6002 / 10000  # 30 images of 10,000
+    assert drop < -0.3
+    outcome = floor.hold(spoiled, images, lambda _: drop, -0.3)
+    assert outcome.holds and outcome.in_float == []
 
 
 def test_nothing_is_kept_where_int8_holds(spoiled, images):
