@@ -77,7 +77,7 @@ class Foreign:
         state_dict: name -> float32 array; a view of the file's array where no change is needed.
         dropped: keys of the file that were left out on purpose.
         entry: name of the set of weights that was taken; others: those of the others.
-        source_given: whether the layout was asked for, and not only recognized.
+        colour_orders: those of the layouts that the tensors may have.
         note: what was assumed, as the tensors do not tell it, or None.
     """
 
@@ -89,7 +89,7 @@ class Foreign:
     dropped: list[str]
     entry: str = entries.ROOT
     others: list[str] = field(default_factory=list)
-    source_given: bool = False
+    colour_orders: set[str] = field(default_factory=set)
     note: str | None = None
 
     @property
@@ -100,7 +100,7 @@ class Foreign:
         usual = self.source.preprocessing or BASECLS
         publisher = self.source.title.partition(",")[0]
         origin = f"assumed: {publisher}'s for {name}"
-        if not self.tells_colour_order:
+        if self.source.preprocessing is None:
             origin = "assumed: as is usual with MegEngine"
         if published is None:
             return preprocessing.of_habit(replace(usual, size=224, crop_ratio=0.875), origin)
@@ -114,10 +114,8 @@ class Foreign:
 
     @property
     def tells_colour_order(self) -> bool:
-        """Whether the layout is that of one repository alone, which has one colour order."""
-        if self.source.preprocessing is None:
-            return False
-        return self.source_given or not self.source.names_are_ours
+        """Whether all repositories that may have written the file have the same colour order."""
+        return self.source.preprocessing is not None and len(self.colour_orders) == 1
 
 
 def recognize(
@@ -163,6 +161,7 @@ def recognize(
         names = sorted({layout.name for layout in sources})
         raise_misfit(max(attempts, key=lambda attempt: attempt.known), path, arch, names, stride)
     taken, network = _preferred(fitting, arch)
+    attempt = next(attempt for attempt in attempts if attempt.network is network)
     renaming = network.renaming
     assert_numbers(renaming.tensors, path)
     note = None
@@ -193,7 +192,7 @@ def recognize(
         taken.dropped + renaming.dropped,
         taken.name,
         [other.name for other, _ in fitting if other is not taken],
-        source is not None,
+        attempt.colour_orders,
         note,
     )
 

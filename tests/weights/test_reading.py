@@ -622,6 +622,8 @@ def test_backbones_without_a_classifier(arch, layout, form, tmp_path):
     path = pickled(prefixed("backbone.", theirs), tmp_path / "backbone.pkl")
     found = read(path, stated={"color": ("RGB", "--color")})
     assert (found.arch, found.form, found.num_classes) == (arch, form, 0)
+    expected = "repghost" if arch == "RepGhost050" else layout  # timm's keys are RepGhost's own
+    assert found.source.startswith(f"{expected} (")
     with pytest.raises(UserError, match="is a backbone without a classifier; fine-tune it by"):
         weights.load(found)
     checkpoint.save(found, tmp_path / "ours.pkl")
@@ -635,6 +637,41 @@ def test_backbones_without_a_classifier(arch, layout, form, tmp_path):
     if form == "train":
         tuned, dropped = weights.load_for_fine_tuning(again, arch, 3)
         assert tuned.num_classes == 3 and dropped == []
+
+
+def repvgg_backbone(layout, form, arch="RepVGGA0"):
+    theirs = in_layout(arch, layout, form=form)
+    return {k: v for k, v in theirs.items() if not k.startswith(("linear.", "head."))}
+
+
+def test_the_framework_tells_a_repvgg_backbone_from_baseclss(tmp_path):
+    for layout, form, arch, color in (
+        ("repvgg", "train", "RepVGGA0", "RGB"),
+        ("repvgg", "train", "RepVGGB1g4", "RGB"),
+        ("basecls", "train", "RepVGGB1g4", "BGR"),
+        ("basecls", "deploy", "RepVGGA0", "BGR"),
+    ):
+        found = read(pickled(repvgg_backbone(layout, form, arch), tmp_path / f"{layout}.pkl"))
+        assert found.source.startswith(f"{layout} (") and found.preprocessing.color == color
+        assert found.preprocessing.resize_backend == ("opencv" if color == "BGR" else "pillow")
+        assert found.num_classes == 0 and found.form == form
+
+
+def test_a_backbone_that_may_be_of_two_repositories_needs_its_colour_order(tmp_path, command):
+    for layout, form in (("repvgg", "deploy"), ("basecls", "train")):
+        path = pickled(repvgg_backbone(layout, form), tmp_path / "backbone.pkl")
+        with pytest.raises(UserError, match="nothing says whether .* takes RGB or BGR images"):
+            read(path)
+        assert read(path, source="repvgg").preprocessing.color == "RGB"
+        assert read(path, source="basecls").preprocessing.color == "BGR"
+        given = read(path, stated={"color": ("BGR", "--color")})
+        assert given.preprocessing.color == "BGR" and given.source.startswith(f"{layout} (")
+    whole_network = pickled(in_layout("RepVGGA0", "repvgg", form="deploy"), tmp_path / "whole.pkl")
+    assert read(whole_network).origins["color"] == "assumed: DingXiaoH/RepVGG's for RepVGG-A0"
+    status, _, err = command(
+        "convert_pretrained_weight", "--origin-dir", path, "--save-dir", tmp_path / "ours.pkl"
+    )
+    assert status == 2 and "give --color rgb or --color bgr" in err
 
 
 def test_formats_of_exported_files(tmp_path):
