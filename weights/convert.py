@@ -240,7 +240,7 @@ def with_reversed_channels(state_dict: Tensors) -> Tensors:
 def _with_stride(network: Network, path: str | PathLike) -> tuple[Network, str | None]:
     """Return the network with the total stride that `path` tells, and what is assumed of it."""
     source, kind = network.renaming.source, _kind(network)
-    of_cifar = source is dingxiaoh.REPVGG and kind in chenyaofo.PUBLISHED
+    of_cifar = source is dingxiaoh.REPVGG and bool(chenyaofo.files_like(*kind))
     own_names = source.name == own.NAME and kind[1] != 1000  # which nobody trains at a stride of 8
     if network.stride != 32 or not (of_cifar or own_names):
         return network, None
