@@ -1,0 +1,61 @@
+"""Checks of what a file says that it is a checkpoint of this project, before it is believed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import models
+
+from .state import MOST_CHANNELS, class_count, input_channels
+
+if TYPE_CHECKING:
+    from .checkpoint import Checkpoint
+
+_OPTIONS = {  # of models.create
+    "in_chans": range(1, MOST_CHANNELS + 1),
+    "stride": (8, 16, 32),
+    "heads": (1, 2),
+    "legacy": (False, True),
+}
+_OPTIONS_OF_REPVIT = ("heads", "legacy")
+
+
+def check(checkpoint: Checkpoint) -> None:
+    """Raise ValueError, TypeError or AttributeError for a value that `checkpoint.save` never wrote.
+
+    The tensors themselves are checked when the network is built.
+    """
+    if checkpoint.arch not in models.list_models():
+        raise ValueError(f"its architecture is {checkpoint.arch!r}")
+    if checkpoint.form not in ("train", "deploy"):
+        raise ValueError(f"its form is {checkpoint.form!r}")
+    odd = [key for key, value in checkpoint.state_dict.items() if value.dtype.kind != "f"]
+    if odd:
+        raise ValueError(f"{odd[0]} holds no floating-point numbers")
+    rows = class_count(checkpoint.state_dict) or 0
+    if type(checkpoint.num_classes) is not int or checkpoint.num_classes != rows:
+        raise ValueError(
+            f"it says {checkpoint.num_classes} classes, its classifier {rows or 'none'}"
+        )
+    names = checkpoint.classes
+    if names is not None and not all(isinstance(name, str) for name in names):
+        raise ValueError("its names of the classes are no text")
+    _check_options(checkpoint)
+    for name, (low, high) in (checkpoint.activation_ranges or {}).items():
+        if not low <= high:
+            raise ValueError(f"its activation {name} ranges from {low!r} to {high!r}")
+
+
+def _check_options(checkpoint: Checkpoint) -> None:
+    options = checkpoint.options
+    if not isinstance(options, dict):
+        raise ValueError(f"its options are {options!r}")
+    for name, value in options.items():
+        possible = _OPTIONS.get(name, ())
+        if name in _OPTIONS_OF_REPVIT and not checkpoint.arch.startswith("RepViT"):
+            possible = ()
+        if not possible or type(value) is not type(possible[0]) or value not in possible:
+            raise ValueError(f"its option {name} is {value!r}")
+    said, channels = options.get("in_chans", 3), input_channels(checkpoint.state_dict)
+    if said != channels:
+        raise ValueError(f"it says {said} input channels, its first kernel {channels}")
