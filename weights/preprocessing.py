@@ -133,10 +133,12 @@ def of_flags(args: Any) -> dict[str, tuple[Any, str]]:
     """
     given = {field: getattr(args, field, None) for field in LABELS if field != "size"}
     mean, std = given["mean"] or (0.0,), given["std"] or (0.0,)
-    if 0 < max(mean) <= 1 < max(std):
+    kinds = ("from 0 to 1", "from 0 to 255")
+    if 0 < max(mean) <= 1 < max(std) or 0 < max(std) < 1 < max(mean):  # 1 is a usual std for both
+        mean_kind, std_kind = kinds if max(mean) <= 1 else kinds[::-1]
         raise UserError(
-            f"--mean {mean[0]:g} ... is for pixels from 0 to 1, and --std {std[0]:g} ... for those "
-            "from 0 to 255; give both for the same pixels"
+            f"--mean {mean[0]:g} ... is for pixels {mean_kind}, and --std {std[0]:g} ... for those "
+            f"{std_kind}; give both for the same pixels"
         )
     scale = 255.0 if max(*mean, *std) <= 1 else 1.0
     for field in ("mean", "std"):

@@ -85,6 +85,9 @@ def test_flags_are_for_pixels_from_0_to_1_or_to_255(given, mean, std):
 def test_flags_for_pixels_of_both_kinds_are_refused():
     with pytest.raises(UserError, match="--mean 0.5 .* give both for the same pixels"):
         flags(mean=[0.5, 0.5, 0.5], std=[58, 57, 56])
+    with pytest.raises(UserError, match=r"--mean 124 .* 0 to 255, and --std 0.2 .* 0 to 1;"):
+        flags(mean=[124, 116, 104], std=[0.2, 0.2, 0.2])
+    assert flags(mean=[124, 116, 104], std=[1, 1, 1])["std"] == ((1, 1, 1), "--std")  # Caffe's
 
 
 @pytest.mark.parametrize(
