@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from data import foreign
+from data import foreign, unpickle
 from data.transforms import BASECLS
 
 from . import (
@@ -141,9 +141,11 @@ def recognize(
     if not isinstance(contents, Contents):
         contents = Contents(contents)
     sources = [layout for layout in SOURCES if source in (None, layout.name)]
+    with unpickle.reading(path):
+        candidates = entries.entries(contents.tree)
     attempts = [
         attempt
-        for candidate in entries.entries(contents.tree)
+        for candidate in candidates
         for attempt in Search(sources, arch, stride).attempts(candidate)
     ]
     if entry is not None:

@@ -639,6 +639,32 @@ def test_backbones_without_a_classifier(arch, layout, form, tmp_path):
         assert tuned.num_classes == 3 and dropped == []
 
 
+def nested(contents, level, times):
+    for _ in range(times):
+        contents = level(contents)
+    return contents
+
+
+@pytest.mark.parametrize("level", [lambda x: {"l": x, "r": x}, lambda x: [x] * 1000])
+def test_containers_in_several_places_are_searched_once(tensors, tmp_path, level):
+    path = pickled(nested({"model": tensors}, level, 40), tmp_path / "shared.pkl")
+    assert read(path).arch == ARCH
+    twice = pickled({"model": tensors, "ema": tensors}, tmp_path / "twice.pkl")
+    assert [read(twice, entry=name).entry for name in ("model", "ema")] == ["model", "ema"]
+
+
+@pytest.mark.parametrize("level", [lambda x: {"a": x}, lambda x: [x], lambda x: (x, 1)])
+def test_a_tree_that_is_too_deep_is_a_sentence(tensors, tmp_path, level):
+    assert read(pickled(nested(tensors, level, 100), tmp_path / "deep.pkl")).arch == ARCH
+    tree = nested(tensors, level, 101)
+    with pytest.raises(UserError, match="deeper.pkl has dicts and lists .* more than 100 deep"):
+        convert.recognize(tree, "deeper.pkl")
+    code = b"\x80\x02" + b"}U\x01a" * 5000 + b"}" + b"s" * 5000 + b"."
+    (tmp_path / "deepest.pkl").write_bytes(code)
+    with pytest.raises(UserError, match="deepest.pkl has dicts and lists"):
+        read(tmp_path / "deepest.pkl")
+
+
 def repvgg_backbone(layout, form, arch="RepVGGA0"):
     theirs = in_layout(arch, layout, form=form)
     return {k: v for k, v in theirs.items() if not k.startswith(("linear.", "head."))}
