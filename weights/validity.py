@@ -11,6 +11,7 @@ from .state import MOST_CHANNELS, class_count, input_channels
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
 
+_MOST_CLASSES = 1_000_000  # so that a strange file makes no network that fills the memory
 _OPTIONS = {  # of models.create
     "in_chans": range(1, MOST_CHANNELS + 1),
     "stride": (8, 16, 32),
@@ -37,6 +38,8 @@ def check(checkpoint: Checkpoint) -> None:
         raise ValueError(
             f"it says {checkpoint.num_classes} classes, its classifier {rows or 'none'}"
         )
+    if rows > _MOST_CLASSES:
+        raise ValueError(f"its classifier has {rows} classes")
     names = checkpoint.classes
     if names is not None and not all(isinstance(name, str) for name in names):
         raise ValueError("its names of the classes are no text")

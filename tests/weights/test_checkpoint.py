@@ -97,6 +97,7 @@ def test_a_plain_state_dict_is_read(network, tmp_path):
 
 OURS = {"arch": "RepVGGA0", "form": "train", "preprocessing": {}}
 WEIGHTS = {"linear.weight": np.zeros((7, 1280), np.float32)}
+MANY = {"linear.weight": np.zeros((10**6 + 1, 1), np.float16)}
 COMPLETE = {**OURS, "num_classes": 7, "classes": None, "state_dict": WEIGHTS}
 
 
@@ -117,6 +118,10 @@ COMPLETE = {**OURS, "num_classes": 7, "classes": None, "state_dict": WEIGHTS}
         ({**COMPLETE, "state_dict": {"a": "b"}}, "is not a checkpoint of this version"),
         ({**COMPLETE, "state_dict": {"a": np.array(["b"])}}, "a holds no floating-point numbers"),
         ({**COMPLETE, "num_classes": 7.0}, "says 7.0 classes, its classifier 7"),
+        (
+            {**COMPLETE, "num_classes": 10**6 + 1, "state_dict": MANY},
+            "its classifier has 1000001 classes",
+        ),
         ({**COMPLETE, "classes": 3}, "is not a checkpoint of this version"),
         ({**COMPLETE, "classes": [1, 2]}, "its names of the classes are no text"),
         ({**COMPLETE, "options": None}, "its options are None"),

@@ -484,6 +484,36 @@ def test_pickles_of_python_2_are_read(tmp_path):
     assert files.read(tmp_path / "f.pth").tree.keys() == {key}
 
 
+def test_npz_files_that_grow_are_refused(tmp_path):
+    np.savez_compressed(tmp_path / "f.npz", a=np.zeros(10**6, np.float32))
+    assert (tmp_path / "f.npz").stat().st_size < 10_000
+    with pytest.raises(UserError, match="f.npz was refused, as its members say that they are far"):
+        files.read(tmp_path / "f.npz")
+
+
+def sparse_tar(name, data, real_size):
+    """A tar of a file in GNU's sparse format 0.1: its bytes, and zeros up to its size."""
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    member.pax_headers = {
+        "GNU.sparse.size": str(real_size),
+        "GNU.sparse.numblocks": "1",
+        "GNU.sparse.map": f"0,{len(data)}",
+    }
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        archive.addfile(member, io.BytesIO(data))
+    return file.getvalue()
+
+
+def test_sparse_members_of_tars_are_refused(tensors, tmp_path):
+    content = sparse_tar("w/weights.pkl", pickle.dumps(tensors), 10**8)
+    for name, data in (("f.tar", content), ("f.tar.gz", gzip.compress(content, 0))):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(UserError, match=f"{name} is an archive whose w/weights.pkl is sparse"):
+            files.read(tmp_path / name)
+
+
 def test_objects_in_npz_files_are_left_out(tmp_path):
     np.savez(tmp_path / "f.npz", **{"a.b": np.ones(3), "args": np.array({"lr": 1}, object)})
     assert list(files.read(tmp_path / "f.npz").tree) == ["a.b"]
