@@ -226,7 +226,7 @@ def _of_contents(contents: dict[str, Any], path: str | PathLike) -> Checkpoint:
             origins={},
             note=None,
         )
-        validity.check(checkpoint)
+        validity.check(vars(checkpoint))
         return checkpoint
     except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise CheckpointError(

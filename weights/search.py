@@ -68,6 +68,11 @@ class Attempt:
         return {preprocessing.color for preprocessing in usual if preprocessing is not None}
 
     @property
+    def has_strangers(self) -> bool:
+        """Whether there are keys that the rules do not know, as of a neck beside a backbone."""
+        return bool(self.renamings[0].unknown)
+
+    @property
     def is_known(self) -> bool:
         """Whether the rules know more keys than not."""
         return self.known > 0 and self.known >= len(self.renamings[0].unknown)
@@ -86,7 +91,7 @@ class Search:
             return []
         self.left -= 1
         attempt = self._attempt(entry)
-        if attempt.network is not None or attempt.is_known:
+        if attempt.network is not None or (attempt.is_known and not attempt.has_strangers):
             return [attempt]
         inner: list[Attempt] = []
         for view in entries.views(entry):

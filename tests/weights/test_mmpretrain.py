@@ -73,6 +73,21 @@ def test_names_as_theirs():
 
 
 @pytest.mark.parametrize("arch", ["RepVGGA0", "MobileOneS0"])
+def test_a_backbone_beside_other_modules_is_read(arch):
+    backbone = {k: v for k, v in theirs(arch, "train").items() if k.startswith("backbone.")}
+    others = {
+        **{f"neck.fpn_convs.{i}.conv.weight": np.zeros((8, 8, 3, 3)) for i in range(12)},
+        "bbox_head.cls.bias": np.zeros(80),
+    }
+    foreign = convert.recognize({"state_dict": {**backbone, **others}}, "file")
+    assert (foreign.source.name, foreign.arch, foreign.num_classes) == ("mmpretrain", arch, 0)
+    assert foreign.entry == "state_dict.backbone" and set(others) <= set(foreign.dropped)
+    strange = {**backbone, "backbone.stage5.x.weight": np.zeros(3)}
+    with pytest.raises(convert.ConversionError, match="that no rule knows: backbone.stage5.x.wei"):
+        convert.recognize(strange, "file")
+
+
+@pytest.mark.parametrize("arch", ["RepVGGA0", "MobileOneS0"])
 @pytest.mark.parametrize("form", ["train", "deploy"])
 @pytest.mark.parametrize("prefix", ["backbone.", ""])
 def test_a_backbone_has_no_classifier(arch, form, prefix):
