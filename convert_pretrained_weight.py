@@ -244,6 +244,7 @@ def main(argv: list[str] | None = None) -> int:
         "options": converted.options,
         "input": input_channels,
         "note": converted.note,
+        "export_notes": export.notes(converted, args.export) if args.export else [],
         "form": converted.form,
         "classes": converted.num_classes,
         "colour_order": converted.preprocessing.color,
@@ -293,8 +294,8 @@ def show(report: dict, converted: checkpoint.Checkpoint, layout: str | None) -> 
         ("sha256", report["sha256"]),
     ):
         print(f"{label + ': ':14}{value}")
-    if report["note"]:
-        print(f"note: {report['note']}")
+    for note in [*([report["note"]] if report["note"] else []), *report["export_notes"]]:
+        print(f"note: {note}")
     if layout == HUB and report["colour_order"] == "BGR":
         print("note: as timm feeds RGB images, the first kernels take them in this folder")
     elif layout:
