@@ -77,6 +77,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help="number of channels of the images, such as 1 for grey ones: the first kernels are "
         "summed over the colours, or repeated for more channels (default: the checkpoint's)",
     )
+    cli.add_flags(
+        what,
+        "--size",
+        help="side of the square images that the network is for (default: what the file says or "
+        "is known for, else 224)",
+    )
     what.add_argument("--list", action="store_true", help="list published weights and exit")
     cli.add_preprocessing_flags(parser)
     output = parser.add_argument_group("output")
@@ -96,6 +102,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     cli.add_flags(output, "--json")
     args = parser.parse_args(argv)
+    given = ["--" + name.replace("_", "-") for name, value in vars(args).items()
+             if name not in ("list", "json") and value != parser.get_default(name)]  # fmt: skip
+    if args.list and given:
+        parser.error(f"--list goes with --json alone; leave {', '.join(given)} out")
     if not args.list and not (args.origin_dir and args.save_dir):
         parser.error("give the file by --origin-dir and the output by --save-dir, or use --list")
     return args
@@ -104,6 +114,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def read(path: Path, args: argparse.Namespace) -> checkpoint.Checkpoint:
     """Return the checkpoint in a file; raise CheckpointError unless it is of --model-arch."""
     stated = preprocessing.of_flags(args)
+    if args.size is not None:
+        stated["size"] = args.size, "--size"
     converted = checkpoint.read(
         path, args.model_arch, args.source, args.entry, stated, stride=args.stride
     )

@@ -167,7 +167,9 @@ def read(
     grey = foreign.options.get("in_chans") == 1
     if color_matters and not grey and not foreign.tells_colour_order:
         preprocessing.check_color(path, said, stated or {})
-    habit = dict(foreign.habit)
+    habit, stronger = dict(foreign.habit), {**said, **(stated or {})}
+    if "crop_ratio" not in stronger:
+        habit = dict(foreign.for_size(stronger.get("size", habit["size"])[0]))
     if "the file" in {origin for _, origin in said.values()}:  # exported here, it has no names
         habit.pop("classes", None)
     checkpoint = _resolved(of_foreign(foreign, path), habit, said, stated or {})

@@ -112,6 +112,14 @@ class Foreign:
             habit["classes"] = [*published.classes], origin
         return habit
 
+    def for_size(self, size: Any) -> preprocessing.Statements:
+        """Return `habit` for images of a side in pixels; take down where it is not the source's."""
+        habit = dict(self.habit)
+        if self.source is replknet.PYTORCH and type(size) is int and size >= replknet.WARPED:
+            habit["crop_ratio"] = 1.0, "assumed: images of this side are not cropped by the source"
+            self.note = self.note or replknet.note_of_warping(size)
+        return habit
+
     @property
     def tells_colour_order(self) -> bool:
         """Whether all repositories that may have written the file have the same colour order."""

@@ -34,7 +34,10 @@ LABELS = {
 RECORD = "preprocessing"  # of safetensors' metadata, and beside "state_dict" in an exported pickle
 STRIDE = "total_stride"  # of both too, where it is not 32
 CHANNELS = "input_channels"  # of the metadata: "reversed" where not in the record's colour order
-_FLAGS = {field: "--" + field.replace("_", "-") for field in LABELS} | {"classes": "--class-names"}
+_FLAGS = {field: "--" + field.replace("_", "-") for field in LABELS} | {
+    "classes": "--class-names",
+    "size": "--size to convert_pretrained_weight.py",  # not all commands have it
+}
 
 
 def resolve(
