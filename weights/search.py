@@ -68,11 +68,6 @@ class Attempt:
         return {preprocessing.color for preprocessing in usual if preprocessing is not None}
 
     @property
-    def has_strangers(self) -> bool:
-        """Whether there are keys that the rules do not know, as of a neck beside a backbone."""
-        return bool(self.renamings[0].unknown)
-
-    @property
     def is_known(self) -> bool:
         """Whether the rules know more keys than not."""
         return self.known > 0 and self.known >= len(self.renamings[0].unknown)
@@ -85,18 +80,23 @@ class Search:
         self.sources, self.arch, self.stride = sources, arch, stride
         self.left = EVALUATIONS
 
-    def attempts(self, entry: Entry) -> list[Attempt]:
-        """Return the attempts that found a network, or all of them where none did."""
+    def attempts(self, entry: Entry, views: bool = True) -> list[Attempt]:
+        """Return the attempts that found a network, or all of them where none did.
+
+        An entry that is known but for some keys, as of a neck beside a backbone, is taken with one
+        prefix less at most; with `views` False it is taken as it is.
+        """
         if not entry.tensors or self.left == 0:
             return []
         self.left -= 1
         attempt = self._attempt(entry)
-        if attempt.network is not None or (attempt.is_known and not attempt.has_strangers):
+        complete = attempt.is_known and not attempt.renamings[0].unknown
+        if attempt.network is not None or complete or not views:
             return [attempt]
         inner: list[Attempt] = []
         for view in entries.views(entry):
             whole = any(a.network is not None and a.entry.path == entry.path for a in inner)
-            inner += [] if whole else self.attempts(view)
+            inner += [] if whole else self.attempts(view, views=not attempt.is_known)
         fitting = [inner_one for inner_one in inner if inner_one.network is not None]
         return fitting or [attempt, *inner]
 
