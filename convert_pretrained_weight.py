@@ -77,6 +77,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help="number of channels of the images, such as 1 for grey ones: the first kernels are "
         "summed over the colours, or repeated for more channels (default: the checkpoint's)",
     )
+    cli.add_flags(
+        what,
+        "--size",
+        help="side of the square images that the network is for (default: what the file says or "
+        "is known for, else 224)",
+    )
     what.add_argument("--list", action="store_true", help="list published weights and exit")
     cli.add_preprocessing_flags(parser)
     output = parser.add_argument_group("output")
@@ -96,6 +102,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     cli.add_flags(output, "--json")
     args = parser.parse_args(argv)
+    given = ["--" + name.replace("_", "-") for name, value in vars(args).items()
+             if name not in ("list", "json") and value != parser.get_default(name)]  # fmt: skip
+    if args.list and given:
+        parser.error(f"--list goes with --json alone; leave {', '.join(given)} out")
     if not args.list and not (args.origin_dir and args.save_dir):
         parser.error("give the file by --origin-dir and the output by --save-dir, or use --list")
     return args
@@ -104,6 +114,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def read(path: Path, args: argparse.Namespace) -> checkpoint.Checkpoint:
     """Return the checkpoint in a file; raise CheckpointError unless it is of --model-arch."""
     stated = preprocessing.of_flags(args)
+    if args.size is not None:
+        stated["size"] = args.size, "--size"
     converted = checkpoint.read(
         path, args.model_arch, args.source, args.entry, stated, stride=args.stride
     )
@@ -244,6 +256,7 @@ def main(argv: list[str] | None = None) -> int:
         "options": converted.options,
         "input": input_channels,
         "note": converted.note,
+        "export_notes": export.notes(converted, args.export) if args.export else [],
         "form": converted.form,
         "classes": converted.num_classes,
         "colour_order": converted.preprocessing.color,
@@ -293,8 +306,8 @@ def show(report: dict, converted: checkpoint.Checkpoint, layout: str | None) -> 
         ("sha256", report["sha256"]),
     ):
         print(f"{label + ': ':14}{value}")
-    if report["note"]:
-        print(f"note: {report['note']}")
+    for note in [*([report["note"]] if report["note"] else []), *report["export_notes"]]:
+        print(f"note: {note}")
     if layout == HUB and report["colour_order"] == "BGR":
         print("note: as timm feeds RGB images, the first kernels take them in this folder")
     elif layout:

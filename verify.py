@@ -75,6 +75,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     cli.add_flags(parser.add_argument_group("output"), "--json")
     args = parser.parse_args(argv)
     if args.model is None:
+        flags = ("--entry", *cli.PREPROCESSING)
+        given = [f for f in flags if getattr(args, f[2:].replace("-", "_")) is not None]
+        if given:
+            parser.error(f"give a checkpoint by --model, or leave {', '.join(given)} out")
         args.arch = cli.arch_names(args.arch or DEFAULT_ARCHS)
     elif args.arch is not None and len(args.arch) != 1:
         parser.error("--model verifies one checkpoint: give one --arch, or none")

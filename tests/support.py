@@ -21,9 +21,17 @@ WITH_OTHER_BLOCKS = ["RepVGGB1g4", "MobileOneS4"]  # groups and squeeze-and-exci
 
 
 def slow_but(fast, values):
-    """Values to parametrize a test with: `make test` runs it with those of `fast` alone."""
+    """Values to parametrize a test with: `make test` runs it with those of `fast` alone.
+
+    A tuple holds the values of several parameters.
+    """
     assert all(v in values for v in fast)
-    return [v if v in fast else pytest.param(v, marks=pytest.mark.slow) for v in values]
+    return [
+        v
+        if v in fast
+        else pytest.param(*(v if isinstance(v, tuple) else (v,)), marks=pytest.mark.slow)
+        for v in values
+    ]
 
 
 def change_architecture(monkeypatch, arch, network, config):

@@ -33,6 +33,17 @@ def test_every_command_that_reads_weights_takes_them(command, name):
     assert all(flag in out for flag in cli.PREPROCESSING)
 
 
+def test_verify_takes_them_with_a_checkpoint_alone(command):
+    for flags in (
+        ["--entry", "ema"],
+        ["--color", "rgb"],
+        ["--class-names", "a", "--crop-ratio", 1],
+    ):
+        status, _, err = command("verify", "--arch", "RepVGGA0", *flags)
+        assert status == 2 and "give a checkpoint by --model, or leave --" in err
+        assert all(flag in err for flag in flags[::2])
+
+
 def test_a_command_asks_for_the_colour_order_and_reports_it(command, state_dict, tmp_path):
     data = write_image_folder(tmp_path / "data", val=3, train=1)
     run = ["test", "--model", state_dict, "--data", data, "--size", "32", "--workers", "0"]

@@ -26,6 +26,15 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".pkl", ".bin", ".ckpt", ".npz", ".pd
 _CHUNK = 1 << 20
 
 
+def check_growth(archive: zipfile.ZipFile, size: int) -> None:
+    """Raise UnsuitableError where the members of a zip file of `size` bytes say that they grow."""
+    if sum(info.file_size for info in archive.infolist()) > GROWTH * size:
+        raise UnsuitableError(
+            "was refused, as its members say that they are far larger than the file; save the "
+            "weights without compression"
+        )
+
+
 def decompressed(kind: str, file: IO[bytes], size: int) -> IO[bytes]:
     """Return a temporary file with what a file of `size` bytes holds, compressed by `kind`."""
     with _DECOMPRESS[kind](file) as inner:
@@ -48,9 +57,15 @@ def weights_in_tar(file: IO[bytes]) -> IO[bytes]:
                 "is in the tar format of PyTorch before 0.1.10, which is not read; "
                 "load it with PyTorch and save it again"
             )
-        inner = archive.extractfile(_only(names))
+        member = archive.getmember(_only(names))
+        if member.issparse():  # a few bytes that stand for as many zeros as they say
+            raise UnsuitableError(
+                f"is an archive whose {member.name} is sparse, with zeros that are not in it; "
+                "unpack it and give the file in it"
+            )
+        inner = archive.extractfile(member)
         assert inner is not None  # it is for members that are no files
-        return _copied(inner, archive.getmember(_only(names)).size)
+        return _copied(inner, member.size)
 
 
 def _only(names: Sequence[str]) -> str:

@@ -37,6 +37,8 @@ def with_input_channels(checkpoint: Checkpoint, in_chans: int) -> tuple[Checkpoi
         for name in names
     }
     how = "summed over the colours" if in_chans == 1 else f"repeated and scaled by 3/{in_chans}"
+    if checkpoint.activation_ranges is not None:
+        how += "; the activation ranges of the quantization-aware training are left out"
     converted = replace(
         checkpoint,
         options=options,

@@ -12,17 +12,16 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import models
-
 import megengine.module as M
 import numpy as np
 
 from data.transforms import Preprocessing
 from utils import UserError, say_once, write_atomically
 
-from . import convert, files, preprocessing
+from . import convert, files, preprocessing, validity
 from .keymap import Tensors
-from .state import class_count, form_of
+from .own import NAME as OWN_LAYOUT
+from .state import form_of
 
 OURS = "this project"  # the source of checkpoints in the layout written here
 
@@ -142,7 +141,12 @@ def read(
     order, CheckpointError or weights.convert.ConversionError when it holds something else.
     """
     contents = files.read(path)
-    if source is None and _is_ours(contents.tree):
+    if _is_ours(contents.tree):
+        if source not in (None, OWN_LAYOUT):
+            raise CheckpointError(
+                f"{path} is a checkpoint of this project, which says what it holds; leave the "
+                f"source {source!r} out"
+            )
         if entry is not None:
             raise CheckpointError(
                 f"{path} is a checkpoint of this project, which has one set of weights; leave the "
@@ -163,7 +167,9 @@ def read(
     grey = foreign.options.get("in_chans") == 1
     if color_matters and not grey and not foreign.tells_colour_order:
         preprocessing.check_color(path, said, stated or {})
-    habit = dict(foreign.habit)
+    habit, stronger = dict(foreign.habit), {**said, **(stated or {})}
+    if "crop_ratio" not in stronger:
+        habit = dict(foreign.for_size(stronger.get("size", habit["size"])[0]))
     if "the file" in {origin for _, origin in said.values()}:  # exported here, it has no names
         habit.pop("classes", None)
     checkpoint = _resolved(of_foreign(foreign, path), habit, said, stated or {})
@@ -222,28 +228,12 @@ def _of_contents(contents: dict[str, Any], path: str | PathLike) -> Checkpoint:
             origins={},
             note=None,
         )
-        _check_values(checkpoint)
+        validity.check(vars(checkpoint))
         return checkpoint
     except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise CheckpointError(
             f"{path} is not a checkpoint of this version of the project ({error})"
         ) from None
-
-
-def _check_values(checkpoint: Checkpoint) -> None:
-    """Raise ValueError or the like when a value is not what `save` writes."""
-    if checkpoint.arch not in models.list_models():
-        raise ValueError(f"its architecture is {checkpoint.arch!r}")
-    if checkpoint.form not in ("train", "deploy"):
-        raise ValueError(f"its form is {checkpoint.form!r}")
-    odd = [key for key, value in checkpoint.state_dict.items() if value.dtype.kind != "f"]
-    if odd:
-        raise ValueError(f"{odd[0]} holds no floating-point numbers")
-    rows = class_count(checkpoint.state_dict) or 0
-    if checkpoint.num_classes != rows:
-        raise ValueError(
-            f"it says {checkpoint.num_classes} classes, its classifier {rows or 'none'}"
-        )
 
 
 def of_foreign(foreign: convert.Foreign, path: str | PathLike) -> Checkpoint:

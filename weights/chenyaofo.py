@@ -68,10 +68,21 @@ REPVGG: Source = replace(
 )
 
 
+def files_like(arch: str, num_classes: int) -> list[str]:
+    """Return the names of the published files of a network; for 0 classes, a backbone, of any."""
+    return [
+        name
+        for (published, count), name in PUBLISHED.items()
+        if published == arch and num_classes in (0, count)
+    ]
+
+
 def is_published(path: str | PathLike, arch: str, num_classes: int) -> bool:
     """Return whether a file is the published one of a network, told by its SHA-256."""
-    name, path = PUBLISHED[arch, num_classes], Path(path)
-    return path.is_file() and files.sha256(path).startswith(Path(name).stem.rpartition("-")[2])
+    name, path = PUBLISHED.get((arch, num_classes)), Path(path)
+    if name is None or not path.is_file():
+        return False
+    return files.sha256(path).startswith(Path(name).stem.rpartition("-")[2])
 
 
 def note(arch: str, num_classes: int) -> str:
@@ -79,5 +90,5 @@ def note(arch: str, num_classes: int) -> str:
     return (
         "a total stride of 32 is assumed, as the tensors do not tell it from 8; convert the file "
         f"with --stride {STRIDE} if it is like chenyaofo/pytorch-cifar-models' "
-        f"{PUBLISHED[arch, num_classes]}"
+        f"{' or '.join(files_like(arch, num_classes))}"
     )

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from data import foreign
+from data import foreign, unpickle
 from data.transforms import BASECLS
 
 from . import (
@@ -77,7 +77,7 @@ class Foreign:
         state_dict: name -> float32 array; a view of the file's array where no change is needed.
         dropped: keys of the file that were left out on purpose.
         entry: name of the set of weights that was taken; others: those of the others.
-        source_given: whether the layout was asked for, and not only recognized.
+        colour_orders: those of the layouts that the tensors may have.
         note: what was assumed, as the tensors do not tell it, or None.
     """
 
@@ -89,7 +89,7 @@ class Foreign:
     dropped: list[str]
     entry: str = entries.ROOT
     others: list[str] = field(default_factory=list)
-    source_given: bool = False
+    colour_orders: set[str] = field(default_factory=set)
     note: str | None = None
 
     @property
@@ -100,7 +100,7 @@ class Foreign:
         usual = self.source.preprocessing or BASECLS
         publisher = self.source.title.partition(",")[0]
         origin = f"assumed: {publisher}'s for {name}"
-        if not self.tells_colour_order:
+        if self.source.preprocessing is None:
             origin = "assumed: as is usual with MegEngine"
         if published is None:
             return preprocessing.of_habit(replace(usual, size=224, crop_ratio=0.875), origin)
@@ -112,12 +112,18 @@ class Foreign:
             habit["classes"] = [*published.classes], origin
         return habit
 
+    def for_size(self, size: Any) -> preprocessing.Statements:
+        """Return `habit` for images of a side in pixels; take down where it is not the source's."""
+        habit = dict(self.habit)
+        if self.source is replknet.PYTORCH and type(size) is int and size >= replknet.WARPED:
+            habit["crop_ratio"] = 1.0, "assumed: images of this side are not cropped by the source"
+            self.note = self.note or replknet.note_of_warping(size)
+        return habit
+
     @property
     def tells_colour_order(self) -> bool:
-        """Whether the layout is that of one repository alone, which has one colour order."""
-        if self.source.preprocessing is None:
-            return False
-        return self.source_given or not self.source.names_are_ours
+        """Whether all repositories that may have written the file have the same colour order."""
+        return self.source.preprocessing is not None and len(self.colour_orders) == 1
 
 
 def recognize(
@@ -143,9 +149,11 @@ def recognize(
     if not isinstance(contents, Contents):
         contents = Contents(contents)
     sources = [layout for layout in SOURCES if source in (None, layout.name)]
+    with unpickle.reading(path):
+        candidates = entries.entries(contents.tree)
     attempts = [
         attempt
-        for candidate in entries.entries(contents.tree)
+        for candidate in candidates
         for attempt in Search(sources, arch, stride).attempts(candidate)
     ]
     if entry is not None:
@@ -163,6 +171,7 @@ def recognize(
         names = sorted({layout.name for layout in sources})
         raise_misfit(max(attempts, key=lambda attempt: attempt.known), path, arch, names, stride)
     taken, network = _preferred(fitting, arch)
+    attempt = next(attempt for attempt in attempts if attempt.network is network)
     renaming = network.renaming
     assert_numbers(renaming.tensors, path)
     note = None
@@ -193,7 +202,7 @@ def recognize(
         taken.dropped + renaming.dropped,
         taken.name,
         [other.name for other, _ in fitting if other is not taken],
-        source is not None,
+        attempt.colour_orders,
         note,
     )
 
@@ -241,7 +250,7 @@ def with_reversed_channels(state_dict: Tensors) -> Tensors:
 def _with_stride(network: Network, path: str | PathLike) -> tuple[Network, str | None]:
     """Return the network with the total stride that `path` tells, and what is assumed of it."""
     source, kind = network.renaming.source, _kind(network)
-    of_cifar = source is dingxiaoh.REPVGG and kind in chenyaofo.PUBLISHED
+    of_cifar = source is dingxiaoh.REPVGG and bool(chenyaofo.files_like(*kind))
     own_names = source.name == own.NAME and kind[1] != 1000  # which nobody trains at a stride of 8
     if network.stride != 32 or not (of_cifar or own_names):
         return network, None

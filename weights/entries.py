@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from data.foreign import is_module
+from data.unpickle import UnsuitableError
 
 from .keymap import Tensors
 
@@ -30,6 +31,8 @@ COUNTERS = {
 _PARTS = ("backbone", "encoder", "features", "trunk", "body", "base_model", "feature_extractor",
           "_orig_mod", "module", "model", "net", "network")  # fmt: skip
 _AVERAGED = re.compile(r"(?:^|[^a-z])(?:ema|averaged?|avg|swa|teacher|shadow|momentum)(?:$|[^a-z])")
+_DEEPEST = 100  # levels of dicts and lists
+_PLACES = 8  # in which one dict of arrays counts as a set of weights
 _SMALL = 10  # tensors: what is smaller is a part of no network
 
 
@@ -65,16 +68,29 @@ class Entry:
 def entries(tree: Any) -> list[Entry]:
     """Return the dicts of arrays in a tree, the largest first.
 
-    Those with less than a tenth of its tensors are left out.
+    Those with less than a tenth of its tensors are left out. Raises unpickle.UnsuitableError for a
+    tree that is nested deeper than any checkpoint is.
     """
-    every = sorted(_entries(tree, (), set()), key=lambda entry: -len(entry.tensors))
+    every = sorted(_entries(tree, (), (), Counter()), key=lambda entry: -len(entry.tensors))
     return [entry for entry in every if 10 * len(entry.tensors) >= len(every[0].tensors)]
 
 
-def _entries(tree: Any, path: tuple[str, ...], above: set[int]) -> Iterator[Entry]:
-    if id(tree) in above or is_module(tree):
+def _entries(
+    tree: Any, path: tuple[str, ...], above: tuple[int, ...], seen: Counter[int]
+) -> Iterator[Entry]:
+    """Yield the dicts of arrays; `seen` counts how often each container was met.
+
+    What is in a container that stands in several places is searched once: the time would double
+    with each level otherwise.
+    """
+    if id(tree) in above or seen[id(tree)] == _PLACES or is_module(tree):
         return
-    above = above | {id(tree)}
+    if len(path) > _DEEPEST:
+        raise UnsuitableError(
+            f"has dicts and lists that are nested more than {_DEEPEST} deep, as in no checkpoint; "
+            "save the state dict alone"
+        )
+    seen[id(tree)] += 1
     if isinstance(tree, dict):
         named = {_text(key): value for key, value in tree.items()}
         arrays = {key: v for key, v in named.items() if key is not None and is_tensor(v)}
@@ -85,9 +101,11 @@ def _entries(tree: Any, path: tuple[str, ...], above: set[int]) -> Iterator[Entr
         inner = [(str(i), value) for i, value in enumerate(tree)]
     else:
         return
+    if seen[id(tree)] > 1:
+        return
     for key, value in inner:
         if isinstance(value, dict | list | tuple):
-            yield from _entries(value, (*path, _text(key) or str(key)), above)
+            yield from _entries(value, (*path, _text(key) or str(key)), (*above, id(tree)), seen)
 
 
 def _text(key: Any) -> str | None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from utils import write_atomically
 
-from . import catalog, convert, model_card, preprocessing
+from . import catalog, convert, mmpretrain, model_card, preprocessing
 from .checkpoint import Checkpoint
 from .keymap import Tensors
 
@@ -56,6 +56,20 @@ def save(checkpoint: Checkpoint, layout: str, path: str | PathLike) -> None:
     if "stride" in checkpoint.options:
         content[preprocessing.STRIDE] = checkpoint.options["stride"]
     write_atomically(path, lambda file: pickle.dump(content, file))
+
+
+def notes(checkpoint: Checkpoint, layout: str) -> list[str]:
+    """Return what is to be said of a checkpoint in the layout called `layout`, or "hf"."""
+    said = []
+    note = mmpretrain.note_of_export(checkpoint.arch, checkpoint.form)
+    if layout == "mmpretrain" and note is not None:
+        said.append(note)
+    if checkpoint.activation_ranges is not None:
+        said.append(
+            "the activation ranges of the quantization-aware training are not in this file; give "
+            f"{checkpoint.path} itself to quantize.py"
+        )
+    return said
 
 
 def save_for_hub(checkpoint: Checkpoint, folder: str | PathLike) -> list[Path]:

@@ -73,6 +73,7 @@ def _read(file: IO[bytes], path: Path, archived: bool = False) -> Contents:
         with zipfile.ZipFile(file) as archive:
             names = {PurePosixPath(name).name for name in archive.namelist()}
             if any(name.endswith(".npy") for name in names):
+                archives.check_growth(archive, size)
                 return Contents(_read_npz(file))
             if "data.pkl" not in names:
                 inner = archives.weights_in_zip(archive, size)

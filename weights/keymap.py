@@ -32,8 +32,6 @@ class Source:
         rules: pairs of templates (their key, our key); the first that matches decides.
         preprocessing: what its networks were trained with, None where the layout does not tell;
             size and crop ratio of each published one are in the catalog.
-        names_are_ours: whether its tensors are named as in this project, so that the names do not
-            tell whose a file is, nor its colour order.
         copies: pairs of templates (their key, another of theirs): the first is dropped where
             the second stands beside it.
         pytorch: whether kernels of grouped convolutions are [O, I/G, kh, kw] and biases [O], as
@@ -51,7 +49,6 @@ class Source:
     archs: str
     rules: Rules
     preprocessing: Preprocessing | None
-    names_are_ours: bool = False
     copies: Rules = ()
     pytorch: bool = True
     prepare: Callable[[Tensors], Tensors] = dict

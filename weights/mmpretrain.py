@@ -118,3 +118,13 @@ def note(arch: str, form: str) -> str | None:
         "the squeeze-and-excitation of the train form is applied, as it belongs to the network; "
         "MMPretrain's own code leaves it out in deploy form, so that its logits are others"
     )
+
+
+def note_of_export(arch: str, form: str) -> str | None:
+    """Return what is to be said of writing such a network for MMPretrain."""
+    if note(arch, form) is None:
+        return None
+    return (
+        "MMPretrain's own code leaves out the squeeze-and-excitation of a deploy form, so that its "
+        "logits of this file are others; export the train form, whose logits are the same"
+    )

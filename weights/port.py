@@ -25,7 +25,6 @@ REPVGG = Source(
         ("linear.{p}", "linear.{p}"),
     ),
     preprocessing=BASECLS,
-    names_are_ours=True,
     pytorch=False,
 )
 

@@ -14,6 +14,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from data.transforms import Preprocessing
 from utils import UserError
 
@@ -32,7 +34,10 @@ LABELS = {
 RECORD = "preprocessing"  # of safetensors' metadata, and beside "state_dict" in an exported pickle
 STRIDE = "total_stride"  # of both too, where it is not 32
 CHANNELS = "input_channels"  # of the metadata: "reversed" where not in the record's colour order
-_FLAGS = {field: "--" + field.replace("_", "-") for field in LABELS} | {"classes": "--class-names"}
+_FLAGS = {field: "--" + field.replace("_", "-") for field in LABELS} | {
+    "classes": "--class-names",
+    "size": "--size to convert_pretrained_weight.py",  # not all commands have it
+}
 
 
 def resolve(
@@ -58,7 +63,7 @@ def resolve(
     for statements in (habit, *stronger):
         color = statements.get("color", (values.get("color"), ""))[0]
         if values.get("color") not in (None, color):
-            values |= {field: values[field][::-1] for field in ("mean", "std")}
+            values |= {field: _reversed(values[field]) for field in ("mean", "std")}
         for field, (value, origin) in statements.items():
             values[field], origins[field] = value, origin
     names = values.pop("classes", None)
@@ -131,10 +136,12 @@ def of_flags(args: Any) -> dict[str, tuple[Any, str]]:
     """
     given = {field: getattr(args, field, None) for field in LABELS if field != "size"}
     mean, std = given["mean"] or (0.0,), given["std"] or (0.0,)
-    if 0 < max(mean) <= 1 < max(std):
+    kinds = ("from 0 to 1", "from 0 to 255")
+    if 0 < max(mean) <= 1 < max(std) or 0 < max(std) < 1 < max(mean):  # 1 is a usual std for both
+        mean_kind, std_kind = kinds if max(mean) <= 1 else kinds[::-1]
         raise UserError(
-            f"--mean {mean[0]:g} ... is for pixels from 0 to 1, and --std {std[0]:g} ... for those "
-            "from 0 to 255; give both for the same pixels"
+            f"--mean {mean[0]:g} ... is for pixels {mean_kind}, and --std {std[0]:g} ... for those "
+            f"{std_kind}; give both for the same pixels"
         )
     scale = 255.0 if max(*mean, *std) <= 1 else 1.0
     for field in ("mean", "std"):
@@ -214,17 +221,18 @@ def of_timm(said: Mapping[str, Any], origin: str) -> dict[str, tuple[Any, str]]:
     Means and deviations are for pixels from 0 to 1. A value that is missing, None or empty says
     nothing, nor does the interpolation "random", which is of a training.
     """
+    said = {key: _plain(value) for key, value in said.items()}
     values: dict[str, Any] = {}
     for field in ("mean", "std"):
         numbers = said.get(field)
         if isinstance(numbers, int | float):
             numbers = [numbers]
         if numbers:
-            numbers = list(numbers) * (3 if len(numbers) == 1 else 1)
-            values[field] = _scaled(numbers, 255.0)
+            one = isinstance(numbers, list | tuple) and len(numbers) == 1
+            values[field] = _scaled([*numbers] * 3 if one else numbers, 255.0)
     size = said.get("input_size") or said.get("img_size")
     if size:  # [channels, height, width], or the side
-        height, width = size[-2:] if isinstance(size, list | tuple) else (size, size)
+        height, width = ([size] * 2 if not isinstance(size, list | tuple) else [*size] * 2)[-2:]
         values["size"] = height if height == width else f"{height}x{width}"
     if said.get("interpolation") not in (None, "", "random"):
         values["interpolation"] = said["interpolation"]
@@ -259,8 +267,8 @@ def of_metadata(said: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
 
 def of_record(record: Mapping[str, Any], names: Any = None) -> dict[str, tuple[Any, str]]:
     """Return the record that `weights.export` writes into a file, as statements."""
-    values = {field: tuple(value) if isinstance(value, list) else value
-              for field, value in record.items() if field in LABELS}  # fmt: skip
+    plain = {field: _plain(value) for field, value in record.items() if field in LABELS}
+    values = {k: tuple(value) if isinstance(value, list) else value for k, value in plain.items()}
     if _are_names(names):
         values["classes"] = list(names)
     return {field: (value, "the file") for field, value in values.items()}
@@ -276,6 +284,14 @@ def _json(text: str) -> Any:
 
 def _are_names(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(v, str) for v in value)
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+
+
+def _reversed(numbers: Any) -> Any:
+    return numbers[::-1] if isinstance(numbers, tuple | list) else numbers
 
 
 def _scaled(numbers: Any, scale: float) -> Any:

@@ -19,6 +19,17 @@ from .keymap import Rules, Source, Tensors, product
 _NORMED = (".enter", ".expand")  # convolutions with a batch norm before them
 
 
+WARPED = 384  # side in pixels from which on the PyTorch repository's evaluation does not crop
+
+
+def note_of_warping(size: int) -> str:
+    """Return what is to be said of a network for images of such a side."""
+    return (
+        "DingXiaoH/RepLKNet-pytorch's own evaluation warps whole images to "
+        f"{size}x{size}; here their short side is resized to {size} and the centre is taken"
+    )
+
+
 def _conv_bn(theirs: str, ours: str) -> Rules:
     """Return the rules of a convolution and its batch norm; `_restore` needs the last two."""
     return (

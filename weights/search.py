@@ -59,6 +59,15 @@ class Attempt:
         return len(self.renamings[0].tensors)
 
     @property
+    def colour_orders(self) -> set[str]:
+        """The colour orders of the layouts that the tensors may have, as far as these have one."""
+        arch = self.network.arch if self.network is not None else "*"
+        usual = [
+            r.source.preprocessing for r in self.renamings if fnmatchcase(arch, r.source.archs)
+        ]
+        return {preprocessing.color for preprocessing in usual if preprocessing is not None}
+
+    @property
     def is_known(self) -> bool:
         """Whether the rules know more keys than not."""
         return self.known > 0 and self.known >= len(self.renamings[0].unknown)
@@ -71,18 +80,23 @@ class Search:
         self.sources, self.arch, self.stride = sources, arch, stride
         self.left = EVALUATIONS
 
-    def attempts(self, entry: Entry) -> list[Attempt]:
-        """Return the attempts that found a network, or all of them where none did."""
+    def attempts(self, entry: Entry, views: bool = True) -> list[Attempt]:
+        """Return the attempts that found a network, or all of them where none did.
+
+        An entry that is known but for some keys, as of a neck beside a backbone, is taken with one
+        prefix less at most; with `views` False it is taken as it is.
+        """
         if not entry.tensors or self.left == 0:
             return []
         self.left -= 1
         attempt = self._attempt(entry)
-        if attempt.network is not None or attempt.is_known:
+        complete = attempt.is_known and not attempt.renamings[0].unknown
+        if attempt.network is not None or complete or not views:
             return [attempt]
         inner: list[Attempt] = []
         for view in entries.views(entry):
             whole = any(a.network is not None and a.entry.path == entry.path for a in inner)
-            inner += [] if whole else self.attempts(view)
+            inner += [] if whole else self.attempts(view, views=not attempt.is_known)
         fitting = [inner_one for inner_one in inner if inner_one.network is not None]
         return fitting or [attempt, *inner]
 
@@ -94,8 +108,27 @@ class Search:
 
         lowest = min(map(rank, renamings))
         best = [renaming for renaming in renamings if rank(renaming) == lowest]
+        best = _of_the_same_framework(best, entry)
         network = None if best[0].unknown else _fitting_network(best, self.arch, self.stride)
         return Attempt(entry, best, network)
+
+
+def _of_the_same_framework(renamings: list[Renaming], entry: Entry) -> list[Renaming]:
+    """Return the renamings of the framework that wrote an entry, where it shows and one is.
+
+    Only PyTorch counts the batches of a batch norm, and only MegEngine has kernels with a dimension
+    for the groups and biases with four. Where neither shows, those of the likelier one come first.
+    """
+    counts = any(key.endswith("num_batches_tracked") for key in entry.dropped)
+    has_groups = any(
+        tensor.ndim == 5 or (tensor.ndim == 4 and key.endswith(".bias"))
+        for key, tensor in entry.tensors.items()
+    )
+    if counts != has_groups:
+        same = [renaming for renaming in renamings if renaming.source.pytorch == counts]
+        return same or renamings
+    likelier = form_of(renamings[0].tensors) == "deploy"  # where MegEngine's biases would show
+    return sorted(renamings, key=lambda renaming: renaming.source.pytorch != likelier)
 
 
 # ---------------------------------------------------------------- layout -> architecture

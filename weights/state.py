@@ -27,6 +27,7 @@ def class_count(state_dict: Tensors) -> int | None:
     return next((len(head) for head in heads if head is not None and head.ndim and head.size), None)
 
 
+MOST_CHANNELS = 4096  # of an image, so that a strange file makes no network that fills the memory
 _FIRST_KERNELS = (
     *("stage0.reparam.weight", "stem1.reparam.weight", "stem.reparam.weight"),
     *("stage0.dense.conv.weight", "stage0.dense.0.conv.weight"),
@@ -36,9 +37,13 @@ _FIRST_KERNELS = (
 
 
 def input_channels(state_dict: Tensors) -> int:
-    """Return the number of channels of the images, from the first kernel; 3 where there is none."""
+    """Return the number of channels of the images, from the first kernel.
+
+    It is 3 where there is no such kernel, and where its number is above MOST_CHANNELS.
+    """
     kernels = (state_dict.get(key) for key in _FIRST_KERNELS)
-    return next((k.shape[-3] for k in kernels if k is not None and k.ndim >= 4 and k.size), 3)
+    channels = next((k.shape[-3] for k in kernels if k is not None and k.ndim >= 4 and k.size), 3)
+    return channels if channels <= MOST_CHANNELS else 3
 
 
 _BACKBONE = re.compile(r"(?:stem\d?|stage\d)\.")

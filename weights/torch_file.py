@@ -21,7 +21,7 @@ import numpy as np
 from data import foreign, unpickle
 from data.unpickle import DamagedError, UnsuitableError
 
-from . import torch_tensors
+from . import archives, torch_tensors
 
 _ZIP = b"PK\3\4"
 LEGACY = 0x1950A86A20F9469CFC6C.to_bytes(10, "little")  # the magic number, as pickles write it
@@ -75,12 +75,7 @@ class _Archive:
         self.map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self.zip = zipfile.ZipFile(file)
         self.members = {info.filename: info for info in self.zip.infolist()}
-        # Weights hardly compress: what would grow a hundredfold was made to fill the memory.
-        if sum(info.file_size for info in self.members.values()) > 100 * len(self.map):
-            raise UnsuitableError(
-                "was refused, as its members say that they are far larger than the file; save the "
-                "weights without compression"
-            )
+        archives.check_growth(self.zip, len(self.map))
         if any(PurePosixPath(name).name == "constants.pkl" for name in self.members):
             raise UnsuitableError(
                 "is a TorchScript program, which holds code beside the weights and was not "

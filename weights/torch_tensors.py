@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from data import foreign
-from data.unpickle import DamagedError, ForbiddenError
+from data.unpickle import DamagedError, ForbiddenError, UnsuitableError
 
 # The types of the elements as they are stored; `_decode` turns two of them into NumPy's.
 STORAGES = {
@@ -38,6 +38,9 @@ _UNTYPED = {
 }
 
 
+_EXPANDED = 4096  # elements of a tensor that repeats a smaller storage, such as a buffer
+
+
 def decode(kind: str, stored: np.ndarray) -> np.ndarray:
     """Return the values of a storage, [numel]: bfloat16 as float32, bytes of booleans as bool."""
     if kind == "torch.BFloat16Storage":
@@ -48,7 +51,10 @@ def decode(kind: str, stored: np.ndarray) -> np.ndarray:
 def _rebuild_tensor(
     storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *notes: Any
 ) -> np.ndarray:
-    """Return a tensor as a view of a storage; offset and strides count elements."""
+    """Return a tensor as a view of a storage; offset and strides count elements.
+
+    A tensor that is much larger than its storage is refused: the network would not be.
+    """
     if isinstance(storage, foreign.Placeholder):
         return storage
     _requires_grad, _hooks, metadata = (*notes, None, None, None)[:3]
@@ -65,6 +71,11 @@ def _rebuild_tensor(
             raise DamagedError(f"a tensor uses element {last} of a storage of {storage.size}")
         start, *strides = (step * storage.itemsize for step in (offset, *stride))
         view = np.ndarray(size, storage.dtype, storage, start, strides)
+        if view.size > max(storage.size, _EXPANDED):
+            raise UnsuitableError(
+                f"has a tensor of {view.size} elements that repeats a storage of {storage.size}, "
+                "which would fill the memory; save the weights without it, or its contiguous()"
+            )
     view.flags.writeable = False
     return view
 

@@ -1,6 +1,7 @@
 """Converting the first kernels to grey images and to four channels, and what follows from it."""
 
 import json
+from dataclasses import replace
 
 import models
 from models import equivalence, init
@@ -59,6 +60,10 @@ def test_the_converted_network_is_the_linear_one_that_timm_makes(arch, deploy, s
     expected = logits(model, np.repeat(images[:, :1], 3, axis=1))
     assert_close(logits(weights.load(grey), images[:, :1]), expected)
 
+    trained = replace(contents, activation_ranges={"image": (-2.0, 2.0)})
+    converted, with_ranges = channels.with_input_channels(trained, 1)
+    assert "; the activation ranges of the" in with_ranges and with_ranges.endswith("are left out")
+    assert converted.activation_ranges is None
     four, sentence = channels.with_input_channels(contents, 4)
     assert sentence.endswith("repeated and scaled by 3/4")
     colours = images[:, :3].copy()

@@ -97,6 +97,7 @@ def test_a_plain_state_dict_is_read(network, tmp_path):
 
 OURS = {"arch": "RepVGGA0", "form": "train", "preprocessing": {}}
 WEIGHTS = {"linear.weight": np.zeros((7, 1280), np.float32)}
+MANY = {"linear.weight": np.zeros((10**6 + 1, 1), np.float16)}
 COMPLETE = {**OURS, "num_classes": 7, "classes": None, "state_dict": WEIGHTS}
 
 
@@ -116,6 +117,26 @@ COMPLETE = {**OURS, "num_classes": 7, "classes": None, "state_dict": WEIGHTS}
         ({**COMPLETE, "state_dict": 5}, "is not a checkpoint of this version"),
         ({**COMPLETE, "state_dict": {"a": "b"}}, "is not a checkpoint of this version"),
         ({**COMPLETE, "state_dict": {"a": np.array(["b"])}}, "a holds no floating-point numbers"),
+        ({**COMPLETE, "num_classes": 7.0}, "says 7.0 classes, its classifier 7"),
+        (
+            {**COMPLETE, "num_classes": 10**6 + 1, "state_dict": MANY},
+            "its classifier has 1000001 classes",
+        ),
+        ({**COMPLETE, "classes": 3}, "is not a checkpoint of this version"),
+        ({**COMPLETE, "classes": [1, 2]}, "its names of the classes are no text"),
+        ({**COMPLETE, "options": None}, "its options are None"),
+        ({**COMPLETE, "options": ["stride"]}, r"its options are \['stride'\]"),
+        ({**COMPLETE, "options": {"foo": 1}}, "its option foo is 1"),
+        ({**COMPLETE, "options": {1: 1}}, "its option 1 is 1"),
+        ({**COMPLETE, "options": {"in_chans": "3"}}, "its option in_chans is '3'"),
+        ({**COMPLETE, "options": {"in_chans": 10**9}}, "its option in_chans is 1000000000"),
+        ({**COMPLETE, "options": {"in_chans": 4}}, "says 4 input channels, its first kernel 3"),
+        ({**COMPLETE, "options": {"stride": 7}}, "its option stride is 7"),
+        ({**COMPLETE, "options": {"stride": "8"}}, "its option stride is '8'"),
+        ({**COMPLETE, "options": {"stride": np.ones(2)}}, "its option stride is array"),
+        ({**COMPLETE, "options": {"heads": 1}}, "its option heads is 1"),
+        ({**COMPLETE, "activation_ranges": [1]}, "is not a checkpoint of this version"),
+        ({**COMPLETE, "activation_ranges": {"a": (2, 1)}}, "its activation a ranges from 2 to 1"),
         ({**COMPLETE, "preprocessing": {"color": "CMY"}}, "makes no sense"),
         ({**COMPLETE, "preprocessing": {"size": -1}}, "makes no sense"),
         ({**COMPLETE, "preprocessing": {"std": (1, 1, 0)}}, "makes no sense"),
@@ -126,6 +147,20 @@ def test_other_contents_are_a_sentence(tmp_path, content, sentence):
     path.write_bytes(pickle.dumps(content))
     with pytest.raises(UserError, match=sentence):
         weights.load(path)
+
+
+def test_the_layout_of_a_checkpoint_of_this_project_need_not_be_said(tmp_path):
+    model = models.create("RepVGGA0", 7, stride=8)
+    path = tmp_path / "cifar.pkl"
+    ranges = {"image": (-2.0, 2.0)}
+    contents = checkpoint.of_model(model, Preprocessing(size=32), activation_ranges=ranges)
+    checkpoint.save(contents, path)
+    for source in (None, "own"):
+        found = checkpoint.read(path, source=source)
+        assert found.options == {"stride": 8} and found.activation_ranges == ranges
+        assert found.preprocessing.size == 32
+    with pytest.raises(CheckpointError, match="which says what it holds; leave the source 'port'"):
+        checkpoint.read(path, source="port")
 
 
 def test_a_failed_save_leaves_the_old_file(tmp_path):

@@ -512,6 +512,10 @@ def test_the_published_weights_are_listed(command):
     status, out, _ = command("convert_pretrained_weight", "--list")
     assert status == 0 and "none of it was" in out
     assert re.search(r"basecls +repvgg_a0 +RepVGGA0 +72.25 +90.49 ", out)
+    status, _, err = command(
+        "convert_pretrained_weight", "--list", "--source", "timm", "--mean", 0, 0, 0
+    )
+    assert status == 2 and "--list goes with --json alone; leave --source, --mean out" in err
     status, out, _ = command("convert_pretrained_weight", "--list", "--json")
     entries = json.loads(out)
     assert len(entries) == 14 + 13 + 11 + 5 + 5 + 6 + 5 + 8 + 8 + 6 + 6 + 1 + 5 + 17 + 6

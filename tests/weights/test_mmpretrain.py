@@ -1,5 +1,6 @@
 """MMPretrain's layout: files that mmengine wrote, deploy forms, backbones, what differs there."""
 
+import json
 from functools import cache
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from models import equivalence
 import numpy as np
 import pytest
 
+from data.transforms import Preprocessing
 from tests.support import change_architecture
 from tests.weights.test_convert import GOLDEN, as_pth, numbered, state_of
 from weights import catalog, checkpoint, convert, entries, files, mmpretrain
@@ -73,6 +75,21 @@ def test_names_as_theirs():
 
 
 @pytest.mark.parametrize("arch", ["RepVGGA0", "MobileOneS0"])
+def test_a_backbone_beside_other_modules_is_read(arch):
+    backbone = {k: v for k, v in theirs(arch, "train").items() if k.startswith("backbone.")}
+    others = {
+        **{f"neck.fpn_convs.{i}.conv.weight": np.zeros((8, 8, 3, 3)) for i in range(12)},
+        "bbox_head.cls.bias": np.zeros(80),
+    }
+    foreign = convert.recognize({"state_dict": {**backbone, **others}}, "file")
+    assert (foreign.source.name, foreign.arch, foreign.num_classes) == ("mmpretrain", arch, 0)
+    assert foreign.entry == "state_dict.backbone" and set(others) <= set(foreign.dropped)
+    strange = {**backbone, "backbone.stage5.x.weight": np.zeros(3)}
+    with pytest.raises(convert.ConversionError, match="that no rule knows: backbone.stage5.x.wei"):
+        convert.recognize(strange, "file")
+
+
+@pytest.mark.parametrize("arch", ["RepVGGA0", "MobileOneS0"])
 @pytest.mark.parametrize("form", ["train", "deploy"])
 @pytest.mark.parametrize("prefix", ["backbone.", ""])
 def test_a_backbone_has_no_classifier(arch, form, prefix):
@@ -101,6 +118,33 @@ def test_their_deploy_form_of_d2se_is_another_network(command, tmp_path, monkeyp
         assert status == 0, err
         notes = [line for line in out.splitlines() if line.startswith("note: ")]
         assert [note.endswith("its logits are others") for note in notes] == [True] * said
+
+
+def test_exports_say_what_they_lack_and_what_is_another_network_there(
+    command, tmp_path, monkeypatch
+):
+    small = {"depths": (1, 1, 1, 1), "width": (0.25, 0.25, 0.25, 0.25), "se": "before"}
+    change_architecture(monkeypatch, "RepVGGD2se", models.repvgg.RepVGG, small)
+    model = models.create("RepVGGD2se", 6)
+    images = np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype(np.float32)
+    equivalence.randomize(model, images)
+    for network, ranges, layout, said in (
+        (model, None, "mmpretrain", []),
+        (models.to_deploy(model), None, "repvgg", []),
+        (models.to_deploy(model), None, "mmpretrain", ["leaves out the squeeze-and-excitation"]),
+        (model, {"image": (-2.0, 2.0)}, "timm", ["activation ranges of the quantization-aware"]),
+    ):
+        contents = checkpoint.of_model(network, Preprocessing(size=32), activation_ranges=ranges)
+        checkpoint.save(contents, tmp_path / "best.pkl")
+        flags = ["--origin-dir", tmp_path / "best.pkl", "--save-dir", tmp_path / "out.safetensors"]
+        flags += ["--export", layout]
+        status, out, err = command("convert_pretrained_weight", *flags)
+        assert status == 0, err
+        notes = [line for line in out.splitlines() if line.startswith("note: ")]
+        assert "images, also in this layout" in notes.pop()
+        assert len(notes) == len(said) and all(a in b for a, b in zip(said, notes, strict=True))
+        status, out, err = command("convert_pretrained_weight", *flags, "--json")
+        assert [f"note: {note}" for note in json.loads(out)["export_notes"]] == notes
 
 
 def test_class_names_are_those_of_the_data_set_where_there_are_as_many():

@@ -85,6 +85,9 @@ def test_flags_are_for_pixels_from_0_to_1_or_to_255(given, mean, std):
 def test_flags_for_pixels_of_both_kinds_are_refused():
     with pytest.raises(UserError, match="--mean 0.5 .* give both for the same pixels"):
         flags(mean=[0.5, 0.5, 0.5], std=[58, 57, 56])
+    with pytest.raises(UserError, match=r"--mean 124 .* 0 to 255, and --std 0.2 .* 0 to 1;"):
+        flags(mean=[124, 116, 104], std=[0.2, 0.2, 0.2])
+    assert flags(mean=[124, 116, 104], std=[1, 1, 1])["std"] == ((1, 1, 1), "--std")  # Caffe's
 
 
 @pytest.mark.parametrize(
@@ -97,6 +100,10 @@ def test_flags_for_pixels_of_both_kinds_are_refused():
         ({"mean": [float("nan")] * 3}, "mean of a.pth is"),
         ({"std": [0.0, 0.1, 0.1]}, "std of a.pth is"),
         ({"crop_pct": 1.5}, "crop ratio of a.pth is 1.5"),
+        ({"crop_pct": np.array([0.9, 0.9])}, r"crop ratio of a.pth is \[0.9, 0.9\]"),
+        ({"mean": {"r": 0.5}}, "mean of a.pth is"),
+        ({"std": np.array([0.5, 0.5])}, "std of a.pth is"),
+        ({"input_size": ["a"]}, "size of a.pth is 'a', .* say --size"),
     ],
 )
 def test_what_cannot_be_done_is_refused_by_name(said, sentence):
@@ -109,8 +116,24 @@ def test_timm_means_pixels_from_0_to_1_and_leaves_out_what_it_does_not_know():
             "interpolation": "random", "crop_mode": "center", "input_size": None}  # fmt: skip
     values = {key: value for key, (value, _) in preprocessing.of_timm(said, "x").items()}
     assert values == {"mean": TORCHVISION.mean, "std": (127.5,) * 3, "size": 192, "crop_ratio": 0.9}
+    side = {"input_size": [224], "mean": np.full(3, 0.5, np.float32), "crop_pct": np.float64(0.9)}
+    values = {key: value for key, (value, _) in preprocessing.of_timm(side, "x").items()}
+    assert values == {"size": 224, "mean": (127.5,) * 3, "crop_ratio": 0.9}
+    for size in (np.array(224), np.array([3, 224, 224]), (224,), np.int64(224)):
+        assert preprocessing.of_timm({"input_size": size}, "x") == {"size": (224, "x")}
     nothing = {"mean": None, "std": None, "interpolation": "", "crop_pct": None, "img_size": None}
     assert preprocessing.of_timm(nothing, "x") == {}
+
+
+def test_a_record_of_other_values_is_refused_by_name():
+    record = {"color": "BGR", "mean": np.full(3, 100.0), "std": 5}
+    with pytest.raises(UserError, match="the file says that the std of a.pth is 5, .* say --std"):
+        resolve(preprocessing.of_record(record), flags(color="rgb"))
+    given = flags(color="rgb", std=[50.0, 51.0, 52.0])
+    found, _, _ = resolve(preprocessing.of_record(record), given)
+    assert (found.mean, found.std) == ((100.0,) * 3, (50.0, 51.0, 52.0))
+    with pytest.raises(UserError, match="the colour order of a.pth is .*, .* say --color"):
+        resolve(preprocessing.of_record({"color": np.array(["RGB", "BGR"])}))
 
 
 @pytest.mark.parametrize(

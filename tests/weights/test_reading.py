@@ -484,6 +484,36 @@ def test_pickles_of_python_2_are_read(tmp_path):
     assert files.read(tmp_path / "f.pth").tree.keys() == {key}
 
 
+def test_npz_files_that_grow_are_refused(tmp_path):
+    np.savez_compressed(tmp_path / "f.npz", a=np.zeros(10**6, np.float32))
+    assert (tmp_path / "f.npz").stat().st_size < 10_000
+    with pytest.raises(UserError, match="f.npz was refused, as its members say that they are far"):
+        files.read(tmp_path / "f.npz")
+
+
+def sparse_tar(name, data, real_size):
+    """A tar of a file in GNU's sparse format 0.1: its bytes, and zeros up to its size."""
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    member.pax_headers = {
+        "GNU.sparse.size": str(real_size),
+        "GNU.sparse.numblocks": "1",
+        "GNU.sparse.map": f"0,{len(data)}",
+    }
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        archive.addfile(member, io.BytesIO(data))
+    return file.getvalue()
+
+
+def test_sparse_members_of_tars_are_refused(tensors, tmp_path):
+    content = sparse_tar("w/weights.pkl", pickle.dumps(tensors), 10**8)
+    for name, data in (("f.tar", content), ("f.tar.gz", gzip.compress(content, 0))):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(UserError, match=f"{name} is an archive whose w/weights.pkl is sparse"):
+            files.read(tmp_path / name)
+
+
 def test_objects_in_npz_files_are_left_out(tmp_path):
     np.savez(tmp_path / "f.npz", **{"a.b": np.ones(3), "args": np.array({"lr": 1}, object)})
     assert list(files.read(tmp_path / "f.npz").tree) == ["a.b"]
@@ -622,6 +652,8 @@ def test_backbones_without_a_classifier(arch, layout, form, tmp_path):
     path = pickled(prefixed("backbone.", theirs), tmp_path / "backbone.pkl")
     found = read(path, stated={"color": ("RGB", "--color")})
     assert (found.arch, found.form, found.num_classes) == (arch, form, 0)
+    expected = "repghost" if arch == "RepGhost050" else layout  # timm's keys are RepGhost's own
+    assert found.source.startswith(f"{expected} (")
     with pytest.raises(UserError, match="is a backbone without a classifier; fine-tune it by"):
         weights.load(found)
     checkpoint.save(found, tmp_path / "ours.pkl")
@@ -635,6 +667,67 @@ def test_backbones_without_a_classifier(arch, layout, form, tmp_path):
     if form == "train":
         tuned, dropped = weights.load_for_fine_tuning(again, arch, 3)
         assert tuned.num_classes == 3 and dropped == []
+
+
+def nested(contents, level, times):
+    for _ in range(times):
+        contents = level(contents)
+    return contents
+
+
+@pytest.mark.parametrize("level", [lambda x: {"l": x, "r": x}, lambda x: [x] * 1000])
+def test_containers_in_several_places_are_searched_once(tensors, tmp_path, level):
+    path = pickled(nested({"model": tensors}, level, 40), tmp_path / "shared.pkl")
+    assert read(path).arch == ARCH
+    twice = pickled({"model": tensors, "ema": tensors}, tmp_path / "twice.pkl")
+    assert [read(twice, entry=name).entry for name in ("model", "ema")] == ["model", "ema"]
+
+
+@pytest.mark.parametrize("level", [lambda x: {"a": x}, lambda x: [x], lambda x: (x, 1)])
+def test_a_tree_that_is_too_deep_is_a_sentence(tensors, tmp_path, level):
+    assert read(pickled(nested(tensors, level, 100), tmp_path / "deep.pkl")).arch == ARCH
+    tree = nested(tensors, level, 101)
+    with pytest.raises(UserError, match="deeper.pkl has dicts and lists .* more than 100 deep"):
+        convert.recognize(tree, "deeper.pkl")
+    code = b"\x80\x02" + b"}U\x01a" * 5000 + b"}" + b"s" * 5000 + b"."
+    (tmp_path / "deepest.pkl").write_bytes(code)
+    with pytest.raises(UserError, match="deepest.pkl has dicts and lists"):
+        read(tmp_path / "deepest.pkl")
+
+
+def repvgg_backbone(layout, form, arch="RepVGGA0"):
+    theirs = in_layout(arch, layout, form=form)
+    return {k: v for k, v in theirs.items() if not k.startswith(("linear.", "head."))}
+
+
+def test_the_framework_tells_a_repvgg_backbone_from_baseclss(tmp_path):
+    for layout, form, arch, color in (
+        ("repvgg", "train", "RepVGGA0", "RGB"),
+        ("repvgg", "train", "RepVGGB1g4", "RGB"),
+        ("basecls", "train", "RepVGGB1g4", "BGR"),
+        ("basecls", "deploy", "RepVGGA0", "BGR"),
+    ):
+        found = read(pickled(repvgg_backbone(layout, form, arch), tmp_path / f"{layout}.pkl"))
+        assert found.source.startswith(f"{layout} (") and found.preprocessing.color == color
+        assert found.preprocessing.resize_backend == ("opencv" if color == "BGR" else "pillow")
+        assert found.num_classes == 0 and found.form == form
+
+
+def test_a_backbone_that_may_be_of_two_repositories_needs_its_colour_order(tmp_path, command):
+    for layout, form in (("repvgg", "deploy"), ("basecls", "train")):
+        path = pickled(repvgg_backbone(layout, form), tmp_path / "backbone.pkl")
+        with pytest.raises(UserError, match="nothing says whether .* takes RGB or BGR images"):
+            read(path)
+        assert read(path, source="repvgg").preprocessing.color == "RGB"
+        assert read(path, source="basecls").preprocessing.color == "BGR"
+        given = read(path, stated={"color": ("BGR", "--color")})
+        assert given.preprocessing.color == "BGR" and given.source.startswith(f"{layout} (")
+    whole_network = pickled(in_layout("RepVGGA0", "repvgg", form="deploy"), tmp_path / "whole.pkl")
+    assert read(whole_network).origins["color"] == "assumed: DingXiaoH/RepVGG's for RepVGG-A0"
+    status, _, err = command(
+        "convert_pretrained_weight", "--origin-dir", path, "--save-dir", tmp_path / "ours.pkl"
+    )
+    assert status == 2 and "give --color rgb or --color bgr" in err
 
 
 def test_formats_of_exported_files(tmp_path):

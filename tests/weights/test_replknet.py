@@ -1,5 +1,6 @@
 """RepLKNet's two layouts, in train form and in what each source calls its deploy form."""
 
+import pickle
 from dataclasses import replace
 
 import models
@@ -114,6 +115,36 @@ def test_megengines_deploy_form_keeps_the_last_norm(network, images):
     broken = {key: value for key, value in (theirs | norm).items() if key != "norm.running_mean"}
     with pytest.raises(convert.ConversionError, match="norm.weight is unknown"):
         convert.recognize(broken, "file")
+
+
+def test_images_of_384_pixels_are_not_cropped_and_the_report_says_what_the_source_does(
+    network, command, tmp_path
+):
+    theirs = convert.export(state_of(network), "RepLKNet31B", "replknet")
+    path = tmp_path / "a.pth"
+    for args, stated, size, crop_ratio in (
+        ({}, {}, 224, 0.875),
+        ({"input_size": 384}, {}, 384, 1.0),
+        ({}, {"size": (384, "--size")}, 384, 1.0),
+        ({"input_size": 384}, {"size": (224, "--size")}, 224, 0.875),
+        ({"input_size": 384}, {"crop_ratio": (0.9, "--crop-ratio")}, 384, 0.9),
+    ):
+        path.write_bytes(pickle.dumps({"model": theirs, "args": args}))
+        found = checkpoint.read(path, stated=stated)
+        assert (found.preprocessing.size, found.preprocessing.crop_ratio) == (size, crop_ratio)
+        assert (found.note is not None) == (crop_ratio == 1.0)
+    path.write_bytes(pickle.dumps(theirs))
+    status, out, err = command(
+        "convert_pretrained_weight", "--origin-dir", path, "--save-dir", tmp_path / "a.pkl",
+        "--size", 384,
+    )  # fmt: skip
+    assert status == 0, err
+    assert "size:         384 (--size)" in out and "crop ratio:   1.0 (assumed: images of" in out
+    assert "note: DingXiaoH/RepLKNet-pytorch's own evaluation warps whole images to 384x384" in out
+    assert checkpoint.read(tmp_path / "a.pkl").preprocessing.size == 384
+    state = {"model": convert.export(state_of(network), "RepLKNet31B", "megengine")}
+    path.write_bytes(pickle.dumps({**state, "args": {"input_size": 384}}))
+    assert checkpoint.read(path).preprocessing.crop_ratio == 0.875  # which is not known to warp
 
 
 @pytest.mark.parametrize("form", ["train", "deploy"])

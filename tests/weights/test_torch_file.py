@@ -281,6 +281,16 @@ def test_sizes_beyond_all_memory_give_one_sentence(path, write, size):
 
 
 @both
+def test_a_tensor_is_not_much_larger_than_its_storage(path, write):
+    storage = Storage("torch.FloatStorage", np.ones(10, np.float32))
+    buffer = torch_file.load(write(path, tensor(storage, 0, (4, 1024), (0, 0))))
+    assert buffer.shape == (4, 1024) and buffer.all()
+    for size, stride in (((4097,), (0,)), ((10**9, 10), (0, 1)), ((64, 10**6, 3, 3), (0,) * 4)):
+        with pytest.raises(UserError, match="has a tensor of .* that repeats a storage of 10,"):
+            torch_file.load(write(path, tensor(storage, 0, size, stride)))
+
+
+@both
 @pytest.mark.parametrize("numel", [-1, 9, 11, 1000, 2**40, 2**70, 1.0, None, "ten"])
 def test_a_storage_of_another_size_is_refused(path, write, numel):
     storage = Storage("torch.DoubleStorage", np.ones(10))

@@ -83,6 +83,17 @@ def test_what_may_be_for_cifar_is_said(arch, form, classes, said):
     assert convert.recognize(theirs(arch, classes, form, 32, "timm"), "file").note is None
 
 
+@pytest.mark.parametrize("arch, form", [("RepVGGA2", "train"), ("RepVGGA0", "deploy")])
+def test_a_backbone_may_be_for_cifar_too(arch, form):
+    tensors = theirs(arch, 1000, form, 32)
+    backbone = {key: value for key, value in tensors.items() if not key.startswith("linear.")}
+    note = convert.recognize(backbone, "file").note
+    assert NOTE in note and "--stride 8" in note
+    assert f"cifar10_{arch[:6].lower()}_{arch[6:].lower()}-" in note and " or cifar100_" in note
+    decided = convert.recognize(backbone, "file", stride=8)
+    assert (decided.note, decided.options, decided.num_classes) == (None, {"stride": 8}, 0)
+
+
 def test_the_report_and_the_name_say_it(command, network, tmp_path):
     deployed = models.to_deploy(network)
     origin = tmp_path / "a0.pth"
