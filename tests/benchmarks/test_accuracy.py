@@ -28,6 +28,7 @@ def saved(small_repvgg_a0, tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_files_are_scored_as_the_checkpoint(command, saved, tmp_path, monkeypatch):
     monkeypatch.setattr(record, "FOLDER", tmp_path / "results")
     data = write_image_folder(tmp_path / "photos", train=1, val=9, side=50)

@@ -65,6 +65,7 @@ def test_rows(network, command, tmp_path, monkeypatch):
     assert timed == {*int8.TIMED} and not any(row["openvino"] for row in rows.values())
 
 
+@pytest.mark.slow
 def test_a_network_of_qat_is_that_of_a_model(network, command, tmp_path):
     photos = write_image_folder(tmp_path / "photos", ("pear", "apple"), train=2, val=1)
     trained = qat.FakeQuantized(network)

@@ -71,6 +71,7 @@ def test_verify_sees_a_broken_fusion(monkeypatch, command, name, broken):
     assert "DIFFERENT" in failures and "RepVGGA0" in failures  # the failing rows come last
 
 
+@pytest.mark.slow
 def test_verify_sees_one_corner_tap_of_one_kernel(monkeypatch, command):
     """Of the largest kernels in the smallest maps, at the size that verify chooses itself."""
     right = reparam.to_conv2d

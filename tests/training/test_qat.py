@@ -122,7 +122,7 @@ def network(tiny):
         ("dense", 60),
         ("qa, groups, se", 60),
         ("plus", 60),
-        ("RepGhost050", 40),
+        pytest.param("RepGhost050", 40, marks=pytest.mark.slow),
         pytest.param("RepViTM0_6", 24, marks=pytest.mark.slow),
         pytest.param("FastViTT8", 24, marks=pytest.mark.slow),
     ],

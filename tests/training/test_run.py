@@ -243,7 +243,7 @@ def test_resuming_with_another_teacher_is_a_sentence(everything, command, tmp_pa
     assert status == 2 and "had ema 0.9, and now it is 0.8; give the same flags" in err
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", slow_but([signal.SIGTERM], [signal.SIGINT, signal.SIGTERM]))
 def test_a_signal_saves_before_leaving(straight, tmp_path, number):
     data, *_ = straight
     command = ["train.py", "--data", data, "--save", tmp_path, "--tag", "b", "--save-freq", "0"]
