@@ -18,7 +18,7 @@ import numpy as np
 from data.transforms import Preprocessing
 from utils import UserError, say_once, write_atomically
 
-from . import convert, files, preprocessing, validity
+from . import convert, files, preprocessing, replknet, validity
 from .keymap import Tensors
 from .own import NAME as OWN_LAYOUT
 from .state import form_of
@@ -168,8 +168,10 @@ def read(
     if color_matters and not grey and not foreign.tells_colour_order:
         preprocessing.check_color(path, said, stated or {})
     habit, stronger = dict(foreign.habit), {**said, **(stated or {})}
-    if "crop_ratio" not in stronger:
-        habit = dict(foreign.for_size(stronger.get("size", habit["size"])[0]))
+    size, _ = stronger.get("size", habit["size"])
+    if "crop_ratio" not in stronger and foreign.is_for_warped_images(size):
+        habit["crop_ratio"] = 1.0, "assumed: images of this side are not cropped by the source"
+        foreign.note = foreign.note or replknet.note_of_warping(size)
     if "the file" in {origin for _, origin in said.values()}:  # exported here, it has no names
         habit.pop("classes", None)
     checkpoint = _resolved(of_foreign(foreign, path), habit, said, stated or {})

@@ -112,13 +112,9 @@ class Foreign:
             habit["classes"] = [*published.classes], origin
         return habit
 
-    def for_size(self, size: Any) -> preprocessing.Statements:
-        """Return `habit` for images of a side in pixels; take down where it is not the source's."""
-        habit = dict(self.habit)
-        if self.source is replknet.PYTORCH and type(size) is int and size >= replknet.WARPED:
-            habit["crop_ratio"] = 1.0, "assumed: images of this side are not cropped by the source"
-            self.note = self.note or replknet.note_of_warping(size)
-        return habit
+    def is_for_warped_images(self, size: Any) -> bool:
+        """Return whether the source's evaluation warps images to this side and crops nothing."""
+        return self.source is replknet.PYTORCH and type(size) is int and size >= replknet.WARPED
 
     @property
     def tells_colour_order(self) -> bool:

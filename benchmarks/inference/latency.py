@@ -66,15 +66,11 @@ def of_files(
             for runtime in runtimes:
                 keys.append((name, runtime))
                 available.append(Candidate(f"{name}, {runtime}", runtime, str(path)))
-        (_, channels, *_) = _input_shape(next(iter(models.values())))
+        images = next(iter(models.values())).graph.input[0].type.tensor_type
+        channels = images.shape.dim[1].dim_value
         measured = measure(available, 1, 1, size, settings, channels=channels)
     medians = [1e3 * float(np.median(one.latencies)) for one in measured]
     return dict(zip(keys, medians, strict=True))
-
-
-def _input_shape(model: onnx.ModelProto) -> tuple[int, ...]:
-    """Return the shape of a network's input, with 0 for an open dimension."""
-    return tuple(d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim)
 
 
 def _inference_rows(measured: list[Measured], batch: int, peak_gflops: float) -> list[dict]:

@@ -55,8 +55,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     runtime, source, *numbers, limit = sys.argv[1:]
-    threads, streams, *shape = map(int, numbers)
-    batch, channels, size = shape
+    threads, streams, batch, channels, size = map(int, numbers)
     images = np.random.default_rng(0).standard_normal((batch, channels, size, size), np.float32)
     with time_limit(float(limit)):
         runners = LOAD[runtime](source, threads, streams)

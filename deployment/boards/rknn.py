@@ -113,8 +113,7 @@ def write_kit(
         evaluation = ""
         if test is not None:
             every, classes = test
-            total = min(EVALUATED, len(every))
-            chosen = [i * len(every) // total for i in range(total)]
+            chosen = calibration.evenly(range(len(every)), EVALUATED)
             files_of_test = [every[i] for i in chosen]
             calibration.assert_disjoint(files, files_of_test)
             names_of_test = _write_crops(folder / "evaluation", files_of_test, preprocessing)

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from tqdm import tqdm
 
-from . import bias, graph, qdq
+from . import bias, calibration, graph, qdq
 from .ptq import Quantized
 
 SENSITIVITY_IMAGES = 16  # each layer is measured on as many
@@ -43,7 +43,7 @@ def sensitivity(quantized: Quantized, images: np.ndarray) -> dict[str, float]:
     Its weights and its input are rounded, and its bias is corrected. Each layer costs two passes
     over `SENSITIVITY_IMAGES` of the images.
     """
-    images = images[:: max(1, len(images) // SENSITIVITY_IMAGES)][:SENSITIVITY_IMAGES]
+    images = calibration.evenly(images, SENSITIVITY_IMAGES)
     model, layers = quantized.equalized, graph.layers(quantized.equalized)
     expected, means = graph.logits(model, images), bias.means(model, images)
     names = {node.name for node in layers}

@@ -13,7 +13,7 @@ import onnx
 from onnx import NodeProto, helper, numpy_helper
 
 from . import weights
-from .dialects import Scheme
+from .dialects import Dialect, Scheme
 from .graph import LAYERS, consumers, layers
 
 _DEFAULT = Scheme()
@@ -37,7 +37,7 @@ def activations(model: onnx.ModelProto, scheme: Scheme = _DEFAULT) -> list[str]:
             if node.op_type == "Conv" and dialect.behind_layers:
                 chosen.add(node.output[0])
         if node.op_type == "Add" and all(name in computed.keys() - skipped for name in node.input):
-            chosen.update(_around_addition(node, computed, users, scheme))
+            chosen.update(_around_addition(node, computed, users, dialect))
         if node.op_type == "GlobalAveragePool" and dialect.before_pools:
             pooled.append(node)
         if node.op_type == "Gemm":
@@ -65,10 +65,10 @@ def _around_addition(
     node: NodeProto,
     computed: Mapping[str, NodeProto | None],
     users: Mapping[str, list[NodeProto]],
-    scheme: Scheme,
+    dialect: Dialect,
 ) -> list[str]:
     """Return the tensors to quantize around an addition of two feature maps."""
-    if not scheme.dialect.skip_alone:
+    if not dialect.skip_alone:
         return [*node.input, *node.output]
     order = [*computed]
     fused = [
@@ -161,8 +161,10 @@ def to_qdq(
     if graph.input[0].name in steps:
         activation(graph.input[0].name)
     for node in [*graph.node]:
-        pools = node.op_type == "GlobalAveragePool" and scheme.dialect.whole_pools
-        if node.name not in scheme.in_float and not (pools and node.output[0] not in steps):
+        in_float = node.name in scheme.in_float
+        if node.op_type == "GlobalAveragePool" and scheme.dialect.whole_pools:
+            in_float = node.output[0] not in steps
+        if not in_float:
             inputs = layer(node) if node.op_type in LAYERS and node.name not in kept else node.input
             node.input[:] = [f"{name}.dequantized" if name in steps else name for name in inputs]
         nodes.append(node)

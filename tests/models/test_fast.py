@@ -444,11 +444,10 @@ def test_a_new_module_with_a_hook_is_seen(model, monkeypatch):
 
 
 def test_a_module_with_a_hook_can_be_replaced_by_one_without(model, monkeypatch):
-    handler = model.stem.register_forward_hook(lambda module, x, y: None)
+    model.stem.register_forward_hook(lambda module, x, y: None)
     assert not used(model, monkeypatch)
     model.stem = layers.FusibleConvBN(3, 8, 3, 2)
     assert used(model, monkeypatch)
-    assert handler is not None
 
 
 def test_other_channels_are_refused_as_without_programs(model, monkeypatch, rng):
@@ -468,14 +467,11 @@ def test_other_channels_are_refused_as_without_programs(model, monkeypatch, rng)
             module(narrow)
 
 
-def test_parameters_of_another_type_are_left_to_the_other_path(model, monkeypatch):
+def test_parameters_of_another_type_are_left_to_the_other_path(model):
     model.load_state_dict(
         {key: value.astype(np.float16) for key, value in model.state_dict().items()}
     )
-    calls = []
-    monkeypatch.setattr(network, "run", lambda *a: calls.append(1))
-    image = mge.Tensor(np.zeros((2, 3, 32, 32), np.float32))
-    assert not model.is_compiled(image) and not calls
+    assert not model.is_compiled(mge.Tensor(np.zeros((2, 3, 32, 32), np.float32)))
 
 
 def test_a_failed_trace_leaves_no_names(rng):

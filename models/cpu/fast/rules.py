@@ -79,10 +79,10 @@ def _traced(
         return None
     if not model.training or x.dtype != np.float32 or amp.enabled:
         return None
-    _, hooks = _hooks.get(model) or ((), [])
-    if (any(hooks) or not hooks) and any(_list_hooks(model)):
-        return None
-    if not available():
+    _, hooks = _hooks.get(model) or ((), None)
+    if hooks is None or any(hooks):  # a module with hooks may have been replaced
+        hooks = _list_hooks(model)
+    if any(hooks) or not available():
         return None
     from . import network
 
