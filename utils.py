@@ -63,8 +63,9 @@ class UserError(Exception):
 
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Exit with the status of a command's `main`; a UserError is printed and gives status 2."""
-    # matplotlib keeps its list of fonts in the virtual environment, not in the home directory
-    os.environ.setdefault("MPLCONFIGDIR", str(Path(sys.prefix) / "matplotlib"))
+    # matplotlib keeps its list of fonts in the virtual environment, else in the home directory
+    if os.access(sys.prefix, os.W_OK):
+        os.environ.setdefault("MPLCONFIGDIR", str(Path(sys.prefix) / "matplotlib"))
     _open_standard_streams()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # names of files may be in any encoding

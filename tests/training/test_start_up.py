@@ -1,5 +1,6 @@
 """What train.py prints without training: at once, as MegEngine is not imported for it."""
 
+import os
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ import models
 
 import pytest
 
+import utils
 from tests.support import ROOT
 
 # runs train.py's main, and says on the last line whether that has imported MegEngine
@@ -59,3 +61,13 @@ def test_names_of_architectures_are_listed_and_checked():
     assert err.rstrip().endswith("(see train.py --help)")
     status, lines, _, _ = run("--arch", "repvgg_a1", "--show-config")
     assert status == 0 and "arch = RepVGGA1" in lines
+
+
+@pytest.mark.parametrize("can_be_written", [True, False])
+def test_the_list_of_fonts_is_kept_where_it_can_be_written(monkeypatch, can_be_written):
+    monkeypatch.setenv("MPLCONFIGDIR", "somewhere")  # so that what there was comes back
+    monkeypatch.delenv("MPLCONFIGDIR")
+    monkeypatch.setattr(os, "access", lambda *_: can_be_written)
+    with pytest.raises(SystemExit):
+        utils.run(lambda: 0)
+    assert ("MPLCONFIGDIR" in os.environ) == can_be_written
