@@ -1,0 +1,61 @@
+"""models/cpu/fast: nothing is written outside of the memory that it is meant for."""
+
+import megengine.module as M
+import numpy as np
+import pytest
+
+from tests.models.test_fast import CONVOLUTIONS, NETWORKS, gradients, program
+
+from models.cpu.fast import network  # isort: skip  (test_fast skips where it is not installed)
+from models.cpu.fast import program as programs  # isort: skip
+from models.cpu.fast.memory import aligned  # isort: skip
+
+GAP = 1 << 15  # floats behind each buffer
+UNTOUCHED = 12345.0
+
+
+@pytest.fixture
+def gaps(monkeypatch):
+    """Keep the buffers of all programs apart, and return the gaps behind them."""
+    sizes, found = [], []
+
+    def arrange(buffers):
+        offset = 0
+        for buffer in buffers:
+            buffer.address = offset
+            sizes.append((offset + buffer.size, GAP))
+            offset += -(-buffer.size // 16) * 16 + GAP
+        return offset
+
+    def in_gaps(floats, alignment):
+        memory, start = aligned(floats, alignment)
+        first = start - memory.ctypes.data
+        values = memory[first : first + 4 * floats].view(np.float32)
+        values[:] = UNTOUCHED
+        found.extend(values[end : end + gap] for end, gap in sizes)
+        sizes.clear()
+        return memory, start
+
+    network._compiled.clear()
+    monkeypatch.setattr(programs, "arrange", arrange)
+    monkeypatch.setattr(programs, "aligned", in_gaps)
+    yield found
+    network._compiled.clear()
+
+
+@pytest.mark.parametrize("case", CONVOLUTIONS, ids=str)
+def test_convolutions_keep_to_their_memory(case, gaps, rng):
+    n, c, o, size, kernel, stride, padding, groups = case
+    module = M.Conv2d(c, o, kernel, stride, padding, groups=groups, bias=False)
+    x = rng.standard_normal((n, c, *size), dtype=np.float32)
+    y = tuple((side + 2 * padding - kernel) // stride + 1 for side in size)
+    dy = rng.standard_normal((n, o, *y), dtype=np.float32)
+    program(lambda s: s.convolution(module), x, dy, [module.weight])
+    assert gaps and all((gap == UNTOUCHED).all() for gap in gaps)
+
+
+@pytest.mark.parametrize("arch", NETWORKS)
+def test_networks_keep_to_their_memory(arch, gaps):
+    """In images as large as these, oneDNN's jit_1x1 writes behind its scratchpad in the stem."""
+    gradients(arch, "fast", size=224, batch=2)
+    assert gaps and all((gap == UNTOUCHED).all() for gap in gaps)
