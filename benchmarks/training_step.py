@@ -67,8 +67,7 @@ def training_step(
         loss, _ = backward(model, grad_manager, mge.Tensor(images), objective)
         sgd.step().clear_grad()
         loss.numpy()
-        for parameter in model.parameters():
-            parameter.numpy()
+        mge._full_sync()
 
     return step
 

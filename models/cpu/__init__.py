@@ -28,7 +28,7 @@ from .large_kernel import SMALL_KERNEL
 from .symbol import Symbol
 
 __all__ = ["PATHS", "SMALL_KERNEL", "SMALL_MAP", "Symbol", "add_bias", "batch_norm", "conv2d",
-           "covers", "is_used", "maps", "path", "relu", "using"]  # fmt: skip
+           "covers", "is_used", "maps", "path", "relu", "update_by_momentum", "using"]  # fmt: skip
 
 PATHS = ("stock", "matmul", "fast")
 _path: ContextVar[str | None] = ContextVar("path", default=None)
@@ -98,3 +98,24 @@ def covers(
     from . import fast
 
     return fast.covers(model, function, x)
+
+
+def update_by_momentum(
+    owner: object,
+    parameters: list[mge.Tensor],
+    velocities: list[mge.Tensor],
+    lr: float,
+    decay: float,
+    momentum: float,
+    nesterov: bool,
+) -> bool:
+    """Update parameters by their gradients g in a compiled pass, and return whether it was done.
+
+    v <- m v + (g + d p), then p <- p - lr v, or p - lr (g + d p + m v) with nesterov. Memory is
+    kept for `owner`, an optimizer, as long as it lives.
+    """
+    if path() != "fast" or not is_used():
+        return False
+    from . import fast
+
+    return fast.update_by_momentum(owner, parameters, velocities, lr, decay, momentum, nesterov)

@@ -1,6 +1,7 @@
 """Which parameters decay, what the losses are, and the optimizers against their definitions."""
 
 import models
+from models import cpu
 
 import megengine as mge
 import megengine.functional as F
@@ -89,22 +90,42 @@ def test_auxiliary_losses_count_a_tenth():
     assert float(loss.numpy()) == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("nesterov", [False, True])
-def test_sgd_is_its_definition(nesterov):
+@pytest.mark.parametrize("path", cpu.PATHS)
+@pytest.mark.parametrize("momentum, nesterov", [(0.0, False), (0.9, False), (0.9, True)])
+def test_sgd_is_its_definition(momentum, nesterov, path):
+    """Also for more values than one chunk of a compiled pass, and for a parameter that is still."""
     rng = np.random.default_rng(0)
-    module = mge.module.Linear(3, 2)
-    w = module.weight.numpy().astype(np.float64)
+    module = mge.module.Linear(301, 203)
+    w, bias = module.weight.numpy().astype(np.float64), module.bias.numpy()
     groups = optimizer.parameter_groups(module, weight_decay=0.01)
-    sgd = optimizer.make("sgd", groups, 0.1, 0.9, nesterov)
+    sgd = optimizer.make("sgd", groups, 0.1, momentum, nesterov)
     velocity = np.zeros_like(w)
+    before = module.weight.detach()
     for _ in range(4):
         gradient = rng.standard_normal(w.shape).astype(np.float32)
         module.weight.grad = mge.Tensor(gradient)
-        sgd.step().clear_grad()
+        with cpu.using(path):
+            sgd.step().clear_grad()
         decayed = gradient + 0.01 * w
-        velocity = 0.9 * velocity + decayed
-        w = w - 0.1 * (decayed + 0.9 * velocity if nesterov else velocity)
-    np.testing.assert_allclose(module.weight.numpy(), w, rtol=1e-5)
+        velocity = momentum * velocity + decayed
+        w = w - 0.1 * (decayed + momentum * velocity if nesterov else velocity)
+    np.testing.assert_allclose(module.weight.numpy(), w, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(module.bias.numpy(), bias)
+    assert not np.array_equal(before.numpy(), module.weight.numpy())
+
+
+def test_a_compiled_update_keeps_older_values():
+    """What was read from a parameter before stays as it was, whoever holds it."""
+    module = mge.module.Linear(64, 32)
+    sgd = optimizer.make("sgd", optimizer.parameter_groups(module, 0.01), 0.1, 0.9)
+    history = []
+    for step in range(6):
+        history.append((module.weight.detach(), module.weight.numpy().copy()))
+        module.weight.grad = mge.Tensor(np.full(module.weight.shape, step + 1, np.float32))
+        module.bias.grad = mge.Tensor(np.ones(module.bias.shape, np.float32))
+        sgd.step().clear_grad()
+    for tensor, values in history:
+        np.testing.assert_array_equal(tensor.numpy(), values)
 
 
 def numpy_adamw(w, gradients, lr, decay, b1=0.9, b2=0.999, eps=1e-8):

@@ -6,7 +6,7 @@ the memory outside, and places.py lays out the memory inside. program.py encodes
 executor.py run it in one compiled call: convolutions by oneDNN (onednn.py), the rest by loops that
 numba compiles (norm_kernels.py, map_kernels.py, depthwise_kernels.py; compiled.py is what these
 share). network.py makes this a function that MegEngine can differentiate, on memory shared with it
-(memory.py).
+(memory.py). momentum.py updates the parameters.
 """
 
 import contextlib
@@ -17,6 +17,6 @@ with contextlib.suppress(libraries.NotAvailable):  # `available` says it
     libraries.configure_numba()
 
 from .libraries import versions
-from .rules import available, covers, maps
+from .rules import available, covers, maps, update_by_momentum
 
-__all__ = ["available", "covers", "maps", "versions"]
+__all__ = ["available", "covers", "maps", "update_by_momentum", "versions"]

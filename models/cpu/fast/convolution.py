@@ -99,7 +99,7 @@ class Convolution:
         g = self._geometry
         target = Buffer(g.o * g.kernel**2)
         weight = self._slots.of("parameters", self._first)
-        self._records.emit(Code.TRANSPOSE, weight, target, 1, g.o, g.kernel**2)
+        self._records.transpose(weight, target, 1, g.o, g.kernel**2)
         return target
 
     def _weight_gradient(self, gradient: Buffer) -> None:
@@ -110,7 +110,7 @@ class Convolution:
         if convolution.by_own_loops(primitive):
             result = Buffer(g.o * g.kernel**2)
             self._records.emit(Code.DEPTHWISE_WEIGHTS, self._x, gradient, *g.sizes, result)
-            self._records.emit(Code.TRANSPOSE, result, target, 1, g.kernel**2, g.o)
+            self._records.transpose(result, target, 1, g.kernel**2, g.o)
             return
         if convolution.weights_by_product:
             self._weight_product(gradient, target)
@@ -143,4 +143,4 @@ class Convolution:
             product, {onednn.SRC: gradient, onednn.WEIGHTS: patches, onednn.DST: result}
         )
         if taps > 1:
-            self._records.emit(Code.TRANSPOSE, result, target, o, taps, g.i)
+            self._records.transpose(result, target, o, taps, g.i)

@@ -18,33 +18,32 @@ class Code(IntEnum):
 
     EXECUTE = 0  # primitive, number of arguments, address of the arguments
     HANDLE = 1  # oneDNN's memory, address
-    TRANSPOSE = 2
-    STATISTICS = 3
-    COEFFICIENTS = 4
-    COMBINE = 5
-    GRADIENT_SUMS = 6
-    GRADIENT_INPUTS = 7
-    ADD = 8
-    COPY = 9
-    ACTIVATE = 10
-    ACTIVATION_GRADIENT = 11
-    POOL = 12
-    POOL_GRADIENT = 13
-    SCALE = 14
-    SCALE_GRADIENT = 15
-    BROADCAST = 16
-    SUM_ROWS = 17
-    REPEAT = 18
-    REPEAT_GRADIENT = 19
-    DEPTHWISE = 20
-    DEPTHWISE_DATA = 21
-    DEPTHWISE_WEIGHTS = 22
-    PATCHES = 23
+    STATISTICS = 2
+    COEFFICIENTS = 3
+    COMBINE = 4
+    GRADIENT_SUMS = 5
+    GRADIENT_INPUTS = 6
+    ADD = 7
+    COPY = 8
+    ACTIVATE = 9
+    ACTIVATION_GRADIENT = 10
+    POOL = 11
+    POOL_GRADIENT = 12
+    SCALE = 13
+    SCALE_GRADIENT = 14
+    BROADCAST = 15
+    SUM_ROWS = 16
+    REPEAT = 17
+    REPEAT_GRADIENT = 18
+    DEPTHWISE = 19
+    DEPTHWISE_DATA = 20
+    DEPTHWISE_WEIGHTS = 21
+    PATCHES = 22
 
 
 WIDTH = 14
 # as integers, which is what compiled code takes
-(_EXECUTE, _HANDLE, _TRANSPOSE, _STATISTICS, _COEFFICIENTS, _COMBINE, _SUMS, _INPUTS, _ADD, _COPY,
+(_EXECUTE, _HANDLE, _STATISTICS, _COEFFICIENTS, _COMBINE, _SUMS, _INPUTS, _ADD, _COPY,
  _ACTIVATE, _ACTIVATION_GRADIENT, _POOL, _POOL_GRADIENT, _SCALE, _SCALE_GRADIENT,
  _BROADCAST, _SUM_ROWS, _REPEAT, _REPEAT_GRADIENT, _DEPTHWISE, _DEPTHWISE_DATA,
  _DEPTHWISE_WEIGHTS, _PATCHES) = map(int, Code)  # fmt: skip
@@ -120,8 +119,6 @@ def run(records, slots, execute, set_handle, stream):
             map_kernels.activate(a[1], a[2], a[3], a[4])
         elif code == _ACTIVATION_GRADIENT:
             map_kernels.activation_gradient(a[1], a[2], a[3], a[4], a[5], a[6])
-        elif code == _TRANSPOSE:
-            map_kernels.transpose(a[1], a[2], a[3], a[4], a[5])
         elif code == _POOL:
             map_kernels.pool(a[1], a[2], a[3], a[4], a[5])
         elif code == _POOL_GRADIENT:

@@ -23,6 +23,10 @@ _QUERY = {SRC: 129, DIFF_SRC: 130, WEIGHTS: 131, DIFF_WEIGHTS: 132, DST: 133, DI
           SCRATCHPAD: 136}  # fmt: skip
 
 
+# from when on a matrix product is faster than oneDNN's gradient of the weights with AVX-512
+_MANY_CHANNELS, _FEW_POSITIONS = 96, 4
+
+
 class Error(Exception):
     """oneDNN refused a call."""
 
@@ -136,10 +140,13 @@ def _numbers(*values: int) -> ctypes.Array:
 
 
 @cache
+def _strided(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
+    sizes = len(shape), _numbers(*shape), _FLOAT32
+    return _created("dnnl_memory_desc_create_with_strides", *sizes, _numbers(*strides))
+
+
 def _matrix(rows: int, columns: int, transposed: bool = False) -> int:
-    strides = _numbers(1, rows) if transposed else _numbers(columns, 1)
-    size = _numbers(rows, columns)
-    return _created("dnnl_memory_desc_create_with_strides", 2, size, _FLOAT32, strides)
+    return _strided((rows, columns), (1, rows) if transposed else (columns, 1))
 
 
 @cache
@@ -207,10 +214,20 @@ def _reorder(source: int, destination: int) -> Primitive | None:
     """Return the copy from one layout to another, or None where both are the same."""
     if library().dnnl_memory_desc_equal(source, destination):
         return None
+    return _copy(source, destination)
+
+
+def _copy(source: int, destination: int) -> Primitive:
     description = _created(
         "dnnl_reorder_primitive_desc_create", source, engine(), destination, engine(), _attributes()
     )
     return Primitive(description, {SRC: source, DST: destination})
+
+
+def transposition(count: int, rows: int, columns: int) -> Primitive:
+    """Return SRC [count, rows, columns] -> DST [count, columns, rows]."""
+    shape, size = (count, rows, columns), rows * columns
+    return _copy(_strided(shape, (size, columns, 1)), _strided(shape, (size, 1, rows)))
 
 
 def transposed_product(rows: int, columns: int, others: int) -> Primitive:
@@ -284,13 +301,17 @@ class Convolution:
     def weights_by_product(self) -> bool:
         """Whether a matrix product computes the gradient of the weights.
 
-        With AVX2 it is faster for 1x1 kernels (1 to 4 times) and with a stride (1.1 to 3 times).
-        oneDNN's jit_1x1 needs it with a stride: for few channels of large maps, such as 3 of 224
-        px, it writes behind its scratchpad, and with AVX2 and two threads it may never return.
+        It is up to 6 times as fast with AVX2 for 1x1 kernels, with a stride and for tiny maps, and
+        1.1 to 4 times with AVX-512 for many channels with a stride or in tiny maps. oneDNN's
+        jit_1x1 needs it with a stride: for few channels of large maps, such as 3 of 224 px, it
+        writes behind its scratchpad, and with AVX2 and two threads it may never return.
         """
-        if self.geometry.groups > 1:
+        g, name = self.geometry, self.backward_weights.implementation
+        if g.groups > 1:
             return False
-        name, strided = self.backward_weights.implementation, self.geometry.stride > 1
-        if name.startswith("jit_1x1:"):
-            return strided or name == "jit_1x1:avx2"
-        return strided and name == "jit:avx2"
+        if g.stride > 1 and name.startswith("jit_1x1:"):
+            return True
+        if "avx512" in name:
+            _, oh, ow, _ = g.output
+            return g.i >= _MANY_CHANNELS and (g.stride > 1 or oh * ow <= _FEW_POSITIONS)
+        return g.stride > 1 or name in ("jit_1x1:avx2", "x64:gemm:jit")

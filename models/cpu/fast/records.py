@@ -37,3 +37,8 @@ class Records:
             self.emit(Code.HANDLE, primitive.memory[argument].handle, place)
         arguments = primitive.handle, primitive.count, primitive.arguments
         self.emit(Code.EXECUTE, *arguments, uses=tuple(places.values()))
+
+    def transpose(self, source: Place, target: Place, count: int, rows: int, columns: int) -> None:
+        """Append a transposition of [count, rows, columns] to [count, columns, rows]."""
+        places = {onednn.SRC: source, onednn.DST: target}
+        self.execute(onednn.transposition(count, rows, columns), places)

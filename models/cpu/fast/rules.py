@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import megengine as mge
@@ -26,7 +27,7 @@ def available() -> bool:
     """Return whether programs can be run here; say so once, on stderr, if not."""
     try:
         libraries.load()
-        from . import network  # noqa: F401  (what it needs is compiled now, or read)
+        from . import momentum, network  # noqa: F401  (what they need is compiled now, or read)
     except Exception as reason:  # numba's of a damaged cache are of many kinds
         print(f"training without compiled programs, which are faster: {reason}", file=sys.stderr)
         return False
@@ -94,3 +95,19 @@ def _traced(
     if _hooks[model][0] != parameters and any(_list_hooks(model, parameters)):
         return None  # a module was replaced by one with hooks
     return trace, outputs
+
+
+def update_by_momentum(
+    owner: object,
+    parameters: list[mge.Tensor],
+    velocities: list[mge.Tensor],
+    *settings: Any,
+) -> bool:
+    """Update parameters as `cpu.update_by_momentum` says, unless some are not of shared memory."""
+    ours = all(p.dtype == np.float32 and str(p.device) == "cpu0:0" for p in parameters)
+    if not (parameters and ours and available()):
+        return False
+    from . import momentum
+
+    momentum.update(owner, parameters, velocities, *settings)
+    return True

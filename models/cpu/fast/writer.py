@@ -69,27 +69,26 @@ class Writer:
     def _emit_input(self) -> None:
         images, positions, channels = self._shape(0)
         self._values[0] = self._new(0)
-        self._emit(
-            Code.TRANSPOSE, self.slots.of("input"), self._values[0], images, channels, positions
-        )
+        source = self.slots.of("input")
+        self.records.transpose(source, self._values[0], images, channels, positions)
 
     def _emit_outputs(self) -> None:
         for i, number in enumerate(self._outputs):
             images, positions, channels = self._shape(number)
             target = self.slots.of("outputs", i)
-            self._emit(Code.TRANSPOSE, self._values[number], target, images, positions, channels)
+            self.records.transpose(self._values[number], target, images, positions, channels)
 
     def _emit_output_gradients(self) -> None:
         for i, number in enumerate(self._outputs):
             images, positions, channels = self._shape(number)
             gradient = self._contribution(number)
             source = self.slots.of("output_gradients", i)
-            self._emit(Code.TRANSPOSE, source, gradient, images, channels, positions)
+            self.records.transpose(source, gradient, images, channels, positions)
 
     def _emit_input_gradient(self) -> None:
         images, positions, channels = self._shape(0)
         target = self.slots.of("input_gradient")
-        self._emit(Code.TRANSPOSE, self._gradient(0), target, images, positions, channels)
+        self.records.transpose(self._gradient(0), target, images, positions, channels)
 
     def _contribution(self, number: int) -> Buffer:
         """Return a new buffer for a part of the gradient of a result."""
