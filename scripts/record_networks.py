@@ -23,8 +23,9 @@ def names() -> list[str]:
 
 def published(name: str) -> dict[str, Any]:
     """Return what is reported for a network, and whose checkpoints there are."""
-    entries = [e for e in catalog.PUBLISHED if e.arch == name and e.data == "ImageNet"]
-    own = next((e for e in entries if e.top1 and e.source not in ("timm", "basecls")), None)
+    entries = [e for e in catalog.PUBLISHED if e.arch == name]
+    imagenet = (e for e in entries if e.data == "ImageNet" and e.top1)
+    own = next((e for e in imagenet if e.source not in ("timm", "basecls")), None)
     return {
         "reported_top1": own and own.top1,
         "reported_by": own and own.reported_by,

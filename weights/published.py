@@ -309,7 +309,7 @@ PUBLISHED = (
             file.partition("-")[0],
             arch,
             *chenyaofo.FIGURES[arch, count],
-            f"chenyaofo/pytorch-cifar-models at 32 px (CIFAR-{count})",
+            f"chenyaofo/pytorch-cifar-models at 32 px, total stride 8 (CIFAR-{count})",
             chenyaofo.URL.format(file),
             size=32,
             crop_ratio=1.0,
