@@ -25,26 +25,24 @@ class Code(IntEnum):
     GRADIENT_INPUTS = 6
     ADD = 7
     COPY = 8
-    ACTIVATE = 9
-    ACTIVATION_GRADIENT = 10
-    POOL = 11
-    POOL_GRADIENT = 12
-    SCALE = 13
-    SCALE_GRADIENT = 14
-    BROADCAST = 15
-    SUM_ROWS = 16
-    REPEAT = 17
-    REPEAT_GRADIENT = 18
-    DEPTHWISE = 19
-    DEPTHWISE_DATA = 20
-    DEPTHWISE_WEIGHTS = 21
-    PATCHES = 22
+    POOL = 9
+    POOL_GRADIENT = 10
+    SCALE = 11
+    SCALE_GRADIENT = 12
+    BROADCAST = 13
+    SUM_ROWS = 14
+    REPEAT = 15
+    REPEAT_GRADIENT = 16
+    DEPTHWISE = 17
+    DEPTHWISE_DATA = 18
+    DEPTHWISE_WEIGHTS = 19
+    PATCHES = 20
 
 
 WIDTH = 14
 # as integers, which is what compiled code takes
 (_EXECUTE, _HANDLE, _STATISTICS, _COEFFICIENTS, _COMBINE, _SUMS, _INPUTS, _ADD, _COPY,
- _ACTIVATE, _ACTIVATION_GRADIENT, _POOL, _POOL_GRADIENT, _SCALE, _SCALE_GRADIENT,
+ _POOL, _POOL_GRADIENT, _SCALE, _SCALE_GRADIENT,
  _BROADCAST, _SUM_ROWS, _REPEAT, _REPEAT_GRADIENT, _DEPTHWISE, _DEPTHWISE_DATA,
  _DEPTHWISE_WEIGHTS, _PATCHES) = map(int, Code)  # fmt: skip
 
@@ -115,10 +113,6 @@ def run(records, slots, execute, set_handle, stream):
             map_kernels.add(a[1], a[2], a[3], a[4])
         elif code == _COPY:
             map_kernels.copy(a[1], a[2], a[3])
-        elif code == _ACTIVATE:
-            map_kernels.activate(a[1], a[2], a[3], a[4])
-        elif code == _ACTIVATION_GRADIENT:
-            map_kernels.activation_gradient(a[1], a[2], a[3], a[4], a[5], a[6])
         elif code == _POOL:
             map_kernels.pool(a[1], a[2], a[3], a[4], a[5])
         elif code == _POOL_GRADIENT:

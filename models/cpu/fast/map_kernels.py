@@ -1,4 +1,4 @@
-"""Loops over maps: sums, activations, pooling and gates, with their gradients.
+"""Loops over maps: sums, pooling and gates, with their gradients.
 
 With the batch norms of norm_kernels.py they take 28 ms of a training step of RepGhost100 (16 images
 of 64 px), where "matmul" takes 222 ms for the same, and MegEngine's own operators 351 ms (AMD EPYC,
@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numba import carray, njit, prange
 
-from .compiled import ONE, OPTIONS, ZERO, floats, integers, outputs
+from .compiled import ONE, OPTIONS, floats, integers, outputs
 
 _STEP = 8192  # floats of a chunk where channels do not matter
 
@@ -57,98 +57,6 @@ def add(sources, count, size, target):
 def copy(source, size, target):
     """Copy `size` floats."""
     carray(floats(target), (size,))[:] = carray(floats(source), (size,))
-
-
-RELU, SIGMOID, HARD_SIGMOID, GELU, NEGATIVE = range(5)  # kinds of activations
-
-
-@njit(**OPTIONS)
-def _erf(x):
-    """Return erf(x) by the rational approximation of Eigen: 4 ulp up to |x| = 4, beyond it +-1."""
-    x = min(max(x, np.float32(-4)), np.float32(4))
-    s = x * x
-    numerator = np.float32(-2.72614225801306e-10)
-    numerator = numerator * s + np.float32(2.77068142495902e-08)
-    numerator = numerator * s + np.float32(-2.10102402082508e-06)
-    numerator = numerator * s + np.float32(-5.69250639462346e-05)
-    numerator = numerator * s + np.float32(-7.34990630326855e-04)
-    numerator = numerator * s + np.float32(-2.95459980854025e-03)
-    numerator = numerator * s + np.float32(-1.60960333262415e-02)
-    denominator = np.float32(-1.45660718464996e-05)
-    denominator = denominator * s + np.float32(-2.13374055278905e-04)
-    denominator = denominator * s + np.float32(-1.68282697438203e-03)
-    denominator = denominator * s + np.float32(-7.37332916720468e-03)
-    denominator = denominator * s + np.float32(-1.42647390514189e-02)
-    return x * numerator / denominator
-
-
-@njit(**OPTIONS)
-def _density(x):
-    """Return exp(-x^2 / 2) / sqrt(2 pi): a series of its 64th root, squared six times."""
-    x = min(max(x, np.float32(-6)), np.float32(6))
-    t = x * x * np.float32(-1 / 128)
-    e = np.float32(1 / 120)
-    e = e * t + np.float32(1 / 24)
-    e = e * t + np.float32(1 / 6)
-    e = e * t + np.float32(1 / 2)
-    e = e * t + ONE
-    e = e * t + ONE
-    for _ in range(6):
-        e = e * e
-    return e * np.float32(0.3989422804014327)
-
-
-_ROOT_HALF = np.float32(0.7071067811865476)
-_HALF = np.float32(0.5)
-
-
-@njit(parallel=True, **OPTIONS)
-def activate(kind, source, size, target):
-    """Write an activation of `size` floats."""
-    x, y = carray(floats(source), (size,)), carray(floats(target), (size,))
-    for k in prange((size + _STEP - 1) // _STEP):
-        first, last = np.int64(k) * _STEP, min(size, (np.int64(k) + 1) * _STEP)
-        if kind == GELU:
-            for i in range(first, last):
-                y[i] = _HALF * x[i] * (ONE + _erf(x[i] * _ROOT_HALF))
-        elif kind == RELU:
-            for i in range(first, last):
-                y[i] = max(x[i], ZERO)
-        elif kind == NEGATIVE:
-            for i in range(first, last):
-                y[i] = -x[i]
-        elif kind == HARD_SIGMOID:
-            for i in range(first, last):
-                y[i] = min(max(x[i] + np.float32(3), ZERO), np.float32(6)) * np.float32(1 / 6)
-        else:
-            for i in range(first, last):
-                y[i] = ONE / (ONE + np.exp(-x[i]))
-
-
-@njit(parallel=True, **OPTIONS)
-def activation_gradient(kind, source, output, gradient, size, target):
-    """Write the gradient of the input of `activate`."""
-    x, y = carray(floats(source), (size,)), carray(floats(output), (size,))
-    dy, dx = carray(floats(gradient), (size,)), carray(floats(target), (size,))
-    for k in prange((size + _STEP - 1) // _STEP):
-        first, last = np.int64(k) * _STEP, min(size, (np.int64(k) + 1) * _STEP)
-        if kind == GELU:
-            for i in range(first, last):
-                below = _HALF * (ONE + _erf(x[i] * _ROOT_HALF))
-                dx[i] = dy[i] * (below + x[i] * _density(x[i]))
-        elif kind == RELU:
-            for i in range(first, last):
-                dx[i] = dy[i] if y[i] > 0 else ZERO
-        elif kind == NEGATIVE:
-            for i in range(first, last):
-                dx[i] = -dy[i]
-        elif kind == HARD_SIGMOID:
-            for i in range(first, last):
-                inside = -np.float32(3) < x[i] < np.float32(3)
-                dx[i] = dy[i] * np.float32(1 / 6) if inside else ZERO
-        else:
-            for i in range(first, last):
-                dx[i] = dy[i] * y[i] * (ONE - y[i])
 
 
 @njit(parallel=True, **OPTIONS)

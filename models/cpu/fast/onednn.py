@@ -1,14 +1,14 @@
-"""Convolutions of oneDNN, by its C interface: https://oneapi-src.github.io/oneDNN (version 3.2).
+"""Convolutions, activations and layouts of oneDNN, by its C interface.
 
-Maps are float32 [N, H, W, C], weights and their gradients are in whatever order is fastest, and are
-reordered from and to MegEngine's.
+Source: https://oneapi-src.github.io/oneDNN (version 3.2). Maps are float32 [N, H, W, C], weights and
+their gradients are in whatever order is fastest, and are reordered from and to MegEngine's.
 """
 
 from __future__ import annotations
 
 import ctypes
 import weakref
-from ctypes import POINTER, byref, c_char_p, c_int, c_int64, c_size_t, c_void_p
+from ctypes import POINTER, byref, c_char_p, c_float, c_int, c_int64, c_size_t, c_void_p
 from functools import cache
 from typing import NamedTuple
 
@@ -89,6 +89,12 @@ def library() -> ctypes.CDLL:
         "dnnl_memory_desc_create_with_strides": [pointer, c_int, c_void_p, c_int, c_void_p],
         "dnnl_matmul_primitive_desc_create": [pointer, c_void_p, md, md, md, md, c_void_p],
         "dnnl_reorder_primitive_desc_create": [pointer, md, c_void_p, md, c_void_p, c_void_p],
+        "dnnl_eltwise_forward_primitive_desc_create": [
+            pointer, c_void_p, c_int, c_int, md, md, c_float, c_float, c_void_p,
+        ],
+        "dnnl_eltwise_backward_primitive_desc_create": [
+            pointer, c_void_p, c_int, md, md, md, c_float, c_float, c_void_p, c_void_p,
+        ],
     }  # fmt: skip
     for kind in ("memory", "primitive", "primitive_desc"):
         signatures[f"dnnl_{kind}_destroy"] = [c_void_p]
@@ -239,6 +245,39 @@ def transposed_product(rows: int, columns: int, others: int) -> Primitive:
         engine(), source, weights, None, target, _attributes(),
     )  # fmt: skip
     return Primitive(description, {SRC: source, WEIGHTS: weights, DST: target})
+
+
+# kind -> algorithm of oneDNN with its two numbers
+_ACTIVATIONS = {
+    "relu": (0x20, 0.0, 0.0),
+    "gelu": (0x31, 0.0, 0.0),  # the exact one
+    "sigmoid": (0x29, 0.0, 0.0),
+    "hard_sigmoid": (0x28, 1 / 6, 1 / 2),
+    "negative": (0x26, -1.0, 0.0),
+}
+
+
+class Activation:
+    """An activation of arrays of `size` floats, with its gradient, as primitives.
+
+    Attributes:
+        forward: SRC -> DST.
+        backward: SRC, DIFF_DST -> DIFF_SRC.
+    """
+
+    def __init__(self, kind: str, size: int):
+        algorithm, *numbers = _ACTIVATIONS[kind]
+        values = _strided((size,), (1,))
+        forward = _created(
+            "dnnl_eltwise_forward_primitive_desc_create",
+            engine(), _FORWARD, algorithm, values, values, *numbers, _attributes(),
+        )  # fmt: skip
+        backward = _created(
+            "dnnl_eltwise_backward_primitive_desc_create",
+            engine(), algorithm, values, values, values, *numbers, forward, _attributes(),
+        )  # fmt: skip
+        self.forward = Primitive(forward, {SRC: values, DST: values})
+        self.backward = Primitive(backward, {SRC: values, DIFF_DST: values, DIFF_SRC: values})
 
 
 class Convolution:

@@ -5,21 +5,13 @@ from __future__ import annotations
 from math import prod
 
 from ..symbol import Operation
-from . import map_kernels
+from . import onednn
 from .convolution import Convolution
 from .executor import Code
 from .fuse import Unit, fuse
-from .places import Addresses, Buffer, Part
+from .places import Addresses, Buffer, Part, Place
 from .records import Records
 from .slots import Slots
-
-_ACTIVATIONS = {
-    "relu": map_kernels.RELU,
-    "sigmoid": map_kernels.SIGMOID,
-    "hard_sigmoid": map_kernels.HARD_SIGMOID,
-    "gelu": map_kernels.GELU,
-    "negative": map_kernels.NEGATIVE,
-}
 
 
 class Writer:
@@ -42,6 +34,7 @@ class Writer:
         self.records = Records()
         self._emit = self.records.emit
         self._convolutions: dict[int, Convolution] = {}
+        self._activations: dict[int, onednn.Activation] = {}
         self._values: dict[int, Buffer] = {}
         self._gradients: dict[int, list[Buffer]] = {}
         self._saved: dict[int, tuple] = {}
@@ -130,8 +123,9 @@ class Writer:
             parameter = self.slots.of("parameters", self.slots.first_parameter[item])
             self._emit(Code.BROADCAST, parameter, images, channels, target)
         else:
-            kind = _ACTIVATIONS[operation.kind]
-            self._emit(Code.ACTIVATE, kind, *inputs, target.size, target)
+            activation = self._activations[item] = onednn.Activation(operation.kind, target.size)
+            places: dict[int, Place] = {onednn.SRC: inputs[0], onednn.DST: target}
+            self.records.execute(activation.forward, places)
 
     def _backward(self, item: int | Unit) -> None:
         if isinstance(item, Unit):
@@ -163,10 +157,15 @@ class Writer:
             self._emit(Code.SUM_ROWS, gradient, images, channels, parameter)
         else:
             target = self._contribution(operation.inputs[0])
-            kind, output = _ACTIVATIONS[operation.kind], self._values[item]
-            self._emit(
-                Code.ACTIVATION_GRADIENT, kind, *inputs, output, gradient, target.size, target
-            )
+            self._activation_gradient(self._activations.pop(item), inputs[0], gradient, target)
+
+    def _activation_gradient(
+        self, activation: onednn.Activation, source: Buffer, gradient: Buffer, target: Buffer
+    ) -> None:
+        self.records.execute(
+            activation.backward,
+            {onednn.SRC: source, onednn.DIFF_DST: gradient, onednn.DIFF_SRC: target},
+        )
 
     def _unit(self, unit: Unit) -> None:
         rows, channels = self._rows(unit.number)
@@ -227,11 +226,8 @@ class Writer:
                     self.slots.of("parameter_gradients", target),
                 )
         if unit.others and unit.relu:
-            masked = Buffer(gradient.size)
-            self._emit(
-                Code.ACTIVATION_GRADIENT,
-                map_kernels.RELU, output, output, gradient, gradient.size, masked,
-            )  # fmt: skip
+            masked, relu = Buffer(gradient.size), onednn.Activation("relu", gradient.size)
+            self._activation_gradient(relu, output, gradient, masked)  # as the input is above 0
             gradient = masked
         for number in unit.others:
             self._gradients.setdefault(number, []).append(gradient)
