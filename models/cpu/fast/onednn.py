@@ -1,6 +1,6 @@
 """Convolutions, activations and layouts of oneDNN, by its C interface.
 
-Source: https://oneapi-src.github.io/oneDNN (version 3.2). Maps are float32 [N, H, W, C], weights and
+Source: https://oneapi-src.github.io/oneDNN (version 3.2). Maps are float32 [N, H, W, C]; weights and
 their gradients are in whatever order is fastest, and are reordered from and to MegEngine's.
 """
 
