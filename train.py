@@ -30,13 +30,17 @@ def main(argv: list[str] | None = None) -> int:
             print("\n".join(recipe.lines(args)))
             return 0
         # MegEngine takes a second, which --help and a wrong flag need not wait for
-        from models import environment, list_models
+        from models import cpu, environment, list_models
 
         from training import gpu, launch
 
         if args.list_archs:
             print("\n".join(list_models()))
             return 0
+        try:
+            cpu.path()
+        except ValueError as error:
+            raise utils.UserError(str(error)) from None
         launch.refuse_unsupported_gpu(args.ngpus, args.world_size)
         gpu.check(args.amp, args.dtr)
         environment.tune_for_training()
@@ -58,6 +62,11 @@ def train(args: argparse.Namespace, workers: Workers) -> int:
     train_set, val_set = start.open_data(args)
     seen = folders.find(args)
     resume_from, unshared = agreement.on_checkpoint(seen, workers)
+    if resume_from is None and args.pretrained is None and (args.freeze or args.qat):
+        raise utils.UserError(
+            f"--resume {args.resume} has found no run, and {'--qat' if args.qat else '--freeze'} "
+            "needs a trained network; give its weights by --pretrained"
+        )
     network = start.StartingPoint(args, len(train_set.classes), resume_from)
     if args.show_samples is not None:
         if workers.rank == 0:

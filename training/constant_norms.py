@@ -21,7 +21,9 @@ def warn(model: M.Module, settings: Settings, size: int, workers: int) -> str | 
         workers: number of processes that share a batch.
     """
     shared = workers if settings.sync_bn else 1  # parts whose statistics are taken together
-    if settings.batch_size // (workers * settings.accumulate) * shared > 1 or settings.freeze:
+    if settings.freeze or settings.qat:  # statistics are kept
+        return None
+    if settings.batch_size // (workers * settings.accumulate) * shared > 1:
         return None
     constant: list[str] = []
     names = {module: name for name, module in model.named_modules()}

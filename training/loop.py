@@ -102,6 +102,9 @@ class Trainer:
         self.network.computed.train(not self.settings.freeze)
 
     def _fit(self) -> None:
+        if self.step >= self.total_steps and self.history:
+            # the run may have been killed between its last checkpoint and these files
+            self.run.folder.write_metrics(self.history, last=True)
         while True:
             if self.step == (len(self.history) + 1) * self.steps_per_epoch:
                 with self.report.progress.evaluating():

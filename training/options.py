@@ -110,6 +110,11 @@ def check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         parser.error("--entry chooses one of several sets of weights in the --pretrained file")
     if args.in_chans not in (None, 1, 3):
         parser.error(f"--in-chans {args.in_chans}: an image file gives 3 colours or 1 grey value")
+    if args.find_lr and args.resume:
+        parser.error(
+            "--find-lr tries learning rates from the start of a run; leave --resume away, and give "
+            "another --tag"
+        )
     if args.freeze and not (args.pretrained or args.resume):
         parser.error("--freeze trains the classifier alone, so it needs weights by --pretrained")
     if args.qat and not (args.pretrained or args.resume):
@@ -129,6 +134,11 @@ def check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         parser.error(f"--accumulate {args.accumulate} is more than the {args.batch_size} images")
     if (args.schedule == "step") != bool(args.milestones):
         parser.error("--schedule step and --milestones, the epochs where it falls, need each other")
+    if args.milestones and max(args.milestones) >= args.epochs:
+        parser.error(
+            f"--milestones {max(args.milestones):g} is never reached in --epochs {args.epochs}; "
+            f"give epochs below {args.epochs}"
+        )
     if args.warmup_lr is not None and args.warmup_epochs == 0:
         parser.error("--warmup-lr needs --warmup-epochs")
     if args.freeze and (args.agc or args.precise_bn):
@@ -137,7 +147,7 @@ def check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
             "statistics that --precise-bn replaces; leave these away"
         )
     _check_epochs(args, parser)
-    for epoch in by_epoch.starts(args.crop_scale) if args.crop_scale else ():
+    for epoch in (*by_epoch.starts(args.crop_scale), args.epochs) if args.crop_scale else ():
         low, high = by_epoch.value_at(tuple(args.crop_scale), epoch, args.epochs)
         if low > high:
             text = " ".join(f"{v:g}" if isinstance(v, float) else v for v in args.crop_scale[::-1])

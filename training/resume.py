@@ -68,7 +68,8 @@ def check(
     if checkpoint.preprocessing != data.val.preprocessing:
         raise UserError(
             f"the run to resume had {checkpoint.preprocessing}, and now it is "
-            f"{data.val.preprocessing}; give the same --size and --crop-ratio"
+            f"{data.val.preprocessing}; give the same --size, --crop-ratio and other flags of the "
+            "preprocessing"
         )
     if recorded["training_images"] != now["training_images"]:
         raise UserError(

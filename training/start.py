@@ -72,7 +72,8 @@ class StartingPoint:
         self.saved: checkpoint.Checkpoint | None = None
         self.notes: list[str] = []
         if resume_from is not None:
-            self.saved = checkpoint.read(resume_from, args.arch, stride=args.stride, stated=stated)
+            # as it was recorded, for resume.check to compare with what the flags say
+            self.saved = checkpoint.read(resume_from, args.arch, stride=args.stride)
             self.model = weights.load(self.saved, args.arch, num_classes, deploy=False)
             _check_channels(args.in_chans, self.model, resume_from)
         elif args.pretrained is not None:
@@ -92,16 +93,17 @@ class StartingPoint:
             self.model = models.create(
                 args.arch, num_classes, in_chans=args.in_chans or 3, stride=args.stride or 32
             )
-        if self.saved is not None:
+        if self.saved is not None and resume_from is None:
             self.preprocessing = self.saved.preprocessing
-        else:
-            self.preprocessing, _, _ = preprocessing.resolve(
-                preprocessing.of_habit(TORCHVISION, "the default"),
-                stated,
-                classes=num_classes,
-                channels=self.model.in_chans,
-                path="the new network",
-            )
+            return
+        habit = TORCHVISION if self.saved is None else self.saved.preprocessing
+        self.preprocessing, _, _ = preprocessing.resolve(
+            preprocessing.of_habit(habit, "the default"),
+            stated,
+            classes=num_classes,
+            channels=self.model.in_chans,
+            path="the new network",
+        )
 
     def _preprocessing(self) -> list[str]:
         saved = self.saved
@@ -216,7 +218,8 @@ def _memory_is_short(
     if environment.gpu_count():
         return False
     images = -(-args.batch_size // (workers.size * args.accumulate))
-    operator_by_operator = args.freeze or args.sync_bn or any(by_epoch.values(args.drop_path))
+    shared_norms = args.sync_bn and workers.size > 1
+    operator_by_operator = args.freeze or shared_norms or any(by_epoch.values(args.drop_path))
     need = workers.local_size * low_memory.usual_need(
         model, max(by_epoch.values(args.size)), images, compiled=not operator_by_operator
     )

@@ -106,12 +106,49 @@ def test_the_memory_is_estimated_for_the_way_in_which_the_run_goes_on(
         ({}, data(replace(AUGMENTATION, mixup=0.0)), "had mixup 0.2, and now it is 0.0"),
         ({}, data(replace(AUGMENTATION, repeats=1)), "had repeated-augmentation 2, and now it"),
         ({}, data(images=9), "had 8 training images, and now there are 9"),
-        ({}, data(preprocessing=Preprocessing(size=48)), "give the same --size and --crop-ratio"),
+        ({}, data(preprocessing=Preprocessing(size=48)), "give the same --size, --crop-ratio and"),
     ],
 )
 def test_another_run_is_a_sentence(saved, settings, now, sentence):
     with pytest.raises(UserError, match=sentence):
         resume.check(saved(), replace(SETTINGS, **settings), now)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--size", "48"),
+        ("--crop-ratio", "1"),
+        ("--mean", "0.4", "0.4", "0.4"),
+        ("--color", "bgr"),
+        ("--resize-backend", "opencv"),
+    ],
+    ids=lambda flags: flags[0],
+)
+def test_a_run_does_not_go_on_with_another_preprocessing(flags, command, image_folder, tmp_path):
+    photos = image_folder()
+    first, again = (
+        ["--data", photos, "--save", tmp_path, "--arch", "RepGhost050", "--tag", "a",
+         "--size", "32", "--batch-size", "4", *more]
+        for more in (["--epochs", "1"], ["--epochs", "2", "--extend", "--resume", "auto"])
+    )  # fmt: skip
+    status, _, err = command("train", *first)
+    assert status == 0, err
+    latest = tmp_path / "RepGhost050" / "a" / "latest.pkl"
+    before = latest.read_bytes()
+    status, _, err = command("train", *again, "--warmup-epochs", "0", *flags)
+    assert status == 2 and "the run to resume had" in err and "give the same --size" in err, err
+    assert latest.read_bytes() == before
+    status, _, err = command("train", *again, "--warmup-epochs", "0")
+    assert status == 0, err
+
+
+@pytest.mark.parametrize("flag", ["--freeze", "--qat"])
+def test_a_run_that_is_not_there_has_no_trained_network(flag, command, image_folder, tmp_path):
+    flags = ["--data", image_folder(), "--save", tmp_path, "--arch", "RepGhost050"]
+    status, _, err = command("train", *flags, flag, "--tag", "typo", "--resume", "auto")
+    assert status == 2 and f"has found no run, and {flag} needs a trained network" in err, err
+    assert not any(tmp_path.rglob("*.pkl"))
 
 
 def test_weights_alone_are_a_sentence(tiny):

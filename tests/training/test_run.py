@@ -360,6 +360,12 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(stra
         (["--accumulate", "65"], "--accumulate 65 is more than the 64 images"),
         (["--schedule", "step"], "--schedule step and --milestones"),
         (["--milestones", "3"], "--schedule step and --milestones"),
+        (
+            ["--schedule", "step", "--milestones", "3", "30", "--epochs", "20"],
+            "--milestones 30 is never reached in --epochs 20",
+        ),
+        (["--find-lr", "--resume", "auto"], "leave --resume away"),
+        (["--crop-scale", "0.08..0.9", "0.5"], "--crop-scale takes the lower number first"),
         (["--warmup-lr", "0.1", "--warmup-epochs", "0"], "--warmup-lr needs --warmup-epochs"),
         (["--freeze", "--pretrained", "a.pkl", "--agc", "0.01"], "which --agc leaves out"),
         (["--teacher", "best.pkl"], "--teacher best.pkl is not ARCH:FILE"),

@@ -1,5 +1,7 @@
 """Event files, read back record by record as TensorBoard does."""
 
+import resource
+import signal
 import struct
 
 from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -35,3 +37,19 @@ def test_points_that_come_again_are_no_duplicates(tmp_path):
     assert points(tmp_path) == {
         ("step/loss", step): [step if step <= 3 else 10 * step] for step in range(1, 7)
     }
+
+
+def test_a_disk_that_is_full_ends_no_run(tmp_path, capfd):
+    """The file's size is limited here, which fails like a full disk: a signal, or an error."""
+    events = EventFile(tmp_path, step=0)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        for step in range(300):
+            events.add("train", {"loss": 1.0}, step)
+            events.flush()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert capfd.readouterr().err.count("warning: no more points for TensorBoard") == 1
