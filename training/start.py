@@ -158,8 +158,7 @@ def make_trainer(
 ) -> Trainer:
     """Return the trainer that the flags ask for, at its first step."""
     guide, quantized = None, None
-    if args.class_names is not None:
-        _check_classes(start, train_set.classes)
+    _check_classes(args, start.saved, train_set.classes, folder)
     if args.teacher is not None:
         guide = open_teacher(args.teacher, train_set.classes, start.preprocessing)
     loaders = [
@@ -198,17 +197,30 @@ def make_trainer(
     return trainer
 
 
-def _check_classes(start: StartingPoint, classes: list[str]) -> None:
-    """Raise UserError where a classifier is kept whose classes are others than the data's."""
-    saved = start.saved
-    if saved is not None and saved.num_classes == len(classes) and saved.classes != classes:
-        first, other = next(
-            pair for pair in zip(saved.classes, classes, strict=True) if pair[0] != pair[1]
-        )
+def _check_classes(
+    args: argparse.Namespace,
+    saved: checkpoint.Checkpoint | None,
+    classes: list[str],
+    folder: RunFolder,
+) -> None:
+    """Warn where a classifier is kept whose classes are others than the data's.
+
+    Raises UserError instead where --class-names says what the classes of the weights are.
+    """
+    if saved is None or saved.num_classes != len(classes) or saved.classes in (None, classes):
+        return
+    first, other = next(
+        pair for pair in zip(saved.classes, classes, strict=True) if pair[0] != pair[1]
+    )
+    if args.class_names is not None:
         raise utils.UserError(
             f"--class-names has {first!r} where the data has the class {other!r}; give the folders "
             "of the data the names, and thereby the order, that the weights have"
         )
+    folder.log(
+        f"warning: the weights have the class {first!r} where the data has {other!r}; their "
+        "classifier is kept all the same"
+    )
 
 
 def _memory_is_short(

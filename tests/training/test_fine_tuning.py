@@ -78,3 +78,21 @@ def test_what_cannot_be_fine_tuned_is_a_sentence(
     status, _, err = command("train", *shared, *source, *flags)
     assert status == 2 and re.search(sentence, err)
     assert not list(tmp_path.rglob("*.pkl"))
+
+
+@pytest.mark.parametrize(
+    "names, said", [(["apple", "pear", "plum"], 0), (["apple", "fig", "x"], 1)]
+)
+def test_a_classifier_of_other_classes_is_kept_with_a_warning(
+    names, said, pretrained, command, tmp_path
+):
+    root, _ = pretrained
+    file = tmp_path / "best.pkl"
+    model = models.create("RepGhost050", 3)
+    checkpoint.save(checkpoint.of_model(model, timm.REPVGG.preprocessing, names), file)
+    status, out, err = command(
+        "train", "--arch", "RepGhost050", "--data", root / "data", "--pretrained", file, "--freeze",
+        "--save", tmp_path, *FLAGS,
+    )  # fmt: skip
+    assert status == 0, err
+    assert out.count("the weights have the class 'fig' where the data has 'pear'") == said
