@@ -117,7 +117,7 @@ def reported(
     net: Network, names: Sequence[ImageFile], args: argparse.Namespace
 ) -> Iterator[Result]:
     """Yield what became of each image; show progress and errors, and save pictures for --save."""
-    from data import caption, sources
+    from data import caption, quiet, sources
     from deployment.classification import BATCH, classify
 
     stems = sources.stems(names)
@@ -127,7 +127,8 @@ def reported(
         for result, stem in zip(results, stems, strict=True):
             bar.update()
             if result.error:
-                utils.fail(result.error)
+                with quiet.audible():
+                    utils.fail(result.error)
             elif args.save:
                 rows = result.predictions
                 lines = [f"{row['probability']:.1%} {row['name']}" for row in rows]

@@ -14,6 +14,7 @@ import models
 
 import megengine as mge
 import megengine.module as M
+import numpy as np
 
 import weights
 from data.loader import Loader
@@ -108,8 +109,15 @@ def _test_exported(scorer: Scorer, stated: preprocessing.Statements) -> dict[str
         "preprocessing": asdict(given),
         "origins": net.origins,
         **scorer.ways,
-        "results": [scorer.score(_Running(net.run), net.arch, net.form)],
+        "results": [scorer.score(_Running(_logits_of(net)), net.arch, net.form)],
     }
+
+
+def _logits_of(net: network.Network) -> Runner:
+    """Return what computes logits: of a file that gives probabilities, their logarithms."""
+    if not net.gives_probabilities:
+        return net.run
+    return lambda images: np.log(np.maximum(net.run(images), np.float32(1e-30)))
 
 
 class _Running(M.Module):

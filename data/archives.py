@@ -27,7 +27,7 @@ from .members import Members
 
 SUMS = "SHA256SUMS"  # the last file of a tar that packing.py has written
 
-_VERSION = 1
+_VERSION = 2
 _BLOCK = 512  # bytes of a tar's header
 _LABEL_FILES = (".cls", ".json")  # of WebDataset; small, so that the index holds their content
 _LONGEST_LABEL = 1 << 16
@@ -181,7 +181,7 @@ def _of_tar(path: Path) -> Index:
             for name, offset, length in _files(file, path, "", size):
                 if name.lower().endswith(_LABEL_FILES) and length <= _LONGEST_LABEL:
                     text = os.pread(file.fileno(), length, offset)
-                    labels[len(names)] = text.decode("latin-1")
+                    labels[len(names)] = text.decode(errors="surrogateescape")
                 names.append(name)
                 places.append((offset, length, -1))
                 bar.update(offset - bar.n)

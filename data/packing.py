@@ -182,6 +182,8 @@ def _append(
     try:
         with tarfile.open(fileobj=tar, mode="w", format=tarfile.PAX_FORMAT) as archive:
             for name, content in files:
+                if name in done:
+                    raise UserError(f"two images are named {shown(name)}; give them other names")
                 _add(archive, name, content)
                 done[name] = sha256(content)
                 pending.append(f"{tar.tell()} {done[name]} {name}\n")

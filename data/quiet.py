@@ -31,3 +31,10 @@ def quiet() -> Iterator[None]:
             os.dup2(kept, 2)
             os.close(kept)
             os.close(nowhere)
+
+
+@contextmanager
+def audible() -> Iterator[None]:
+    """Let what is written to standard error through, while other threads decode images."""
+    with _one_at_a_time:
+        yield

@@ -27,7 +27,7 @@ DEADLINE = 60  # longest download in seconds
 def expand(names: Iterable[str]) -> Iterator[ImageFile]:
     """Yield the names, with folders and archives replaced by the images in them.
 
-    An empty folder stays.
+    A folder or an archive without images stays.
     """
     for name in names:
         if is_url(name):
@@ -35,7 +35,7 @@ def expand(names: Iterable[str]) -> Iterator[ImageFile]:
         elif Path(name).is_dir():
             yield from [str(file) for file in image_files(name)] or [name]
         elif not is_image(name) and readers.is_archive(Path(name)):
-            yield from readers.find_images(name)
+            yield from [*readers.find_images(name)] or [name]
         else:
             yield name
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+import zlib
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from utils import UserError, shown
 
 from .. import archives, unpickle
 from ..augment import Augmentation
-from ..datasets import Dataset
+from ..datasets import SPLITS, Dataset
 
 _SIDE = 32
 _PIXELS = 3 * _SIDE * _SIDE
@@ -86,15 +87,19 @@ def read(path: Path, split: str) -> Dataset | None:
 
 
 def _files(path: Path) -> dict[str, Path | tarfile.TarInfo]:
-    """Return the files in a folder, in its only folder, or in a tar, by name."""
+    """Return the files in a folder, in its only folder, or in a tar, by name.
+
+    Raises UserError where there are two such folders.
+    """
     if path.is_dir():
-        for folder in (path, *path.glob("cifar*")):
-            for form in _FORMS:
-                names = (*form.parts["val"], form.classes_file, *form.parts["train"])
-                files = {name: folder / name for name in names if (folder / name).is_file()}
-                if {*form.parts["val"], form.classes_file} <= files.keys():
-                    return dict(files)
-        return {}
+        folders = [path]
+        if not any((path / name).is_dir() for names in SPLITS.values() for name in names):
+            folders += sorted(path.glob("cifar*"))
+        found = {folder: files for folder in folders if (files := _of_form(folder))}
+        if len(found) > 1 and path not in found:
+            names = " and ".join(shown(folder) for folder in found)
+            raise UserError(f"{shown(path)} has {names}; give one of them to --data")
+        return next(iter(found.values()), {})
     if not path.is_file() or archives.kind(path) not in ("gzip", "tar"):
         return {}
     if not _is_named_cifar(path):
@@ -102,13 +107,23 @@ def _files(path: Path) -> dict[str, Path | tarfile.TarInfo]:
     try:
         with tarfile.open(path) as archive:
             return {entry.name.rpartition("/")[2]: entry for entry in archive if entry.isreg()}
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise _damaged(str(path), str(error)) from None
+
+
+def _of_form(folder: Path) -> dict[str, Path | tarfile.TarInfo]:
+    """Return the files of CIFAR in a folder by name; {} unless all are there."""
+    for form in _FORMS:
+        names = (*form.parts["val"], form.classes_file, *form.parts["train"])
+        files = {name: folder / name for name in names if (folder / name).is_file()}
+        if {*form.parts["val"], form.classes_file} <= files.keys():
+            return dict(files)
+    return {}
 
 
 def _is_named_cifar(path: Path) -> bool:
     """Return whether the first name in an archive is that of CIFAR's folder."""
-    with suppress(tarfile.TarError, OSError, EOFError), tarfile.open(path) as archive:
+    with suppress(tarfile.TarError, OSError, EOFError, zlib.error), tarfile.open(path) as archive:
         first = archive.next()
         return first is not None and first.name.removeprefix("./").startswith("cifar-10")
     return False
@@ -124,7 +139,7 @@ def _content(path: Path, file: Path | tarfile.TarInfo, where: str) -> bytes:
         with tarfile.open(path) as archive:
             inner = archive.extractfile(file)
             return inner.read() if inner else b""
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise _damaged(where, str(error)) from None
 
 

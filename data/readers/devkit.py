@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+import zlib
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -72,6 +73,6 @@ def _in_archive(path: Path) -> dict[str, bytes]:
                     files[name] = content.read() if content else b""
                 if len(files) == 2:
                     break
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise UserError(f"{shown(path)} is truncated or damaged ({error})") from None
     return files

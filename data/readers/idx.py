@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -86,7 +87,7 @@ def _array(file: Path) -> np.ndarray:
             content = opened.read(size + 1)
             if len(content) != size or not size:
                 raise ValueError(f"it has {len(content)} bytes of pixels or labels, not {size}")
-    except (OSError, EOFError, ValueError, IndexError) as error:
+    except (OSError, EOFError, ValueError, IndexError, zlib.error) as error:
         raise UserError(
             f"{shown(file)} is truncated or damaged ({error}); give a whole copy"
         ) from None

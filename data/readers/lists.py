@@ -25,6 +25,10 @@ from .places import Place
 _NAMES = ("val_label.txt", "val_labels.txt", "val_list.txt", "val.txt", "LOC_val_solution.csv")
 
 
+_HEADERS = {"imageid", "image_id", "image", "img", "id", "filename", "file_name", "file", "name",
+            "path"}  # fmt: skip
+
+
 class Labels(NamedTuple):
     """A list of labels: the file that it is from, and image's name without its end -> label."""
 
@@ -46,7 +50,7 @@ def read_labels(path: str | PathLike) -> Labels:
         if not line.strip():
             continue
         name, label = _row(line)
-        if number == 0 and name.lower() in ("imageid", "image", "filename", "name", "file"):
+        if number == 0 and name.lower() in _HEADERS:
             continue
         if not label:
             raise UserError(
@@ -56,16 +60,29 @@ def read_labels(path: str | PathLike) -> Labels:
         rows.append((_key(name), label))
     if not rows:
         raise UserError(f"{shown(path)} is empty; give a list with the label of each image")
-    if are_numbers(label for _, label in rows):
-        return Labels(path, {name: int(label) for name, label in rows})
-    return Labels(path, dict(rows))
+    labels: dict[str, str] = {}
+    for name, label in rows:
+        if labels.setdefault(name, label) != label:
+            raise UserError(
+                f"{shown(path)} gives {shown(name)} the labels {labels[name]!r} and {label!r}; "
+                "folders and the ends of names do not count there, so give each image a name of "
+                "its own"
+            )
+    if are_numbers(labels.values()):
+        return Labels(path, {name: int(label) for name, label in labels.items()})
+    return Labels(path, labels)
 
 
 def _row(line: str) -> tuple[str, str]:
     """Return name and label of a line; the label is empty where there is none."""
     if "," in line:
         name, label, *_ = [*next(csv.reader([line])), ""]
-        return name.strip(), (label.split() or [""])[0]  # Kaggle's go on with boxes
+        words = label.split()
+        # Kaggle's labels go on with the four numbers of a box, and more boxes
+        boxes = len(words) > 1 and len(words) % 5 == 0
+        if boxes and are_numbers(word for i, word in enumerate(words) if i % 5):
+            return name.strip(), words[0]
+        return name.strip(), label.strip()
     parts = line.rsplit(maxsplit=1)
     return (parts[0], parts[1]) if len(parts) == 2 else (line.strip(), "")
 
@@ -116,8 +133,15 @@ def read(
 
     Raises UserError naming an image without a label.
     """
-    samples = []
+    samples: list[Sample] = []
+    seen: dict[str, str] = {}
     for index, name in names.items():
+        if seen.setdefault(_key(name), name) != name or len(seen) <= len(samples):
+            raise UserError(
+                f"{shown(place.source)} has two images that a list cannot tell apart, "
+                f"{shown(seen[_key(name)])} and {shown(name)}; give each a name of its own, or put "
+                "the images into class folders"
+            )
         label = labels.of.get(_key(name))
         if label is None:
             raise UserError(

@@ -170,7 +170,8 @@ def _of_files(
                 f"{shown(files[0])} and {shown(file)} hold the same part of the data in two forms; "
                 "give one of them to --data"
             )
-    _check_gaps(files)
+    if files != [source]:  # a file that was named is what is wanted
+        _check_gaps(files)
     title = files[0].name if len(files) == 1 else f"{len(files)} files such as {files[0].name}"
     source = files[0] if len(files) == 1 else source
     return Place(source, files, first, names, shown(title), exact, whole)

@@ -165,3 +165,21 @@ def test_a_tar_never_counts_as_made_of_what_another_one_is(tmp_path, monkeypatch
     write({"of": 2}, b"two")
     assert packing.is_made_of(target, {"of": 2}) and packing.check(target) == 1
     assert b"two" in target.read_bytes() and b"one" not in target.read_bytes()
+
+
+def test_images_of_one_name_in_several_shards_are_all_packed(tmp_path, run):
+    """Each shard numbers its samples from 0, as some writers do."""
+    for shard in range(2):
+        folder = tmp_path / f"s{shard}"
+        folder.mkdir()
+        for i in range(2):
+            pixels = np.full((8, 8, 3), 60 * shard + 20 * i, np.uint8)
+            cv2.imwrite(str(folder / f"{i:03d}.png"), pixels)
+            (folder / f"{i:03d}.cls").write_text("猫" if i else "犬", encoding="utf-8")
+        tar(tmp_path / f"train-{shard}.tar", folder, "*")
+    status, out, err = run(tmp_path / "train-{0..1}.tar", tmp_path / "a.tar")
+    assert status == 0 and "a.tar: 4 images" in out, err
+    packed = open_dataset(tmp_path / "a.tar", "train")
+    assert packed.classes == ["犬", "猫"] and len(packed) == 4
+    colours = {int(decode(packed.images[i])[0, 0, 0]) for i in range(4)}
+    assert colours == {0, 20, 60, 80}

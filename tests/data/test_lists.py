@@ -1,0 +1,41 @@
+"""Lists of labels: which label is whose, and what cannot be told apart."""
+
+import pytest
+from PIL import Image
+
+from data import readers
+from data.readers import lists
+from utils import UserError
+
+
+@pytest.mark.parametrize(
+    "text, labels",
+    [
+        ("a.jpg,golden retriever\nb.jpg,golden eagle\n", ["golden eagle", "golden retriever"]),
+        ("ImageId,PredictionString\na,n02 1 2 3 4 n02 5 6 7 8\nb,n01 1 2 3 4\n", ["n01", "n02"]),
+        ("id,label\na.jpg,1\nb.jpg,0\n", [0, 1]),
+        ("path,label\na.jpg,1\nb.jpg,0\n", [0, 1]),
+    ],
+)
+def test_a_table_keeps_its_labels(text, labels, tmp_path):
+    file = tmp_path / "list.csv"
+    file.write_text(text)
+    assert lists.read_labels(file).of == {"a": labels[1], "b": labels[0]}
+
+
+def test_a_name_with_two_labels_is_a_sentence(tmp_path):
+    file = tmp_path / "list.txt"
+    file.write_text("cat/1.jpg 0\ndog/1.jpg 1\n")
+    with pytest.raises(UserError, match="gives 1 the labels '0' and '1'"):
+        lists.read_labels(file)
+    file.write_text("cat/1.jpg 1\ndog/1.jpg 1\n")
+    assert lists.read_labels(file).of == {"1": 1}
+
+
+def test_images_that_a_list_cannot_tell_apart_are_a_sentence(tmp_path):
+    (tmp_path / "val").mkdir()
+    for name in ("2.jpg", "2.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / "val" / name)
+    (tmp_path / "val_list.txt").write_text("2.jpg 0\n")
+    with pytest.raises(UserError, match="two images that a list cannot tell apart"):
+        readers.open_dataset(tmp_path, "val")
