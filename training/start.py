@@ -217,10 +217,11 @@ def _check_classes(
             f"--class-names has {first!r} where the data has the class {other!r}; give the folders "
             "of the data the names, and thereby the order, that the weights have"
         )
-    folder.log(
-        f"warning: the weights have the class {first!r} where the data has {other!r}; their "
-        "classifier is kept all the same"
-    )
+    if args.resume is None:  # else resume.check refuses it
+        folder.log(
+            f"warning: the weights have the class {first!r} where the data has {other!r}; their "
+            "classifier is kept all the same"
+        )
 
 
 def _memory_is_short(
