@@ -151,15 +151,16 @@ def memory_of_steps(point: Point, rounds: int) -> list[dict]:
 
 
 def _peak_and_seconds(point: Point, variant: str) -> tuple[float, float]:
-    backward = low_memory.backward_at_once
+    backward, way = low_memory.backward_at_once, cpu.path()
     if variant == "low memory":
-        backward = low_memory.backward
+        backward, way = low_memory.backward, "matmul"  # as train.py does
         environment.return_freed_memory()
-    step = training_step(point, backward)
-    step()
     seconds = []
-    for _ in range(4):
-        start = time.perf_counter()
+    with cpu.using(way):
+        step = training_step(point, backward)
         step()
-        seconds.append(time.perf_counter() - start)
+        for _ in range(4):
+            start = time.perf_counter()
+            step()
+            seconds.append(time.perf_counter() - start)
     return memory.peak_memory(), statistics.median(seconds)
