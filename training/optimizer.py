@@ -66,8 +66,10 @@ class SGD(megengine.optimizer.SGD):
         lr, decay, momentum = (float(param_group[k]) for k in ("lr", "weight_decay", "momentum"))
         if momentum:
             velocities = [self._state[param]["momentum_buffer"] for param in learnt]
-            settings = lr, decay, momentum, self.nesterov
-            if cpu.update_by_momentum(self, learnt, velocities, *settings):
+            if cpu.update_by_momentum(
+                self, learnt, velocities,
+                lr=lr, decay=decay, momentum=momentum, nesterov=self.nesterov,
+            ):  # fmt: skip
                 return
         negative_lr, decay_tensor, momentum_tensor = map(mge.Tensor, (-lr, decay, momentum))
         for param in learnt:

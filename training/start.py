@@ -96,13 +96,15 @@ class StartingPoint:
         if self.saved is not None and resume_from is None:
             self.preprocessing = self.saved.preprocessing
             return
-        habit = TORCHVISION if self.saved is None else self.saved.preprocessing
+        habit, origin, path = TORCHVISION, "the default", "the new network"
+        if self.saved is not None:
+            habit, origin, path = self.saved.preprocessing, "the run", str(resume_from)
         self.preprocessing, _, _ = preprocessing.resolve(
-            preprocessing.of_habit(habit, "the default"),
+            preprocessing.of_habit(habit, origin),
             stated,
             classes=num_classes,
             channels=self.model.in_chans,
-            path="the new network",
+            path=path,
         )
 
     def _preprocessing(self) -> list[str]:

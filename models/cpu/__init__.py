@@ -101,21 +101,14 @@ def covers(
 
 
 def update_by_momentum(
-    owner: object,
-    parameters: list[mge.Tensor],
-    velocities: list[mge.Tensor],
-    lr: float,
-    decay: float,
-    momentum: float,
-    nesterov: bool,
+    owner: object, parameters: list[mge.Tensor], velocities: list[mge.Tensor], **settings: float
 ) -> bool:
-    """Update parameters by their gradients g in a compiled pass, and return whether it was done.
+    """Update parameters in a compiled pass and return True; return False where there is none.
 
-    v <- m v + (g + d p), then p <- p - lr v, or p - lr (g + d p + m v) with nesterov. Memory is
-    kept for `owner`, an optimizer, as long as it lives.
+    For the arguments see fast/momentum.py. Memory is kept for `owner` as long as it lives.
     """
     if path() != "fast" or not is_used():
         return False
     from . import fast
 
-    return fast.update_by_momentum(owner, parameters, velocities, lr, decay, momentum, nesterov)
+    return fast.update_by_momentum(owner, parameters, velocities, **settings)

@@ -64,7 +64,7 @@ CONVOLUTIONS = [
     (70, 16, 16, (4, 3), 7, 1, 3, 16),  # a kernel larger than the map, and many images
     (70, 16, 16, (5, 2), 7, 2, 3, 16),
     (2, 6, 6, (4, 4), 3, 1, 0, 6),
-    (4, 3, 16, (112, 112), 1, 2, 0, 1),  # a stem, where jit_1x1 fails (see onednn.py)
+    (4, 3, 16, (112, 112), 1, 2, 0, 1),  # a stem, where jit_1x1 fails (see onednn_layers.py)
     (2, 3, 48, (64, 64), 1, 2, 0, 1),
 ]  # fmt: skip
 

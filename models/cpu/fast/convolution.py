@@ -6,7 +6,7 @@ oneDNN computes most of them; own loops and matrix products take the place of it
 from __future__ import annotations
 
 from ..symbol import Operation
-from . import onednn
+from . import onednn, onednn_layers
 from .executor import Code
 from .places import Buffer, Place
 from .records import Records
@@ -40,8 +40,10 @@ class Convolution:
         self._copies = o // i if groups == i < o else 1
         if self._copies > 1:
             i = groups = o
-        self._geometry = onednn.Geometry(n, h, w, i, o, kernel, stride, padding, groups, has_bias)
-        self._onednn = onednn.Convolution(self._geometry)
+        self._geometry = onednn_layers.Geometry(
+            n, h, w, i, o, kernel, stride, padding, groups, has_bias
+        )
+        self._onednn = onednn_layers.Convolution(self._geometry)
         self._x = Buffer(0)
 
     def forward(self, x: Buffer, y: Buffer) -> None:

@@ -17,11 +17,8 @@ _STEP = 8192  # floats of a chunk where channels do not matter
 
 @njit(**OPTIONS)
 def _add_two(a, b, target, size):
-    x0, x1, y = (
-        carray(floats(a), (size,)),
-        carray(floats(b), (size,)),
-        carray(floats(target), (size,)),
-    )
+    x0, x1 = carray(floats(a), (size,)), carray(floats(b), (size,))
+    y = carray(floats(target), (size,))
     for i in range(size):
         y[i] = x0[i] + x1[i]
 
@@ -43,14 +40,14 @@ def add(sources, count, size, target):
     inputs = carray(integers(sources), (count,))
     for k in prange((size + _STEP - 1) // _STEP):
         first = np.int64(k) * _STEP
-        floats_here, offset = min(_STEP, size - first), 4 * first
+        count_here, offset = min(_STEP, size - first), 4 * first
         y = target + offset
         if count == 2:
-            _add_two(inputs[0] + offset, inputs[1] + offset, y, floats_here)
+            _add_two(inputs[0] + offset, inputs[1] + offset, y, count_here)
         else:
-            _add_three(inputs[0] + offset, inputs[1] + offset, inputs[2] + offset, y, floats_here)
+            _add_three(inputs[0] + offset, inputs[1] + offset, inputs[2] + offset, y, count_here)
         for b in range(3, count):
-            _add_two(y, inputs[b] + offset, y, floats_here)
+            _add_two(y, inputs[b] + offset, y, count_here)
 
 
 @njit(**OPTIONS)

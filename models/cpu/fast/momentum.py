@@ -81,7 +81,11 @@ def update(
     momentum: float,
     nesterov: bool,
 ) -> None:
-    """Update float32 parameters by their gradients: see `cpu.update_by_momentum`."""
+    """Update float32 parameters p by their gradients g, and velocities v of the same shapes.
+
+    v <- m v + (g + d p), then p <- p - lr v, or p - lr (g + d p + m v) with nesterov, where d is
+    `decay` and m `momentum`. What was read from a tensor before stays as it was.
+    """
     pool, chunks = _prepare(owner, tuple(tuple(p.shape) for p in parameters))
     gradients = [parameter.grad for parameter in parameters]
     addresses, owners = memory.addresses_of([*parameters, *gradients, *velocities])

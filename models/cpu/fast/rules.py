@@ -98,16 +98,13 @@ def _traced(
 
 
 def update_by_momentum(
-    owner: object,
-    parameters: list[mge.Tensor],
-    velocities: list[mge.Tensor],
-    *settings: Any,
+    owner: object, parameters: list[mge.Tensor], velocities: list[mge.Tensor], **settings: Any
 ) -> bool:
-    """Update parameters as `cpu.update_by_momentum` says, unless some are not of shared memory."""
+    """Update parameters unless some are not of shared memory; return whether it was done."""
     ours = all(p.dtype == np.float32 and str(p.device) == "cpu0:0" for p in parameters)
     if not (parameters and ours and available()):
         return False
     from . import momentum
 
-    momentum.update(owner, parameters, velocities, *settings)
+    momentum.update(owner, parameters, velocities, **settings)
     return True

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 
 from ..symbol import Operation
-from . import onednn
+from . import onednn, onednn_layers
 from .convolution import Convolution
 from .executor import Code
 from .fuse import Unit, fuse
@@ -34,7 +34,7 @@ class Writer:
         self.records = Records()
         self._emit = self.records.emit
         self._convolutions: dict[int, Convolution] = {}
-        self._activations: dict[int, onednn.Activation] = {}
+        self._activations: dict[int, onednn_layers.Activation] = {}
         self._values: dict[int, Buffer] = {}
         self._gradients: dict[int, list[Buffer]] = {}
         self._saved: dict[int, tuple] = {}
@@ -123,7 +123,9 @@ class Writer:
             parameter = self.slots.of("parameters", self.slots.first_parameter[item])
             self._emit(Code.BROADCAST, parameter, images, channels, target)
         else:
-            activation = self._activations[item] = onednn.Activation(operation.kind, target.size)
+            activation = self._activations[item] = onednn_layers.Activation(
+                operation.kind, target.size
+            )
             places: dict[int, Place] = {onednn.SRC: inputs[0], onednn.DST: target}
             self.records.execute(activation.forward, places)
 
@@ -160,7 +162,7 @@ class Writer:
             self._activation_gradient(self._activations.pop(item), inputs[0], gradient, target)
 
     def _activation_gradient(
-        self, activation: onednn.Activation, source: Buffer, gradient: Buffer, target: Buffer
+        self, activation: onednn_layers.Activation, source: Buffer, gradient: Buffer, target: Buffer
     ) -> None:
         self.records.execute(
             activation.backward,
@@ -226,7 +228,7 @@ class Writer:
                     self.slots.of("parameter_gradients", target),
                 )
         if unit.others and unit.relu:
-            masked, relu = Buffer(gradient.size), onednn.Activation("relu", gradient.size)
+            masked, relu = Buffer(gradient.size), onednn_layers.Activation("relu", gradient.size)
             self._activation_gradient(relu, output, gradient, masked)  # as the input is above 0
             gradient = masked
         for number in unit.others:
