@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
@@ -138,7 +137,7 @@ def _files(
 ) -> Iterator[tuple[str, bytes]]:
     """Yield name and content of the images of a part that are not in the tar yet."""
     width = len(str(len(part.classes) - 1))
-    names = _unique(_name(folder, part, index, width) for index in range(len(part)))
+    names = packing.told_apart([_name(folder, part, i, width) for i in range(len(part))])
     images = ((name, part.images[index]) for index, name in enumerate(names))
     prepare = partial(_prepared, size=args.size, quality=args.quality, skip=args.skip_bad_images)
     waiting = (row for row in images if row[0] not in done and f"{row[0]}.jpg" not in done)
@@ -150,15 +149,6 @@ def _files(
                     tqdm.write(f"skipped {utils.shown(name)}")
                 else:
                     yield result
-
-
-def _unique(names: Iterable[str]) -> Iterator[str]:
-    """Yield the names, with a number in those that came before, as in shards numbered alike."""
-    count: Counter[str] = Counter()
-    for name in names:
-        count[name] += 1
-        stem, dot, end = name.rpartition(".")
-        yield name if count[name] == 1 else f"{stem}_{count[name]:04d}{dot}{end}"
 
 
 def _name(folder: str, part: Dataset, index: int, width: int) -> str:

@@ -11,7 +11,8 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -156,6 +157,16 @@ def _is_whole(tar: BinaryIO, start: int, after: int, digest: str) -> bool:
             return content is not None and sha256(content.read()) == digest
     except tarfile.TarError:
         return False
+
+
+def told_apart(names: Sequence[str]) -> list[str]:
+    """Return names of files; those that come several times get their position before the end."""
+    counts = Counter(names)
+    parts = (os.path.splitext(name) for name in names)
+    return [
+        name if counts[name] == 1 else f"{stem}_{position:08d}{end}"
+        for position, (name, (stem, end)) in enumerate(zip(names, parts, strict=True))
+    ]
 
 
 def _append(

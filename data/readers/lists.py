@@ -133,21 +133,23 @@ def read(
 
     Raises UserError naming an image without a label.
     """
-    samples: list[Sample] = []
+    samples = []
     seen: dict[str, str] = {}
     for index, name in names.items():
-        if seen.setdefault(_key(name), name) != name or len(seen) <= len(samples):
+        key = _key(name)
+        if key in seen:
             raise UserError(
                 f"{shown(place.source)} has two images that a list cannot tell apart, "
-                f"{shown(seen[_key(name)])} and {shown(name)}; give each a name of its own, or put "
-                "the images into class folders"
+                f"{shown(seen[key])} and {shown(name)}; give each a name of its own, or put the "
+                "images into class folders"
             )
-        label = labels.of.get(_key(name))
+        seen[key] = name
+        label = labels.of.get(key)
         if label is None:
             raise UserError(
                 f"the image {shown(name)} of {shown(place.source)} has no label in "
                 f"{shown(labels.file)}; give a list with all of them"
             )
         samples.append(Sample(label, name, index))
-    left_out.missing += len(labels.of.keys() - {_key(name) for name in names.values()})
+    left_out.missing += len(labels.of.keys() - seen.keys())
     return ordered(samples, images, place.source, place.split, left_out, place.whole)

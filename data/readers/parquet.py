@@ -13,7 +13,6 @@ import os
 import re
 import shutil
 import sys
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -204,13 +203,7 @@ def _names(parquet: ModuleType, files: Sequence[Path], columns: _Columns) -> lis
         folder = re.sub(r"[/\n]|^\.", "-", folder)
         file_name = re.sub(r"\n", "_", path.replace("\\", "/").rpartition("/")[2])
         names.append(f"{folder}/{file_name.lstrip('.') or f'{row:08d}'}")
-    counts = Counter(names)
-    return [
-        name
-        if counts[name] == 1
-        else f"{os.path.splitext(name)[0]}_{row:08d}{os.path.splitext(name)[1]}"
-        for row, name in enumerate(names)
-    ]
+    return packing.told_apart(names)
 
 
 def _check_labels(labels: list[int | str], classes: list[str] | None, file: Path) -> None:

@@ -17,13 +17,13 @@ UNTOUCHED = 12345.0
 @pytest.fixture
 def gaps(monkeypatch):
     """Keep the buffers of all programs apart, and return the gaps behind them."""
-    sizes, found = [], []
+    ends, found = [], []
 
     def arrange(buffers):
         offset = 0
         for buffer in buffers:
             buffer.address = offset
-            sizes.append((offset + buffer.size, GAP))
+            ends.append(offset + buffer.size)
             offset += -(-buffer.size // 16) * 16 + GAP
         return offset
 
@@ -32,8 +32,8 @@ def gaps(monkeypatch):
         first = start - memory.ctypes.data
         values = memory[first : first + 4 * floats].view(np.float32)
         values[:] = UNTOUCHED
-        found.extend(values[end : end + gap] for end, gap in sizes)
-        sizes.clear()
+        found.extend(values[end : end + GAP] for end in ends)
+        ends.clear()
         return memory, start
 
     network._compiled.clear()
