@@ -32,7 +32,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help="folder of the outputs: NAME_0.npy, .bin or .txt of ais_bench, NAME_1.txt of the "
         "benchmark tool; or ais_bench's NAME_summary.json",
     )
-    command.add_argument("labels", metavar="LABELS", help="label file of the kit, val_label.txt")
+    command.add_argument(
+        "labels",
+        metavar="LABELS",
+        help="label file of the kit, val_label.txt; of 1001 outputs the first is taken for a "
+        "background class, which it does not count",
+    )
     command.add_argument("out", metavar="OUT.json", help="JSON file to write the accuracies to")
     about = "compute images per second from the performance file of ais_bench or the benchmark tool"
     command = commands.add_parser(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import megengine.module as M
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from data import datasets, readers, sources
@@ -186,14 +186,14 @@ def labelled_images(
 def prepare(path: ImageFile, preprocessing: Preprocessing) -> np.ndarray:
     """Return an image file as the network's input, float32 [3, size, size].
 
-    Pillow decodes it, ignoring EXIF's orientation; it is resized and cropped as for an evaluation;
-    pixels are divided by 255, and mean and std are applied in float32. For a network that was
-    trained with Pillow's bilinear resizing these are the pixels of Ascend's own script. Raises
-    BadImageError naming the file.
+    Pillow decodes it and turns it as its EXIF orientation says; it is resized and cropped as for an
+    evaluation; pixels are divided by 255, and mean and std are applied in float32. For a network
+    that was trained with Pillow's bilinear resizing these are the pixels of Ascend's own script,
+    which turns no image. Raises BadImageError naming the file.
     """
     try:
         with Image.open(io.BytesIO(read(path))) as image:
-            image = _to_rgb(image)
+            image = _to_rgb(ImageOps.exif_transpose(image))
     except Exception:  # Pillow's decoders raise errors of many kinds
         raise BadImageError(
             f"the image {path} is corrupt, or none that Pillow reads; replace it"
@@ -219,12 +219,18 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def read_labels(path: str | PathLike) -> dict[str, int]:
     """Return file name up to its first dot -> label, from lines `FILE_NAME LABEL`.
 
-    Raises UserError when the file cannot be read or has other lines.
+    Raises UserError when the file cannot be read, has other lines, or gives a name two labels.
     """
+    labels: dict[str, int] = {}
     try:
         lines = Path(path).read_text(errors="surrogateescape").splitlines()
-        pairs = [line.rsplit(maxsplit=1) for line in lines if line.strip()]
-        return {_key(name): int(label) for name, label in pairs}
+        for name, label in (line.rsplit(maxsplit=1) for line in lines if line.strip()):
+            if labels.setdefault(_key(name), int(label)) != int(label):
+                raise UserError(
+                    f"{path} has the labels {labels[_key(name)]} and {label} for images that are "
+                    f"called {_key(name)!r} up to the first dot; rename one of them"
+                )
+        return labels
     except OSError as error:
         raise UserError(f"cannot read the labels {path}: {error.strerror}") from None
     except ValueError:

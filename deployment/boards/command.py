@@ -36,7 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--kit", choices=KITS, metavar="BOARD", help=f"board to write a kit for: {', '.join(KITS)}"
     )
     cli.add_flags(
-        kit, "--calibration", help="rdk-x5, rdk-x3, rknn: folder of images for calibration"
+        kit,
+        "--calibration",
+        help="rdk-x5, rdk-x3, rknn: folder or archive of images for calibration",
     )
     cli.add_flags(
         kit,
@@ -54,8 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     cli.add_flags(
         kit,
         "--data",
-        help="ascend, rknn: folder with val/CLASS/IMAGE or test/CLASS/IMAGE; with --labels, a "
-        "folder of images. For rknn it is optional, and 1,000 of the images are for the simulator",
+        help="ascend, rknn: folder or archive with val/CLASS/IMAGE or test/CLASS/IMAGE; with "
+        "--labels, a folder of images. For rknn it is optional, and 1,000 of the images are for "
+        "the simulator",
     )
     kit.add_argument(
         "--labels",
@@ -111,7 +114,7 @@ def write_kit(
             model, preprocessing, args.calibration, args.out, count, metadata, images
         )
     else:
-        count = args.images or 100
+        count = args.images or rdk.IMAGES
         listed = rdk.write_kit(
             model, preprocessing, args.calibration, args.out, count, metadata, args.kit, args.int16
         )

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,12 @@ NETWORK = "network.json"
 def new_folder(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary folder that is renamed to `path` at the end and removed after an error.
 
+    So are the parents of `path` that had to be made.
+
     Raises UserError when `path` exists and is not an empty folder, and when it cannot be written.
     """
     path = Path(path).resolve()
+    made = [parent for parent in path.parents if not parent.exists()]
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
@@ -41,6 +44,9 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
         ) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        for parent in made:
+            with suppress(OSError):  # after success they are not empty
+                parent.rmdir()
 
 
 def network_settings(preprocessing: Preprocessing) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Write a kit for D-Robotics' RDK X5 or X3, from which its mapper compiles an int8 network.
 
-Fields and values are those of D-Robotics' model zoo (rdk_model_zoo, commit be4f89b), and so are the
-names, which rdk_zoo.py has.
+Fields and values are those of D-Robotics' model zoo (rdk_model_zoo, commit be4f89b), but for
+`input_space_and_range`, which it does not set; so are the names, which rdk_zoo.py has.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from .rdk_zoo import MARCHES, names_of
 
 CALIBRATION = "calibration_data_{color}_f32"
 RANGES = "activation_ranges.json"
+IMAGES = 100  # calibration images
 _IMAGES_FOR_RANGES = 64  # sufficient; their feature maps are held in memory
 _IMAGES_FOR_SENSITIVITY = 16  # on which each operator is measured
 
@@ -124,7 +125,7 @@ def write_kit(
     preprocessing: Preprocessing,
     images: str | PathLike,
     out: str | PathLike,
-    count: int = 100,
+    count: int = IMAGES,
     metadata: dict | None = None,
     board: str = "rdk-x5",
     int16: int | None = None,

@@ -32,6 +32,7 @@ class _Family(NamedTuple):
 
 # pattern of architectures -> names
 _FAMILIES = {
+    # not in the zoo, and named as RepVGG there
     r"RepVGGplus(.+)": _Family(
         "RepVGGplus-{0}", "RepVGGplus_{0}_config", "RepVGGplus-{0}", (_DEBUG, _REMOVE)
     ),

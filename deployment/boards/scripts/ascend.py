@@ -25,12 +25,12 @@ class Board:
                 "the compiled network takes batches of any size; compile it for one, as README.txt "
                 "says"
             )
-        self._batch = shape[0]
+        self.batch = shape[0]
         self._network = network
 
     def prepare(self, crop):
         """Return the normalized crop, as often as the compiled network has images in a batch."""
-        return np.repeat(pixels.normalized(crop, self._network), self._batch, axis=0)
+        return np.repeat(pixels.normalized(crop, self._network), self.batch, axis=0)
 
     def run(self, prepared):
         """Return the logits of the first image."""

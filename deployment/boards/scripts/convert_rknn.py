@@ -15,10 +15,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
-import onnxruntime
-import pixels
+try:
+    import cv2
+    import numpy as np
+    import onnxruntime
+    import pixels
+    from rknn.api import RKNN
+except ImportError as error:
+    _missing: ImportError | None = error
+else:
+    _missing = None
 
 ALGORITHMS = ("normal", "kl_divergence", "mmse")
 
@@ -47,15 +53,24 @@ def main() -> int:
     args = parser.parse_args()
     if args.evaluate is not None and args.evaluate < 0:
         parser.error("--evaluate must be at least 0")
+    folder = Path(__file__).resolve().parent
+    if args.evaluate and not (folder / "val_label.txt").is_file():
+        parser.error(
+            "this kit has no images to simulate; write it by export.py --kit rknn --data DIR"
+        )
     for path in (args.out, args.json):
         if path and not Path(path).resolve().parent.is_dir():
             parser.error(f"there is no folder {Path(path).parent} to write {path} to")
     if args.qdq and not Path(args.qdq).is_file():
         parser.error(f"there is no {args.qdq}; write it by quantize.py --target rknn")
     out, qdq, report = (path and Path(path).resolve() for path in (args.out, args.qdq, args.json))
-    os.chdir(Path(__file__).resolve().parent)  # what dataset.txt names is relative to it
+    os.chdir(folder)  # what dataset.txt names is relative to it
     network = json.loads(Path("network.json").read_text(encoding="utf-8"))
     try:
+        if _missing:
+            raise ToolkitError(
+                f"cannot import rknn-toolkit2 ({_missing}); run this in an environment that has it"
+            )
         rknn, seconds = _build(args, network, qdq)
         _check("export_rknn", rknn.export_rknn(str(out or network["model"])))
         result = {
@@ -83,12 +98,6 @@ def _build(
     args: argparse.Namespace, network: dict[str, Any], qdq: Path | None
 ) -> tuple[Any, float]:
     """Return the toolkit's network and the seconds that it took to build."""
-    try:
-        from rknn.api import RKNN
-    except ImportError as error:
-        raise ToolkitError(
-            f"cannot import rknn-toolkit2 ({error}); run this in an environment that has it"
-        ) from None
     start = time.perf_counter()
     rknn = RKNN(verbose=False)
     try:
@@ -103,7 +112,12 @@ def _build(
         raise ToolkitError(str(error).strip().splitlines()[-1]) from None
     _check("config", status)
     file = str(qdq or f"{network['name']}.onnx")
-    (entry,) = _session(file).get_inputs()
+    try:
+        (entry,) = _session(file).get_inputs()
+    except Exception:  # onnxruntime's are of many kinds
+        raise ToolkitError(
+            f"{file} is no ONNX file with one input; write it by quantize.py --target rknn"
+        ) from None
     shape = [1, 3, network["size"], network["size"]]  # an int8 file may take any batch size
     status = rknn.load_onnx(model=file, inputs=[entry.name], input_size_list=[shape])
     _check("load_onnx", status)

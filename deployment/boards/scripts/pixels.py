@@ -109,7 +109,7 @@ def nv12(image: np.ndarray) -> np.ndarray:
 
 def in_network_order(image: np.ndarray, network: dict[str, Any]) -> np.ndarray:
     """Return uint8 [H, W, 3] with the colours in the order that the network takes."""
-    return np.ascontiguousarray(image[:, :, ::-1]) if network["color"] == "RGB" else image
+    return np.ascontiguousarray(image[:, :, ::-1] if network["color"] == "RGB" else image)
 
 
 def normalized(image: np.ndarray, network: dict[str, Any]) -> np.ndarray:

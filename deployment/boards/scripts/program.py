@@ -30,7 +30,8 @@ def main(open_board: Callable, threads: Sequence[int] = (1,)) -> int:
 
     Args:
         open_board: function (model path, network) -> object with `prepare(crop)`, which makes an
-            input of uint8 BGR [size, size, 3], and `run(input)`, which returns the logits.
+            input of uint8 BGR [size, size, 3], `run(input)`, which returns the logits, and `batch`,
+            the number of images that the compiled network computes in one call.
         threads: numbers of threads that call `run` at a time in a measurement.
     """
     parser = argparse.ArgumentParser(description="Classify images on this board.")
@@ -44,7 +45,8 @@ def main(open_board: Callable, threads: Sequence[int] = (1,)) -> int:
         "its accuracy is measured")  # fmt: skip
     add("--bench", action="store_true", help="measure latency and frames/s")
     add("--frames", type=int, default=200, metavar="N",
-        help="number of frames of a measurement (default: 200)")  # fmt: skip
+        help="number of calls of a measurement, of one frame each unless the network is compiled "
+        "for more (default: 200)")  # fmt: skip
     args = parser.parse_args()
     if not args.images and not args.bench:
         parser.error("give images, or --bench")
@@ -52,11 +54,11 @@ def main(open_board: Callable, threads: Sequence[int] = (1,)) -> int:
         parser.error("--top and --frames must be at least 1")
     folder = Path(__file__).resolve().parent
     try:
-        network = json.loads((folder / "network.json").read_text(encoding="utf-8"))
+        network = _read_network(folder / "network.json")
         model = Path(args.model or folder / network["model"])
         if not model.is_file():
             raise BoardError(f"there is no {model}; compile it as README.txt says, or give --model")
-        board = open_board(str(model), network)
+        board = _open(open_board, str(model), network)
         if args.bench:
             _measure(board, network, args.frames, threads)
         files = [file for name in args.images for file in _files(Path(name))]
@@ -66,6 +68,27 @@ def main(open_board: Callable, threads: Sequence[int] = (1,)) -> int:
         print(f"classify.py: error: {error}", file=sys.stderr)
         return 2
     return 2 if bad else 0
+
+
+def _read_network(file):
+    """Return the content of network.json."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise BoardError(f"cannot read {file}; copy it from the kit, beside classify.py") from None
+
+
+def _open(open_board, model, network):
+    """Return the board's network; the errors of the runtimes are of many kinds."""
+    try:
+        return open_board(model, network)
+    except BoardError:
+        raise
+    except Exception as error:
+        raise BoardError(
+            f"the runtime cannot load {model} ({error}); compile it for this board, as README.txt "
+            "says"
+        ) from None
 
 
 def assert_side(found: Sequence[int], network: dict[str, Any]) -> None:
@@ -98,7 +121,7 @@ def _with_targets(files, folder):
         raise BoardError(f"cannot write to the folder {folder}: {error.strerror}") from None
     unique = len({file.stem for file in files}) == len(files)
     names = (f.stem if unique else f"{number:04d}_{f.stem}" for number, f in enumerate(files))
-    return [(file, Path(folder, f"{next(names)}.png")) for file in files]
+    return [(file, Path(folder, f"{next(names)}-labelled.png")) for file in files]
 
 
 def _classify(board, network, args, file, target):
@@ -116,6 +139,11 @@ def _classify(board, network, args, file, target):
     middle = perf_counter()
     logits = board.run(prepared)
     end = perf_counter()
+    if np.size(logits) != len(network["classes"]):
+        raise BoardError(
+            f"the compiled network has {np.size(logits)} outputs, and this kit is for "
+            f"{len(network['classes'])} classes; give --model the network of this kit"
+        )
     best = pixels.best_classes(logits, args.top)
     lines = [f"{p:7.2%}  {i:4}  {network['classes'][i]}" for i, p in best]
     print(file)
@@ -131,11 +159,12 @@ def _classify(board, network, args, file, target):
 
 
 def _measure(board, network, frames, threads):
-    """Print the mean latency and the frames/s of `run` for each number of threads."""
+    """Print the mean latency of `run` and the frames/s for each number of threads."""
     size = network["size"]
     prepared = board.prepare(np.full((size, size, 3), 127, np.uint8))
     board.run(prepared)
-    print(f"{network['name']}: {frames} frames, input prepared once")
+    calls = f"{frames} calls of {board.batch} frames" if board.batch > 1 else f"{frames} frames"
+    print(f"{network['name']}: {calls}, input prepared once")
     for count in threads:
         latencies = []
 
@@ -156,5 +185,5 @@ def _measure(board, network, frames, threads):
         if len(latencies) != calls * count:
             raise BoardError(f"the runtime failed in {count} threads; its message is above")
         mean = 1000 * sum(latencies) / len(latencies)
-        rate = len(latencies) / seconds
+        rate = board.batch * len(latencies) / seconds
         print(f"{count} thread{'s' * (count > 1)}: {mean:.2f} ms, {rate:.2f} frames/s")

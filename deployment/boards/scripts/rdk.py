@@ -17,8 +17,9 @@ class _Hbm:
         self._input = self._model.input_names[self._name][0]
         self.shape = self._model.input_shapes[self._name][self._input]
 
-    def run(self, pixels, side):
-        packed = pixels.reshape(1, side * 3 // 2, side, 1)
+    def run(self, packed):
+        height, width = _sides(self.shape)
+        packed = packed.reshape(1, height * 3 // 2, width, 1)
         outputs = self._model.run({self._name: {self._input: packed}})
         return next(iter(outputs[self._name].values()))
 
@@ -30,8 +31,13 @@ class _Dnn:
         self._model = runtime.load(path)[0]
         self.shape = self._model.inputs[0].properties.shape
 
-    def run(self, pixels, side):
-        return self._model.forward(pixels)[0].buffer
+    def run(self, packed):
+        return self._model.forward(packed)[0].buffer
+
+
+def _sides(shape):
+    """Return (height, width) of an NHWC or NCHW shape."""
+    return shape[1:3] if shape[3] == 3 else shape[2:4]
 
 
 _RUNTIMES = (  # in order of preference
@@ -43,6 +49,8 @@ _RUNTIMES = (  # in order of preference
 
 class Board:
     """A compiled network under the runtime that is installed."""
+
+    batch = 1
 
     def __init__(self, path, network):
         for module, kind in _RUNTIMES:
@@ -56,9 +64,7 @@ class Board:
             raise program.BoardError(
                 "neither hbm_runtime nor hobot_dnn is installed; run this on the board"
             )
-        shape = self._model.shape
-        program.assert_side(shape[1:3] if shape[3] == 3 else shape[2:4], network)
-        self._side = network["size"]
+        program.assert_side(_sides(self._model.shape), network)
 
     def prepare(self, crop):
         """Return the crop as NV12."""
@@ -66,7 +72,13 @@ class Board:
 
     def run(self, prepared):
         """Return the logits."""
-        return np.squeeze(self._model.run(prepared, self._side))
+        logits = np.squeeze(self._model.run(prepared))
+        if logits.dtype.kind != "f":
+            raise program.BoardError(
+                f"the compiled network returns {logits.dtype}, whose scale this script does not "
+                "know; leave Dequantize out of remove_node_type in the mapper's settings"
+            )
+        return logits
 
 
 if __name__ == "__main__":

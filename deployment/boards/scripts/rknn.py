@@ -9,6 +9,8 @@ import program
 class Board:
     """A compiled network, which normalizes its pixels itself."""
 
+    batch = 1
+
     def __init__(self, path, network):
         try:
             from rknnlite.api import RKNNLite

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from data.datasets import image_files
+from data.decoding import decode
 from data.transforms import TORCHVISION, Preprocessing
 from deployment.boards import ascend, ascend_results
 from tests.support import ROOT, write_image_folder
@@ -132,6 +133,15 @@ def test_bgr_and_sixteen_bits(tmp_path, rng):
     assert np.array_equal(ascend.prepare(tmp_path / "rgb.png", swapped), rgb[::-1])
 
 
+def test_photographs_are_turned_as_for_an_evaluation(tmp_path, rng):
+    image = Image.fromarray(rng.integers(0, 256, (40, 60, 3), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was on its side
+    image.save(tmp_path / "a.png", exif=exif)
+    expected = SMALL.evaluation(decode(tmp_path / "a.png"))
+    assert np.allclose(ascend.prepare(tmp_path / "a.png", SMALL), expected, atol=1e-6)
+
+
 def test_a_flat_folder_with_a_label_file(tmp_path, deployed):
     folder = tmp_path / "val"
     folder.mkdir()
@@ -148,6 +158,7 @@ def test_a_flat_folder_with_a_label_file(tmp_path, deployed):
     for text, message in {
         "ILSVRC2012_val_00000001.JPEG 1\n": "00000002.JPEG has no label",
         labels.read_text().replace(" 2\n", " 12\n"): "has the label 12 in .* one of 0 to 11",
+        "a.1.jpg 3\na.2.jpg 4\n": "has the labels 3 and 4 for images that are called 'a'",
         "ILSVRC2012_val_00000001.JPEG one\n": "lines that are not `FILE_NAME LABEL`",
     }.items():
         labels.write_text(text)
@@ -159,7 +170,7 @@ def test_bad_input_leaves_nothing(tmp_path, deployed):
     (tmp_path / "a.jpg").write_bytes(b"no image")
     for images, out, message in (
         ([tmp_path / "a.jpg"], "kit", "the image .*a.jpg is corrupt"),
-        ([tmp_path / "b.jpg"], "kit", "the image .*b.jpg is corrupt"),
+        ([tmp_path / "b.jpg"], "new/kit", "the image .*b.jpg is corrupt"),
         ([], ".", "exists already and is not empty"),
     ):
         with pytest.raises(UserError, match=message):

@@ -122,6 +122,16 @@ def test_a_quantized_file_is_not_quantized_again(network, photos, test_images, t
     assert status == 2 and err.endswith("error: ValueError: Invalid target_platform 'rk9'!\n")
     status, _, err = run(out / "convert.py")
     assert status == 2 and "cannot import rknn-toolkit2" in err and "Traceback" not in err
+    hidden = ("cv2", "onnxruntime")  # as for the system's Python, not the environment's
+    for name in hidden:
+        (tmp_path / "hidden" / name).mkdir(parents=True)
+        (tmp_path / "hidden" / name / "__init__.py").write_text("raise ImportError('none')")
+    status, _, err = run(out / "convert.py", PYTHONPATH=str(tmp_path / "hidden"))
+    assert status == 2 and "cannot import rknn-toolkit2 (none)" in err and "Traceback" not in err
+    (tmp_path / "best.pkl").write_bytes(b"no network")
+    flags = ["--qdq", tmp_path / "best.pkl"]
+    status, _, err = run(out / "convert.py", *flags, runtime="toolkit")
+    assert status == 2 and "best.pkl is no ONNX file with one input; write it by" in err
     status, _, err = run(out / "convert.py", "--evaluate", -1)
     assert status == 2 and "--evaluate must be at least 0" in err
     for flag, path, said in (

@@ -4,6 +4,8 @@ The file is the kit's ONNX file under the name of the compiled one; network.json
 """
 
 import json
+import os
+import time
 from pathlib import Path
 
 import cv2
@@ -34,4 +36,6 @@ class OnnxBoard:
         return self.of_values(values.transpose(0, 3, 1, 2))
 
     def of_values(self, values):
-        return self.session.run(None, {self.input.name: np.ascontiguousarray(values)})[0]
+        time.sleep(float(os.environ.get("SECONDS", 0)))
+        logits = self.session.run(None, {self.input.name: np.ascontiguousarray(values)})[0]
+        return logits.astype(os.environ.get("OUTPUT", "float32"))

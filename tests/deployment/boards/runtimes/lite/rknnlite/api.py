@@ -12,4 +12,5 @@ class RKNNLite:
         return 0
 
     def inference(self, inputs):
+        assert inputs[0].flags.c_contiguous
         return [self._board.of_pixels(inputs[0])]
