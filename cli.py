@@ -224,6 +224,14 @@ def add_preprocessing_flags(parser: argparse.ArgumentParser, *but: str) -> None:
     add_flags(group, *(flag for flag in PREPROCESSING if flag not in but))
 
 
+def refuse_without_model(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Exit with an error for flags about a model file where --model is not given."""
+    flags = ("--entry", *PREPROCESSING)
+    given = [flag for flag in flags if getattr(args, flag[2:].replace("-", "_")) is not None]
+    if args.model is None and given:
+        parser.error(f"give a checkpoint by --model, or leave {', '.join(given)} out")
+
+
 def add_flags(parser: argparse._ActionsContainer, *flags: str, **changes: Any) -> None:
     """Add `SHARED_FLAGS` to a parser or to a group of it.
 

@@ -11,7 +11,6 @@ and nothing in them is executed.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -202,7 +201,7 @@ def show_list(as_json: bool) -> None:
     """Print the catalogue of published weights."""
     if as_json:
         rows = [{**entry._asdict(), "licence": entry.licence} for entry in catalog.PUBLISHED]
-        print(json.dumps(rows, indent=2))
+        print(utils.json_text(rows))
         return
     print("Weights trained elsewhere, on ImageNet where nothing else is said. The accuracy is what")
     print("they report; none of it was measured here. They stay under the licence of those who")
@@ -271,7 +270,7 @@ def main(argv: list[str] | None = None) -> int:
         "sha256": files.sha256(target),
     }
     if args.json:
-        print(json.dumps(report, indent=2))
+        print(utils.json_text(report))
     else:
         show(report, converted, args.export)
     return 0

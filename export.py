@@ -14,7 +14,6 @@ way the borders are exact too.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 from dataclasses import replace
@@ -59,8 +58,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     file.add_argument(
         "--out",
         metavar="PATH",
-        help="file to write, or folder to write it in (default: the checkpoint's name with the "
-        "suffix .onnx or .mge, beside it; without a checkpoint, ARCH.onnx or ARCH.mge)",
+        help="file to write, or folder to write ARCH.onnx or ARCH.mge in (default: the "
+        "checkpoint's name with that suffix, beside it; ARCH.onnx or ARCH.mge in the working "
+        "directory where --model is no file)",
     )
     cli.add_flags(
         file,
@@ -128,6 +128,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not (args.arch or args.model):
         parser.error("give a checkpoint by --model, or --arch alone for random weights")
+    cli.refuse_without_model(parser, args)
     if args.keep_branches and (args.fold_normalization or args.input_color):
         parser.error(
             "--keep-branches leaves several convolutions on the image: it cannot go with "
@@ -197,7 +198,7 @@ def main(argv: list[str] | None = None) -> int:
     environment.return_freed_memory()
     stated = said.of_flags(args)
     model, preprocessing, metadata = source.load(
-        args.model, args.arch, args.keep_branches, args.entry, stated
+        args.model, args.arch, args.keep_branches, args.entry, stated, classifier=not args.features
     )
     if not args.json:
         for line in said.lines(preprocessing, metadata["classes"], metadata.get("origins", {})):
@@ -252,7 +253,7 @@ def main(argv: list[str] | None = None) -> int:
         "bytes": target.stat().st_size,
         "sha256": files.sha256(target),
     }
-    print(json.dumps(report, indent=2) if args.json else export_report.text(report))
+    print(utils.json_text(report) if args.json else export_report.text(report))
     return 0
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -109,7 +108,7 @@ def main(argv: list[str] | None = None) -> int:
         elif not result.error:
             tqdm.write("\n".join([utils.shown(result.name), *map(_line, result.predictions)]))
     if args.json:
-        print(json.dumps({"model": str(path), "arch": net.arch, "images": rows}, indent=2))
+        print(utils.json_text({"model": str(path), "arch": net.arch, "images": rows}))
     return 2 if bad else 0
 
 

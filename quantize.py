@@ -7,7 +7,8 @@ mean output. A few images without labels suffice for calibration. With --data, t
 measured on other images. A network trained by train.py --qat is not calibrated: the file gets the
 ranges and weights of its training.
 
-A chart beside the file (.png) shows the signal-to-quantization-noise ratio (SQNR) of every layer.
+Of a calibrated network, a chart beside the file (.png) shows the signal-to-quantization-noise ratio
+(SQNR) of every layer.
 
 With --max-drop or --min-sqnr, the fewest layers stay in float that hold this floor. They are chosen
 by measurements. If the floor cannot be held, nothing is written and the exit status is 1.
@@ -51,6 +52,7 @@ from weights import preprocessing as said
 from weights.files import sha256
 
 BATCH = 25  # batch size of the evaluation
+IMAGES = 64  # calibration images
 FEW = 16  # calibration images, below which their ranges are a matter of chance
 BASELINE = "W8A8 per-tensor, plain"  # the scheme that the chart compares with
 
@@ -60,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     target = _target(args)
     if args.calibration is None:
         return write_trained(args, target)
-    photos = calibration.files(args.calibration, args.images)
+    photos = calibration.files(args.calibration, args.images or IMAGES)
     if len(photos) < FEW:
         print(
             f"quantize.py: warning: {len(photos)} calibration images are few, and the ranges of "
@@ -91,6 +93,7 @@ def main(argv: list[str] | None = None) -> int:
             "in_float": outcome.in_float,
             "sensitivity_db": outcome.sensitivity,
             "reached": outcome.quality,
+            "reached_unit": "dB" if top1 is None else "points of top-1 gained over float",
             "measurements": outcome.measurements,
         }
         if outcome.in_float:
@@ -116,8 +119,10 @@ def main(argv: list[str] | None = None) -> int:
         "crop_ratio": preprocessing.crop_ratio,
         **_target_setting(args),
     }
-    noted = {**settings, "in_float": sorted(chosen.scheme.in_float)}
-    noted = noted if chosen.scheme.in_float else settings
+    # files are published, and paths are of one machine
+    noted: dict = {**settings, "calibration_folder": Path(args.calibration).resolve().name}
+    if chosen.scheme.in_float:
+        noted["in_float"] = sorted(chosen.scheme.in_float)
     int8.metadata_props.add(key="quantization", value=json.dumps(noted))
     _write(int8, target, images, DIALECTS[args.target])
     chart = target.with_suffix(".png")
@@ -136,7 +141,7 @@ def main(argv: list[str] | None = None) -> int:
         "sha256": sha256(target),
         "chart": str(chart),
     }
-    print(json.dumps(result, indent=2) if args.json else report.text(result, rows))
+    print(utils.json_text(result) if args.json else report.text(result, rows))
     _record(args, result)
     return 0
 
@@ -187,12 +192,12 @@ def write_trained(args: argparse.Namespace, target: Path) -> int:
     proto = source.with_trained_ranges(args.model, model, bounds, scheme)
     settings = {"weights": "per-channel", "clip": "trained", **_target_setting(args)}
     proto.metadata_props.add(key="quantization", value=json.dumps(settings))
-    shape = (1, preprocessing.channels, preprocessing.size, preprocessing.size)
-    _write(proto, target, np.zeros(shape, np.float32), scheme.dialect)
     rows = []
     if test is not None:
         networks = {"float": model, "W8A8 per-channel, trained": proto}
         rows = report.compare(networks, _batches(test, preprocessing))
+    shape = (1, preprocessing.channels, preprocessing.size, preprocessing.size)
+    _write(proto, target, np.zeros(shape, np.float32), scheme.dialect)
     result = {
         "arch": metadata["arch"],
         **settings,
@@ -203,7 +208,7 @@ def write_trained(args: argparse.Namespace, target: Path) -> int:
     }
     _record(args, result)
     if args.json:
-        print(json.dumps(result, indent=2))
+        print(utils.json_text(result))
         return 0
     if rows:
         print(f"on {len(test)} images of {args.data}:\n{report.table(rows)}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import codecs
 import fcntl
+import json
+import math
 import os
 import re
 import socket
@@ -13,7 +15,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from os import PathLike
 from pathlib import Path
-from typing import BinaryIO, NoReturn, TextIO
+from typing import Any, BinaryIO, NoReturn, TextIO
 
 ROOT = Path(__file__).resolve().parent
 
@@ -119,6 +121,19 @@ def module_command(module: str, *options: str) -> list[str]:
 def say_once(message: str) -> None:
     """Print a line to stderr, and not again in this process."""
     print(message, file=sys.stderr)
+
+
+def json_text(value: Any, ensure_ascii: bool = True) -> str:
+    """Return indented JSON, with null for numbers that are not finite, which JSON lacks."""
+    return json.dumps(_finite(value), indent=2, ensure_ascii=ensure_ascii)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_atomically(path: str | PathLike, write: Callable[[BinaryIO], object]) -> None:

@@ -10,7 +10,6 @@ its own weights.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -74,13 +73,10 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     cli.add_preprocessing_flags(parser)
     cli.add_flags(parser.add_argument_group("output"), "--json")
     args = parser.parse_args(argv)
-    if args.model is None:
-        flags = ("--entry", *cli.PREPROCESSING)
-        given = [f for f in flags if getattr(args, f[2:].replace("-", "_")) is not None]
-        if given:
-            parser.error(f"give a checkpoint by --model, or leave {', '.join(given)} out")
+    cli.refuse_without_model(parser, args)
+    if args.arch or args.model is None:
         args.arch = cli.arch_names(args.arch or DEFAULT_ARCHS)
-    elif args.arch is not None and len(args.arch) != 1:
+    if args.model and args.arch and len(args.arch) != 1:
         parser.error("--model verifies one checkpoint: give one --arch, or none")
     return args
 
@@ -106,7 +102,7 @@ def comparisons(args: argparse.Namespace) -> Iterator[tuple[str, equivalence.Equ
         return float64.confirmed(equivalence.compare(network, images), network, images[:1])
 
     if args.model:
-        arch = args.arch and models.canonical_name(args.arch[0])
+        arch = args.arch[0] if args.arch else None
         trained = checkpoint.read(
             catalog.locate(args.model),
             arch,
@@ -180,7 +176,7 @@ def main(argv: list[str] | None = None) -> int:
         if not args.json:
             tqdm.write(row)
     if args.json:
-        print(json.dumps(results, indent=2))
+        print(utils.json_text(results))
     elif not failed:
         print(f"all {len(results)} equal: relative error <= {equivalence.TOLERANCE:.0e}")
     if failed:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from dataclasses import asdict, replace
 from datetime import date
@@ -21,7 +20,7 @@ from data.loader import Loader
 from deployment import network
 from deployment.verification import Runner
 from training.distributed import Workers
-from utils import UserError
+from utils import UserError, json_text
 from weights import catalog, checkpoint, preprocessing
 
 from . import html_report, record
@@ -54,7 +53,7 @@ def run(args: argparse.Namespace, workers: Workers) -> int:
             result["report"] = str(report)
             say(f"report: {report}")
         if args.json:
-            print(json.dumps(result, indent=2))
+            print(json_text(result))
         if args.record:
             record.write(args.record, result.pop("results"), result)
     return 0

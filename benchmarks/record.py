@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import re
@@ -62,7 +61,7 @@ def write(record: str, rows: list[dict[str, Any]], about: dict[str, Any] | None 
         "figures": rows,
         **({"about": about} if about else {}),
     }
-    text = _PARENT_FOLDERS.sub("", json.dumps(contents, indent=2, ensure_ascii=False)) + "\n"
+    text = _PARENT_FOLDERS.sub("", utils.json_text(contents, ensure_ascii=False)) + "\n"
     utils.write_atomically(
         FOLDER / f"{record}.json", lambda file: file.write(text.encode(errors="escaped"))
     )

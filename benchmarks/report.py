@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-import json
 from dataclasses import dataclass
 from typing import Any
 
 import tabulate
 
 import cli
-from utils import write_atomically
+from utils import json_text, write_atomically
 
 from . import record
 
@@ -221,7 +220,7 @@ def write_report(args: argparse.Namespace, title: str, rows: Rows, layout: Layou
 
     Raises UserError when a file cannot be written.
     """
-    print(json.dumps(rows, indent=2) if args.json else f"{title}\n{table(rows, layout)}")
+    print(json_text(rows) if args.json else f"{title}\n{table(rows, layout)}")
     if args.csv:
         write_atomically(args.csv, lambda file: file.write(as_csv(rows)))
     if args.chart:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import megengine as mge
 import numpy as np
@@ -19,7 +20,7 @@ from weights import preprocessing as said
 from .network_file import NetworkFile, is_exported, properties, read
 from .verification import Runner
 
-__all__ = ["Network", "is_exported", "load", "properties"]
+__all__ = ["Network", "is_exported", "load", "properties", "recorded_preprocessing"]
 
 
 @dataclass(frozen=True)
@@ -140,12 +141,7 @@ def _of_file(path: str | PathLike, arch: str | None, stated: said.Statements) ->
         height, width = file.size
         raise UserError(f"{path} takes images of {height} x {width} only; leave out --size")
     try:
-        recorded = Preprocessing(
-            **{
-                key: tuple(value) if isinstance(value, list) else value
-                for key, value in metadata["preprocessing"].items()
-            }
-        )
+        recorded = recorded_preprocessing(metadata)
         actual, num_classes, class_ids = (metadata[k] for k in ("arch", "num_classes", "classes"))
     except (KeyError, TypeError, ValueError, AttributeError):
         return _of_elsewhere(path, file, stated)
@@ -169,6 +165,15 @@ def _of_file(path: str | PathLike, arch: str | None, stated: said.Statements) ->
         file.run,
         origins=origins,
     )
+
+
+def recorded_preprocessing(metadata: dict[str, Any]) -> Preprocessing:
+    """Return the preprocessing in the metadata of an exported file.
+
+    Raises KeyError, TypeError, ValueError or AttributeError where there is none that is valid.
+    """
+    fields = metadata["preprocessing"].items()
+    return Preprocessing(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields})
 
 
 def _of_elsewhere(path: str | PathLike, file: NetworkFile, stated: said.Statements) -> Network:

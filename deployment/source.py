@@ -22,6 +22,7 @@ def load(
     keep_branches: bool = False,
     entry: str | None = None,
     stated: said.Statements | None = None,
+    classifier: bool = True,
 ) -> tuple[M.Module, Preprocessing, dict[str, Any]]:
     """Return a network, its preprocessing, and the metadata to write into a file of it.
 
@@ -32,6 +33,7 @@ def load(
         keep_branches: return the train form instead of fusing it.
         entry: name of the set of weights to take from a file of several.
         stated: preprocessing and class names to use instead of the checkpoint's.
+        classifier: whether the checkpoint must have a classifier.
 
     Raises UserError for a checkpoint that cannot be used.
     """
@@ -48,7 +50,7 @@ def load(
                 f"{path} is in deploy form, where no branches are left to keep; "
                 "leave out --keep-branches, or give the train-form file it was fused from"
             )
-        model = weights.load(contents, arch, deploy=not keep_branches)
+        model = weights.load(contents, arch, deploy=not keep_branches, classifier=classifier)
         preprocessing, classes = contents.preprocessing, contents.classes
         source = {"source": path.name, "source_sha256": files.sha256(path)}
         if set(contents.origins.values()) != {"the file"}:

@@ -39,9 +39,10 @@ def test_verify_takes_them_with_a_checkpoint_alone(command):
         ["--color", "rgb"],
         ["--class-names", "a", "--crop-ratio", 1],
     ):
-        status, _, err = command("verify", "--arch", "RepVGGA0", *flags)
-        assert status == 2 and "give a checkpoint by --model, or leave --" in err
-        assert all(flag in err for flag in flags[::2])
+        for name in ("verify", "export"):
+            status, _, err = command(name, "--arch", "RepVGGA0", *flags)
+            assert status == 2 and "give a checkpoint by --model, or leave --" in err
+            assert all(flag in err for flag in flags[::2])
 
 
 def test_a_command_asks_for_the_colour_order_and_reports_it(command, state_dict, tmp_path):

@@ -1,6 +1,7 @@
 """quantize.py: reports, files and errors."""
 
 import json
+from argparse import Namespace
 
 import models
 from models import equivalence
@@ -12,9 +13,10 @@ import onnx
 import onnxruntime
 import pytest
 
+import quantize
 from data.transforms import Preprocessing
 from deployment import network
-from deployment.int8 import weights
+from deployment.int8 import floor, graph, weights
 from deployment.int8.dialects import DIALECTS
 from tests.support import write_image_folder
 from training import qat
@@ -71,6 +73,7 @@ def test_report_and_files(command, trained, photos, tmp_path):
     assert (
         noted["preprocessing"]["crop_ratio"] == 1
         and noted["quantization"]["calibration_images"] == 10
+        and noted["quantization"]["calibration_folder"] == "train"
     )
     int8 = network.load(out)
     assert int8.arch == "RepVGGA0" and int8.preprocessing.crop_ratio == 1
@@ -86,9 +89,15 @@ def test_report_and_files(command, trained, photos, tmp_path):
 def test_text_and_onnx_input(command, trained, photos, tmp_path):
     float_onnx = tmp_path / "float.onnx"
     assert command("export", "--model", trained, "--out", float_onnx, "--batch", 1)[0] == 0
+    (tmp_path / "names.txt").write_text("Apfel\nBirne\n")
     flags = ["--model", float_onnx, "--calibration", photos, "--weights", "per-tensor"]
+    flags += ["--class-names", tmp_path / "names.txt"]
     status, said, err = command("quantize", *flags, "--clip", "mse", "--crop-ratio", 1)
     assert (status, err) == (0, "")
+    written = network.load(tmp_path / "float-int8.onnx")
+    assert written.classes == ["Apfel", "Birne"] and "mean: 123.675 116.28 103.53 (the" in said
+    noted = onnx.load(tmp_path / "float-int8.onnx").metadata_props
+    assert "--crop-ratio" in network.properties({p.key: p.value for p in noted})["origins"].values()
     lines = said.splitlines()
     rows = [lines.pop(0) for _ in range(8)]
     assert rows[5:7] == ["resize backend: opencv (the file)", "crop ratio: 1.0 (--crop-ratio)"]
@@ -181,12 +190,88 @@ def test_a_floor_that_cannot_be_held_and_one_that_holds(command, trained, photos
     assert status == 0 and "in float:      no layer; int8 holds the floor" in said
 
 
+@pytest.fixture
+def hard(small_repvgg_a0, tmp_path):
+    """A checkpoint and data whose classes it knows in float, and many of which it mistakes in int8.
+
+    The first layer has huge weights for a colour that is absent in all images, and so few steps for
+    the others.
+    """
+    rng = np.random.default_rng(0)
+    preprocessing = Preprocessing(mean=(128.0,) * 3, std=(64.0,) * 3, size=32)
+    model = models.create("RepVGGA0", 2)
+    images = rng.integers(0, 256, (64, 8, 8, 3), np.uint8).repeat(4, 1).repeat(4, 2)
+    images[..., 0] = 128
+    inputs = np.stack([preprocessing.evaluation(image) for image in images])
+    equivalence.randomize(model, inputs)
+    for name, parameter in model.named_parameters():
+        if name.startswith("stage0.") and parameter.ndim == 4:
+            kernel = parameter.numpy().copy()
+            kernel[:, 0] *= 60
+            parameter[:] = kernel
+    model.eval()
+    logits = model(mge.Tensor(inputs)).numpy()
+    model.linear.bias[:] -= mge.Tensor([np.median(logits[:, 0] - logits[:, 1]), 0])
+    classes = model(mge.Tensor(inputs)).numpy().argmax(1)
+    for number, (image, found) in enumerate(zip(images, classes, strict=True)):
+        part = f"test/{'ab'[found]}" if number < 48 else "few"
+        (tmp_path / "hard" / part).mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(tmp_path / "hard" / part / f"{number}.png"), image)
+    path = tmp_path / "hard.pkl"
+    checkpoint.save(checkpoint.of_model(model, preprocessing, ["a", "b"]), path)
+    return path, tmp_path / "hard"
+
+
+def test_a_drop_of_accuracy_keeps_layers_in_float(command, hard, tmp_path):
+    path, data = hard
+    out = tmp_path / "int8.onnx"
+    flags = ["--model", path, "--calibration", data / "few", "--data", data, "--out", out]
+    flags += ["--clip", "minmax", "--json"]
+    rows = {row["name"]: row for row in json.loads(command("quantize", *flags)[1])["networks"]}
+    assert rows["float"]["top1"] == 100 and rows["W8A8 per-channel"]["top1"] < 95
+    status, said, _ = command("quantize", *flags, "--max-drop", 3)
+    said = json.loads(said)
+    held = said["floor"]
+    assert status == 0 and held["in_float"][0].startswith("stage0")
+    assert len(held["in_float"]) < len(held["sensitivity_db"])
+    last = said["networks"][-1]
+    assert last["name"] == f"W8A8 per-channel, {len(held['in_float'])} in float"
+    assert last["top1"] >= 97 and held["reached"] == pytest.approx(last["top1"] - 100)
+    assert held["reached_unit"] == "points of top-1 gained over float"
+
+
+def test_a_drop_that_is_too_large_is_said(hard, monkeypatch, capsys):
+    none = floor.Outcome(None, ["a", "b"], {}, -1.5, False, 9)
+    monkeypatch.setattr(floor, "hold", lambda *_: none)
+    monkeypatch.setattr(graph, "logits", lambda *_: None)
+    args = Namespace(min_sqnr=None, max_drop=1.0)
+    quantized = Namespace(equalized=None)
+    assert quantize.hold_floor(args, quantized, None, 80.0, list) is none
+    assert "even with 2 layers in float and one in int8, top-1 drops by 1.50 points, more than " \
+        "--max-drop 1; fine-tune" in capsys.readouterr().err  # fmt: skip
+
+
+def test_a_dead_map_is_valid_json(command, trained, photos, tmp_path):
+    """A map that is 0 on all images has no noise."""
+    found = checkpoint.read(trained)
+    for name, value in found.state_dict.items():
+        if name.startswith("stage1.") and name.endswith("bn.bias"):
+            value[...] = -1000
+    checkpoint.save(found, trained)
+    flags = ["--model", trained, "--calibration", photos, "--images", 16, "--clip", "minmax"]
+    status, said, err = command("quantize", *flags, "--out", tmp_path / "a.onnx", "--json")
+    assert (status, err) == (0, "") and "Infinity" not in said and "NaN" not in said
+    assert None in json.loads(said)["layers_sqnr_db"].values()
+
+
 def test_what_a_floor_needs(command, trained, photos):
     for flags, message in (
         (["--min-sqnr", 10], "--max-drop and --min-sqnr need --calibration"),
         (["--max-drop", 1, "--calibration", photos], "--max-drop needs --data with labels"),
         (["--full-range", "--target", "rknn", "--calibration", photos], "--full-range is for run"),
         (["--max-drop", 1, "--min-sqnr", 10], "not allowed with argument --max-drop"),
+        (["--images", 9], "--clip and --images are for a --calibration"),
+        (["--calibration", photos, "--val-list", "a.txt"], "--val-list needs --data"),
     ):
         status, _, err = command("quantize", "--model", trained, *flags)
         assert status == 2 and message in err
@@ -240,6 +325,9 @@ def test_bad_input_leaves_nothing(command, trained, photos, tmp_path, monkeypatc
     refused("has weights that are no numbers, in", model=tmp_path / "inf.onnx")
     refused("is no ONNX file", model=tmp_path / "text.onnx")
     refused("there is no file", model=tmp_path / "none.onnx")
+    status, _, err = command("quantize", "--model", tmp_path / "none.onnx")
+    assert status == 2 and "there is no file" in err
+    refused("which has no entries", float_onnx, photos, "--entry", "ema")
     refused("is of RepVGGA0, but RepVGGB0 was expected", float_onnx, photos, "--arch", "RepVGGB0")
     refused("does not end in .onnx", float_onnx, photos, "--out", tmp_path / "a.pkl")
     # the same content under another name
@@ -278,6 +366,13 @@ def test_after_training_for_int8_no_images_are_needed(command, trained, photos, 
     flags = ["--model", trained, "--out", tmp_path / "new.onnx", "--data", tmp_path / "none"]
     status, _, err = command("quantize", *flags)
     assert status == 2 and "none" in err and sorted(tmp_path.rglob("*")) == before
+
+    before = out.read_bytes()
+    broken = photos / "val" / "pear" / "0.jpg"
+    broken.write_bytes(b"no image")
+    flags = ["--model", trained, "--out", out, "--data", photos]
+    status, _, err = command("quantize", *flags, "--crop-ratio", 1)
+    assert status == 2 and str(broken) in err and out.read_bytes() == before
 
     found.activation_ranges.pop("input")
     checkpoint.save(found, trained)

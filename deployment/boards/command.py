@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import cli
-from utils import UserError
+from utils import UserError, json_text
 
 if TYPE_CHECKING:  # MegEngine takes a second to import, which --help need not
     import megengine.module as M
@@ -119,9 +118,7 @@ def write_kit(
             model, preprocessing, args.calibration, args.out, count, metadata, args.kit, args.int16
         )
     if args.json:
-        print(
-            json.dumps({**metadata, "kit": args.kit, "folder": args.out, "files": listed}, indent=2)
-        )
+        print(json_text({**metadata, "kit": args.kit, "folder": args.out, "files": listed}))
     else:
         print(f"{args.kit} kit of {model.arch} in {args.out}: {', '.join(listed)}")
         print(f"instructions: {Path(args.out, 'README.txt')}")

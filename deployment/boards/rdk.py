@@ -220,7 +220,7 @@ def _normalized(files: list[Path], preprocessing: Preprocessing) -> np.ndarray:
 def _equalize(path: Path, images: np.ndarray) -> ptq.Quantized:
     """Equalize the network of an ONNX file in place, and return how to quantize it."""
     model = onnx.load(path)
-    quantized = ptq.quantize(graph.for_any_batch(model), images)
+    quantized = ptq.quantize(graph.for_batch(model, "batch"), images)
     onnx.save(graph.with_weights(model, graph.weights(quantized.equalized)), path)
     return quantized
 
@@ -239,7 +239,7 @@ def _most_sensitive(
     model.train(training)
     later = graph.with_weights(later, graph.weights(quantized.model))
     images = calibration.evenly(images, _IMAGES_FOR_SENSITIVITY)
-    expected = graph.logits(graph.for_any_batch(quantized.equalized), images)
+    expected = graph.logits(graph.for_batch(quantized.equalized, "batch"), images)
     return sensitivity.most_sensitive(later, quantized.bounds, images, expected, count)
 
 

@@ -56,7 +56,7 @@ def correct(
 
     Args:
         model, ranges, scheme: arguments of `qdq.to_qdq`.
-        images: calibration images, float32 [N, 3, H, W], normalized.
+        images: calibration images, float32 [N, C, H, W], normalized.
         target: `means` of the float network.
     """
     weights = graph.weights(model)
@@ -65,11 +65,14 @@ def correct(
     grid, bounds = scheme.dialect.grid, qdq.input_ranges(model, ranges, scheme)
     kept = qdq.float_weights(model, scheme)
     tensors = {entry: images}
-    raw = {}  # of quantized tensors, what layers in float read
+    raw = {}  # of quantized tensors, what nodes read that read float
     left = Counter(name for node in model.graph.node for name in node.input)
     left[result] = 1
     read_raw = {
-        name for node in model.graph.node if node.name in scheme.in_float for name in node.input
+        name
+        for node in model.graph.node
+        if qdq.reads_float(node, ranges, scheme)
+        for name in node.input
     }
 
     def quantize(name: str) -> None:
@@ -83,13 +86,12 @@ def correct(
         if node.op_type == "Constant":
             weights[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
             continue
-        in_float = node.name in scheme.in_float
         constants = {name: weights[name] for name in node.input if name in weights}
         (name,) = node.output
         if node.op_type in graph.LAYERS and node.name not in kept:
             int8 = qdq.int8_weights(node, weights, bounds.get(node.name), scheme)
             constants[node.input[1]] = int8.weights
-        given = {**tensors, **raw} if in_float else tensors
+        given = {**tensors, **raw} if qdq.reads_float(node, ranges, scheme) else tensors
         tensors[name] = _run(node, model, given, constants)
         if node.op_type in graph.LAYERS and len(node.input) > 2:
             shift = target[name] - _mean(tensors[name])

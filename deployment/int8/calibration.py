@@ -36,7 +36,7 @@ def evenly(items: Sequence[Any], count: int) -> Sequence[Any]:
 
 
 def read(files: Sequence[ImageFile], preprocessing: Preprocessing) -> np.ndarray:
-    """Return the images, float32 [N, 3, size, size], preprocessed as for an evaluation.
+    """Return the images, float32 [N, C, size, size], preprocessed as for an evaluation.
 
     Raises UserError when a file is broken, or every image is of a single colour.
     """

@@ -40,9 +40,14 @@ def parse(
     cli.add_flags(
         parser,
         "--calibration",
-        help="folder of images to calibrate on; optional for a network trained by train.py --qat",
+        help="folder or archive of images to calibrate on; optional for a network trained by "
+        "train.py --qat",
     )
-    cli.add_flags(parser, "--images", default=64)
+    cli.add_flags(
+        parser,
+        "--images",
+        help="number of calibration images, taken evenly from the sorted files (default: 64)",
+    )
     cli.add_flags(
         parser,
         "--data",
@@ -89,19 +94,25 @@ def parse(
         choices=("auto", *CLIPS),
         default="auto",
         help="method that chooses the activations' ranges: %(choices)s; auto takes the one with "
-        "the least noise in the logits",
+        "the least noise in the logits, with --full-range in those of the file without it",
     )
     parser.add_argument(
         "--out",
         metavar="FILE",
-        help="file to write (default: NAME-int8.onnx beside the model file)",
+        help="file to write (default: NAME-int8.onnx beside the model file, or in the working "
+        "directory where that is a folder, a URL or SOURCE:NAME)",
     )
     cli.add_flags(parser, "--json")
     add_more(parser)
     args = parser.parse_args(argv)
     per_tensor = args.weights == "per-tensor"
-    if args.calibration is None and (per_tensor or args.full_range or args.clip != "auto"):
-        parser.error("--weights per-tensor, --full-range and --clip are for a --calibration")
+    for_calibration = per_tensor or args.full_range or args.clip != "auto" or args.images
+    if args.calibration is None and for_calibration:
+        parser.error(
+            "--weights per-tensor, --full-range, --clip and --images are for a --calibration"
+        )
+    if args.val_list and not args.data:
+        parser.error("--val-list needs --data, the images that it labels")
     if per_tensor and args.full_range:
         parser.error("--full-range is for --weights per-channel")
     if args.full_range and not DIALECTS[args.target].saturates:

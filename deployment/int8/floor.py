@@ -84,22 +84,24 @@ def hold(
 
     Args:
         quantized: network with all layers in int8.
-        images: calibration images, float32 [N, 3, H, W], normalized.
+        images: calibration images, float32 [N, C, H, W], normalized.
         measure: returns the quality of an int8 network, more being better.
         floor: the least quality.
     """
     least = floor - 1e-9  # a difference of two percentages may be less by a rounding
-    qualities: dict[frozenset[str], tuple[Quantized, float]] = {}
+    qualities: dict[frozenset[str], float] = {}  # the networks would take gigabytes
 
-    def attempt(names: list[str]) -> tuple[Quantized, float]:
+    def network(names: list[str]) -> Quantized:
+        return keep_in_float(quantized, names, images) if names else quantized
+
+    def quality(names: list[str]) -> float:
         key = frozenset(names)
         if key not in qualities:
-            candidate = keep_in_float(quantized, names, images) if names else quantized
-            qualities[key] = candidate, measure(candidate.to_qdq())
+            qualities[key] = measure(network(names).to_qdq())
         return qualities[key]
 
     def holds(names: list[str]) -> bool:
-        return attempt(names)[1] >= least
+        return quality(names) >= least
 
     ranking: dict[str, float] = {}
     chosen: list[str] = []
@@ -110,8 +112,8 @@ def hold(
         for name in chosen[::-1] if holds(chosen) else []:
             if holds(fewer := [other for other in chosen if other != name]):
                 chosen = fewer
-    best, quality = attempt(chosen)
-    return Outcome(best, chosen, ranking, quality, quality >= least, len(qualities))
+    reached = quality(chosen)
+    return Outcome(network(chosen), chosen, ranking, reached, reached >= least, len(qualities))
 
 
 def _fewest(holds: Callable[[int], bool], most: int) -> int:

@@ -50,13 +50,8 @@ def with_weights(model: onnx.ModelProto, changed: dict[str, np.ndarray]) -> onnx
     return copy
 
 
-def for_any_batch(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy of the network that takes any batch size."""
-    return for_batch(model, "batch")
-
-
 def for_batch(model: onnx.ModelProto, size: int | str) -> onnx.ModelProto:
-    """Return a copy of the network that takes a batch size, or any if `size` is a name."""
+    """Return a copy of the network that takes a batch size, or any if `size` is "batch"."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     for value in (*copy.graph.input, *copy.graph.output):
@@ -95,7 +90,7 @@ def run(
 
 
 def logits(model: onnx.ModelProto, images: np.ndarray) -> np.ndarray:
-    """Return the logits [N, classes] of images [N, 3, H, W]."""
+    """Return the logits [N, classes] of images [N, C, H, W]."""
     return np.concatenate([batch for (batch,) in run(model, images)])
 
 
@@ -112,5 +107,7 @@ def powers(signal: np.ndarray, quantized: np.ndarray) -> np.ndarray:
 
 def decibels(signal: float, noise: float) -> float:
     """Return 10 log10(signal / noise), which is infinite without noise."""
+    if noise == 0:
+        return float("inf")
     with np.errstate(divide="ignore"):
         return float(10 * np.log10(np.float64(signal) / noise))

@@ -48,7 +48,7 @@ def quantize(
 
     Args:
         model: network made by `onnx_graph.to_onnx`.
-        images: calibration images, float32 [N, 3, H, W], normalized.
+        images: calibration images, float32 [N, C, H, W], normalized.
         scheme: what to quantize, and how.
         clip: one of `ranges.CLIPS`, or "auto" for the one with the highest SQNR of the logits on
             `images` after bias correction.

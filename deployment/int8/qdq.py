@@ -57,8 +57,19 @@ def activations(model: onnx.ModelProto, scheme: Scheme = _DEFAULT) -> list[str]:
         name
         for name in ordered
         if name in chosen - skipped
-        and any(node.name not in scheme.in_float for node in users.get(name, []))
+        and not all(reads_float(node, chosen, scheme) for node in users.get(name, []))
     ]
+
+
+def reads_float(node: NodeProto, quantized: Collection[str], scheme: Scheme) -> bool:
+    """Return whether a node reads its inputs as they are where they are `quantized` tensors.
+
+    The layers in float do, and so does a pooling that the runtime computes in int8 only whole, with
+    a quantized output, where its output is not quantized.
+    """
+    if node.op_type == "GlobalAveragePool" and scheme.dialect.whole_pools:
+        return node.output[0] not in quantized
+    return node.name in scheme.in_float
 
 
 def _around_addition(
@@ -161,10 +172,7 @@ def to_qdq(
     if graph.input[0].name in steps:
         activation(graph.input[0].name)
     for node in [*graph.node]:
-        in_float = node.name in scheme.in_float
-        if node.op_type == "GlobalAveragePool" and scheme.dialect.whole_pools:
-            in_float = node.output[0] not in steps
-        if not in_float:
+        if not reads_float(node, steps, scheme):
             inputs = layer(node) if node.op_type in LAYERS and node.name not in kept else node.input
             node.input[:] = [f"{name}.dequantized" if name in steps else name for name in inputs]
         nodes.append(node)

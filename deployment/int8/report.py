@@ -32,7 +32,7 @@ def compare(
 
     Args:
         networks: name -> network; the first one is the float network.
-        batches: pairs of images, float32 [N, 3, H, W], and labels [N] or None.
+        batches: pairs of images, float32 [N, C, H, W], and labels [N] or None.
     """
     sessions = {
         name: runtime.session(m.SerializeToString(), spin=False) for name, m in networks.items()

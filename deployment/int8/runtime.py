@@ -7,24 +7,20 @@ from os import PathLike
 import onnxruntime
 
 
-def session(
-    model: str | PathLike | bytes, threads: int = 0, precise: bool = True, spin: bool = True
-) -> onnxruntime.InferenceSession:
+def session(model: str | PathLike | bytes, spin: bool = True) -> onnxruntime.InferenceSession:
     """Return a session on the CPU for a float or int8 ONNX file, or for the content of one.
+
+    It uses kernels that multiply uint8 by uint8 and cannot saturate on x86 CPUs without VNNI
+    instructions, see `weights`. They are slower, and needed only for int8 files from elsewhere.
 
     Args:
         model: path or content of the file.
-        threads: number of threads; 0 for one per core.
-        precise: whether to use kernels that multiply uint8 by uint8 and cannot saturate on x86 CPUs
-            without VNNI instructions, see `weights`. They are slower, and needed only for int8
-            files from elsewhere. Other CPUs ignore this setting.
         spin: whether waiting threads keep their cores busy. That makes single images faster; many
             short-lived sessions, and other programs, are faster without it.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # what fails is raised as well
-    options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.x64quantprecision", str(int(precise)))
+    options.add_session_config_entry("session.x64quantprecision", "1")
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
     content = model if isinstance(model, bytes) else str(model)
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])

@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 
 import deployment.source
 from data.transforms import Preprocessing
-from deployment.network import properties
+from deployment.network import properties, recorded_preprocessing
 from deployment.onnx_export import export_onnx
 from utils import UserError
 from weights import catalog, checkpoint, formats
@@ -40,6 +40,8 @@ def read(path: str, arch: str | None, stated: said.Statements, entry: str | None
     is quantized already, in train form, or has weights that are not finite.
     """
     if _is_onnx(path):
+        if entry is not None:
+            raise UserError(f"{path} is an exported network, which has no entries to choose from")
         return _read_onnx(catalog.locate(path), arch, stated)
     model, preprocessing, metadata = deployment.source.load(path, arch, entry=entry, stated=stated)
     _assert_finite(path, {name: tensor.numpy() for name, tensor in model.named_parameters()})
@@ -55,7 +57,9 @@ def trained_ranges(path: str, arch: str | None) -> dict[str, tuple[float, float]
     Raises UserError when the checkpoint has none.
     """
     bounds = None
-    if not _is_onnx(path):
+    if _is_onnx(path):
+        _assert_file(catalog.locate(path))
+    else:
         contents = checkpoint.read(catalog.locate(path), arch, color_matters=False)
         bounds = contents.activation_ranges
     if bounds is None:
@@ -102,9 +106,13 @@ def _is_onnx(path: str) -> bool:
     return formats.of_file(file) == "onnx"
 
 
-def _read_onnx(path: Path, arch: str | None, stated: said.Statements) -> Source:
+def _assert_file(path: Path) -> None:
     if not path.is_file():
         raise UserError(f"there is no file {path}; give a checkpoint, or a file of export.py")
+
+
+def _read_onnx(path: Path, arch: str | None, stated: said.Statements) -> Source:
+    _assert_file(path)
     try:
         model = onnx.load(path)
     except (DecodeError, OSError):
@@ -131,10 +139,10 @@ def _read_onnx(path: Path, arch: str | None, stated: said.Statements) -> Source:
             "export it again with --opset 13 or more"
         )
     try:
-        preprocessing = Preprocessing(**metadata["preprocessing"])
+        preprocessing = recorded_preprocessing(metadata)
         actual = metadata["arch"]
         count, metadata["classes"] = metadata["num_classes"], metadata["classes"]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError(
             f"{path} does not say which network and which preprocessing it has; "
             "give a checkpoint, or a file that export.py wrote"
@@ -151,13 +159,20 @@ def _read_onnx(path: Path, arch: str | None, stated: said.Statements) -> Source:
     metadata["classes"] = classes or metadata["classes"]
     if stated:
         metadata["origins"] = origins
-    for entry in model.metadata_props:
-        if entry.key == "preprocessing":
-            entry.value = json.dumps(asdict(preprocessing))
+    _note(model, {**metadata, "preprocessing": asdict(preprocessing)})
     height, width = (d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim[2:])
     if height != width:
         raise UserError(f"{path} takes images of {height} x {width}; export it for squares")
-    return Source(graph.for_any_batch(model), preprocessing, metadata)
+    return Source(graph.for_batch(model, "batch"), preprocessing, metadata)
+
+
+def _note(model: onnx.ModelProto, metadata: dict[str, Any]) -> None:
+    """Write what may have been stated anew into the metadata of a network."""
+    written = {entry.key: entry for entry in model.metadata_props}
+    for key in ("preprocessing", "classes", "origins"):
+        if key in metadata:
+            entry = written.get(key) or model.metadata_props.add(key=key)
+            entry.value = json.dumps(metadata[key])
 
 
 def _assert_finite(path: str, weights: dict[str, np.ndarray]) -> None:

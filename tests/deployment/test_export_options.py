@@ -18,7 +18,7 @@ from deployment.mge_runtime import MgeFile
 from deployment.onnx_export import export_onnx
 from deployment.tracing import ExportError
 from tests.deployment.networks import SMALL
-from tests.support import slow_but
+from tests.support import slow_but, write_image_folder
 
 SOME = ["RepVGG, SE", "RepViT", "RepGhost"]
 
@@ -153,8 +153,9 @@ def test_the_command(command, small_repvgg_a0, tmp_path):
     assert "on photographs, in float16, under onnxruntime\n" in out
     status, out, _ = command("export", *flags, "--json")
     assert json.loads(out)["outputs"][3] == ["stage4", ["batch", 64, "height/32", "width/32"]]
-    status, _, err = command("quantize", "--model", path, "--calibration", tmp_path)
-    assert status == 2
+    photos = write_image_folder(tmp_path / "photos", val=2, train=0)
+    status, _, err = command("quantize", "--model", path, "--calibration", photos)
+    assert status == 2 and "is in half precision; export it again without --half" in err
     kit = ["--kit", "rdk-x5", "--calibration", tmp_path]
     for wrong, sentence in (
         (["--format", "mge", "--half"], "--half is for ONNX"),

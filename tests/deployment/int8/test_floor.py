@@ -109,6 +109,26 @@ def test_as_few_measurements_as_stated(needed):
     assert floor._fewest(lambda count: False, 11) == 11
 
 
+@pytest.mark.parametrize("kind", ["MobileOne", "RepVGG, SE"])
+def test_rockchips_poolings_are_emulated_as_they_are_written(kind, float_onnx, images):
+    """With the layer behind a pooling in float, the pooling reads a map that is not rounded."""
+    model = float_onnx(kind)
+    scheme = Scheme(dialect=DIALECTS["rknn"])
+    quantized = ptq.quantize(model, images, scheme, "minmax")
+    pools = {n.output[0] for n in model.graph.node if n.op_type == "GlobalAveragePool"}
+    flat = {n.output[0] for n in model.graph.node if n.input and n.input[0] in pools}
+    behind = [n.name for n in graph.layers(model) if n.input[0] in pools | flat]
+    mixed = floor.keep_in_float(quantized, behind, images)
+    int8 = mixed.to_qdq()
+    read = {name for node in int8.graph.node for name in node.input}
+    read |= {value.name for value in int8.graph.output}
+    assert all(set(node.output) <= read for node in int8.graph.node if node.output)  # none is idle
+    corrected = bias.correct(
+        mixed.equalized, mixed.bounds, images, bias.means(mixed.equalized, images), mixed.scheme
+    )
+    assert graph.sqnr(corrected.logits, graph.logits(int8, images)) > 30
+
+
 @pytest.mark.parametrize("target", ["onnxruntime", "tensorrt"])
 def test_layers_in_float_read_float(target, float_onnx, images):
     """Their weights and input are those of the float network, and there are no other float weights
