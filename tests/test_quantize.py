@@ -198,7 +198,7 @@ def hard(small_repvgg_a0, tmp_path):
     the others.
     """
     rng = np.random.default_rng(0)
-    preprocessing = Preprocessing(mean=(128.0,) * 3, std=(64.0,) * 3, size=32)
+    preprocessing = Preprocessing("BGR", mean=(128.0,) * 3, std=(64.0,) * 3, size=32)
     model = models.create("RepVGGA0", 2)
     images = rng.integers(0, 256, (64, 8, 8, 3), np.uint8).repeat(4, 1).repeat(4, 2)
     images[..., 0] = 128
