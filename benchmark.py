@@ -60,6 +60,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         for option in ("model", "int8"):
             if getattr(args, option) and len(args.arch) > 1:
                 parser.error(f"--{option} is of one architecture: give one --arch, or none")
+        if args.entry and not args.model:
+            parser.error("--entry needs --model, the file of several sets of weights")
+    if args.command == "train" and args.against != "pytorch" and (args.threads or args.avx2):
+        parser.error("--threads and --avx2 are for --against pytorch")
+    if args.command == "data" and len(args.data) > 1 and args.workers:
+        parser.error("--workers is for one --data; several forms are read without workers")
     return args
 
 
@@ -189,11 +195,15 @@ def time_against_pytorch(args: argparse.Namespace) -> tuple[str, Rows]:
     """Measure a training step of this project and of PyTorch at each point."""
     from benchmarks import against_pytorch
 
-    total = len(args.threads) * len(args.point) * args.rounds * len(against_pytorch.VARIANTS)
+    counts, all_points = args.threads or [1], points(args)
+    for threads in counts:  # before anything takes minutes
+        for at in all_points:
+            against_pytorch.check(at, threads)
     rows = []
+    total = len(counts) * len(all_points) * args.rounds * len(against_pytorch.VARIANTS)
     with progress(total, "step") as bar:
-        for threads in args.threads:
-            for at in points(args):
+        for threads in counts:
+            for at in all_points:
                 rows += against_pytorch.measure(at, threads, args.rounds, args.avx2, bar.update)
     return f"training step, median of {args.rounds}, a process each on the same cores", rows
 
@@ -249,7 +259,7 @@ def time_data(args: argparse.Namespace) -> tuple[str, Rows]:
         dataset = data_pipeline.find_images(args.data[0], count)
         runs = {
             name: (pipeline, dataset)
-            for name, pipeline in data_pipeline.variants(args.workers).items()
+            for name, pipeline in data_pipeline.variants(args.workers or 2).items()
         }
         title = dataset.name
     else:
@@ -294,7 +304,13 @@ def measure_rknn(args: argparse.Namespace) -> tuple[str, Rows]:
     """Measure the accuracy of every kit with each choice of ranges."""
     from benchmarks import rknn
 
-    with progress(len([*rknn.runs(args.kit, args.algorithms)]), "conversion") as bar:
+    count = len([*rknn.runs(args.kit, args.algorithms)])
+    if not count:
+        raise utils.UserError(
+            "there is nothing to measure: --algorithms names none, and the kits have no file of "
+            "quantize.py --target rknn; give an algorithm or put such a file into a kit"
+        )
+    with progress(count, "conversion") as bar:
         rows = rknn.accuracy(
             args.kit, args.algorithms, args.python, args.target, args.images, bar.update
         )

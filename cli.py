@@ -33,7 +33,7 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefa
         super().__init__(prog, max_help_position=28, width=100)
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        if any(action.default is nothing for nothing in (None, False, argparse.SUPPRESS)):
+        if action.default in (None, [], argparse.SUPPRESS) or action.default is False:
             return action.help  # "(default: None)" says nothing
         if "(default: " in (action.help or ""):
             return action.help

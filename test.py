@@ -60,8 +60,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     what.add_argument(
         "--seed",
         type=cli.number(int, 0),
-        default=0,
-        help="seed of the run of train.py that --holdout was given to (default: %(default)s)",
+        help="seed of the run of train.py that --holdout was given to (default: 0)",
     )
     what.add_argument(
         "--deploy",
@@ -77,7 +76,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         choices=(0, 1),
         metavar="0|1",
         default=0,
-        help="1: fuse the network, test it again and save NAME-deploy.pkl beside the checkpoint",
+        help="1: fuse the network, test it again and save NAME-deploy.pkl beside the checkpoint, "
+        "or in the working directory where --model is a URL or SOURCE:NAME",
     )
     how = parser.add_argument_group("evaluation")
     cli.add_flags(
@@ -128,6 +128,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
             "--holdout takes images from those of training in --data, so it needs that, "
             "without --split and --val-list"
         )
+    if args.seed is not None and args.holdout is None:
+        parser.error("--seed needs --holdout, whose images it chose")
+    args.seed = args.seed or 0
+    if args.report is not None and args.report.exists() and not args.report.is_dir():
+        parser.error(f"--report {args.report} is no folder; give another name")
     return args
 
 

@@ -142,6 +142,8 @@ def write_atomically(path: str | PathLike, write: Callable[[BinaryIO], object]) 
     Raises UserError when the file cannot be written.
     """
     path = Path(path)
+    if os.path.exists(path) and not os.path.isfile(path):  # a folder or a device
+        raise UserError(f"cannot save {path}: it is no regular file; give another name")
     temporary = path.with_name(f".{path.name}.{_host()}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -67,8 +67,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     cli.add_flags(
         what,
         "--size",
-        help="side of the random images (default: that of a checkpoint's own images, else "
-        f"{SIZE}, or more where a kernel is larger than the last maps would be)",
+        help="side of the random images (default: as large as no tap of a kernel meets padding "
+        f"alone, {SIZE} or more, or that of a checkpoint's own images if it is larger)",
     )
     cli.add_preprocessing_flags(parser)
     cli.add_flags(parser.add_argument_group("output"), "--json")
@@ -116,10 +116,8 @@ def comparisons(args: argparse.Namespace) -> Iterator[tuple[str, equivalence.Equ
             ):
                 tqdm.write(line)
         network = weights.load(trained, arch, deploy=False, classifier=False)
-        # At a size it was not trained at, logits may reach 1e7, and rounding errors grow with them;
-        # but no tap of a large kernel may meet padding alone.
-        own = trained.preprocessing.size
-        size = args.size or (own if network.check_size <= SIZE else max(own, network.check_size))
+        size = args.size or max(trained.preprocessing.size, network.check_size)
+        warn_of_small(network, size)
         batch = BATCH if network.check_size <= SIZE else LARGE_BATCH
         yield network.arch, compare(network, random_images(size, network.in_chans, batch))
         return
@@ -136,8 +134,18 @@ def comparisons(args: argparse.Namespace) -> Iterator[tuple[str, equivalence.Equ
         shown = images
         if not args.size and network.check_size > SIZE:
             shown = random_images(network.check_size, batch=LARGE_BATCH)
+        warn_of_small(network, shown.shape[2])
         equivalence.randomize(network, shown)
         yield name, compare(network, shown)
+
+
+def warn_of_small(network: M.Module, size: int) -> None:
+    """Say so where an image is too small for a comparison of all taps of all kernels."""
+    if size < network.check_size:
+        utils.say_once(
+            f"verify.py: warning: at --size {size}, some taps of the kernels of {network.arch} "
+            f"meet padding alone and are not compared; give {network.check_size} or more"
+        )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -182,7 +190,8 @@ def main(argv: list[str] | None = None) -> int:
     if failed:
         out = sys.stderr if args.json else sys.stdout
         print(
-            f"\n{len(failed)} of {len(results)} differ by more than {equivalence.TOLERANCE:.0e}:",
+            f"\n{len(failed)} of {len(results)} do not hold: the forms differ by more than "
+            f"{equivalence.TOLERANCE:.0e}, a batch norm is left, or outputs are not finite:",
             file=out,
         )
         print("\n".join(failed), file=out)

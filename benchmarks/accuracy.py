@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import models
+from models import equivalence
 
 import megengine as mge
 import megengine.module as M
@@ -17,7 +18,7 @@ import numpy as np
 
 import weights
 from data.loader import Loader
-from deployment import network
+from deployment import float64, network
 from deployment.verification import Runner
 from training.distributed import Workers
 from utils import UserError, json_text
@@ -57,6 +58,18 @@ def run(args: argparse.Namespace, workers: Workers) -> int:
         if args.record:
             record.write(args.record, result.pop("results"), result)
     return 0
+
+
+def _assert_equal(path: Path, model: M.Module, size: int) -> None:
+    """Raise UserError unless fusion leaves the function of a network as it is."""
+    side = max(size, model.check_size)
+    images = np.random.default_rng(0).standard_normal((2, model.in_chans, side, side), np.float32)
+    check = float64.confirmed(equivalence.compare(model, images), model, images[:1])
+    if not check.holds:
+        raise UserError(
+            f"the deploy form of {path} was not saved: fusing it moves the logits by "
+            f"{check.relative_error:.1e} of the largest, above {equivalence.TOLERANCE:.0e}"
+        )
 
 
 def _report(
@@ -165,9 +178,10 @@ def _test_checkpoint(scorer: Scorer, stated: preprocessing.Statements) -> dict[s
     if args.switch_deploy:
         deployed = models.to_deploy(model)
         result["results"].append(scorer.score(deployed, model.arch, "deploy"))
-        beside = path if not args.model or os.path.exists(args.model) else Path(model.arch)
+        beside = path if not args.model or os.path.exists(args.model) else Path(path.name)
         target = beside.with_name(f"{beside.stem.removesuffix('-deploy')}-deploy.pkl")
         if scorer.workers.rank == 0:
+            _assert_equal(path, model, given.size)
             deploy_form = checkpoint.of_model(
                 deployed,
                 contents.preprocessing,

@@ -29,6 +29,30 @@ AVX2 = {
 }
 
 
+def check(point: Point, threads: int) -> None:
+    """Raise UserError for what `measure` cannot measure on this machine.
+
+    PyTorch and timm must be installed, timm must have such a network, and this process must be
+    allowed to use so many cores.
+    """
+    if missing := [name for name in ("torch", "timm") if find_spec(name) is None]:
+        raise UserError(
+            f"--against pytorch needs {' and '.join(missing)}, which this project does not "
+            "require; type: pip install torch timm"
+        )
+    if timm_name(point.arch) is None:
+        raise UserError(
+            f"timm has no {point.arch}; give an architecture that convert_pretrained_weight.py "
+            "--list shows with timm"
+        )
+    cores = os.sched_getaffinity(0)
+    if threads > len(cores):
+        raise UserError(
+            f"--threads {threads} is more than the {len(cores)} cores that this process may use; "
+            "give fewer"
+        )
+
+
 def measure(
     point: Point,
     threads: int,
@@ -39,23 +63,11 @@ def measure(
     """Return a row for each variant: medians over `rounds` steps, with the ratio to PyTorch.
 
     The ratio is the median of the ratios of the steps that followed each other. Raises UserError
-    when PyTorch or timm is not installed, when timm has no such network, when this process may not
-    use so many cores, or when a process fails.
+    where `check` does, and when a process fails.
     """
-    if missing := [name for name in ("torch", "timm") if find_spec(name) is None]:
-        raise UserError(
-            f"--against pytorch needs {' and '.join(missing)}, which this project does not "
-            "require; type: pip install torch timm"
-        )
+    check(point, threads)
     timm = timm_name(point.arch)
-    if timm is None:
-        raise UserError(f"timm has no {point.arch}; give an --arch that `--list` shows with timm")
     cores = sorted(os.sched_getaffinity(0))
-    if threads > len(cores):
-        raise UserError(
-            f"--threads {threads} is more than the {len(cores)} cores that this process may use; "
-            "give fewer"
-        )
     variables = {
         "OMP_NUM_THREADS": str(threads),
         "REPARAM_CORES": ",".join(map(str, cores[:threads])),

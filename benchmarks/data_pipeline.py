@@ -18,12 +18,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from itertools import islice
-from multiprocessing import get_context
-from multiprocessing.pool import Pool
 from pathlib import Path
 from unittest import mock
-
-from models import environment
 
 import numpy as np
 import psutil
@@ -35,6 +31,8 @@ from data.decoding import ImageFile, read
 from data.loader import Loader
 from data.transforms import TORCHVISION, Preprocessing
 from utils import UserError
+
+from .own_process import own_process
 
 
 @dataclass(frozen=True)
@@ -179,28 +177,28 @@ def measure(
     preprocessing = replace(TORCHVISION, size=size)  # as new networks are trained
     results = {name: [] for name in runs}
     with ExitStack() as stack:
-        processes = {name: stack.enter_context(_process(name)) for name in runs}
+        call = {name: _start(stack, name) for name in runs}
         for epoch in range(rounds):
             for name, (pipeline, dataset) in runs.items():
                 arguments = (
                     pipeline, dataset, preprocessing, batch_size, epoch, batches
                 )  # fmt: skip
-                results[name].append(processes[name].apply(_pass, arguments))
+                results[name].append(call[name](_pass, *arguments))
                 after_pass()
     return results
 
 
-def _process(name: str) -> Pool:
-    """Start the process that the pipeline `name` is to run in.
+def _start(stack: ExitStack, name: str) -> Callable[..., Measurement]:
+    """Start the process that the pipeline `name` is to run in; returns what calls functions in it.
 
     Only this project's pipeline runs with its memory settings, which are for CPUs alone: the device
     "xpux" of the others turns them off.
     """
     device = {} if name.startswith("ours") else {"MGE_DEFAULT_DEVICE": "xpux"}
     with mock.patch.dict(os.environ, device):
-        pool = get_context("spawn").Pool(1, environment.tune_for_training)
-        pool.apply(os.getpid)  # wait until it has started
-    return pool
+        call = stack.enter_context(own_process(name))
+        call(os.getpid)  # wait until it has started
+    return call
 
 
 def _pass(

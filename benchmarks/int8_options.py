@@ -67,7 +67,13 @@ def add_nv12(commands: argparse._SubParsersAction) -> None:
         examples="  python benchmark.py nv12 --model MobileOneS0.onnx --data imagenette\n",
         help="measure what NV12 and letterboxing on an RDK board cost in accuracy",
     )
-    cli.add_flags(nv12, "--model", required=True)
+    cli.add_flags(
+        nv12,
+        "--model",
+        required=True,
+        help="checkpoint, .onnx or .mge file: a file or folder, an http(s) URL, or SOURCE:NAME of "
+        "published weights",
+    )
     cli.add_flags(nv12, "--data", required=True)
 
 

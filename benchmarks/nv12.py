@@ -18,6 +18,7 @@ from deployment import network
 from deployment.boards import kit
 from deployment.boards.scripts import pixels
 from utils import UserError
+from weights import catalog
 
 from .report import Rows
 
@@ -46,13 +47,13 @@ def accuracy(model: str, data: str, step: Callable[[int], object]) -> Rows:
     """Return a row with the accuracy for each way from an image to the network.
 
     Args:
-        model: checkpoint, or file of export.py.
+        model: checkpoint or file of export.py, as `catalog.locate` takes it.
         data: labelled validation images.
         step: called with the number of images after each batch.
 
     Raises UserError for a network that takes no squares with even sides, of colours.
     """
-    net = network.load(model)
+    net = network.load(catalog.locate(model))
     side = net.size[0]
     if net.preprocessing.channels != 3 or net.size[1] != side or side % 2:
         raise UserError(f"{model} does not take square colour images of an even side, as NV12 has")

@@ -126,11 +126,12 @@ def add_training(commands: argparse._SubParsersAction) -> None:
         help="what to compare with: MegEngine's own operators in the same process, or PyTorch's "
         "eager mode with timm's same network in a process of its own (default: %(default)s)",
     )
-    add_counts(
-        train,
+    train.add_argument(
         "--threads",
-        [1],
-        "with --against pytorch, numbers of threads, each on a core of its own",
+        type=cli.COUNT,
+        nargs="+",
+        metavar="N",
+        help="with --against pytorch, numbers of threads, each on a core of its own (default: 1)",
     )
     train.add_argument(
         "--avx2",
@@ -225,7 +226,9 @@ def add_data(commands: argparse._SubParsersAction) -> None:
         data,
         "--workers",
         type=cli.COUNT,
-        help="worker processes of this project's pipeline, which is also measured without workers",
+        default=None,
+        help="worker processes of this project's pipeline, which is also measured without workers "
+        "(default: 2)",
     )
     add_rounds(data, 5)
 
@@ -252,4 +255,4 @@ def _point(text: str) -> tuple[str | None, int, int]:
         raise argparse.ArgumentTypeError(
             f"{text!r} is not [ARCH:]PIXELSxBATCH, such as 64x16 or RepGhost100:64x16"
         )
-    return cli.arch_names([arch])[0] if arch else None, int(size), int(batch)
+    return cli.arch_name(arch) if arch else None, int(size), int(batch)

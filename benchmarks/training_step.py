@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +18,8 @@ import numpy as np
 from megengine.autodiff import GradManager
 
 from training import losses, low_memory, memory, optimizer
+
+from .own_process import own_process
 
 
 @dataclass(frozen=True)
@@ -126,12 +127,11 @@ def memory_of_steps(point: Point, rounds: int) -> list[dict]:
 
     The two take turns in `rounds` new processes each, of 5 steps, the first of which is a warm-up.
     """
-    context = multiprocessing.get_context("spawn")
     measured = {variant: [] for variant in MEMORY}
     for _ in range(rounds):
         for variant in MEMORY:
-            with context.Pool(1, environment.tune_for_training) as pool:
-                measured[variant].append(pool.apply(_peak_and_seconds, (point, variant)))
+            with own_process(f"{point.arch} at {point.size}x{point.batch}, {variant}") as call:
+                measured[variant].append(call(_peak_and_seconds, point, variant))
     medians = {
         variant: [statistics.median(values) for values in zip(*pairs, strict=True)]
         for variant, pairs in measured.items()

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import tempfile
+from contextlib import suppress
 
 from models import environment
 
@@ -52,7 +53,8 @@ class Process:
 
     def turn(self, request: object = "") -> dict:
         """Send a line to the process, and return its answer. Raises UserError when it has ended."""
-        print(request, file=self._process.stdin, flush=True)
+        with suppress(BrokenPipeError):  # it has ended, and `answer` says how
+            print(request, file=self._process.stdin, flush=True)
         return self.answer()
 
     def peak_memory(self) -> float:

@@ -29,17 +29,33 @@ from training.groups import Data, Network, Run
 from training.loop import Trainer
 from training.run_folder import RunFolder
 from training.settings import Settings
+from utils import UserError
 
 from .training_step import Point
 
 
 def seconds_per_step(point: Point, count: int, steps: int) -> list[float]:
-    """Return the seconds of `steps` steps, after two warm-up steps, with `count` workers."""
+    """Return the seconds of `steps` steps, after two warm-up steps, with `count` workers.
+
+    Raises UserError when a batch has no image for each worker, or when a worker fails.
+    """
+    if point.batch < count:
+        raise UserError(
+            f"--point {point.size}x{point.batch} has fewer images than the {count} workers share; "
+            "give a larger batch or fewer --workers"
+        )
     worker = [*utils.module_command(__name__), point.arch, str(point.size), str(point.batch)]
     command = [*worker, str(steps + 2)]
     if count > 1:
         command = [*launch.mpiexec(count), *command]
-    process = subprocess.run(command, cwd=utils.ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    process = subprocess.run(
+        command, cwd=utils.ROOT, stdout=subprocess.PIPE, text=True, check=False
+    )
+    if process.returncode:
+        raise UserError(
+            f"a training of {point.arch} with {count} workers failed, for the reason above; repair "
+            "it first"
+        )
     return json.loads(process.stdout)[2:]
 
 
@@ -85,10 +101,21 @@ def work(point: Point, steps: int, workers: Workers) -> list[float]:
     return np.diff(times).tolist()
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Run one of the workers; if it fails, all end."""
     environment.tune_for_training()
     arch, size, batch, steps = sys.argv[1:]
     workers = Workers() if scheduler.mpi_rank() is None else MPI()
-    seconds = work(Point(arch, int(size), int(batch)), int(steps), workers)
+    try:
+        seconds = work(Point(arch, int(size), int(batch)), int(steps), workers)
+    except Exception as error:
+        utils.fail(f"worker {workers.rank}: {type(error).__name__}: {error}")
+        if isinstance(workers, MPI):  # the others would wait for it
+            workers.abort(2)
+        sys.exit(2)
     if workers.rank == 0:
         print(json.dumps(seconds))
+
+
+if __name__ == "__main__":
+    main()

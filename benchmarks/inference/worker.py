@@ -1,9 +1,9 @@
 """A process with one runtime, which runs a network for given times and answers with latencies.
 
-`python -m benchmarks.inference.worker RUNTIME SOURCE THREADS STREAMS BATCH SIZE LIMIT` prints {}
-after its warm-up. It answers each line of input, a number of seconds, by a line of JSON with the
-"latencies" of the passes of all streams and the "elapsed" time of the turn, in seconds. The process
-ends when its input ends.
+`python -m benchmarks.inference.worker RUNTIME SOURCE THREADS STREAMS BATCH CHANNELS SIZE LIMIT`
+prints {} after its warm-up. It answers each line of input, a number of seconds, by a line of JSON
+with the "latencies" of the passes of all streams and the "elapsed" time of the turn, in seconds.
+The process ends when its input ends.
 """
 
 from __future__ import annotations

@@ -97,6 +97,25 @@ def test_what_a_file_is_not(command, saved, tmp_path):
         (["--model", path, "--arch", "RepVGGA1"], "is of RepVGGA0, but RepVGGA1 was expected"),
         (["--model", wide], "takes images of 32 x 64, and accuracy is measured on squares"),
         (["--model", tmp_path / "none.onnx"], "there is no file"),
+        (["--seed", 3], "--seed needs --holdout"),
+        (["--report", path], "a.onnx is no folder; give another name"),
     ):
         status, out, err = command("test", *flags)
         assert (status, out, err.count("\n")) == (2, "", 1) and sentence in err
+
+
+def test_a_wrong_deploy_form_is_not_saved(command, saved, tmp_path, monkeypatch):
+    data = write_image_folder(tmp_path / "photos", train=1)
+    fuse = models.to_deploy
+
+    def broken(model):
+        deployed = fuse(model)
+        bias = next(p for name, p in deployed.named_parameters() if name.endswith("reparam.bias"))
+        bias[0] = bias[0] + 0.5
+        return deployed
+
+    monkeypatch.setattr(models, "to_deploy", broken)
+    monkeypatch.setattr(equivalence, "to_deploy", broken)
+    status, _, err = command("test", "--model", saved, "--data", data, "--switch-deploy", 1)
+    assert status == 2 and "was not saved: fusing it moves the logits by" in err
+    assert not list(saved.parent.glob("*-deploy.pkl"))

@@ -5,9 +5,11 @@ import os
 import pytest
 
 import benchmark
-from benchmarks import against_pytorch, training_worker
+from benchmarks import against_pytorch, training_worker, workers
+from benchmarks.own_process import own_process
 from benchmarks.training_step import Point
 from benchmarks.turns import Process
+from tests.support import ROOT
 from utils import UserError
 
 POINT = Point("RepGhost050", 32, 2)
@@ -72,10 +74,79 @@ def test_a_process_that_fails(tmp_path):
         process.answer()
 
 
-@pytest.mark.parametrize("point", ["64", "x", "64x0", "NoSuch:64x16", ":64x16x"])
-def test_points_that_are_none(point, capsys):
-    with pytest.raises((SystemExit, UserError)):
+def test_a_process_that_is_killed_between_its_turns(tmp_path):
+    (tmp_path / "idle.py").write_text("print('{}', flush=True)\ninput()\n")
+    variables = {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    with Process("ours", ["idle"], variables, "repair it first") as process:
+        assert process.answer() == {}
+        process._process.kill()
+        process._process.wait()
+        with pytest.raises(UserError, match=r"ours crashed \(SIGKILL\); repair it first"):
+            process.turn()
+
+
+def test_a_process_for_functions_that_is_killed():
+    message = "the process that measures a step was killed, probably for lack of memory"
+    with pytest.raises(UserError, match=message), own_process("a step") as call:
+        assert call(os.getpid) != os.getpid()
+        call(os._exit, 9)
+
+
+def test_workers_that_cannot_train():
+    with pytest.raises(UserError, match="--point 32x1 has fewer images than the 2 workers"):
+        workers.seconds_per_step(Point("RepVGGA0", 32, 1), 2, 1)
+
+
+@pytest.mark.slow
+def test_a_worker_that_fails_ends_the_others(capfd):
+    with pytest.raises(UserError, match="a training of NoSuch with 2 workers failed, for the rea"):
+        workers.seconds_per_step(Point("NoSuch", 32, 2), 2, 1)
+    assert "worker 0: ValueError: unknown architecture" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "point, said",
+    [
+        ("64", "'64' is not [ARCH:]PIXELSxBATCH"),
+        ("x", "is not [ARCH:]PIXELSxBATCH"),
+        ("64x0", "is not [ARCH:]PIXELSxBATCH"),
+        (":64x16x", "is not [ARCH:]PIXELSxBATCH"),
+        ("NoSuch:64x16", "argument --point: unknown architecture"),
+        ("RepVGGB*:64x16", "argument --point: unknown architecture"),
+        ("all:64x16", "argument --point: unknown architecture"),
+    ],
+)
+def test_points_that_are_none(point, said, capsys):
+    with pytest.raises(SystemExit):
         benchmark.parse_args(["train", "--point", point])
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        ("train --threads 2", "--threads and --avx2 are for --against pytorch"),
+        ("train --avx2", "--threads and --avx2 are for --against pytorch"),
+        ("data --data a b --workers 4", "--workers is for one --data"),
+        ("infer --entry ema", "--entry needs --model"),
+    ],
+)
+def test_flags_that_would_have_no_effect(flags, said, capsys):
+    with pytest.raises(SystemExit):
+        benchmark.parse_args(flags.split())
+    assert said in capsys.readouterr().err
+
+
+def test_all_points_are_checked_before_the_first_is_measured(monkeypatch):
+    monkeypatch.setattr(against_pytorch, "find_spec", lambda _: True)
+    monkeypatch.setattr(against_pytorch, "measure", None)
+    many = len(os.sched_getaffinity(0)) + 1
+    for flags, said in (
+        (["--threads", "1", str(many)], f"--threads {many} is more than the"),
+        (["--point", "64x16", "RepVGGplusL2pse:64x16"], "timm has no RepVGGplusL2pse"),
+    ):
+        with pytest.raises(UserError, match=said):
+            benchmark.main(["train", "--against", "pytorch", *flags])
 
 
 def test_points_of_several_architectures():

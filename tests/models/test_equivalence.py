@@ -130,11 +130,13 @@ def test_verify_takes_a_checkpoint(command, tmp_path, images):
 
 
 @pytest.mark.slow
-def test_a_checkpoint_is_verified_at_its_own_size(monkeypatch, command, tmp_path, images):
+def test_a_checkpoint_is_verified_on_whole_kernels(monkeypatch, command, tmp_path, images):
     model = models.create("RepGhost050", 10)
     equivalence.randomize(model, images)
     path = tmp_path / "a.pkl"
     checkpoint.save(checkpoint.of_model(model, replace(BASECLS, size=40)), path)
+    large = tmp_path / "large.pkl"
+    checkpoint.save(checkpoint.of_model(model, replace(BASECLS, size=72)), large)
     seen, compare = [], equivalence.compare
 
     def noted(network, images):
@@ -142,9 +144,15 @@ def test_a_checkpoint_is_verified_at_its_own_size(monkeypatch, command, tmp_path
         return compare(network, images)
 
     monkeypatch.setattr(equivalence, "compare", noted)
-    assert command("verify", "--model", path)[0] == 0
-    assert command("verify", "--model", path, "--size", "48", "--arch", "repghost_050")[0] == 0
-    assert seen == [(40, 40), (48, 48)]
+    assert command("verify", "--model", path)[::2] == (0, "")
+    assert command("verify", "--model", large)[::2] == (0, "")
+    flags = ["--size", "48", "--arch", "repghost_050"]
+    status, _, err = command("verify", "--model", path, *flags)
+    assert status == 0 and "at --size 48, some taps of the kernels of RepGhost050 meet" in err
+    assert seen == [(64, 64), (72, 72), (48, 48)]
+    for wrong, said in (("RepGhost", "unknown architecture"), ("RepGhost*", "give one --arch")):
+        status, out, err = command("verify", "--model", path, "--arch", wrong)
+        assert (status, out) == (2, "") and said in err and err.count("\n") == 1
 
 
 def test_a_network_that_gives_nan_is_not_equal(tiny, images):

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -123,6 +124,16 @@ def test_a_killed_write_leaves_a_file_that_is_recognized(tmp_path):
     assert not list(tmp_path.glob(".*"))
     write_atomically(tmp_path / "best.pkl", lambda file: file.write(b"whole"))
     assert (tmp_path / "best.pkl").read_bytes() == b"whole"
+
+
+def test_what_is_no_regular_file_is_never_replaced(tmp_path):
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "folder", tmp_path / "pipe", ".", "/", "/dev/null"):
+        with pytest.raises(UserError, match="it is no regular file; give another name"):
+            write_atomically(path, lambda file: file.write(b"text"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "pipe"]
+    assert Path("/dev/null").is_char_device()
 
 
 def test_a_run_that_fails_at_once_leaves_no_folder(tmp_path):
