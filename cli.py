@@ -133,7 +133,7 @@ SHARED_FLAGS: dict[str, dict[str, Any]] = {
         "help": "number of calibration images, taken evenly from the sorted files",
     },
     "--size": {
-        "type": COUNT,
+        "type": number(int, 1, 4096),
         "metavar": "PIXELS",
         "help": "side of the square input images (default: the checkpoint's)",
     },

@@ -24,7 +24,18 @@ import cli
 import utils
 import weights
 from deployment import float64
-from weights import catalog, channels, checkpoint, convert, entries, export, files, preprocessing
+from weights import (
+    archives,
+    catalog,
+    channels,
+    checkpoint,
+    convert,
+    entries,
+    export,
+    files,
+    preprocessing,
+)
+from weights.state import MOST_CHANNELS
 
 EXAMPLES = """\
   python convert_pretrained_weight.py --origin-dir RepVGG-A0-train.pth --save-dir checkpoints
@@ -71,7 +82,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     cli.add_flags(what, "--entry")
     what.add_argument(
         "--in-chans",
-        type=cli.COUNT,
+        type=cli.number(int, 1, MOST_CHANNELS),
         metavar="N",
         help="number of channels of the images, such as 1 for grey ones: the first kernels are "
         "summed over the colours, or repeated for more channels (default: the checkpoint's)",
@@ -172,10 +183,19 @@ def check_fusion(path: Path, args: argparse.Namespace) -> equivalence.Equivalenc
 
 
 def target_path(save_dir: str, converted: checkpoint.Checkpoint, suffix: str) -> Path:
-    """Return the file to write: `save_dir` itself when it has a suffix, else one in it."""
+    """Return the file to write: `save_dir` itself when it has the `suffix`, else one in it.
+
+    Raises ConversionError for a name with the suffix of another kind of weights.
+    """
     path = Path(save_dir)
-    if path.suffix and not os.path.isdir(path):  # False too for a name too long
+    is_folder = save_dir.endswith(os.sep) or os.path.isdir(path)  # False for a name too long
+    if path.suffix == suffix and not is_folder:
         return path
+    if path.suffix in archives.SUFFIXES and not is_folder:
+        raise convert.ConversionError(
+            f"--save-dir {save_dir} is written as {suffix}; give a name with this suffix, or a "
+            "folder"
+        )
     form = "-deploy" if converted.form == "deploy" else ""
     return path / f"{models.variant_name(converted.arch, converted.options)}{form}{suffix}"
 
@@ -304,10 +324,12 @@ def show(report: dict, converted: checkpoint.Checkpoint, layout: str | None) -> 
         ("output", report["output"]),
         ("sha256", report["sha256"]),
     ):
-        print(f"{label + ': ':14}{value}")
+        print(f"{label + ': ':14}{utils.shown(value)}")  # names are those of the file
     for note in [*([report["note"]] if report["note"] else []), *report["export_notes"]]:
-        print(f"note: {note}")
-    if layout == HUB and report["colour_order"] == "BGR":
+        print(f"note: {utils.shown(note)}")
+    if converted.preprocessing.channels == 1:
+        return
+    if layout == HUB and export.is_reversed_for_hub(converted):
         print("note: as timm feeds RGB images, the first kernels take them in this folder")
     elif layout:
         print(f"note: the network expects {report['colour_order']} images, also in this layout")

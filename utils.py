@@ -120,7 +120,7 @@ def module_command(module: str, *options: str) -> list[str]:
 @cache
 def say_once(message: str) -> None:
     """Print a line to stderr, and not again in this process."""
-    print(message, file=sys.stderr)
+    print(_visible(message), file=sys.stderr)
 
 
 def json_text(value: Any, ensure_ascii: bool = True) -> str:

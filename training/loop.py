@@ -13,6 +13,8 @@ from dataclasses import asdict
 from functools import partial
 from itertools import islice
 
+import models
+
 import megengine as mge
 import numpy as np
 from megengine.amp import autocast
@@ -232,8 +234,14 @@ class Trainer:
             checkpoint.save(self._checkpoint(), file)
 
     def _evaluate(self) -> Score:
-        """Score the network as it is on the validation set."""
-        score = evaluate(self.network.computed, self.data.val.evaluation(), self._leave_if_alone)
+        """Score the network as it is on the validation set.
+
+        It is fused for it, which makes it 2 to 10 times as fast (RepVGGA0 and MobileOneS0 on a
+        CPU), unless int8 is simulated.
+        """
+        int8 = self.network.quantized
+        evaluated = models.to_deploy(self.model) if int8 is None else int8
+        score = evaluate(evaluated, self.data.val.evaluation(), self._leave_if_alone)
         score = score.over_all(self.workers)
         check_any(score, "validation")
         return score

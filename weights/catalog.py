@@ -6,6 +6,7 @@ import os
 from os import PathLike
 from pathlib import Path
 
+from data import unpickle
 from utils import UserError
 
 from .files import in_folder
@@ -51,7 +52,8 @@ def locate(source: str | PathLike) -> Path:
         from .download import fetch  # requests takes a while, which a local file need not
 
         return fetch(text)
-    return in_folder(text)
+    with unpickle.reading(text):
+        return in_folder(text)
 
 
 def _url(publisher: str, name: str) -> str:

@@ -196,6 +196,10 @@ def _check_stride(path: str | PathLike, wanted: int | None, own: int | None) -> 
 def _resolved(checkpoint: Checkpoint, *statements: preprocessing.Statements) -> Checkpoint:
     """Return a checkpoint with the preprocessing and the class names that statements give."""
     if not checkpoint.num_classes:  # names are of no use to a backbone
+        if any(said.get("classes", ("", ""))[1].startswith("--") for said in statements):
+            raise CheckpointError(
+                f"{checkpoint.path} is a backbone without a classifier; leave --class-names out"
+            )
         statements = tuple({k: v for k, v in said.items() if k != "classes"} for said in statements)
     found, classes, origins = preprocessing.resolve(
         *statements,

@@ -178,6 +178,8 @@ def recognize(
         layout = chenyaofo.REPVGG
     if layout.name == "mmpretrain":
         note = mmpretrain.note(network.arch, form_of(renaming.tensors))
+    if entry is None and not taken.is_averaged:
+        note = "; ".join(filter(None, (note, _passed_over(attempts, network)))) or None
     if arch not in (None, network.arch):
         raise ConversionError(
             f"{path} holds {network.arch}, but {arch} was asked for; leave the architecture out or "
@@ -268,6 +270,18 @@ def _with_stride(network: Network, path: str | PathLike) -> tuple[Network, str |
 
 def _kind(network: Network) -> tuple[str, int]:
     return network.arch, class_count(network.renaming.tensors) or 0
+
+
+def _passed_over(attempts: list[Attempt], network: Network) -> str | None:
+    """Return a sentence about averaged weights that are not a whole network like the one taken."""
+    for attempt in attempts:
+        if attempt.entry.is_averaged and attempt.is_known and attempt.network is None:
+            averaged = replace(network, renaming=attempt.renamings[0])
+            return (
+                f"the averaged weights {attempt.entry.name!r} are not taken, as they lack what a "
+                f"{network.arch} has: {some(averaged.problems)}"
+            )
+    return None
 
 
 def _called(name: str, attempts: list[Attempt], path: str | PathLike) -> list[Attempt]:

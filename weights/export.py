@@ -98,9 +98,20 @@ def save_for_hub(checkpoint: Checkpoint, folder: str | PathLike) -> list[Path]:
             f"{checkpoint.path} is in deploy form, which timm opens after fusing only; give the "
             "train form to --export hf, or use --export timm"
         )
+    if not checkpoint.num_classes:
+        raise convert.ConversionError(
+            f"{checkpoint.path} is a backbone without a classifier, which timm cannot open from a "
+            "folder; use --export timm for the tensors alone"
+        )
+    channels = checkpoint.preprocessing.channels
+    if channels > 3 and checkpoint.preprocessing.color == "BGR":
+        raise convert.ConversionError(
+            f"{checkpoint.path} takes {channels} channels that begin with BGR, and timm feeds RGB; "
+            "use --export timm for the tensors alone"
+        )
     metadata = _metadata(checkpoint)
     shown = checkpoint
-    if checkpoint.preprocessing.color == "BGR":
+    if is_reversed_for_hub(checkpoint):
         metadata[preprocessing.CHANNELS] = "reversed"
         shown = replace(
             checkpoint,
@@ -116,6 +127,11 @@ def save_for_hub(checkpoint: Checkpoint, folder: str | PathLike) -> list[Path]:
     _save_safetensors(exported, metadata, files[1])
     write_atomically(files[2], lambda file: file.write(card.encode()))
     return files
+
+
+def is_reversed_for_hub(checkpoint: Checkpoint) -> bool:
+    """Return whether `save_for_hub` exchanges the input channels of the first kernels."""
+    return (checkpoint.preprocessing.color, checkpoint.preprocessing.channels) == ("BGR", 3)
 
 
 def _metadata(checkpoint: Checkpoint) -> dict[str, str]:

@@ -57,7 +57,9 @@ def read(path: str | PathLike) -> Contents:
     return contents
 
 
-def _read(file: IO[bytes], path: Path, archived: bool = False) -> Contents:
+def _read(
+    file: IO[bytes], path: Path, archived: bool = False, decompressed: bool = False
+) -> Contents:
     head = file.read(formats.HEAD)
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
@@ -81,13 +83,16 @@ def _read(file: IO[bytes], path: Path, archived: bool = False) -> Contents:
     elif kind == "tar":
         inner = archives.weights_in_tar(file)
     elif kind in archives.COMPRESSED:
+        if decompressed:  # each time it may grow by the same factor
+            raise UnsuitableError("is compressed twice; decompress it and give the file in it")
         inner = archives.decompressed(kind, file, size)
     if inner is None:
         return Contents(torch_file.load_file(file))
     if archived:
         raise UnsuitableError("is an archive in an archive; unpack it and give the file in it")
     with inner:
-        return _read(inner, path, archived=kind not in archives.COMPRESSED)
+        compressed = kind in archives.COMPRESSED
+        return _read(inner, path, archived=not compressed, decompressed=compressed)
 
 
 def _read_npz(file: IO[bytes]) -> dict[str, np.ndarray]:
@@ -133,12 +138,12 @@ def _config_beside(path: Path) -> dict[str, Any] | None:
     """Return the config.json of the folder whose weights are in `path`."""
     file = path.parent / "config.json"
     try:
-        if not file.is_file() or in_folder(path.parent) != path:
+        if not file.is_file() or (path.name not in _IN_FOLDER and in_folder(path.parent) != path):
             return None
         config = json.loads(file.read_text())
     except UserError:  # one of several files, of which config.json need not speak
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read {file}: {error}; mend it or remove it") from None
     return config if isinstance(config, dict) else None
 

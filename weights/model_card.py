@@ -60,7 +60,7 @@ def write(checkpoint: Checkpoint, published: catalog.Published) -> str:
     said = checkpoint.preprocessing
     foreign = checkpoint.source != OURS
     licence = _licence(checkpoint)
-    run = _run_record(Path(checkpoint.path).parent)
+    run = _run_record(checkpoint)
     values = {
         "colour order": said.color,
         "mean, std": f"{_numbers(said.mean)}; {_numbers(said.std)} (of pixels from 0 to 255)",
@@ -78,7 +78,9 @@ def write(checkpoint: Checkpoint, published: catalog.Published) -> str:
         size=said.size,
         weights=f"converted from a checkpoint in the layout of {checkpoint.source}"
         if foreign
-        else f"trained with MegEngine {_FILL_IN}",
+        else "trained with MegEngine"
+        if "training" in run
+        else _FILL_IN,
         training=run.get("training", _FILL_IN),
         accuracy=run.get("accuracy", _FILL_IN),
         licence=_FILL_IN
@@ -100,9 +102,15 @@ def _numbers(values: tuple[float, ...]) -> str:
     return " ".join(f"{value:g}" for value in values)
 
 
-def _run_record(folder: Path) -> dict[str, str]:
-    """Return sentences about the run of train.py whose folder this is, as far as it is one."""
+def _run_record(checkpoint: Checkpoint) -> dict[str, str]:
+    """Return sentences about the run of train.py whose checkpoint this is, as far as it is one.
+
+    The accuracy is that of best.pkl as it was validated.
+    """
     record = {}
+    path = Path(checkpoint.path)
+    folder = path.parent
+    changed = any(origin.startswith("--") for origin in checkpoint.origins.values())
     # weights from elsewhere have no such files beside them
     with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         arguments = json.loads((folder / "run.json").read_text())["arguments"]
@@ -112,10 +120,16 @@ def _run_record(folder: Path) -> dict[str, str]:
             for name, value in given.items()
             if value not in (None, "None")
         )
+        changed |= "in_chans" in checkpoint.options and not arguments.get("in_chans")
+        if path.name != "best.pkl" or changed:
+            return record
         with open(folder / "metrics.csv", newline="") as file:
-            best = max(csv.DictReader(file), key=lambda row: float(row["val_top1"]))
+            rows = [*csv.DictReader(file)]
+        which = "ema" if rows[0].get("ema_top1") else "val"  # best.pkl has the averaged weights
+        best = max(rows, key=lambda row: float(row[f"{which}_top1"]))
+        top1, top5 = (float(best[f"{which}_{name}"]) for name in ("top1", "top5"))
         record["accuracy"] = (
-            f"top-1 {float(best['val_top1']):.2f} %, top-5 {float(best['val_top5']):.2f} % on the "
-            f"validation images, after epoch {best['epoch']}"
+            f"top-1 {top1:.2f} %, top-5 {top5:.2f} % on the validation images, after epoch "
+            f"{best['epoch']}"
         )
     return record

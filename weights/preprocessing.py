@@ -218,8 +218,9 @@ def of_config(config: Any, origin: str) -> dict[str, tuple[Any, str]]:
 def of_timm(said: Mapping[str, Any], origin: str) -> dict[str, tuple[Any, str]]:
     """Return the preprocessing in timm's words: a pretrained_cfg, or arguments of its training.
 
-    Means and deviations are for pixels from 0 to 1. A value that is missing, None or empty says
-    nothing, nor does the interpolation "random", which is of a training.
+    Means and deviations are for pixels from 0 to 1 or, where a value is above 1, from 0 to 255. A
+    value that is missing, None or empty says nothing, nor does the interpolation "random", which is
+    of a training.
     """
     said = {key: _plain(value) for key, value in said.items()}
     values: dict[str, Any] = {}
@@ -229,7 +230,9 @@ def of_timm(said: Mapping[str, Any], origin: str) -> dict[str, tuple[Any, str]]:
             numbers = [numbers]
         if numbers:
             one = isinstance(numbers, list | tuple) and len(numbers) == 1
-            values[field] = _scaled([*numbers] * 3 if one else numbers, 255.0)
+            values[field] = [*numbers] * 3 if one else numbers
+    scale = 1.0 if any(map(_are_of_bytes, values.values())) else 255.0
+    values = {field: _scaled(numbers, scale) for field, numbers in values.items()}
     size = said.get("input_size") or said.get("img_size")
     if size:  # [channels, height, width], or the side
         height, width = ([size] * 2 if not isinstance(size, list | tuple) else [*size] * 2)[-2:]
@@ -292,6 +295,14 @@ def _plain(value: Any) -> Any:
 
 def _reversed(numbers: Any) -> Any:
     return numbers[::-1] if isinstance(numbers, tuple | list) else numbers
+
+
+def _are_of_bytes(numbers: Any) -> bool:
+    """Return whether some of the numbers are for pixels from 0 to 255."""
+    try:
+        return max(float(number) for number in numbers) > 1
+    except (TypeError, ValueError, OverflowError):
+        return False
 
 
 def _scaled(numbers: Any, scale: float) -> Any:

@@ -161,13 +161,14 @@ def _restore(theirs: Tensors) -> Tensors:
             theirs[f"{layer}.num_batches_tracked"] = np.zeros((), np.int64)
     if "norm.weight" not in theirs:
         theirs = _with_last_norm(theirs)
-        theirs["norm.num_batches_tracked"] = np.zeros((), np.int64)
+        if "norm.weight" in theirs:
+            theirs["norm.num_batches_tracked"] = np.zeros((), np.int64)
     return _unpair(theirs)
 
 
 def _with_last_norm(theirs: Tensors) -> Tensors:
-    """Add a last batch norm that changes nothing, unless there is one."""
-    if "norm.weight" in theirs:
+    """Add a last batch norm that changes nothing, unless there is one, or no classifier."""
+    if "norm.weight" in theirs or "head.weight" not in theirs:
         return theirs
     return theirs | batch_norm.adding(np.zeros(theirs["head.weight"].shape[1], np.float32), "norm")
 

@@ -169,11 +169,16 @@ def _networks(renamings: list[Renaming], arch: str | None, stride: int) -> dict[
         name: Network(name, renaming, stride)
         for renaming in reversed(renamings)
         for name in models.list_models()
-        # the deploy form is that of the twin without "-qa"
         if fnmatchcase(name, renaming.source.archs)
-        and (name == arch or name.endswith("-qa") == ("stage0.bn.weight" in renaming.tensors))
     }
-    return dict(sorted(networks.items(), key=lambda item: item[0] != arch))
+    likely = {
+        name: network
+        for name, network in networks.items()
+        # the deploy form is that of the twin without "-qa"
+        if name == arch or name.endswith("-qa") == ("stage0.bn.weight" in network.renaming.tensors)
+    }
+    # a layout of "-qa" alone has no twins
+    return dict(sorted((likely or networks).items(), key=lambda item: item[0] != arch))
 
 
 def _fitting_network(
@@ -218,8 +223,11 @@ def raise_misfit(
     if stride not in (None, 32):
         where += f" with a total stride of {stride}"
     if arch is not None:
-        network = networks.get(arch) or Network(arch, first, stride or 32)
-        raise ConversionError(f"{where} does not fit {arch}: {some(network.problems)}")
+        if arch not in networks:
+            raise ConversionError(
+                f"{where} does not fit {arch}, which layout {first.source.name!r} does not have"
+            )
+        raise ConversionError(f"{where} does not fit {arch}: {some(networks[arch].problems)}")
     nearest = min(networks.values(), key=lambda network: len(network.problems))
     raise ConversionError(
         f"{where} fits no architecture; the nearest is {nearest.arch}, but {some(nearest.problems)}"
