@@ -22,6 +22,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import weights
+from data.transforms import BASECLS
 from tests.golden import weights as golden_weights
 from tests.support import ONE_OF_EACH, ROOT, WITH_OTHER_BLOCKS, slow_but
 from tests.weights.torch_writer import Call, whole, write_legacy, write_zip
@@ -235,6 +236,57 @@ def test_exported_and_converted_back_it_is_the_same_file(command, network, tmp_p
     before, after = (checkpoint.read(path).state_dict for path in (origin, back))
     assert before.keys() == after.keys()
     assert all(np.array_equal(before[key], after[key]) for key in before)
+
+
+def test_a_folder_for_the_hub_by_the_command(command, network, tmp_path):
+    """A network of BGR images: the first kernels take RGB there, and reading brings BGR back."""
+    origin = tmp_path / "origin.pkl"
+    checkpoint.save(checkpoint.of_model(network, BASECLS), origin)
+    flags = ["--origin-dir", origin, "--export", "hf", "--save-dir", tmp_path / "hub"]
+    status, out, err = command("convert_pretrained_weight", *flags)
+    assert (status, err) == (0, "") and "note: as timm feeds RGB images, the first kernels" in out
+    assert sorted(path.name for path in (tmp_path / "hub").iterdir()) == [
+        "README.md", "config.json", "model.safetensors",
+    ]  # fmt: skip
+    own, theirs = (
+        checkpoint.read(origin).state_dict,
+        load_file(tmp_path / "hub/model.safetensors"),
+    )
+    kernel = theirs["stem.conv_kxk.conv.weight"]
+    assert np.array_equal(kernel, own["stage0.dense.conv.weight"][:, ::-1])
+    status, out, err = command("convert_pretrained_weight", *flags, "--in-chans", 1)
+    assert status == 0 and "RGB" not in out and "BGR images" not in out
+    back = ["--origin-dir", tmp_path / "hub", "--save-dir", tmp_path / "back.pkl"]
+    assert command("convert_pretrained_weight", *back)[0] == 0
+
+
+def test_the_file_to_write(command, ours, tmp_path):
+    convert = ["convert_pretrained_weight", "--origin-dir", ours, "--save-dir"]
+    for folder in ("models-v1.0/", "models-v1.0", "b.v2"):
+        assert command(*convert, f"{tmp_path}/{folder}")[0] == 0
+        assert (tmp_path / folder / "RepVGGA0.pkl").is_file()
+    for flags, said in (
+        (["a.pth"], "is written as .pkl; give a name with this suffix, or a folder"),
+        (["a.pkl", "--export", "timm"], "is written as .safetensors; give a name with this"),
+        (["a.safetensors", "--export", "basecls"], "is written as .pkl; give a name with this"),
+    ):
+        status, _, err = command(*convert, f"{tmp_path}/{flags[0]}", *flags[1:])
+        assert status == 2 and said in err and not (tmp_path / flags[0]).exists()
+    status, _, err = command(*convert, tmp_path, "--in-chans", 5000)
+    assert status == 2 and "--in-chans" in err
+
+
+def test_names_in_a_file_cannot_draw_on_the_terminal(command, tmp_path):
+    shapes = shapes_of("RepGhost050", 5, "train")
+    state = {k: np.full(v, 0.01, np.float32) for k, v in shapes.items()}
+    theirs = convert.export(state, "RepGhost050", "repghost")
+    strange = {f"model.{key}": value for key, value in theirs.items()}
+    strange["loss.x\x1b[2J\nverified: all"] = np.zeros(3, np.float32)
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps(strange))
+    flags = ["--origin-dir", tmp_path / "a.pkl", "--save-dir", tmp_path / "b.pkl"]
+    status, out, _ = command("convert_pretrained_weight", *flags)
+    assert status == 0 and "\x1b" not in out and "\nverified: all" not in out
+    assert "x\\x1b[2J\\nverified: all" in out
 
 
 def test_an_exported_file_has_the_names_that_timm_expects(command, ours, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import pickle
 from argparse import Namespace
+from dataclasses import replace
 from fnmatch import fnmatchcase
 
 import models
@@ -123,6 +124,14 @@ def test_timm_means_pixels_from_0_to_1_and_leaves_out_what_it_does_not_know():
         assert preprocessing.of_timm({"input_size": size}, "x") == {"size": (224, "x")}
     nothing = {"mean": None, "std": None, "interpolation": "", "crop_pct": None, "img_size": None}
     assert preprocessing.of_timm(nothing, "x") == {}
+
+
+def test_means_of_bytes_are_taken_as_they_are():
+    bytes_of = {"mean": [123.675, 116.28, 103.53], "std": (58.395, 57.12, 57.375)}
+    found = preprocessing.of_timm(bytes_of, "args")
+    assert found["mean"][0] == (123.675, 116.28, 103.53) and found["std"][0][2] == 57.375
+    only_differences = preprocessing.of_timm({"mean": [123.675] * 3, "std": [1, 1, 1]}, "args")
+    assert only_differences["std"][0] == (1.0, 1.0, 1.0)
 
 
 def test_a_record_of_other_values_is_refused_by_name():
@@ -338,6 +347,38 @@ def test_the_card_says_how_a_network_was_trained(tmp_path):
     card = (tmp_path / "hub" / "README.md").read_text()
     assert "**Training**: data flowers, epochs 3, lr 0.1\n" in card
     assert "top-1 72.25 %, top-5 91.50 % on the validation images, after epoch 1" in card
+    assert "**Weights**: trained with MegEngine\n" in card
+
+    averaged = "epoch,val_top1,val_top5,ema_top1,ema_top5\n0,70.5,90.25,60,80\n1,69,91,71.5,92\n"
+    (tmp_path / "metrics.csv").write_text(averaged)
+    export.save_for_hub(before, tmp_path / "hub")
+    card = (tmp_path / "hub" / "README.md").read_text()
+    assert "top-1 71.50 %, top-5 92.00 % on the validation images, after epoch 1" in card
+    for changes in (
+        {"path": tmp_path / "latest.pkl"},
+        {"origins": {"crop_ratio": "--crop-ratio"}},
+    ):
+        export.save_for_hub(replace(before, **changes), tmp_path / "hub")
+        card = (tmp_path / "hub" / "README.md").read_text()
+        assert "**Accuracy**: (fill in)" in card and "**Training**: data flowers" in card
+
+
+def test_channels_that_timm_feeds(tmp_path):
+    """Grey images have no order of colours, and four channels none that timm knows."""
+    for channels in (1, 4):
+        said = replace(ODD, channels=channels)
+        shapes = shapes_of("RepVGGA0", 10, "train", in_chans=channels)
+        state = {key: np.full(shape, 1, np.float32) for key, shape in shapes.items()}
+        before = checkpoint.Checkpoint("RepVGGA0", "train", 10, None, said, state)
+        before.options = {"in_chans": channels}
+        if channels == 4:
+            with pytest.raises(convert.ConversionError, match="takes 4 channels that begin"):
+                export.save_for_hub(before, tmp_path / "four")
+            assert not (tmp_path / "four").exists()
+        else:
+            export.save_for_hub(before, tmp_path / "grey")
+            again = checkpoint.read(tmp_path / "grey" / "model.safetensors")
+            assert (again.preprocessing, again.options) == (said, {"in_chans": 1})
 
 
 def test_the_licence_of_a_known_source_is_on_the_card(tmp_path):
@@ -360,11 +401,15 @@ def test_the_licence_of_a_known_source_is_on_the_card(tmp_path):
         ),
         ("RepLKNet31B", "train", "timm has no RepLKNet31B; .* megengine, own, replknet$"),
         ("RepVGGA0", "deploy", "in deploy form"),
+        ("MobileOneS0", "backbone", "is a backbone without a classifier, which timm cannot open"),
     ],
 )
 def test_what_timm_cannot_open_is_refused(tmp_path, arch, form, sentence):
+    classes = 10
+    if form == "backbone":
+        form, classes = "train", 0
     state = {key: np.zeros(shape, np.float32) for key, shape in shapes_of(arch, 10, form).items()}
-    small = checkpoint.Checkpoint(arch, form, 10, None, TORCHVISION, state)
+    small = checkpoint.Checkpoint(arch, form, classes, None, TORCHVISION, state)
     with pytest.raises(convert.ConversionError, match=sentence):
         export.save_for_hub(small, tmp_path / "hub")
     assert not (tmp_path / "hub").exists()

@@ -533,6 +533,8 @@ def test_a_folder_with_config_json(tensors, tmp_path):
         assert contents.config == {"architecture": "repghostnet_050"}
         assert contents.metadata == {"format": "pt"}
     assert catalog.locate(folder) == folder / "model.safetensors"
+    other = pickled(tensors, folder / "pytorch_model.bin")  # as older repositories have beside it
+    assert files.read(other).config == {"architecture": "repghostnet_050"}
     assert weights.load(folder, ARCH, 5).arch == ARCH
     (folder / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"cannot read .*config.json"):
@@ -628,6 +630,37 @@ def test_qarepvggs_own_keys():
     assert (foreign.source.name, foreign.arch) == ("qarepvgg", "RepVGGA0-qa")
     fused = in_layout("RepVGGA0-qa", "qarepvgg", form="deploy")
     assert convert.recognize(fused, "file", "RepVGGA0-qa").arch == "RepVGGA0-qa"
+    assert convert.recognize(fused, "file", source="qarepvgg").arch == "RepVGGA0-qa"
+    plain = in_layout("RepVGGA0", "repvgg")
+    with pytest.raises(convert.ConversionError, match="fits no architecture; the nearest"):
+        convert.recognize(plain, "file", source="qarepvgg")
+    with pytest.raises(convert.ConversionError, match="which layout 'qarepvgg' does not have"):
+        convert.recognize(plain, "file", "RepVGGA0", source="qarepvgg")
+    with pytest.raises(convert.ConversionError, match="fits no architecture"):
+        convert.recognize({k: v for k, v in theirs.items() if k != "stage0.bn.weight"}, "file")
+
+
+def test_averaged_weights_that_are_no_whole_network_are_named(tensors):
+    averaged = {k: v for k, v in tensors.items() if "running_" not in k and "num_b" not in k}
+    foreign = convert.recognize({"model": tensors, "ema": {"shadow": averaged}}, "file")
+    assert foreign.entry == "model"
+    assert "the averaged weights 'ema.shadow' are not taken, as they lack what a" in foreign.note
+    assert "running_mean is missing" in foreign.note
+
+
+def test_a_file_that_is_compressed_twice_is_refused(tensors, tmp_path, rng):
+    tensors = {k: rng.standard_normal(v.shape, np.float32) for k, v in tensors.items()}
+    whole = pickled(tensors, tmp_path / "a.pkl").read_bytes()
+    (tmp_path / "once.pkl.gz").write_bytes(gzip.compress(whole))
+    assert files.read(tmp_path / "once.pkl.gz").tree.keys() == tensors.keys()
+    (tmp_path / "twice.pkl.gz").write_bytes(gzip.compress(gzip.compress(whole)))
+    with pytest.raises(UserError, match="is compressed twice; decompress it"):
+        files.read(tmp_path / "twice.pkl.gz")
+
+
+def test_a_name_that_no_file_can_have_is_a_sentence(tmp_path):
+    with pytest.raises(UserError, match="cannot read .*: File name too long"):
+        catalog.locate(str(tmp_path / ("a" * 300)))
 
 
 HEADS = {
