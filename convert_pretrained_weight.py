@@ -77,7 +77,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         what,
         "--stride",
         help="total stride of the network, one of %(choices)s (default: told from its tensors; 32 "
-        "where these fit both 32 and 8, which the report then says)",
+        "where these fit both 32 and 8, which the report says in layouts that are used for CIFAR)",
     )
     cli.add_flags(what, "--entry")
     what.add_argument(
