@@ -34,16 +34,6 @@ class UnsuitableError(Exception):
     """A whole file that holds something else than weights; the message continues "FILE ..."."""
 
 
-def load(path: str | PathLike) -> Any:
-    """Return the object in a pickle; objects that are no data are `foreign.Placeholder`s.
-
-    Raises UserError when the file is missing, empty, truncated or no pickle, and, naming it, when
-    it asks for code or holds nothing but placeholders.
-    """
-    with reading(path), open(path, "rb") as file:
-        return assert_data(Unpickler(file).load())
-
-
 def assert_data(contents: Any) -> Any:
     """Return what a pickle holds; raise ForbiddenError for placeholders and no array."""
     name = foreign.first_without_arrays(contents)

@@ -242,7 +242,7 @@ def with_reversed_channels(state_dict: Tensors) -> Tensors:
     }
 
 
-# ---------------------------------------------------------------- contents -> entry
+# ---------------------------------------------------------------- stride and entry
 
 
 def _with_stride(network: Network, path: str | PathLike) -> tuple[Network, str | None]:

@@ -12,7 +12,6 @@ import mmap
 import struct
 import zipfile
 from collections.abc import Callable
-from os import PathLike
 from pathlib import PurePosixPath
 from typing import IO, Any, ClassVar
 
@@ -28,34 +27,24 @@ LEGACY = 0x1950A86A20F9469CFC6C.to_bytes(10, "little")  # the magic number, as p
 _HEAD = 512  # bytes at the beginning, which tell the formats apart
 
 
-def load(path: str | PathLike) -> Any:
+def load_file(file: IO[bytes]) -> Any:
     """Return the object in a PyTorch checkpoint of either format, or in a pickle of arrays.
 
-    Tensors and parameters become read-only arrays of their shape and type, views of one storage
-    sharing its memory; bfloat16 and float8 become float32. They read the file when they are used,
-    so replace it rather than write into it. An argparse.Namespace becomes a dict, a torch.Size a
-    tuple; devices, dtypes and paths become strings, other objects `foreign.Placeholder`s.
+    To be called within `unpickle.reading`, which makes sentences of its errors. Tensors and
+    parameters become read-only arrays of their shape and type, views of one storage sharing its
+    memory; bfloat16 and float8 become float32. They read the file when they are used, so replace it
+    rather than write into it. An argparse.Namespace becomes a dict, a torch.Size a tuple; devices,
+    dtypes and paths become strings, other objects `foreign.Placeholder`s.
 
-    Raises UserError when the file is missing, empty, truncated, contradicts itself or is no
-    checkpoint, and, naming it, when it asks for code or holds nothing but placeholders.
+    Raises DamagedError or UnsuitableError when the file is truncated, contradicts itself or is no
+    checkpoint, and ForbiddenError when it asks for code or holds nothing but placeholders.
     """
-    with unpickle.reading(path), open(path, "rb") as file:
-        return load_file(file)
-
-
-def load_file(file: IO[bytes]) -> Any:
-    """Return the object in an open file, as `load` does, within `unpickle.reading`."""
     head = file.read(_HEAD)
     file.seek(0)
     if head.startswith(_ZIP):
         contents = _Archive(file).load()
     elif LEGACY in head[:32]:
         contents = _load_legacy(file)
-    elif head[257:262] == b"ustar":
-        raise UnsuitableError(
-            "is in the tar format of PyTorch before 0.1.10, which is not read; "
-            "load it with PyTorch and save it again"
-        )
     else:
         contents = unpickle.Unpickler(file).load()
     return unpickle.assert_data(contents)

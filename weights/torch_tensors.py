@@ -9,7 +9,7 @@ import numpy as np
 from data import foreign
 from data.unpickle import DamagedError, ForbiddenError, UnsuitableError
 
-# The types of the elements as they are stored; `_decode` turns two of them into NumPy's.
+# The types of the elements as they are stored; `decode` turns two of them into NumPy's.
 STORAGES = {
     "torch.DoubleStorage": "f8",
     "torch.FloatStorage": "f4",

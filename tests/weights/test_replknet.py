@@ -19,7 +19,7 @@ from weights import checkpoint, convert, export
 from weights.channels import with_input_channels
 from weights.state import form_of
 
-CLASSES = 6  # in no other test: shapes are remembered by architecture and number of classes
+CLASSES = 6
 SMALL = {"channels": (4, 8, 12, 16), "depths": (2, 2, 3, 2), "kernel_sizes": (9, 9, 7, 7)}
 
 

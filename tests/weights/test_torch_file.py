@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data import unpickle
+from tests.reading import load_pickle, load_torch
 from tests.weights.torch_writer import (
     Call,
     Global,
@@ -31,7 +31,7 @@ from tests.weights.torch_writer import (
     write_zip,
 )
 from utils import UserError
-from weights import torch_file
+from weights import files
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden" / "pth"
 REFUSED = "refused and nothing .* executed"
@@ -50,7 +50,7 @@ def path(tmp_path):
 
 @pytest.mark.parametrize("name", ["zip", "legacy", "plain"])
 def test_files_of_pytorch_are_read_with_their_values(name):
-    contents = torch_file.load(GOLDEN / f"{name}.pth")
+    contents = load_torch(GOLDEN / f"{name}.pth")
     found = contents.get("state_dict", contents)
     expected = np.load(GOLDEN / "expected.npz")
     assert set(found) <= set(expected) and len(found) >= 10
@@ -63,7 +63,7 @@ def test_files_of_pytorch_are_read_with_their_values(name):
 
 @pytest.mark.parametrize("name", ["zip", "legacy"])
 def test_what_stands_beside_the_weights_is_plain(name):
-    contents = torch_file.load(GOLDEN / f"{name}.pth")
+    contents = load_torch(GOLDEN / f"{name}.pth")
     assert contents["epoch"] == 119 and contents["best"] == 72.41
     assert contents["args"] == {"arch": "RepVGG-A0", "lr": 0.1} and type(contents["args"]) is dict
     assert contents["optimizer"]["state"][0]["momentum_buffer"].shape == (3,)
@@ -71,13 +71,13 @@ def test_what_stands_beside_the_weights_is_plain(name):
 
 def test_a_truncated_file_gives_one_sentence():
     with pytest.raises(UserError, match="truncated or not a checkpoint .* saved completely$"):
-        torch_file.load(GOLDEN / "truncated.pth")
+        load_torch(GOLDEN / "truncated.pth")
 
 
 def test_a_malicious_file_is_refused_by_name_and_not_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=rf"asks for \w+\.\w+, .* {REFUSED}"):
-        torch_file.load(GOLDEN / "malicious.pth")
+        load_torch(GOLDEN / "malicious.pth")
     assert not Path("OWNED").exists()
 
 
@@ -87,7 +87,7 @@ def test_a_file_cut_anywhere_is_an_error(path, name):
     for length in range(0, len(data), 13):
         path.write_bytes(data[:length])
         with pytest.raises(UserError):
-            torch_file.load(path)
+            load_torch(path)
 
 
 @pytest.mark.parametrize("name", ["zip", "legacy"])
@@ -99,7 +99,7 @@ def test_a_file_with_damaged_bytes_is_read_or_an_error(path, name, rng):
             damaged[position] = rng.integers(256)
         path.write_bytes(damaged)
         try:
-            contents = torch_file.load(path)
+            contents = load_torch(path)
         except UserError:
             continue
         repr(contents)  # uses every value
@@ -128,7 +128,7 @@ def test_every_type(path, write, kind):
     values = (np.arange(6).reshape(2, 3) % 2).astype(KINDS[kind])
     # The text before moves the storage to another alignment.
     contents = {"x" * 3: whole(f"torch.{kind}Storage", values), "y": 1}
-    found = torch_file.load(write(path, contents))["xxx"]
+    found = load_torch(write(path, contents))["xxx"]
     assert found.dtype == KINDS[kind] and found.flags.aligned
     np.testing.assert_array_equal(found, values, strict=True)
 
@@ -139,7 +139,7 @@ def test_bfloat16_becomes_float32(path, write):
     bits = values.view(np.uint32) >> 16
     storage = Storage("torch.BFloat16Storage", bits.astype(np.uint16))
     contents = [tensor(storage, 0, (6,), (1,)), tensor(storage, 1, (2, 2), (1, 2))]
-    found, view = torch_file.load(write(path, contents))
+    found, view = load_torch(write(path, contents))
     np.testing.assert_array_equal(found, (bits << 16).view(np.float32), strict=True)
     np.testing.assert_array_equal(view, found[1:5].reshape(2, 2).T)
 
@@ -147,7 +147,7 @@ def test_bfloat16_becomes_float32(path, write):
 @both
 def test_booleans_are_zero_or_one(path, write):
     storage = Storage("torch.BoolStorage", np.array([0, 1, 2, 255], np.uint8))
-    found = torch_file.load(write(path, tensor(storage, 0, (4,), (1,))))
+    found = load_torch(write(path, tensor(storage, 0, (4,), (1,))))
     assert found.view(np.uint8).tolist() == [0, 1, 1, 1]
 
 
@@ -166,7 +166,7 @@ def test_views_have_offsets_and_strides_and_share_their_storage(path, write, reb
         "none": ((24, (0, 6), (6, 1)), base[4:]),
     }
     contents = {name: tensor(storage, *view, rebuild) for name, (view, _) in views.items()}
-    found = torch_file.load(write(path, contents))
+    found = load_torch(write(path, contents))
     for name, (_, values) in views.items():
         np.testing.assert_array_equal(found[name], values)
         assert found[name].shape == values.shape and not found[name].flags.writeable
@@ -203,7 +203,7 @@ def test_parameters_and_plain_values(path, write, protocol):
         "path": (Call("pathlib.PosixPath", "a", "b"), "a/b"),
         "milestones": (Counter([3, 3, 5]), {3: 2, 5: 1}),
     }
-    found = torch_file.load(write(path, {**contents, **{k: v for k, (v, _) in plain.items()}}))
+    found = load_torch(write(path, {**contents, **{k: v for k, (v, _) in plain.items()}}))
     for key in ("parameter", "noted", "typed"):
         np.testing.assert_array_equal(found[key], np.ones((2, 2), np.float32), strict=True)
     assert found["count"].shape == () and found["count"] == 7
@@ -226,7 +226,7 @@ def test_parameters_and_plain_values(path, write, protocol):
 )
 def test_other_zips(path, options, rng):
     values = rng.standard_normal((3, 5)).astype(np.float32)
-    found = torch_file.load(write_zip(path, [whole("torch.FloatStorage", values)], **options))[0]
+    found = load_torch(write_zip(path, [whole("torch.FloatStorage", values)], **options))[0]
     assert found.dtype == np.float32 and found.flags.aligned
     np.testing.assert_array_equal(found, values)
 
@@ -234,13 +234,13 @@ def test_other_zips(path, options, rng):
 def test_a_storage_may_have_a_few_bytes_to_spare(path):
     # torch.arange(10, dtype=torch.uint8)[:8].view(torch.int32)
     storage = Storage("torch.IntStorage", np.arange(10, dtype=np.uint8), numel=2)
-    found = torch_file.load(write_zip(path, tensor(storage, 0, (2,), (1,))))
+    found = load_torch(write_zip(path, tensor(storage, 0, (2,), (1,))))
     assert found.tobytes() == bytes(range(8))
 
 
 def test_pickles_of_arrays_are_read_too(path):
     path.write_bytes(pickle.dumps({"weight": np.ones(3)}))
-    np.testing.assert_array_equal(torch_file.load(path)["weight"], np.ones(3))
+    np.testing.assert_array_equal(load_torch(path)["weight"], np.ones(3))
 
 
 # ---------------------------------------------------------------- what contradicts itself
@@ -269,7 +269,7 @@ def test_pickles_of_arrays_are_read_too(path):
 def test_a_view_outside_its_storage_is_refused(path, write, view):
     contents = tensor(Storage("torch.FloatStorage", np.ones(10, np.float32)), *view)
     with pytest.raises(UserError, match="is damaged: a tensor (has|uses) .*; give a complete copy"):
-        torch_file.load(write(path, contents))
+        load_torch(write(path, contents))
 
 
 @both
@@ -277,17 +277,17 @@ def test_a_view_outside_its_storage_is_refused(path, write, view):
 def test_sizes_beyond_all_memory_give_one_sentence(path, write, size):
     storage = Storage("torch.FloatStorage", np.ones(10, np.float32))
     with pytest.raises(UserError, match="not a checkpoint"):
-        torch_file.load(write(path, tensor(storage, 0, size, (0,) * len(size))))
+        load_torch(write(path, tensor(storage, 0, size, (0,) * len(size))))
 
 
 @both
 def test_a_tensor_is_not_much_larger_than_its_storage(path, write):
     storage = Storage("torch.FloatStorage", np.ones(10, np.float32))
-    buffer = torch_file.load(write(path, tensor(storage, 0, (4, 1024), (0, 0))))
+    buffer = load_torch(write(path, tensor(storage, 0, (4, 1024), (0, 0))))
     assert buffer.shape == (4, 1024) and buffer.all()
     for size, stride in (((4097,), (0,)), ((10**9, 10), (0, 1)), ((64, 10**6, 3, 3), (0,) * 4)):
         with pytest.raises(UserError, match="has a tensor of .* that repeats a storage of 10,"):
-            torch_file.load(write(path, tensor(storage, 0, size, stride)))
+            load_torch(write(path, tensor(storage, 0, size, stride)))
 
 
 @both
@@ -298,29 +298,29 @@ def test_a_storage_of_another_size_is_refused(path, write, numel):
     if write is write_zip and numel == 9:
         numel = storage.numel = 8  # one element less is within what PyTorch may spare
     with pytest.raises(UserError, match="is damaged: "):
-        torch_file.load(write(path, tensor(storage, 0, (1,), (1,))))
+        load_torch(write(path, tensor(storage, 0, (1,), (1,))))
 
 
 @pytest.mark.parametrize("count", [-1, 0, 9, 11, 2**62])
 def test_a_legacy_storage_of_another_count_is_refused(path, count):
     contents = [whole("torch.FloatStorage", np.ones(10, np.float32))]
     with pytest.raises(UserError, match="storage 0 has not the 10 elements"):
-        torch_file.load(write_legacy(path, contents, counts={0: count}))
+        load_torch(write_legacy(path, contents, counts={0: count}))
 
 
 @pytest.mark.parametrize("keys", [["0"], ["0", "2"], ["0", "1", "2"], ["0", "0"]])
 def test_a_legacy_list_of_other_storages_is_refused(path, keys):
     contents = [whole("torch.FloatStorage", np.ones(n, np.float32)) for n in (2, 3)]
     with pytest.raises(UserError, match="its list of storages is not that of its tensors"):
-        torch_file.load(write_legacy(path, contents, keys=keys))
+        load_torch(write_legacy(path, contents, keys=keys))
 
 
 def test_legacy_files_of_other_times_and_machines_are_refused(path):
     contents = whole("torch.FloatStorage", np.ones(10, np.float32))
     with pytest.raises(UserError, match="which is no whole storage"):
-        torch_file.load(write_legacy(path, contents, notes=(("1", 2, 3),)))
+        load_torch(write_legacy(path, contents, notes=(("1", 2, 3),)))
     with pytest.raises(UserError, match="big-endian machine; save it again"):
-        torch_file.load(write_legacy(path, contents, little_endian=False))
+        load_torch(write_legacy(path, contents, little_endian=False))
 
 
 def test_a_member_that_reaches_beyond_the_file_is_refused(path):
@@ -332,14 +332,14 @@ def test_a_member_that_reaches_beyond_the_file_is_refused(path):
     assert data[entry + 20 : entry + 28] == 2 * size
     path.write_bytes(data[: entry + 42] + where + data[entry + 46 :])
     with pytest.raises(UserError, match="not a checkpoint"):
-        torch_file.load(path)
+        load_torch(path)
 
 
 @pytest.mark.parametrize("member", ["data.pkl", "data/0", "data/1"])
 def test_a_missing_member_is_named(path, member):
     contents = [whole("torch.FloatStorage", np.ones(n, np.float32)) for n in (2, 3)]
     with pytest.raises(UserError, match=f"0 members data.pkl|archive/{member} is missing"):
-        torch_file.load(write_zip(path, contents, without=[member]))
+        load_torch(write_zip(path, contents, without=[member]))
 
 
 def test_one_key_of_two_types_is_refused(path):
@@ -351,7 +351,7 @@ def test_one_key_of_two_types_is_refused(path):
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("archive/data/0", bytes(8))
     with pytest.raises(UserError, match="storage 0 has two types or sizes"):
-        torch_file.load(path)
+        load_torch(path)
 
 
 def test_a_zip_bomb_is_refused_before_it_grows(path):
@@ -359,13 +359,13 @@ def test_a_zip_bomb_is_refused_before_it_grows(path):
     contents = tensor(storage, 0, (1,), (1,))
     write_zip(path, contents, compression=zipfile.ZIP_DEFLATED)
     with pytest.raises(UserError, match="far larger than the file"):
-        torch_file.load(path)
+        load_torch(path)
     storage.numel = 1
     storage.values = np.zeros(10_000, np.uint8)
     with pytest.raises(UserError, match="has not the 1 bytes it should"):
-        torch_file.load(write_zip(path, contents))
+        load_torch(write_zip(path, contents))
     with pytest.raises(UserError, match="unusual method"):
-        torch_file.load(write_zip(path, contents, compression=zipfile.ZIP_LZMA, byteorder=None))
+        load_torch(write_zip(path, contents, compression=zipfile.ZIP_LZMA, byteorder=None))
 
 
 @pytest.mark.parametrize(
@@ -374,24 +374,24 @@ def test_a_zip_bomb_is_refused_before_it_grows(path):
 def test_no_checkpoints_give_one_sentence(path, content):
     path.write_bytes(content)
     with pytest.raises(UserError, match="empty, truncated or not a checkpoint"):
-        torch_file.load(path)
+        load_torch(path)
 
 
 def test_the_tar_format_is_refused_and_told(path):
     with tarfile.open(path, "w") as archive:
         archive.addfile(tarfile.TarInfo("storages"))
     with pytest.raises(UserError, match="tar format .* save it again"):
-        torch_file.load(path)
+        files.read(path)
 
 
 def test_other_zips_missing_files_and_folders_give_one_sentence(tmp_path):
     np.savez(tmp_path / "a.npz", a=np.ones(3))
     with pytest.raises(UserError, match="0 members data.pkl"):
-        torch_file.load(tmp_path / "a.npz")
+        load_torch(tmp_path / "a.npz")
     with pytest.raises(UserError, match="cannot read .*No such file"):
-        torch_file.load(tmp_path / "none.pth")
+        load_torch(tmp_path / "none.pth")
     with pytest.raises(UserError, match="cannot read .*directory"):
-        torch_file.load(tmp_path)
+        load_torch(tmp_path)
 
 
 # ---------------------------------------------------------------- what asks for more than data
@@ -449,9 +449,9 @@ def test_no_opcode_reaches_a_forbidden_global(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     write_zip("bad.pth", b"\x80\x04" + HOSTILE[name])
     Path("bad.pkl").write_bytes(b"\x80\x04" + HOSTILE[name])
-    for load, path in ((torch_file.load, "bad.pth"), (unpickle.load, "bad.pkl")):
+    for read, path in ((load_torch, "bad.pth"), (load_pickle, "bad.pkl")):
         with pytest.raises(UserError, match=REFUSED if name in NAMED else "not a checkpoint"):
-            load(path)
+            read(path)
     assert not Path("OWNED").exists()
 
 
@@ -461,14 +461,14 @@ def test_no_opcode_reaches_a_forbidden_global(tmp_path, monkeypatch, name):
 )
 def test_the_forbidden_global_is_named(path, name, asked):
     with pytest.raises(UserError, match=f"asks for {asked}, .* {REFUSED}"):
-        torch_file.load(write_zip(path, b"\x80\x04" + HOSTILE[name]))
+        load_torch(write_zip(path, b"\x80\x04" + HOSTILE[name]))
 
 
 def test_registered_extensions_are_no_way_round(path, monkeypatch):
     copyreg.add_extension("builtins", "open", 1)
     try:
         with pytest.raises(UserError, match="asks for builtins.open"):
-            torch_file.load(write_zip(path, b"\x80\x02" + HOSTILE["extension"]))
+            load_torch(write_zip(path, b"\x80\x02" + HOSTILE["extension"]))
     finally:
         copyreg.remove_extension("builtins", "open", 1)
 
@@ -490,7 +490,7 @@ def test_registered_extensions_are_no_way_round(path, monkeypatch):
 )
 def test_other_objects_are_refused_by_name(path, write, value, asked):
     with pytest.raises(UserError, match=f"asks for {asked}.* {REFUSED}"):
-        torch_file.load(write(path, {"a": value}))
+        load_torch(write(path, {"a": value}))
 
 
 # NumPy believes the state of a type: these would take bytes for pointers, or read beyond them.
@@ -508,12 +508,12 @@ def test_a_numpy_type_with_a_state_of_its_own_is_refused(tmp_path, name, state):
     file = io.BytesIO()
     Pickler(file).dump(Call("numpy.dtype", name, False, True, state=state))
     (tmp_path / "bad.pkl").write_bytes(file.getvalue())
-    for load, path in (
-        (unpickle.load, tmp_path / "bad.pkl"),
-        (torch_file.load, write_zip(tmp_path / "bad.pth", file.getvalue())),
+    for read, path in (
+        (load_pickle, tmp_path / "bad.pkl"),
+        (load_torch, write_zip(tmp_path / "bad.pth", file.getvalue())),
     ):
         with pytest.raises(UserError, match=f"asks for numpy.dtype .* {REFUSED}"):
-            load(path)
+            read(path)
 
 
 @pytest.mark.parametrize("shape", [(-1, -3), (4,), (2**62, 2**62), (3.0,)])
@@ -524,7 +524,7 @@ def test_an_array_with_another_shape_than_its_data_is_refused(tmp_path, shape):
     Pickler(file, 4).dump(Call(reconstruct, Global("numpy.ndarray"), (0,), b"b", state=state))
     (tmp_path / "bad.pkl").write_bytes(file.getvalue())
     with pytest.raises(UserError, match="not a checkpoint"):
-        unpickle.load(tmp_path / "bad.pkl")
+        load_pickle(tmp_path / "bad.pkl")
 
 
 # ---------------------------------------------------------------- memory
@@ -536,7 +536,7 @@ def test_reading_takes_the_memory_of_the_weights_or_maps_them(path, write, share
     write(path, {"w": whole("torch.FloatStorage", values)})
     tracemalloc.start()
     try:
-        weight = torch_file.load(path)["w"]
+        weight = load_torch(path)["w"]
         _now, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
