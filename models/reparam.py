@@ -55,7 +55,10 @@ def differentiable(tensor: mge.Tensor) -> mge.Tensor:
 
 
 class LinearMap(NamedTuple):
-    """A "same"-padded convolution: kernel [O, I/groups, kh, kw], bias [O]."""
+    """A "same"-padded convolution, kernel [O, I/groups, kh, kw] and bias [O], or a linear layer.
+
+    The kernel of a linear layer is [O, I].
+    """
 
     kernel: Numbers
     bias: Numbers
