@@ -119,9 +119,9 @@ SHARED_FLAGS: dict[str, dict[str, Any]] = {
     },
     "--val-list": {
         "metavar": "FILE",
-        "help": "labels of validation images that are in no class folders: lines NAME LABEL, "
-        "Kaggle's LOC_val_solution.csv, or ImageNet's development kit (default: such a file beside "
-        "them)",
+        "help": "file that labels validation images which are in no class folders: lines NAME "
+        "LABEL, Kaggle's LOC_val_solution.csv, or ImageNet's development kit (default: a file of "
+        "one of these kinds beside the images)",
     },
     "--calibration": {
         "metavar": "DIR",

@@ -67,8 +67,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     cli.add_flags(
         what,
         "--size",
-        help="side of the random images (default: as large as no tap of a kernel meets padding "
-        f"alone, {SIZE} or more, or that of a checkpoint's own images if it is larger)",
+        help=f"side of the random images (default: {SIZE}, or more where a kernel would meet "
+        "padding alone; with --model, at least the side of the checkpoint's images)",
     )
     cli.add_preprocessing_flags(parser)
     cli.add_flags(parser.add_argument_group("output"), "--json")

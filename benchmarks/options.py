@@ -61,12 +61,14 @@ def add_inference(commands: argparse._SubParsersAction) -> None:
     infer.add_argument(
         "--scatter",
         metavar="FILE",
-        help="PNG file to draw the reported ImageNet accuracy over the latency of all networks in",
+        help="write a chart to this PNG file: reported ImageNet accuracy over measured latency, a "
+        "point for each network",
     )
     infer.add_argument(
         "--forms",
         metavar="FILE",
-        help="PNG file to draw the latency of all networks in train form and in deploy form in",
+        help="write a chart to this PNG file: latency of each network in train form and in deploy "
+        "form",
     )
     throughput = commands.add_parser(
         "throughput",

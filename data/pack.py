@@ -39,7 +39,7 @@ _JPEG = (".jpg", ".jpeg", ".jpe", ".jfif")
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Return the parsed command line."""
-    parser = cli.ArgumentParser(__doc__, EXAMPLES, prog="data.pack")
+    parser = cli.ArgumentParser(__doc__, EXAMPLES, prog="python -m data.pack")
     parser.add_argument("source", metavar="SRC", help="any data that --data of train.py takes")
     parser.add_argument("target", metavar="DST", nargs="?", help="tar to write")
     cli.add_flags(parser, "--val-list", "--skip-bad-images")
@@ -54,7 +54,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         type=cli.number(int, 1, 100),
         default=95,
         metavar="Q",
-        help="quality of these JPEGs, of 100",
+        help="quality of the JPEGs that --size makes, from 1 to 100",
     )
     parser.add_argument(
         "--check",

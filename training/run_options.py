@@ -104,7 +104,8 @@ class RunOptions:
         above=0,
         at_most=1,
         metavar="R",
-        help="side of the centre crop over the short side of the image, in validation",
+        help="side of the centre crop divided by the short side of the resized image, in "
+        "validation",
     )
     entry: str | None = setting(
         None,
@@ -132,14 +133,14 @@ class RunOptions:
         group=PREPROCESSING,
         choices=resizing.BACKENDS,
         help="library whose resizing is used: pillow, antialiased, as PyTorch and timm use it, or "
-        "opencv, as BaseCls uses it (default: pillow)",
+        "opencv, as BaseCls uses it (default: that of --pretrained, else pillow)",
     )
     class_names: str | None = setting(
         None,
         group=PREPROCESSING,
         metavar="FILE",
-        help="text file with the class names of the --pretrained weights, one a line: where their "
-        "classifier is kept, these must be the classes of the data, in the same order",
+        help="file with the class names of the --pretrained weights, one a line or as a JSON list: "
+        "where their classifier is kept, these must be the classes of the data, in the same order",
     )
     skip_bad_images: bool = setting(
         False,
@@ -184,8 +185,8 @@ class RunOptions:
         None,
         negatable=True,
         help="compute activations again instead of keeping them: the same result, but for "
-        "rounding, from less memory, in several times the time (default: on a CPU with too little "
-        "memory)",
+        "rounding, from less memory, in several times the time (default: only where a run on a CPU "
+        "would not fit into the free memory)",
     )
     world_size: int = setting(
         1,
@@ -199,7 +200,7 @@ class RunOptions:
         group="several processes",
         at_least=0,
         metavar="HOST",
-        help="number of this host among them, counted from 0 (GPUs only; not tested)",
+        help="number of this host among the --world-size hosts, from 0 (GPUs only; not tested)",
     )
     dist_addr: str = setting(
         "localhost",

@@ -99,7 +99,7 @@ class Settings:
         at_least=0,
         at_most=1,
         metavar="P",
-        help="probability that is spread evenly over all classes",
+        help="share of each label that is spread evenly over all classes",
     )
     schedule: str = setting(
         "cosine", choices=SCHEDULES, help="schedule of the learning rate after the warm-up"
@@ -148,7 +148,7 @@ class Settings:
         0.0,
         at_least=0,
         metavar="NORM",
-        help="scale the gradients down to this common L2 norm; 0: never",
+        help="scale all gradients down together where their L2 norm is above NORM; 0: never",
     )
     agc: float = setting(
         0.0,

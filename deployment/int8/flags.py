@@ -67,15 +67,15 @@ def parse(
         "--max-drop",
         type=cli.number(float, 0),
         metavar="POINTS",
-        help="percentage points of top-1 accuracy on --data that the int8 network may lose; the "
-        "fewest layers stay in float that keep it within them",
+        help="largest loss of top-1 accuracy on --data, in percentage points; as few layers as "
+        "possible are kept in float to stay within it",
     )
     floors.add_argument(
         "--min-sqnr",
         type=cli.number(float, -100),
         metavar="DB",
-        help="least SQNR of the int8 network's logits on the calibration images, in dB, which "
-        "needs no labels; the fewest layers stay in float that reach it",
+        help="least SQNR of the int8 network's logits on the calibration images, in dB; as few "
+        "layers as possible are kept in float to reach it; no labels are needed",
     )
     parser.add_argument(
         "--weights",
@@ -94,7 +94,8 @@ def parse(
         choices=("auto", *CLIPS),
         default="auto",
         help="method that chooses the activations' ranges: %(choices)s; auto takes the one with "
-        "the least noise in the logits, with --full-range in those of the file without it",
+        "the least noise in the logits of the calibration images, measured without --full-range "
+        "even if that is given",
     )
     parser.add_argument(
         "--out",
