@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from models import cpu
+
 import megengine.module as M
 from tqdm import tqdm
 
@@ -143,4 +145,5 @@ class Scorer:
                 if bar.disable and batches % self.args.print_freq == 0:
                     self.say(f"{form} form, {score.total} images: top-1 {score.top1:.2f} %")
 
-            return evaluate(model, self.loader.evaluation(), show)
+            with cpu.evaluation():
+                return evaluate(model, self.loader.evaluation(), show)

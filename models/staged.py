@@ -65,12 +65,12 @@ class StagedClassifier(M.Module):
         return self.linear(global_average_pool(x))
 
     def forward(self, x: mge.Tensor) -> mge.Tensor:
-        maps = cpu.maps(self, self._last_map, x) if self.training else None
+        maps = cpu.maps(self, self._last_map, x)
         return self.classify(self.features(x)[-1] if maps is None else maps[0])
 
     def is_compiled(self, x: mge.Tensor) -> bool:
         """Return whether `forward` computes the maps of these images by a compiled program."""
-        return self.training and cpu.covers(self, self._last_map, x)
+        return cpu.covers(self, self._last_map, x)
 
     def _last_map(self, x: mge.Tensor) -> list[mge.Tensor]:
         return self.features(x)[-1:]

@@ -14,6 +14,7 @@ from functools import partial
 from itertools import islice
 
 import models
+from models import cpu
 
 import megengine as mge
 import numpy as np
@@ -241,7 +242,8 @@ class Trainer:
         """
         int8 = self.network.quantized
         evaluated = models.to_deploy(self.model) if int8 is None else int8
-        score = evaluate(evaluated, self.data.val.evaluation(), self._leave_if_alone)
+        with cpu.evaluation():
+            score = evaluate(evaluated, self.data.val.evaluation(), self._leave_if_alone)
         score = score.over_all(self.workers)
         check_any(score, "validation")
         return score

@@ -28,10 +28,12 @@ from .large_kernel import SMALL_KERNEL
 from .symbol import Symbol
 
 __all__ = ["PATHS", "SMALL_KERNEL", "SMALL_MAP", "Symbol", "add_bias", "batch_norm", "conv2d",
-           "covers", "is_used", "maps", "path", "relu", "update_by_momentum", "using"]  # fmt: skip
+           "covers", "evaluation", "is_used", "maps", "path", "relu", "update_by_momentum",
+           "using"]  # fmt: skip
 
 PATHS = ("stock", "matmul", "fast")
 _path: ContextVar[str | None] = ContextVar("path", default=None)
+_evaluates: ContextVar[bool] = ContextVar("evaluates", default=False)
 
 
 def path() -> str:
@@ -60,6 +62,23 @@ def using(path: str) -> Iterator[None]:
         _path.reset(token)
 
 
+@contextmanager
+def evaluation() -> Iterator[None]:
+    """Compute fused networks by programs in this thread, on all cores: `with cpu.evaluation():`.
+
+    It is for many batches of one shape, of which no gradients are needed.
+    """
+    token = _evaluates.set(True)
+    try:
+        yield
+    finally:
+        _evaluates.reset(token)
+
+
+def _may_compile(model: M.Module) -> bool:
+    return (model.training or _evaluates.get()) and path() == "fast" and is_used()
+
+
 def is_used() -> bool:
     """Return whether MegEngine computes on a CPU, eagerly, and not as it is ("stock").
 
@@ -80,9 +99,10 @@ def maps(
 ) -> list[mge.Tensor] | None:
     """Return what `function` of a part of `model` returns for images, by a compiled program.
 
-    None is returned where another way is to be used: see fast/rules.py.
+    None is returned where another way is to be used: in evaluation mode but for `evaluation`, and
+    by the rules of fast/rules.py.
     """
-    if path() != "fast" or not is_used():
+    if not _may_compile(model):
         return None
     from . import fast  # it needs packages that may be missing
 
@@ -93,7 +113,7 @@ def covers(
     model: M.Module, function: Callable[[mge.Tensor], list[mge.Tensor]], x: mge.Tensor
 ) -> bool:
     """Return whether `maps` would use a compiled program; nothing is compiled or computed."""
-    if path() != "fast" or not is_used():
+    if not _may_compile(model):
         return False
     from . import fast
 

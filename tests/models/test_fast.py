@@ -12,7 +12,7 @@ import weakref
 from pathlib import Path
 
 import models
-from models import cpu, layers
+from models import cpu, equivalence, layers
 from models.cpu import symbol
 
 import megengine as mge
@@ -30,6 +30,7 @@ from training import optimizer
 pytest.importorskip("numba", reason="the extra [fast] is not installed")
 
 from models.cpu.fast import executor, libraries, memory, network
+from models.cpu.fast.program import Program
 
 NETWORKS = ["RepVGGA0", "RepVGGA0-qa", "MobileOneS0", "RepViTM0_6", "RepGhost050", "FastViTT8"]
 
@@ -435,6 +436,38 @@ def test_what_is_left_to_the_other_path(model, monkeypatch):
     assert used(model, monkeypatch)
     model.eval()
     assert not used(model, monkeypatch)
+
+
+FUSED = ("RepVGGA0-qa", "RepVGGD2se", "MobileOneS0", "RepViTM0_6", "RepGhost050", "FastViTT8")
+
+
+@pytest.mark.parametrize("arch", slow_but(["MobileOneS0", "RepGhost050", "FastViTT8"], FUSED))
+def test_a_fused_network_is_evaluated_by_a_program(arch, monkeypatch, rng):
+    trained = models.create(arch, 10)
+    images = rng.standard_normal((6, 3, 64, 64)).astype(np.float32)
+    equivalence.randomize(trained, images)
+    model = models.to_deploy(trained)
+    model.eval()
+    expected = model(mge.Tensor(images)).numpy()
+    for count in (6, 2, 6):
+        x = mge.Tensor(images[:count])
+        assert not model.is_compiled(x) and not used(model, monkeypatch, x)
+        with cpu.using("fast"), cpu.evaluation():
+            assert model.is_compiled(x) and used(model, monkeypatch, x)
+            logits = model(x).numpy()
+            assert np.array_equal(model(x).numpy(), logits)
+        assert np.abs(logits - expected[:count]).max() <= 1e-5 * np.abs(expected).max()
+    trained.eval()
+    with cpu.evaluation():
+        assert not used(trained, monkeypatch, x)  # its batch norms are not those of a training
+
+
+def test_a_program_without_a_backward_pass_takes_less_memory(model):
+    deployed = models.to_deploy(model)
+    trace, outputs = network.trace(deployed._last_map, (4, 3, 64, 64))
+    arguments = trace.operations, outputs, False
+    both, forward = (Program(*arguments, back)._arena for back in (True, False))
+    assert forward.size < both.size / 3
 
 
 def test_a_new_module_with_a_hook_is_seen(model, monkeypatch):

@@ -25,8 +25,8 @@ class Compiled:
     A second program is made where the backward pass of one forward pass comes after another one.
     """
 
-    def __init__(self, trace: Trace, outputs: list[int], input_gradient: bool):
-        self._arguments = trace.operations, outputs, input_gradient
+    def __init__(self, trace: Trace, outputs: list[int], input_gradient: bool, backward: bool):
+        self._arguments = trace.operations, outputs, input_gradient, backward
         self._idle: list[Program] = []
         shapes = [trace.operations[number].shape for number in outputs]
         statistics = [
@@ -126,13 +126,18 @@ def trace(
 
 
 def run(model: M.Module, trace: Trace, outputs: list[int], x: mge.Tensor) -> list[mge.Tensor]:
-    """Return the maps that a trace of a model returns for images; they can be differentiated."""
-    input_gradient = get_grad_key((x,)) is not None
-    key = tuple(trace.operations), tuple(outputs), input_gradient
+    """Return the maps that a trace of a model returns for images.
+
+    They can be differentiated if the model is in training mode.
+    """
+    input_gradient = model.training and get_grad_key((x,)) is not None
+    key = tuple(trace.operations), tuple(outputs), input_gradient, model.training
     recent = _compiled.setdefault(model, OrderedDict())
-    compiled = recent.pop(key, None) or Compiled(trace, outputs, input_gradient)
+    compiled = recent.pop(key, None) or Compiled(trace, outputs, input_gradient, model.training)
     recent[key] = compiled
     if len(recent) > _KEPT:
         recent.popitem(last=False)
     function = _Maps(compiled, trace, len(outputs), input_gradient)
+    if not model.training:
+        return list(function.forward(x, *trace.parameters))
     return list(function(x, *trace.parameters))

@@ -15,20 +15,28 @@ class Program:
     """What a network computes for batches of one shape, forward and backward.
 
     The maps of the forward pass stay in the program's memory until the backward pass, so between
-    them the program can be used for nothing else.
+    them the program can be used for nothing else. Without a backward pass, maps take the memory of
+    those that are no longer needed.
 
     Args:
         operations, outputs: those of a trace, and the numbers of its results.
         input_gradient: whether the gradient of the input is computed.
+        backward: whether there is a backward pass.
 
     Attributes:
         slots: addresses of what is outside, int64.
         ranges: see `Slots`.
     """
 
-    def __init__(self, operations: list[Operation], outputs: list[int], input_gradient: bool):
+    def __init__(
+        self,
+        operations: list[Operation],
+        outputs: list[int],
+        input_gradient: bool,
+        backward: bool = True,
+    ):
         libraries.set_threads()  # oneDNN divides its work when something is created
-        written = Writer(operations, outputs, input_gradient)
+        written = Writer(operations, outputs, input_gradient, backward)
         self.ranges = written.slots.ranges
         self.slots = np.zeros(written.slots.count, np.int64)
         self._kept = written.records.kept

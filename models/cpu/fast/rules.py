@@ -1,8 +1,9 @@
 """Where programs are used: training of whole networks in float32, in the usual ways.
 
+So is the evaluation of fused networks, where it is asked for (`cpu.evaluation`).
 The other path computes what is traced or exported, quantization-aware training, mixed precision,
 networks with hooks on their modules, batch norms that are frozen or shared between processes,
-`--low-memory`, single blocks, `features()`, and everything in evaluation mode.
+`--low-memory`, single blocks, `features()`, and batch norms in evaluation mode.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def _traced(
     """Return what `function` computes, and its outputs, or None where programs are not used."""
     if str(x.device) != "cpu0:0":  # where tensors of shared memory are
         return None
-    if not model.training or x.dtype != np.float32 or amp.enabled:
+    if x.dtype != np.float32 or amp.enabled:
         return None
     _, hooks = _hooks.get(model) or ((), None)
     if hooks is None or any(hooks):  # a module with hooks may have been replaced

@@ -20,6 +20,7 @@ class Writer:
     Args:
         operations, outputs: those of a trace, and the numbers of its results.
         input_gradient: whether the gradient of the input is computed.
+        backward: whether there is a backward pass.
 
     Attributes:
         records: those of both passes.
@@ -27,7 +28,13 @@ class Writer:
         slots: numbers of what is outside.
     """
 
-    def __init__(self, operations: list[Operation], outputs: list[int], input_gradient: bool):
+    def __init__(
+        self,
+        operations: list[Operation],
+        outputs: list[int],
+        input_gradient: bool,
+        backward: bool = True,
+    ):
         self._operations, self._outputs = operations, outputs
         self._input_gradient = input_gradient
         self.slots = Slots(operations, outputs)
@@ -44,6 +51,8 @@ class Writer:
             self._forward(item)
         self._emit_outputs()
         self.split = len(self.records.rows)
+        if not backward:
+            return
         self._emit_output_gradients()
         for item in reversed(fused):
             self._backward(item)
