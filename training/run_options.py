@@ -200,7 +200,7 @@ class RunOptions:
         group="several processes",
         at_least=0,
         metavar="HOST",
-        help="number of this host among the --world-size hosts, from 0 (GPUs only; not tested)",
+        help="number of this host among --world-size, from 0 (GPUs only; not tested)",
     )
     dist_addr: str = setting(
         "localhost",
