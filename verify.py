@@ -190,8 +190,8 @@ def main(argv: list[str] | None = None) -> int:
     if failed:
         out = sys.stderr if args.json else sys.stdout
         print(
-            f"\n{len(failed)} of {len(results)} differ by more than {equivalence.TOLERANCE:.0e}, or "
-            "have a batch norm left or outputs that are not finite:",
+            f"\n{len(failed)} of {len(results)} differ by more than {equivalence.TOLERANCE:.0e}, "
+            "or have a batch norm left or outputs that are not finite:",
             file=out,
         )
         print("\n".join(failed), file=out)
