@@ -237,8 +237,8 @@ class Trainer:
     def _evaluate(self) -> Score:
         """Score the network as it is on the validation set.
 
-        It is fused for it, which makes it 2 to 10 times as fast (RepVGGA0 and MobileOneS0 on a
-        CPU), unless int8 is simulated.
+        It is fused for it, unless int8 is simulated: on a CPU with AVX-512 that makes it 2.7 times
+        as fast for RepVGGA0, and 28 times for MobileOneS0 (32 px, one core).
         """
         int8 = self.network.quantized
         evaluated = models.to_deploy(self.model) if int8 is None else int8
