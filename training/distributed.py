@@ -216,10 +216,16 @@ def synchronize_batch_norms(model: M.Module, workers: Workers) -> None:
 
     Source: as in Peng et al., MegDet, CVPR 2018.
     """
-    if workers.size > 1:
-        for module in model.modules():
-            if hasattr(module, "all_reduce"):
-                module.all_reduce = workers.sum
+    if workers.size == 1:
+        return
+
+    # a function, because with a method of `workers` a copy of the model would copy these too
+    def all_reduce(x: mge.Tensor) -> mge.Tensor:
+        return workers.sum(x)
+
+    for module in model.modules():
+        if hasattr(module, "all_reduce"):
+            module.all_reduce = all_reduce
 
 
 def check_equal(model: M.Module, workers: Workers) -> None:

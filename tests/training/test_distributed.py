@@ -1,5 +1,6 @@
 """Real workers under a real mpiexec: equal results, and one sentence when one of them fails."""
 
+import copy
 import os
 import pickle
 import re
@@ -8,12 +9,15 @@ import subprocess
 import sys
 import time
 
+import models
+
 import numpy as np
 import psutil
 import pytest
 
 from tests.support import ROOT, write_image_folder
 from tests.training.test_run import SMALL, equal, finish, start, wait_for
+from training.distributed import Workers, synchronize_batch_norms
 
 # two workers, with all that has state or is drawn at random
 ALL = [*SMALL[:-1], "--ngpus", "2", "--optimizer", "adamw", "--lr", "0.01", "--ema", "0.9",
@@ -131,7 +135,23 @@ def test_a_signal_saves_and_another_number_of_workers_goes_on(straight, tmp_path
     assert process.returncode == 128 + signal.SIGTERM
     assert "stopped by SIGTERM after step" in out.splitlines()[-1], out
     status, out = finish(*command, *SHORT, "--ngpus", "3", "--resume", "auto")
-    assert status == 0 and re.search(r"resuming .* after step [23] of 6", out), out
+    assert status == 0 and re.search(r"resuming .* after step [2-5] of 6", out), out
+
+
+def test_a_copy_of_a_network_shares_its_workers(tiny):
+    """Validation fuses a copy, and what joins the processes cannot be copied."""
+
+    class Two(Workers):
+        size = 2
+
+        def __deepcopy__(self, memo):
+            raise TypeError("a process cannot be copied")
+
+    model = tiny()
+    synchronize_batch_norms(model, Two())
+    models.to_deploy(model)
+    norm = next(m for m in copy.deepcopy(model).modules() if hasattr(m, "all_reduce"))
+    assert norm.all_reduce is not None
 
 
 @pytest.mark.slow
