@@ -159,14 +159,9 @@ def check_fusion(path: Path, args: argparse.Namespace) -> equivalence.Equivalenc
             )
     # the report has what is assumed
     model = weights.load(replace(converted, note=None), classifier=False)
-    size, fused_here = (
-        max(converted.preprocessing.size, model.check_size),
-        converted.form == "train",
-    )
+    size, fused_here = converted.preprocessing.size, converted.form == "train"
     del converted  # the file's tensors and both forms of the network are much memory together
-    count = 2 if model.check_size <= 64 else 1
-    images = np.random.default_rng(0).standard_normal((count, model.in_chans, size, size))
-    images = images.astype(np.float32)
+    images = equivalence.random_images(model, size)
     check = equivalence.compare(model, images, consume=True)
     del model
     if not check.holds and fused_here:

@@ -62,8 +62,7 @@ def run(args: argparse.Namespace, workers: Workers) -> int:
 
 def _assert_equal(path: Path, model: M.Module, size: int) -> None:
     """Raise UserError unless fusion leaves the function of a network as it is."""
-    side = max(size, model.check_size)
-    images = np.random.default_rng(0).standard_normal((2, model.in_chans, side, side), np.float32)
+    images = equivalence.random_images(model, size)
     check = float64.confirmed(equivalence.compare(model, images), model, images[:1])
     if not check.holds:
         raise UserError(

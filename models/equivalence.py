@@ -88,6 +88,16 @@ def random_network(arch: str) -> M.Module:
     return model
 
 
+def random_images(model: M.Module, size: int) -> np.ndarray:
+    """Return images for `compare`, float32 [N, C, side, side], one or two of them.
+
+    They are of `size`, or as much larger as no tap of a kernel may meet padding alone.
+    """
+    side = max(size, model.check_size)
+    shape = (2 if model.check_size <= 64 else 1, model.in_chans, side, side)
+    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+
+
 def compare(model: M.Module, images: np.ndarray, consume: bool = False) -> Equivalence:
     """Fuse a copy of `model` and compare both forms on `images` [N, C, H, W], in evaluation mode.
 

@@ -31,6 +31,7 @@ pytest.importorskip("numba", reason="the extra [fast] is not installed")
 
 from models.cpu.fast import executor, libraries, memory, network
 from models.cpu.fast.program import Program
+from models.cpu.fast.writer import Writer
 
 NETWORKS = ["RepVGGA0", "RepVGGA0-qa", "MobileOneS0", "RepViTM0_6", "RepGhost050", "FastViTT8"]
 
@@ -466,7 +467,7 @@ def test_a_program_without_a_backward_pass_takes_less_memory(model):
     deployed = models.to_deploy(model)
     trace, outputs = network.trace(deployed._last_map, (4, 3, 64, 64))
     arguments = trace.operations, outputs, False
-    both, forward = (Program(*arguments, back)._arena for back in (True, False))
+    both, forward = (Program(Writer(*arguments, back))._arena for back in (True, False))
     assert forward.size < both.size / 3
 
 

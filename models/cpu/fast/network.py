@@ -17,6 +17,7 @@ from ..symbol import Trace, Untraceable
 from . import memory
 from .executor import bits
 from .program import Program
+from .writer import Writer
 
 
 class Compiled:
@@ -41,7 +42,7 @@ class Compiled:
 
     def take(self) -> Program:
         """Return a program that is not in use."""
-        return self._idle.pop() if self._idle else Program(*self._arguments)
+        return self._idle.pop() if self._idle else Program(Writer(*self._arguments))
 
     def release(self, program: Program) -> None:
         """Take back a program."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..symbol import Operation
 from . import executor, libraries, onednn
 from .memory import aligned
 from .places import Addresses, Argument, Buffer, Part, Slot, arrange, buffers_of
@@ -19,24 +18,14 @@ class Program:
     those that are no longer needed.
 
     Args:
-        operations, outputs: those of a trace, and the numbers of its results.
-        input_gradient: whether the gradient of the input is computed.
-        backward: whether there is a backward pass.
+        written: what it computes, which no other program has.
 
     Attributes:
         slots: addresses of what is outside, int64.
         ranges: see `Slots`.
     """
 
-    def __init__(
-        self,
-        operations: list[Operation],
-        outputs: list[int],
-        input_gradient: bool,
-        backward: bool = True,
-    ):
-        libraries.set_threads()  # oneDNN divides its work when something is created
-        written = Writer(operations, outputs, input_gradient, backward)
+    def __init__(self, written: Writer):
         self.ranges = written.slots.ranges
         self.slots = np.zeros(written.slots.count, np.int64)
         self._kept = written.records.kept

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 
 from ..symbol import Operation
-from . import onednn, onednn_layers
+from . import libraries, onednn, onednn_layers
 from .convolution import Convolution
 from .executor import Code
 from .fuse import Unit, fuse
@@ -35,6 +35,7 @@ class Writer:
         input_gradient: bool,
         backward: bool = True,
     ):
+        libraries.set_threads()  # oneDNN divides its work when something is created
         self._operations, self._outputs = operations, outputs
         self._input_gradient = input_gradient
         self.slots = Slots(operations, outputs)
