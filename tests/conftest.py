@@ -23,6 +23,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+@pytest.fixture(autouse=True)
+def same_initial_weights():
+    """Give each test the same initial weights in every run."""
+    mge.random.seed(0)
+
+
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
