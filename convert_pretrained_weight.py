@@ -29,8 +29,8 @@ from weights import (
     catalog,
     channels,
     checkpoint,
+    conversion_report,
     convert,
-    entries,
     export,
     files,
     preprocessing,
@@ -212,44 +212,12 @@ def save_export(converted: checkpoint.Checkpoint, layout: str, save_dir: str) ->
     return target
 
 
-def show_list(as_json: bool) -> None:
-    """Print the catalogue of published weights."""
-    if as_json:
-        rows = [{**entry._asdict(), "licence": entry.licence} for entry in catalog.PUBLISHED]
-        print(utils.json_text(rows))
-        return
-    print("Weights trained elsewhere, on ImageNet where nothing else is said. The accuracy is what")
-    print("they report; none of it was measured here. They stay under the licence of those who")
-    print("trained them.\n")
-    line = "{:10} {:25} {:16} {:>6} {:>6}  {:>4} {:>5}  {:12} {:52} {}"
-    print(
-        line.format(
-            *("source", "their name", "architecture", "top-1", "top-5", "size", "crop"),
-            *("licence", "reported by", "where"),
-        )
-    )
-    for entry in catalog.PUBLISHED:
-        figures = (f"{v:.2f}" if v is not None else "-" for v in (entry.top1, entry.top5))
-        print(
-            line.format(
-                entry.source,
-                entry.name,
-                entry.arch,
-                *figures,
-                entry.size,
-                entry.crop_ratio,
-                entry.licence,
-                entry.reported_by or "-",
-                entry.where,
-            ).rstrip()
-        )
-
-
 def main(argv: list[str] | None = None) -> int:
     """Convert one file, or list what is published; return the exit status."""
     args = parse_args(argv)
     if args.list:
-        show_list(args.json)
+        rows = [{**entry._asdict(), "licence": entry.licence} for entry in catalog.PUBLISHED]
+        print(utils.json_text(rows) if args.json else conversion_report.published())
         return 0
     environment.hide_unused_gpus()
     path = catalog.locate(args.origin_dir)
@@ -281,53 +249,12 @@ def main(argv: list[str] | None = None) -> int:
         "precision": check.precision,
         "entry": converted.entry,
         "other_entries": converted.other_entries,
+        "layout": args.export,
         "output": str(target),
         "sha256": files.sha256(target),
     }
-    if args.json:
-        print(utils.json_text(report))
-    else:
-        show(report, converted, args.export)
+    print(utils.json_text(report) if args.json else conversion_report.text(report))
     return 0
-
-
-def show(report: dict, converted: checkpoint.Checkpoint, layout: str | None) -> None:
-    """Print the report of a conversion."""
-    ends = [key.rpartition(".")[2] for key in report["dropped"]]
-    counts = {name: ends.count(name) for name in dict.fromkeys(ends) if name in entries.COUNTERS}
-    dropped = [f"{count} x {name}" for name, count in counts.items()]
-    dropped += [key for key, end in zip(report["dropped"], ends, strict=True) if end not in counts]
-    architecture = ", ".join([report["arch"], *(f"{k}={v}" for k, v in report["options"].items())])
-    verified = f"relative error {report['relative_error']:.1e} after fusion"
-    if report["precision"] != "float32":
-        verified += f", in {report['precision']}"
-    if report["form"] == "deploy":
-        verified = "fused already; the logits are finite"
-    classes = f"{report['classes']} classes" if report["classes"] else "no classifier"
-    entry = report["entry"] or entries.ROOT
-    if report["other_entries"]:
-        entry += f" was taken; there is also {', '.join(report['other_entries'])} (--entry NAME)"
-    for label, value in (
-        ("source", report["source"]),
-        *([("entry", entry)] if entry != entries.ROOT or report["other_entries"] else []),
-        ("architecture", f"{architecture}, {report['form']} form, {classes}"),
-        ("tensors", f"{report['mapped']} mapped; dropped: {', '.join(dropped) or 'none'}"),
-        *([("input", report["input"])] if report["input"] else []),
-        *preprocessing.report(converted.preprocessing, converted.classes, converted.origins),
-        ("verified", verified),
-        ("layout", layout or "this project's"),
-        ("output", report["output"]),
-        ("sha256", report["sha256"]),
-    ):
-        print(f"{label + ': ':14}{utils.shown(value)}")  # names are those of the file
-    for note in [*([report["note"]] if report["note"] else []), *report["export_notes"]]:
-        print(f"note: {utils.shown(note)}")
-    if converted.preprocessing.channels == 1:
-        return
-    if layout == HUB and export.is_reversed_for_hub(converted):
-        print("note: as timm feeds RGB images, the first kernels take them in this folder")
-    elif layout:
-        print(f"note: the network expects {report['colour_order']} images, also in this layout")
 
 
 if __name__ == "__main__":

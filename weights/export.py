@@ -69,6 +69,11 @@ def notes(checkpoint: Checkpoint, layout: str) -> list[str]:
             "the activation ranges of the quantization-aware training are not in this file; give "
             f"{checkpoint.path} itself to quantize.py"
         )
+    if layout == "hf" and is_reversed_for_hub(checkpoint):
+        said.append("as timm feeds RGB images, the first kernels take them in this folder")
+    elif checkpoint.preprocessing.channels != 1:
+        color = checkpoint.preprocessing.color
+        said.append(f"the network expects {color} images, also in this layout")
     return said
 
 

@@ -5,7 +5,7 @@ import os
 import pytest
 
 import benchmark
-from benchmarks import against_pytorch, training_worker, workers
+from benchmarks import against_pytorch, commands, training_worker, workers
 from benchmarks.own_process import own_process
 from benchmarks.training_step import Point
 from benchmarks.turns import Process
@@ -151,4 +151,4 @@ def test_all_points_are_checked_before_the_first_is_measured(monkeypatch):
 
 def test_points_of_several_architectures():
     args = benchmark.parse_args(["train", "--point", "64x16", "repghost_100:32x8"])
-    assert benchmark.points(args) == [Point("RepVGGA0", 64, 16), Point("RepGhost100", 32, 8)]
+    assert commands.points(args) == [Point("RepVGGA0", 64, 16), Point("RepGhost100", 32, 8)]
