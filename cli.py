@@ -23,6 +23,16 @@ class ArgumentParser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse arguments, none of which may be empty, as one of an unset variable would be."""
+        given = sys.argv[1:] if args is None else list(args)
+        for before, argument in zip(["", *given], given, strict=False):
+            flag = before if not argument else argument.removesuffix("=")
+            if not argument or (argument.startswith("--") and argument.endswith("=")):
+                where = f" after {flag}" if flag.startswith("-") else ""
+                self.error(f"the argument{where} is empty; give a value, or leave it out")
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         """Print one sentence and exit with status 2."""
         sys.exit(fail(f"{message} (see {self.prog} --help)"))

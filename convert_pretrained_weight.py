@@ -177,14 +177,16 @@ def check_fusion(path: Path, args: argparse.Namespace) -> equivalence.Equivalenc
     return check
 
 
-def target_path(save_dir: str, converted: checkpoint.Checkpoint, suffix: str) -> Path:
+def target_path(save_dir: str, source: Path, converted: checkpoint.Checkpoint, suffix: str) -> Path:
     """Return the file to write: `save_dir` itself when it has the `suffix`, else one in it.
 
-    Raises ConversionError for a name with the suffix of another kind of weights.
+    Raises UserError for a name with the suffix of another kind of weights, and where the file would
+    replace `source`, which may hold more than its weights.
     """
     path = Path(save_dir)
     is_folder = save_dir.endswith(os.sep) or os.path.isdir(path)  # False for a name too long
     if path.suffix == suffix and not is_folder:
+        utils.assert_other_file(source, path, "--save-dir")
         return path
     if path.suffix in archives.SUFFIXES and not is_folder:
         raise convert.ConversionError(
@@ -192,22 +194,26 @@ def target_path(save_dir: str, converted: checkpoint.Checkpoint, suffix: str) ->
             "folder"
         )
     form = "-deploy" if converted.form == "deploy" else ""
-    return path / f"{models.variant_name(converted.arch, converted.options)}{form}{suffix}"
+    path = path / f"{models.variant_name(converted.arch, converted.options)}{form}{suffix}"
+    utils.assert_other_file(source, path, "--save-dir")
+    return path
 
 
-def save_export(converted: checkpoint.Checkpoint, layout: str, save_dir: str) -> Path:
+def save_export(converted: checkpoint.Checkpoint, layout: str, save_dir: str, source: Path) -> Path:
     """Write a checkpoint in another repository's layout, and return the file with the weights.
 
-    Raises ConversionError when that layout cannot hold it.
+    Raises ConversionError when that layout cannot hold it, and UserError where the file would
+    replace `source`.
     """
     if layout == HUB:
+        utils.assert_other_file(source, Path(save_dir, "model.safetensors"), "--save-dir")
         return next(
             file
             for file in export.save_for_hub(converted, save_dir)
             if file.suffix == ".safetensors"
         )
     suffix = ".pkl" if layout in export.PICKLED else ".safetensors"
-    target = target_path(save_dir, converted, suffix)
+    target = target_path(save_dir, source, converted, suffix)
     export.save(converted, layout, target)
     return target
 
@@ -226,9 +232,9 @@ def main(argv: list[str] | None = None) -> int:
     # both forms of the network, a large network would take three times the memory of its file.
     converted, input_channels = for_channels(read(path, args), args)
     if args.export:
-        target = save_export(converted, args.export, args.save_dir)
+        target = save_export(converted, args.export, args.save_dir, path)
     else:
-        target = target_path(args.save_dir, converted, ".pkl")
+        target = target_path(args.save_dir, path, converted, ".pkl")
         checkpoint.save(converted, target)
     report = {
         "source": converted.source,

@@ -37,6 +37,8 @@ EXAMPLES = """\
   python export.py --model a0.pkl --kit rknn --calibration photos --data imagenet --out kit
 """
 SUFFIX = {"onnx": ".onnx", "mge": ".mge"}
+LARGEST = 4096  # pixels of a side
+MOST_IMAGES = 1024  # of a fixed batch, which the live network computes at once for the check
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -60,7 +62,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         metavar="PATH",
         help="file to write, or folder to write ARCH.onnx or ARCH.mge in (default: the "
         "checkpoint's name with that suffix, beside it; ARCH.onnx or ARCH.mge in the working "
-        "directory where --model is no file)",
+        "directory where --model is no file); names that are not given by --out have -train, "
+        "-features or -half before the suffix where these are asked for",
     )
     cli.add_flags(
         file,
@@ -72,14 +75,15 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     file.add_argument(
         "--features",
         action="store_true",
-        help="write the feature maps at strides 4, 8, 16 and 32 as outputs stage1 to stage4, "
-        "instead of the logits",
+        help="write the feature maps at the network's strides, such as 4, 8, 16 and 32, as outputs "
+        "stage1 to stage4, instead of the logits",
     )
     file.add_argument(
         "--half",
         action="store_true",
         help="ONNX: compute in half precision (float16), in half the size; images and outputs stay "
-        "float32, and the relative error, on photographs, may be 1e-2 instead of 1e-5",
+        "float32, and the relative error, on photographs, may be 1e-2 instead of 1e-5; classes "
+        "whose logits are closer than that may change places",
     )
     file.add_argument(
         "--input-name", default="input", metavar="NAME", help="name of the input, the images"
@@ -151,19 +155,20 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def _size(text: str) -> tuple[int, int] | str:
     if text == "dynamic":
         return text
-    match = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", text)
-    if match is None:
+    match = re.fullmatch(r"([1-9]\d{0,3})(?:x([1-9]\d{0,3}))?", text)
+    sides = () if match is None else (int(match[1]), int(match[2] or match[1]))
+    if not sides or max(sides) > LARGEST:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is neither PIXELS nor HEIGHTxWIDTH, nor 'dynamic'"
+            f"{text!r} is neither PIXELS nor HEIGHTxWIDTH of at most {LARGEST}, nor 'dynamic'"
         )
-    return int(match[1]), int(match[2] or match[1])
+    return sides
 
 
 def _batch(text: str) -> int | str:
     if text == "dynamic":
         return "batch"
     try:
-        return cli.number(int, 1)(text)
+        return cli.number(int, 1, MOST_IMAGES)(text)
     except argparse.ArgumentTypeError as error:
         raise argparse.ArgumentTypeError(f"{error}, nor 'dynamic'") from None
 
@@ -171,16 +176,21 @@ def _batch(text: str) -> int | str:
 def target_path(args: argparse.Namespace, name: str) -> Path:
     """Return the file to write, called `name` unless the arguments or the checkpoint name it."""
     suffix = SUFFIX[args.format]
+    kinds = {"-train": args.keep_branches, "-features": args.features, "-half": args.half}
+    ending = "".join(kind for kind, is_asked in kinds.items() if is_asked) + suffix
     if args.out is None:
-        beside = Path(args.model) if args.model and os.path.isfile(args.model) else Path(name)
-        return beside.with_suffix(suffix)
-    path = Path(args.out)
-    if path.is_dir() or not path.suffix:
-        return path / f"{name}{suffix}"
+        is_file = args.model is not None and os.path.isfile(args.model)
+        beside = Path(args.model).with_suffix("") if is_file else Path(name)
+        path = beside.with_name(beside.name + ending)
+    elif os.path.isdir(args.out) or not Path(args.out).suffix:
+        path = Path(args.out, name + ending)
+    else:
+        path = Path(args.out)
     if path.suffix != suffix:
         raise utils.UserError(
             f"--out {path} does not end in {suffix}; give another name or --format"
         )
+    utils.assert_other_file(args.model, path, "--out")
     return path
 
 
@@ -194,9 +204,15 @@ def main(argv: list[str] | None = None) -> int:
     from weights import files
     from weights import preprocessing as said
 
+    if args.features and args.input_name in features.NAMES:
+        raise utils.UserError(
+            f"--input-name {args.input_name} is the name of an output; give another one"
+        )
     environment.hide_unused_gpus()
     environment.return_freed_memory()
     stated = said.of_flags(args)
+    if isinstance(args.size, tuple):
+        stated["size"] = (min(args.size), "--size")
     model, preprocessing, metadata = source.load(
         args.model, args.arch, args.keep_branches, args.entry, stated, classifier=not args.features
     )

@@ -13,6 +13,7 @@ import csv
 import io
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -92,23 +93,21 @@ def main(argv: list[str] | None = None) -> int:
     for line in preprocessing.lines(net.preprocessing, net.classes, net.origins):
         print(line, file=sys.stderr)
     names = list(sources.expand(args.images))
-    results = reported(net, names, args)
-    if args.csv:
-        bad = write_csv(Path(args.csv), results, min(args.top, net.num_classes))
-        print(f"{len(names) - bad} of {len(names)} images classified: {args.csv}")
-        return 2 if bad else 0
-    bad, rows = 0, []
-    for result in results:
-        bad += result.error is not None
-        if args.json:
-            answer = (
-                {"error": result.error} if result.error else {"predictions": result.predictions}
-            )
-            rows.append({"image": utils.shown(result.name), **answer})
-        elif not result.error:
-            tqdm.write("\n".join([utils.shown(result.name), *map(_line, result.predictions)]))
-    if args.json:
-        print(utils.json_text({"model": str(path), "arch": net.arch, "images": rows}))
+    with closing(reported(net, names, args)) as results:
+        if args.csv:
+            bad = write_csv(Path(args.csv), results, min(args.top, net.num_classes))
+            print(f"{len(names) - bad} of {len(names)} images classified: {args.csv}")
+        elif args.json:
+            rows = [_as_json(result) for result in results]
+            bad = sum("error" in row for row in rows)
+            print(utils.json_text({"model": str(path), "arch": net.arch, "images": rows}))
+        else:
+            bad = 0
+            for result in results:
+                bad += result.error is not None
+                if not result.error:
+                    lines = [utils.shown(result.name), *map(_line, result.predictions)]
+                    tqdm.write("\n".join(lines))
     return 2 if bad else 0
 
 
@@ -120,13 +119,15 @@ def reported(
     from deployment.classification import BATCH, classify
 
     stems = sources.stems(names)
-    results = classify(net, names, args.top, keep_images=bool(args.save))
     few = True if len(names) <= BATCH else None  # None: no bar where there is no terminal
-    with tqdm(total=len(names), unit="image", leave=False, disable=few) as bar:
+    with (
+        closing(classify(net, names, args.top, keep_images=bool(args.save))) as results,
+        tqdm(total=len(names), unit="image", leave=False, disable=few) as bar,
+    ):
         for result, stem in zip(results, stems, strict=True):
             bar.update()
             if result.error:
-                with quiet.audible():
+                with quiet.audible(), tqdm.external_write_mode(sys.stderr):
                     utils.fail(result.error)
             elif args.save:
                 rows = result.predictions
@@ -159,6 +160,11 @@ def write_csv(path: Path, results: Iterable[Result], count: int) -> int:
 
     utils.write_atomically(path, write)
     return bad
+
+
+def _as_json(result: Result) -> dict[str, Any]:
+    answer = {"error": result.error} if result.error else {"predictions": result.predictions}
+    return {"image": utils.shown(result.name), **answer}
 
 
 def _line(row: dict[str, Any]) -> str:

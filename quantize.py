@@ -255,6 +255,7 @@ def _target(args: argparse.Namespace) -> Path:
     target = Path(args.out)
     if target.suffix != ".onnx":
         raise utils.UserError(f"--out {target} does not end in .onnx; give another name")
+    utils.assert_other_file(args.model, target, "--out")
     return target
 
 

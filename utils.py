@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import fcntl
 import json
 import math
@@ -20,6 +21,8 @@ from typing import Any, BinaryIO, NoReturn, TextIO
 ROOT = Path(__file__).resolve().parent
 
 _LONGEST = 2000  # characters of a message
+# errors of the system about a file that the user has named, wherever it is opened first
+_ABOUT_FILES = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS, errno.EIO)
 
 # a program for `python -c`: runs the module that its second argument names, found in the folder
 # that its first one names. With `python -m`, files in the working directory would come first.
@@ -85,9 +88,12 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     except KeyboardInterrupt:
         status = 130
     except OSError as error:
-        if not _is_unwritable(sys.stdout, "\n"):
+        if error.errno in _ABOUT_FILES and error.filename is not None:
+            status = fail(f"{shown(error.filename)}: {error.strerror}; give another file or folder")
+        elif _is_unwritable(sys.stdout, "\n"):
+            status = fail(f"cannot write to the standard output: {error.strerror}")
+        else:
             raise
-        status = fail(f"cannot write to the standard output: {error.strerror}")
     if _is_unwritable(sys.stdout):  # or Python would try once more, and complain
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(status)
@@ -136,6 +142,19 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def assert_other_file(source: str | PathLike | None, target: str | PathLike, flag: str) -> None:
+    """Raise UserError where writing `target` would replace the file that it is made from.
+
+    Args:
+        source: name of that file, or None; a URL or the name of something else is no file.
+        target: file to write.
+        flag: flag that gives another name, for the message.
+    """
+    with suppress(OSError):  # one of the two is no file
+        if source is not None and os.path.samefile(source, target):
+            raise UserError(f"{target} is the file to read; give another name by {flag}")
+
+
 def write_atomically(path: str | PathLike, write: Callable[[BinaryIO], object]) -> None:
     """Replace the file at `path` by what `write` writes, or leave it unchanged after an error.
 
@@ -161,9 +180,12 @@ def write_atomically(path: str | PathLike, write: Callable[[BinaryIO], object]) 
         if isinstance(error, FileExistsError):  # raised by mkdir where a file has the folder's name
             reason = f"{path.parent} is no folder"
         kept = "; the file that was there is untouched" if os.path.exists(path) else ""
-        raise UserError(
-            f"cannot save {path}: {reason}{kept}; free some space or choose another folder"
-        ) from None
+        advice = (
+            "give a shorter name"
+            if error.errno == errno.ENAMETOOLONG
+            else "free some space or choose another folder"
+        )
+        raise UserError(f"cannot save {path}: {reason}{kept}; {advice}") from None
 
 
 def cache_folder() -> Path:

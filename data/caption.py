@@ -12,6 +12,16 @@ _WIDTH, _LONGEST = 320, 4096  # pixels: smallest width, so that text is legible;
 _LINES = 20  # lines of text that fit in the height, unless the image is too narrow for them
 
 
+def fitted(image: np.ndarray) -> np.ndarray:
+    """Return an image in the size in which `labelled` draws it, if that is smaller."""
+    height, width = image.shape[:2]
+    factor = _LONGEST / max(height, width)
+    if factor >= 1:
+        return image
+    width, height = (max(1, round(side * factor)) for side in (width, height))
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+
+
 def labelled(image: np.ndarray, lines: Sequence[str]) -> np.ndarray:
     """Return a copy of an image with lines of text in its upper left corner, on a dark ground.
 
@@ -19,11 +29,11 @@ def labelled(image: np.ndarray, lines: Sequence[str]) -> np.ndarray:
     ASCII only: other letters become "?".
     """
     lines = [line.encode("ascii", "replace").decode() for line in lines]
+    image = fitted(image)
     height, width = image.shape[:2]
-    factor = min(max(1, -(-_WIDTH // width)), _LONGEST / max(height, width))
-    width, height = (max(1, round(side * factor)) for side in (width, height))
-    how = cv2.INTER_NEAREST if factor >= 1 else cv2.INTER_AREA
-    image = cv2.resize(image, (width, height), interpolation=how)  # a copy in any case
+    factor = max(1, min(-(-_WIDTH // width), _LONGEST // max(height, width)))
+    width, height = width * factor, height * factor
+    image = cv2.resize(image, (width, height), interpolation=cv2.INTER_NEAREST)  # always a copy
     sizes = [cv2.getTextSize(line, _FONT, 1, 1)[0] for line in lines]  # at scale 1
     longest, line_height = max(w for w, _ in sizes), 1.6 * max(h for _, h in sizes)
     fits = min(0.95 * width / longest, height / (len(lines) + 1) / line_height)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,7 +12,7 @@ import numpy as np
 import requests
 from urllib3.exceptions import HTTPError, ReadTimeoutError
 
-from utils import shown
+from utils import UserError, shown
 
 from . import readers
 from .decoding import BadImageError, ImageFile, decode, decode_content
@@ -22,20 +23,21 @@ from .members import Member
 LIMIT = 64 << 20  # largest download in bytes
 TIMEOUT = (10, 10)  # seconds to connect, and to wait for more bytes
 DEADLINE = 60  # longest download in seconds
+_LONGEST_STEM = 150  # bytes of a file's name, of the 255 that a file system takes
 
 
 def expand(names: Iterable[str]) -> Iterator[ImageFile]:
     """Yield the names, with folders and archives replaced by the images in them.
 
-    A folder or an archive without images stays.
+    A folder or an archive without images stays, and so does an archive that cannot be read.
     """
     for name in names:
         if is_url(name):
             yield name
-        elif Path(name).is_dir():
+        elif os.path.isdir(name):
             yield from [str(file) for file in image_files(name)] or [name]
-        elif not is_image(name) and readers.is_archive(Path(name)):
-            yield from [*readers.find_images(name)] or [name]
+        elif _is_archive(name):
+            yield from _images_in_archive(name) or [name]
         else:
             yield name
 
@@ -52,23 +54,47 @@ def read(name: ImageFile) -> np.ndarray:
     name = str(name)
     if is_url(name):
         return decode_content(_download(name), name)
-    if Path(name).is_dir():
+    if os.path.isdir(name):
         raise BadImageError(
             f"the folder {shown(name)} holds no images ({', '.join(sorted(SUFFIXES))})"
         )
+    if _is_archive(name):
+        try:
+            readers.find_images(name)
+        except UserError as error:
+            raise BadImageError(str(error)) from None
+        raise BadImageError(f"the archive {shown(name)} holds no images")
     return decode(name)
 
 
 def stems(names: Sequence[ImageFile]) -> list[str]:
     """Return a different name for each image, for the files that are made from them.
 
-    It is the name of the file up to its first dot, with "_" for blanks. When two would be equal or
-    one empty, all begin with a number.
+    It is the name of the file up to its first dot, with "_" for blanks, cut to a length that leaves
+    room for endings. When two would be equal or one empty, all begin with a number.
     """
     stems = ["_".join(Path(name).name.split(".")[0].split()) for name in names]
+    stems = [_shortened(stem) for stem in stems]
     if len(set(stems)) < len(stems) or "" in stems:
         stems = [f"{number:08d}_{stem}" for number, stem in enumerate(stems)]
     return stems
+
+
+def _is_archive(name: str) -> bool:
+    return not is_image(name) and readers.is_archive(Path(name))
+
+
+def _images_in_archive(name: str) -> list[ImageFile]:
+    try:
+        return [*readers.find_images(name)]
+    except UserError:  # `read` reports it by name, beside the images that can be read
+        return []
+
+
+def _shortened(stem: str) -> str:
+    while len(os.fsencode(stem)) > _LONGEST_STEM:
+        stem = stem[:-1]
+    return stem
 
 
 def _download(url: str) -> bytes:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from data import sources
+from data import caption, sources
 from data.decoding import BadImageError, ImageFile
 
 from .network import Network
 
 BATCH = 16  # images that a network computes at once
+_KEPT = 2  # where the images are kept as well, of which a large one takes 50 MB
 _AHEAD = 2  # batches that are read while the network computes another
 _THREADS = 2  # that read and resize images
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -26,7 +30,8 @@ class Result:
 
     Attributes:
         name: file or URL of the image.
-        image: the image, uint8 BGR [H, W, 3], where it was asked for.
+        image: the image, uint8 BGR [H, W, 3], no larger than `caption` draws it, where it was asked
+            for.
         error: sentence about an image that cannot be read.
         predictions: the best classes: "class", "name" and "probability" of each.
     """
@@ -42,7 +47,8 @@ def classify(
 ) -> Iterator[Result]:
     """Yield the `top` best classes of each image, in the order of `names`.
 
-    Raises UserError when the network computes a number that is not finite.
+    Close the generator to read no more images. Raises UserError when the network computes a number
+    that is not finite.
     """
 
     def read(name: ImageFile) -> tuple[Result, np.ndarray | None]:
@@ -50,22 +56,34 @@ def classify(
             image = sources.read(name)
         except BadImageError as error:
             return Result(name, error=str(error)), None
-        return Result(name, image if keep_images else None), net.prepare(image)
+        kept = caption.fitted(image) if keep_images else None  # a photograph may have 100 MB
+        return Result(name, kept), net.prepare(image)
 
-    starts = iter(range(0, len(names), BATCH))
-    under_way: deque[list[Future]] = deque()
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with closing(_read_ahead(names, read, _KEPT if keep_images else BATCH)) as batches:
+        for batch in batches:
+            inputs = [prepared for _, prepared in batch if prepared is not None]
+            if inputs:
+                _fill_in(net, [r for r, x in batch if x is not None], np.stack(inputs), top)
+            yield from (result for result, _ in batch)
+
+
+def _read_ahead(
+    names: Sequence[ImageFile], read: Callable[[ImageFile], T], size: int
+) -> Iterator[list[T]]:
+    """Yield what `read` returns of the names, `size` at a time, while threads read the next."""
+    starts = iter(range(0, len(names), size))
+    under_way: deque[list[Future[T]]] = deque()
+    pool = ThreadPoolExecutor(_THREADS)
+    try:
         while True:
             while len(under_way) < _AHEAD and (start := next(starts, None)) is not None:
-                batch = names[start : start + BATCH]
+                batch = names[start : start + size]
                 under_way.append([pool.submit(read, name) for name in batch])
             if not under_way:
                 return
-            results = [future.result() for future in under_way.popleft()]
-            inputs = [prepared for _, prepared in results if prepared is not None]
-            if inputs:
-                _fill_in(net, [r for r, x in results if x is not None], np.stack(inputs), top)
-            yield from (result for result, _ in results)
+            yield [future.result() for future in under_way.popleft()]
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _fill_in(net: Network, results: list[Result], inputs: np.ndarray, top: int) -> None:

@@ -82,6 +82,8 @@ def export_mge(
         replay(network, size, None, _refuse_clip)
         adapted = adapt(network, preprocessing, file_input)
         properties = {**(metadata or {}), "preprocessing": describe(file_input, size)}
+        if free_size:  # the graph has the size of the images that it was traced with
+            properties["free_size"] = True
         options = _options(adapted, layout)
         names = list(maps.NAMES) if features else [output_name]
         content = _dump(adapted, size, options, input_name, names, properties)

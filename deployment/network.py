@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import megengine as mge
 import numpy as np
 
 import weights
-from data import datasets
+from data import datasets, long_images
 from data.transforms import TORCHVISION, Preprocessing
 from utils import UserError
 from weights import checkpoint
@@ -58,7 +58,7 @@ class Network:
         """Return an image, uint8 BGR [H, W, 3], as input of the network, float32 [C, *size]."""
         height, width = self.size
         if height == width:
-            return replace(self.preprocessing, size=height).evaluation(image)
+            return self.preprocessing.evaluation(image)
         return self.preprocessing.normalize(_crop(image, self.preprocessing, height, width))
 
     def probabilities(self, inputs: np.ndarray) -> np.ndarray:
@@ -84,7 +84,9 @@ def _crop(image: np.ndarray, preprocessing: Preprocessing, height: int, width: i
     As in Preprocessing.evaluation_crop, the crop takes `crop_ratio` of the resized image in the
     direction in which the image is shorter, compared with the crop.
     """
-    tall, wide = image.shape[:2]
+    short = round(max(height, width) / preprocessing.crop_ratio)
+    top, left, tall, wide = long_images.middle(*image.shape[:2], short)
+    image = image[top : top + tall, left : left + wide]
     scale = max(height / tall, width / wide) / preprocessing.crop_ratio
     tall, wide = max(height, round(tall * scale)), max(width, round(wide * scale))
     image = preprocessing.resize(image, wide, tall)
@@ -137,14 +139,19 @@ def _of_file(path: str | PathLike, arch: str | None, stated: said.Statements) ->
     metadata = file.metadata
     if metadata.get("features"):
         raise UserError(f"{path} gives feature maps and no classes; export it without --features")
-    if file.size and stated.get("size", (min(file.size), ""))[0] != min(file.size):
+    asked = stated.get("size")
+    if file.size and asked is not None and file.size != (asked[0], asked[0]):
         height, width = file.size
         raise UserError(f"{path} takes images of {height} x {width} only; leave out --size")
     try:
         recorded = recorded_preprocessing(metadata)
-        actual, num_classes, class_ids = (metadata[k] for k in ("arch", "num_classes", "classes"))
     except (KeyError, TypeError, ValueError, AttributeError):
-        return _of_elsewhere(path, file, stated)
+        recorded = None
+    if recorded is None or not {"arch", "num_classes", "classes"} <= metadata.keys():
+        if arch is not None:
+            raise UserError(f"{path} does not say which architecture it is of; leave out --arch")
+        return _of_elsewhere(path, file, recorded, stated)
+    actual, num_classes, class_ids = (metadata[k] for k in ("arch", "num_classes", "classes"))
     if arch not in (None, actual):
         raise UserError(
             f"{path} is of {actual}, but {arch} was expected; use --arch {actual} or another file"
@@ -163,7 +170,8 @@ def _of_file(path: str | PathLike, arch: str | None, stated: said.Statements) ->
         preprocessing,
         file.size or (preprocessing.size, preprocessing.size),
         file.run,
-        origins=origins,
+        bool(file.gives_probabilities),
+        origins,
     )
 
 
@@ -176,28 +184,46 @@ def recorded_preprocessing(metadata: dict[str, Any]) -> Preprocessing:
     return Preprocessing(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields})
 
 
-def _of_elsewhere(path: str | PathLike, file: NetworkFile, stated: said.Statements) -> Network:
-    """Return the network of a file that says nothing about itself."""
-    if not {"mean", "std", "color", "classes"} <= stated.keys():
+def _of_elsewhere(
+    path: str | PathLike,
+    file: NetworkFile,
+    recorded: Preprocessing | None,
+    stated: said.Statements,
+) -> Network:
+    """Return the network of a file that says nothing about itself but perhaps its preprocessing."""
+    if recorded is None:
+        own = said.of_habit(TORCHVISION, "assumed: as is usual with PyTorch")
+        needed = {"mean", "std", "color", "classes"}
+        what = "classes and which preprocessing its network has; give --mean, --std, --color and "
+    else:
+        own, needed = said.of_habit(recorded, "the file"), {"classes"}
+        what = "classes its network has; give "
+    if not needed <= stated.keys():
         raise UserError(
-            f"{path} does not say which classes and which preprocessing its network has; "
-            "give --mean, --std, --color and --class-names, or a file that export.py wrote"
+            f"{path} does not say which {what}--class-names, or a file that export.py wrote"
         )
     if file.channels not in (1, 3):
         raise UserError(
             f"{path} takes images {file.shape}; give a network for images [N, 3, height, width]"
         )
-    own = said.of_habit(TORCHVISION, "assumed: as is usual with PyTorch")
     if file.size:
         own["size"] = (min(file.size), "the file")
-    elif "size" not in stated:
+    elif recorded is None and "size" not in stated:
         raise UserError(f"{path} takes images of any size; give --size in pixels")
-    size = file.size or (stated["size"][0],) * 2
-    outputs = file.run(np.zeros((1, file.channels, *size), np.float32)).shape[1]
+    size = file.size or (stated.get("size", own["size"])[0],) * 2
+    probe = file.run(np.zeros((1, file.channels, *size), np.float32))
+    outputs = probe.shape[1]
     preprocessing, names, origins = said.resolve(
         own, stated, classes=outputs, channels=file.channels, path=path
     )
     return Network(
         Path(path).stem, "deploy", outputs, names, preprocessing, size, file.run,
-        file.gives_probabilities, origins,
+        _sum_to_one(probe) if file.gives_probabilities is None else file.gives_probabilities,
+        origins,
     )  # fmt: skip
+
+
+def _sum_to_one(outputs: np.ndarray) -> bool:
+    """Return whether outputs [N, classes] of several classes are probabilities, and not logits."""
+    sums = outputs.astype(np.float64).sum(axis=1)
+    return outputs.shape[1] > 1 and bool(outputs.min() >= 0 and np.abs(sums - 1).max() < 1e-3)

@@ -28,13 +28,14 @@ class NetworkFile:
         metadata: what the file says about itself; empty for one from elsewhere.
         shape: shape of its input [N, C, H, W]; a name or None for a dimension of any length.
         run: function from images float32 [N, C, H, W] to its first output as [N, numbers].
-        gives_probabilities: whether that output is a softmax or a sigmoid.
+        gives_probabilities: whether that output is a softmax or a sigmoid; None for an .mge file,
+            whose operators cannot be read.
     """
 
     metadata: dict[str, Any]
     shape: list[int | str | None]
     run: Callable[[np.ndarray], np.ndarray]
-    gives_probabilities: bool = False
+    gives_probabilities: bool | None
 
     @property
     def channels(self) -> int | str | None:
@@ -93,8 +94,10 @@ def _mge(path: str | PathLike) -> NetworkFile:
         first = outputs[0] if isinstance(outputs, list) else outputs
         return first.reshape(len(images), -1)
 
-    shape: list[int | str | None] = ["batch", *_images(path, file.input_shape)[1:]]
-    return NetworkFile(file.metadata, shape, run)
+    _, channels, *sides = _images(path, file.input_shape)
+    if file.metadata.get("free_size"):
+        sides = ["height", "width"]
+    return NetworkFile(file.metadata, ["batch", channels, *sides], run, None)
 
 
 def _onnx(path: str | PathLike) -> NetworkFile:
@@ -127,7 +130,7 @@ def _onnx(path: str | PathLike) -> NetworkFile:
         return np.concatenate(results)
 
     metadata = properties(session.get_modelmeta().custom_metadata_map)
-    return NetworkFile(metadata, shape, run, not metadata and _ends_in_probabilities(path))
+    return NetworkFile(metadata, shape, run, _ends_in_probabilities(path))
 
 
 def _refused(path: str | PathLike, error: Exception) -> UserError:

@@ -19,6 +19,7 @@ from data.transforms import Preprocessing
 from . import features as maps
 from . import half as half_precision
 from .input_format import adapt, describe
+from .int8 import runtime
 from .onnx_graph import to_onnx
 from .tracing import ExportError
 from .verification import Runner, Sizes, photographs, random_pixels, write_verified
@@ -119,7 +120,8 @@ def _check(content: bytes) -> None:
 
 def load(path: str | PathLike) -> Runner:
     """Return a function that runs an ONNX file with one input in onnxruntime."""
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    providers = ["CPUExecutionProvider"]
+    session = onnxruntime.InferenceSession(runtime.onnx_file(path), providers=providers)
     name = session.get_inputs()[0].name
 
     def run(images: np.ndarray) -> np.ndarray | list[np.ndarray]:

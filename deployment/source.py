@@ -11,7 +11,7 @@ import megengine.module as M
 
 import weights
 from data.transforms import Preprocessing
-from utils import UserError
+from utils import UserError, shown
 from weights import catalog, checkpoint, files
 from weights import preprocessing as said
 
@@ -52,7 +52,7 @@ def load(
             )
         model = weights.load(contents, arch, deploy=not keep_branches, classifier=classifier)
         preprocessing, classes = contents.preprocessing, contents.classes
-        source = {"source": path.name, "source_sha256": files.sha256(path)}
+        source = {"source": shown(path.name), "source_sha256": files.sha256(path)}
         if set(contents.origins.values()) != {"the file"}:
             source["origins"] = contents.origins
     return model, preprocessing, {

@@ -23,6 +23,7 @@ Runner = Callable[[np.ndarray], np.ndarray | list[np.ndarray]]
 Sizes = Sequence[tuple[int, tuple[int, int]]]  # (number of images, (height, width)) to compare on
 # (preprocessing, number, size) -> whole numbers from 0 to 255 [N, C, H, W], in its channel order
 Pixels = Callable[[Preprocessing, int, tuple[int, int]], np.ndarray]
+_PART = 16  # images that the live network computes at once, so that a large batch fits in memory
 
 
 class EquivalenceCheck(NamedTuple):
@@ -40,6 +41,13 @@ class EquivalenceCheck(NamedTuple):
         """
         same_classes = self.argmax_agreement in (None, 1) or self.tolerance > TOLERANCE
         return self.relative_error <= self.tolerance and same_classes
+
+    @property
+    def likely_reason(self) -> str:
+        """What may be behind outputs that differ, for a message."""
+        if self.tolerance > TOLERANCE:
+            return "its numbers do not fit into half precision; export it without --half"
+        return "a network that has not been trained can be so sensitive to rounding"
 
     def __str__(self) -> str:
         if self.argmax_agreement is None:
@@ -85,10 +93,7 @@ def write_verified(
         run = load(file.name)
         check = compare(model, run, model_input, file_input, sizes, tolerance, pixels)
         if not check.holds:
-            raise ExportError(
-                f"{path} was not written: {check}; "
-                "a network that has not been trained can be so sensitive to rounding"
-            )
+            raise ExportError(f"{path} was not written: {check}; {check.likely_reason}")
 
     write_atomically(path, write)
     return check
@@ -110,15 +115,30 @@ def compare(
         images = _normalized(model_input, values)
         if file_input.color != model_input.color:
             values = values[:, ::-1]
-        outputs = [tensor.numpy() for tensor in _listed(model(mge.Tensor(images)))]
+        outputs = _outputs(model, images)
         results = _listed(run(_normalized(file_input, values)))
         for expected, actual in zip(outputs, results, strict=True):
-            with np.errstate(invalid="ignore", divide="ignore"):  # the error is then NaN
-                errors.append(np.abs(expected - actual).max() / np.abs(expected).max())
+            if not np.isfinite(expected).all():
+                raise ExportError(
+                    "the network computes numbers that are not finite; give the weights of a "
+                    "training that did not diverge"
+                )
+            error, largest = np.abs(expected - actual).max(), np.abs(expected).max()
+            with np.errstate(divide="ignore"):  # the error is infinite where the network gives 0
+                errors.append(error / largest if error else 0)
             if expected.ndim == 2:
                 agreement.append((expected.argmax(1) == actual.argmax(1)).mean())
     worst = float(min(agreement)) if agreement else None
     return EquivalenceCheck(float(np.max(errors)), worst, tolerance)
+
+
+def _outputs(model: M.Module, images: np.ndarray) -> list[np.ndarray]:
+    """Return the network's outputs for images, of which it computes a few at a time."""
+    parts = [
+        [tensor.numpy() for tensor in _listed(model(mge.Tensor(images[start : start + _PART])))]
+        for start in range(0, len(images), _PART)
+    ]
+    return [np.concatenate(output) for output in zip(*parts, strict=True)]
 
 
 def random_pixels(preprocessing: Preprocessing, n: int, size: tuple[int, int]) -> np.ndarray:

@@ -1,11 +1,15 @@
 """export.py: reports, files and errors."""
 
 import json
+import os
+import pickle
+import shutil
 from dataclasses import asdict
 
 import models
 from models import equivalence
 
+import cv2
 import megengine as mge
 import numpy as np
 import onnxruntime
@@ -103,7 +107,7 @@ def test_random_weights_with_their_branches(command, tmp_path):
     status, out, _ = command(
         "export", "--arch", "repvgg_a0", "--keep-branches", "--size", 32, "--out", tmp_path
     )
-    assert status == 0 and (tmp_path / "RepVGGA0.onnx").is_file()
+    assert status == 0 and (tmp_path / "RepVGGA0-train.onnx").is_file()
     assert "architecture: RepVGGA0, train form, 1000 classes\n" in out
     assert "61 BatchNormalization" in out
     assert out.splitlines()[-1].startswith("note:         these weights are random")
@@ -116,8 +120,10 @@ def test_random_weights_with_their_branches(command, tmp_path):
         (("--arch", "RepVGGA9"), "unknown architecture 'RepVGGA9'"),
         (("--opset", 10), "--opset: '10' is not a whole number of at least 11 and at most 17"),
         (("--opset", 18), "--opset: '18' is not"),
-        (("--batch", "some"), "'some' is not a whole number of at least 1, nor 'dynamic'"),
+        (("--batch", "some"), "'some' is not a whole number of at least 1 and at most 1024, nor"),
+        (("--batch", 10_000), "'10000' is not a whole number of at least 1 and at most 1024, nor"),
         (("--size", "32x"), "'32x' is neither PIXELS nor HEIGHTxWIDTH"),
+        (("--size", 4097), "'4097' is neither PIXELS nor HEIGHTxWIDTH of at most 4096, nor"),
         (("--size", 0), "'0' is neither"),
         (("--format", "tflite"), "invalid choice: 'tflite'"),
         (("--keep-branches", "--fold-normalization"), "--keep-branches leaves several"),
@@ -129,17 +135,19 @@ def test_random_weights_with_their_branches(command, tmp_path):
         (("--input-name", "linear.weight"), "'linear.weight' is the name of something"),
         (("--model", "nowhere.pkl"), "cannot read nowhere.pkl: No such file"),
         (("--arch", "RepVGGA1"), "RepVGGA1"),
+        (("--features", "--input-name", "stage2"), "stage2 is the name of an output"),
         (("--out", "a.txt"), "--out a.txt does not end in .onnx"),
         (("--out", "/dev/null/a.onnx"), "cannot save /dev/null/a.onnx: /dev/null is no folder"),
     ],
 )  # fmt: skip
 def test_errors_are_one_sentence(command, best, tmp_path, monkeypatch, options, sentence):
     monkeypatch.chdir(tmp_path)
-    model = () if "--model" in options or not options else ("--model", best)
+    shutil.copy(best, "best.pkl")
+    model = () if "--model" in options or not options else ("--model", "best.pkl")
     status, out, err = command("export", *model, *options)
     assert (status, out) == (2, "")
     assert sentence in err and len(err.splitlines()) == 1
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [tmp_path / "best.pkl"]
 
 
 def test_a_fused_file_has_no_branches(command, best, tmp_path):
@@ -158,5 +166,61 @@ def test_a_diverged_network_is_refused(command, best, tmp_path):
     path = tmp_path / "best.pkl"
     checkpoint.save(found, path)
     status, _, err = command("export", "--model", path)
-    assert status == 2 and "was not written" in err and len(err.splitlines()) == 1
+    assert status == 2 and len(err.splitlines()) == 1
+    assert "the network computes numbers that are not finite" in err
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_network_that_computes_nothing_but_zeros(command, best, tmp_path):
+    """An untrained classifier may be so, and the file then is too."""
+    found = checkpoint.read(best)
+    for name in ("linear.weight", "linear.bias"):
+        found.state_dict[name][...] = 0
+    checkpoint.save(found, tmp_path / "best.pkl")
+    status, out, err = command("export", "--model", tmp_path / "best.pkl")
+    assert (status, err) == (0, "") and "relative error 0.0e+00 under" in out
+
+
+def test_what_is_exported_differently_has_another_name(command, best, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(best, "a.b.pkl")
+    for flags in ([], ["--half"], ["--features"], ["--features", "--format", "mge"]):
+        assert command("export", "--model", "a.b.pkl", *flags)[0] == 0
+    assert command("export", "--arch", "RepVGGA0", "--keep-branches", "--size", 32)[0] == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "RepVGGA0-train.onnx", "a.b-features.mge", "a.b-features.onnx", "a.b-half.onnx",
+        "a.b.onnx", "a.b.pkl",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["net.onnx", "net.mge"])
+def test_the_checkpoint_itself_is_never_replaced(command, best, tmp_path, name):
+    path = tmp_path / name
+    shutil.copy(best, path)
+    for flags in ([], ["--out", tmp_path / "link.onnx", "--format", "onnx"]):
+        (tmp_path / "link.onnx").unlink(missing_ok=True)
+        (tmp_path / "link.onnx").hardlink_to(path)
+        status, _, err = command("export", "--model", path, "--format", path.suffix[1:], *flags)
+        assert status == 2 and "is the file to read; give another name by --out" in err
+    assert path.read_bytes() == best.read_bytes()
+
+
+def test_names_that_are_not_in_utf_8(command, best, tmp_path, rng):
+    """Names of files are bytes; a terminal in another encoding writes such ones."""
+    folder = os.fsencode(tmp_path)
+    model, target = (os.fsdecode(folder + name) for name in (b"/caf\xe9.pkl", b"/d\xe9j\xe0.onnx"))
+    shutil.copy(best, model)
+    status, out, err = command("export", "--model", model, "--out", target)
+    assert (status, err) == (0, "") and "d\\xe9j\\xe0.onnx" in out
+    cv2.imwrite(str(tmp_path / "a.png"), rng.integers(0, 256, (40, 40, 3), np.uint8))
+    status, out, err = command("predict", tmp_path / "a.png", "--model", target, "--top", 1)
+    assert (status, err) == (0, "") and len(out.splitlines()) == 2
+
+
+def test_a_size_that_is_given_is_not_said_to_be_assumed(command, best, tmp_path):
+    found = checkpoint.read(best)
+    (tmp_path / "bare.pkl").write_bytes(pickle.dumps({"state_dict": found.state_dict}))
+    flags = ["--model", tmp_path / "bare.pkl", "--arch", "RepVGGA0", "--color", "rgb"]
+    status, out, err = command("export", *flags, "--size", 64)
+    assert status == 0, err
+    assert "size: 64 (--size)" in out and "[batch, 3, 64, 64]" in out

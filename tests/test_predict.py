@@ -3,6 +3,7 @@
 import csv
 import json
 import threading
+import zipfile
 from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -11,15 +12,20 @@ import models
 
 import cv2
 import megengine as mge
+import megengine.functional as F
+import megengine.module as M
 import numpy as np
 import onnx
 import pytest
 
+import predict
 from data.decoding import decode
 from data.transforms import BASECLS, Preprocessing
 from deployment import input_format
 from deployment.mge_export import export_mge
+from deployment.network import load
 from deployment.onnx_export import export_onnx
+from utils import UserError
 from weights import checkpoint
 
 CLASSES = ["apple", "pear", "plum", "quince", "Käse", "n02514041", "g"]
@@ -29,7 +35,7 @@ EXPECTS = replace(BASECLS, size=32)  # BGR
 
 @pytest.fixture(autouse=True)
 def small(small_repvgg_a0):
-    mge.random.seed(0)
+    """Every RepVGGA0 is a small one."""
 
 
 @pytest.fixture
@@ -116,9 +122,15 @@ def test_files_of_export_say_what_they_expect(command, network, photos, tmp_path
     assert status == 2 and "is of RepVGGA0, but RepVGGA1 was expected" in err
 
 
+class Server(SimpleHTTPRequestHandler):
+    """A server that prints nothing."""
+
+    def log_message(self, *_):
+        pass
+
+
 def test_a_url(command, network, photos):
-    handler = partial(SimpleHTTPRequestHandler, directory=photos)
-    handler.log_message = lambda *_: None
+    handler = partial(Server, directory=photos)
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         base = f"http://127.0.0.1:{server.server_port}"
@@ -127,6 +139,7 @@ def test_a_url(command, network, photos):
         )
         server.shutdown()
     assert status == 2 and out.startswith(f"{base}/a.jpg\n") and len(out.splitlines()) == 6
+    assert err.count("\n") == 1
     assert f"cannot download the image {base}/none.jpg: the server answered 404" in err
 
 
@@ -169,7 +182,10 @@ def test_bad_input_is_one_sentence(command, network, photos, tmp_path):
     assert "is a checkpoint of RepVGGA0, but RepVGGA1 was expected" in wrong
     model = models.to_deploy(network.model)
     export_onnx(model, tmp_path / "bare.onnx", EXPECTS, size=32)
-    assert "does not say which classes" in refused(image, "--model", tmp_path / "bare.onnx")
+    bare = refused(image, "--model", tmp_path / "bare.onnx")
+    assert "does not say which classes its network has; give --class-names, or" in bare
+    wrong = refused(image, "--model", tmp_path / "bare.onnx", "--arch", "RepVGGA0")
+    assert "does not say which architecture it is of; leave out --arch" in wrong
     metadata = {"arch": "RepVGGA0", "classes": CLASSES, "num_classes": len(CLASSES)}
     maps = {**metadata, "features": [16, 16, 32, 64]}
     export_onnx(model, tmp_path / "maps.onnx", EXPECTS, size=32, metadata=maps, features=True)
@@ -185,6 +201,10 @@ def test_bad_input_is_one_sentence(command, network, photos, tmp_path):
     assert "takes images of 32 x 32 only; leave out --size" in fixed
     onnx.save(_double(), tmp_path / "elsewhere.onnx")
     assert "takes ['any']; give" in refused(image, "--model", tmp_path / "elsewhere.onnx")
+    assert "the argument after --model is empty; give a value" in refused(image, "--model", "")
+    assert "the argument after --model is empty; give a value" in refused(image, "--model=")
+    long = tmp_path / ("a" * 300)
+    assert f"cannot read {long}: File name too long" in refused(image, "--model", long)
     (tmp_path / "broken.mge").write_bytes(b"hello")
     assert "cannot read" in refused(image, "--model", tmp_path / "broken.mge")
     network.model.linear.bias[0] = float("nan")
@@ -208,6 +228,7 @@ def test_a_rectangular_file_is_fed_what_it_says(command, network, photos, tmp_pa
     status, text, err = command("predict", photos / "a.jpg", "--model", path, "--json")
     assert (status, err) == (0, "")
     rows = json.loads(text)["images"][0]["predictions"]
+    assert len(rows) == 5
     for row in rows:
         assert abs(row["probability"] - (powers / powers.sum())[row["class"]]) < 1e-5
 
@@ -257,7 +278,7 @@ def test_many_images_go_through_in_batches_to_a_table(command, network, tmp_path
     assert table.read_bytes() == before and list(table.parent.iterdir()) == [table]
 
 
-@pytest.mark.parametrize("kind", ["logits", "softmax", "half", "dynamic"])
+@pytest.mark.parametrize("kind", ["logits", "softmax", "softmax, noted", "half", "dynamic"])
 def test_a_network_from_elsewhere_with_flags(command, network, photos, tmp_path, kind):
     """Its file says nothing but shapes; the flags say the rest, for pixels from 0 to 1."""
     path, names = tmp_path / "foreign.onnx", tmp_path / "names.txt"
@@ -265,7 +286,9 @@ def test_a_network_from_elsewhere_with_flags(command, network, photos, tmp_path,
     export_onnx(models.to_deploy(network.model), path, EXPECTS, size=32, **options)
     proto = onnx.load(path)
     del proto.metadata_props[:]
-    if kind == "softmax":
+    if kind == "softmax, noted":  # as onnxruntime's quantizer notes something
+        proto.metadata_props.add(key="onnx.infer", value="onnxruntime.quant")
+    if kind.startswith("softmax"):
         proto.graph.output[0].name = "probabilities"
         node = onnx.helper.make_node("Softmax", ["logits"], ["probabilities"])
         proto.graph.node.append(node)
@@ -291,7 +314,9 @@ def test_a_network_from_elsewhere_with_flags(command, network, photos, tmp_path,
     for line in ("interpolation: bilinear", "crop ratio: 0.875"):
         assert f"{line} (assumed: as is usual with PyTorch)\n" in err
     expected = network(photos / "a.jpg")
-    for row in json.loads(out)["images"][0]["predictions"]:
+    rows = json.loads(out)["images"][0]["predictions"]
+    assert len(rows) == 5
+    for row in rows:
         assert row["name"] == SHOWN[row["class"]]
         tolerance = 1e-2 if kind == "half" else 1e-3  # the flags' means are rounded
         assert abs(row["probability"] - expected[row["class"]]) < tolerance
@@ -313,3 +338,107 @@ def test_flags_that_do_not_fit_are_one_sentence(command, network, photos, tmp_pa
     mixed = refused("--mean", 0.4, 0.4, 0.4, "--std", 58, 57, 57)
     assert "give both for the same pixels" in mixed
     assert "'-1' is not a number above 0" in refused("--std", -1, 2, 3)
+
+
+def test_a_file_that_says_its_preprocessing_alone(command, network, photos, tmp_path):
+    """As `export_onnx` writes it without metadata: the class names are all that is asked for."""
+    export_onnx(models.to_deploy(network.model), tmp_path / "bare.onnx", EXPECTS, size=32)
+    (tmp_path / "names.txt").write_text("\n".join(SHOWN), encoding="utf-8")
+    flags = ["--model", tmp_path / "bare.onnx", "--class-names", tmp_path / "names.txt", "--json"]
+    status, out, err = command("predict", photos / "a.jpg", *flags)
+    assert status == 0 and "resize backend: opencv (the file)" in err
+    expected = network(photos / "a.jpg")
+    best = json.loads(out)["images"][0]["predictions"][0]
+    assert best["class"] == expected.argmax()
+    assert best["probability"] == pytest.approx(expected.max(), rel=1e-4)
+
+
+class Probabilities(M.Module):
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+        self.arch, self.num_classes = "elsewhere", len(CLASSES)
+
+    def forward(self, x):
+        return F.softmax(self.network(x))
+
+
+def test_a_softmax_in_an_mge_file_from_elsewhere(command, network, photos, tmp_path):
+    model = Probabilities(models.to_deploy(network.model))
+    export_mge(model, tmp_path / "soft.mge", EXPECTS, size=32)
+    (tmp_path / "names.txt").write_text("\n".join(SHOWN), encoding="utf-8")
+    flags = ["--model", tmp_path / "soft.mge", "--class-names", tmp_path / "names.txt", "--json"]
+    status, out, err = command("predict", photos / "a.jpg", *flags)
+    assert status == 0, err
+    best = json.loads(out)["images"][0]["predictions"][0]
+    assert best["probability"] == pytest.approx(network(photos / "a.jpg").max(), rel=1e-4)
+
+
+def test_a_pickle_is_a_checkpoint_whatever_its_name(command, network, photos, tmp_path):
+    for name in ("a.mge", "a.onnx"):
+        path = network.path.rename(tmp_path / name)
+        status, out, err = command("predict", photos / "a.jpg", "--model", path, "--top", 1)
+        assert (status, err) == (0, "") and len(out.splitlines()) == 2
+        network.path = path
+
+
+def test_an_mge_file_for_any_size(command, network, photos, tmp_path):
+    metadata = {"arch": "RepVGGA0", "classes": CLASSES, "num_classes": len(CLASSES)}
+    path = tmp_path / "any.mge"
+    model = models.to_deploy(network.model)
+    export_mge(model, path, EXPECTS, size=32, metadata=metadata, free_size=True)
+    flags = ["--model", path, "--size", 64, "--json"]
+    status, out, err = command("predict", photos / "a.jpg", *flags)
+    assert status == 0, err
+    image = replace(EXPECTS, size=64).evaluation(decode(photos / "a.jpg"))
+    logits = network.model(mge.Tensor(image[None])).numpy()[0]
+    best = json.loads(out)["images"][0]["predictions"][0]
+    assert best["class"] == logits.argmax()
+
+
+def test_what_cannot_be_read_is_reported_beside_the_others(command, network, photos, tmp_path):
+    (tmp_path / "bad.zip").write_bytes(b"PK\3\4 and nothing more")
+    with zipfile.ZipFile(tmp_path / "texts.zip", "w") as archive:
+        archive.writestr("readme.txt", "no images")
+    names = [tmp_path / "bad.zip", photos / "a.jpg", tmp_path / "texts.zip", "b" * 300]
+    status, out, err = command("predict", *names, "--model", network.path, "--top", 1)
+    assert status == 2 and len(out.splitlines()) == 2 and len(err.splitlines()) == 3
+    assert "bad.zip is truncated or damaged" in err
+    assert f"the archive {tmp_path / 'texts.zip'} holds no images" in err
+    assert "File name too long" in err
+
+
+def test_names_of_pictures_are_short_enough_to_save(command, network, photos, tmp_path):
+    name = "\u56fe" * 83  # 249 bytes, of the 255 that a file system takes
+    (photos / "a.jpg").rename(photos / f"{name}.jpg")
+    flags = ["--model", network.path, "--save", tmp_path / "out"]
+    status, _, err = command("predict", photos / f"{name}.jpg", *flags)
+    assert (status, err) == (0, "")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [f"{name[:50]}-labelled.jpg"]
+
+
+def test_a_failure_is_said_while_other_images_are_decoded(network, tmp_path, rng):
+    """The decoders of PNG files keep the standard error to themselves for a while."""
+    folder = tmp_path / "many"
+    folder.mkdir()
+    content = cv2.imencode(".png", rng.integers(0, 256, (900, 900, 3), np.uint8))[1].tobytes()
+    for i in range(20):
+        (folder / f"{i:02}.png").write_bytes(content)
+    (tmp_path / "file").write_bytes(b"")
+    net = load(network.path)
+    args = predict.parse_args(["-", "--save", str(tmp_path / "file" / "folder")])
+    names = [str(path) for path in sorted(folder.iterdir())]
+    started = threading.active_count()
+    with pytest.raises(UserError, match="cannot save"):
+        for _ in predict.reported(net, names, args):
+            pass
+    assert threading.active_count() == started  # nobody decodes any more
+
+
+def test_a_rectangle_of_a_very_long_image(command, network, tmp_path):
+    metadata = {"arch": "RepVGGA0", "classes": CLASSES, "num_classes": len(CLASSES)}
+    path = tmp_path / "tall.onnx"
+    export_onnx(models.to_deploy(network.model), path, EXPECTS, size=(64, 32), metadata=metadata)
+    cv2.imwrite(str(tmp_path / "line.png"), np.full((1, 60_000, 3), 90, np.uint8))
+    status, out, err = command("predict", tmp_path / "line.png", "--model", path, "--top", 1)
+    assert (status, err) == (0, "") and len(out.splitlines()) == 2

@@ -67,8 +67,8 @@ def of_file(path: str | PathLike) -> str:
 def of_content(head: bytes) -> str:
     """Return the format of a file that begins with `head`, HEAD bytes or the whole file.
 
-    It is a key of NOT_READ, "zip", "gzip", "bz2", "xz", "tar", "safetensors", "json", or "other":
-    a pickle, or nothing that is known.
+    It is a key of NOT_READ, "zip", "gzip", "bz2", "xz", "tar", "safetensors", "json", "pickle", or
+    "other", which may be an old pickle.
     """
     if not head:
         return "empty"
@@ -79,7 +79,7 @@ def of_content(head: bytes) -> str:
         if head.startswith(magic):
             return kind
     if head[:1] == b"\x80" or LEGACY in head[:32]:
-        return "other"  # a pickle, of which all that follows is its own
+        return "pickle"  # all that follows is its own
     if head[257:262] == b"ustar":
         return "tar"
     if head[8:12] == b"mgv2":

@@ -60,7 +60,8 @@ def open_dataset(
 
 def is_archive(path: Path) -> bool:
     """Return whether a path is a tar or zip; False for what cannot be read."""
-    return path.is_file() and os.access(path, os.R_OK) and archives.kind(path) in ("tar", "zip")
+    readable = os.path.isfile(path) and os.access(path, os.R_OK)
+    return readable and archives.kind(path) in ("tar", "zip")
 
 
 def find_images(root: str | Path) -> list[Path] | Members:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from os import PathLike
+from pathlib import Path
 
 import onnxruntime
 
@@ -22,5 +24,18 @@ def session(model: str | PathLike | bytes, spin: bool = True) -> onnxruntime.Inf
     options.log_severity_level = 4  # what fails is raised as well
     options.add_session_config_entry("session.x64quantprecision", "1")
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
-    content = model if isinstance(model, bytes) else str(model)
+    content = model if isinstance(model, bytes) else onnx_file(model)
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def onnx_file(path: str | PathLike) -> str | bytes:
+    """Return what onnxruntime opens a file by: its name, or its content if the name is not UTF-8.
+
+    Weights that are in other files beside it are found by the name alone.
+    """
+    name = os.fspath(path)
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return Path(path).read_bytes()
+    return name

@@ -1,5 +1,6 @@
 """Signals and lost output while a network trains, in this process or in one of its own."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -176,6 +177,19 @@ def test_output_to_nowhere_is_no_traceback(tmp_path, redirection, status, said, 
     assert done.returncode == status
     assert len(done.stderr.splitlines()) == bool(said) and done.stderr.startswith(said)
     assert (tmp_path / "file").read_bytes() == b"whole"
+
+
+@pytest.mark.parametrize("where", ["locked", os.fsdecode(b"caf\xe9")])
+def test_a_file_that_the_system_refuses_is_one_sentence(capfd, where):
+    def main():
+        raise PermissionError(errno.EACCES, "Permission denied", where)
+
+    with pytest.raises(SystemExit) as leaving:
+        utils.run(main)
+    out, err = capfd.readouterr()
+    assert (leaving.value.code, out) == (2, "")
+    assert err.endswith(f": error: {utils.shown(where)}: Permission denied; give another file or "
+                        "folder\n")  # fmt: skip
 
 
 def test_a_module_is_run_from_the_project_whatever_the_working_directory_holds(tmp_path):
