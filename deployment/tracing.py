@@ -48,7 +48,8 @@ Visit = Callable[[str, Callable | str | type, Sequence, dict[str, Any]], Any]
 def replay(model: M.Module, size: tuple[int, int], image: Any, visit: Visit) -> list[Any]:
     """Call `visit` for each operator of `model`, in evaluation mode, for images [N, C, *size].
 
-    `image` stands for the input in the arguments. Returns the result of `visit` for each output.
+    `image` stands for the input in the arguments, and a result of `visit` for each output of its
+    operator. Returns the results for the outputs of the network.
     Raises ExportError, with the Module's path, when `visit` raises Unsupported.
     """
     images = mge.Tensor(np.zeros((1, in_channels(model), *size), np.float32))
@@ -94,28 +95,32 @@ def _replay(
             raise ExportError(f"{place} {error}") from None
 
     for expr in graph.exprs(recursive=False):
-        if isinstance(expr, Input):
+        if isinstance(expr, Input):  # images, which `values` has already
             continue
-        if isinstance(expr, GetAttr):
+        if isinstance(expr, GetAttr):  # self.weight, self.stage1, self.scale.factor
             result = reduce(getattr, expr.name.split("."), values[expr.inputs[0]])
             if isinstance(result, mge.Tensor):
                 result = Weight(f"{path}.{expr.name}".lstrip("."), result.numpy())
             results = [result]
-        elif isinstance(expr, CallFunction):
+        elif isinstance(expr, CallFunction):  # F.relu(x)
             results = [call(path, expr.func, (), expr.named_args)]
         elif isinstance(expr, CallMethod) and isinstance(expr.inputs[0], ModuleNode):
-            called = values[expr.inputs[0]]
-            inner = expr.inputs[0].qualname.partition(".")[
-                2
-            ]  # without the name of the network's class
-            arguments = expr.args[1:]
-            if expr.graph is None:
+            called, arguments = values[expr.inputs[0]], expr.args[1:]
+            inner = _path_of(expr.inputs[0])
+            if expr.graph is None:  # self.pool(x), of a class of MegEngine's
                 results = [call(inner, type(called), arguments, expr.kwargs)]
-            else:
+            else:  # self.stage1(x), of a class of ours or of the user's
                 results = _replay(expr.graph, called, inner, [value(a) for a in arguments], visit)
-        elif isinstance(expr, CallMethod):
+        elif isinstance(expr, CallMethod):  # x.reshape(1, -1), x + y
             results = [call(path, expr.method, expr.args, expr.kwargs)]
-        else:
+        else:  # a constant
             results = [call(path, type(expr).__name__, (), {})]
-        values.update(zip(expr.outputs, results, strict=False))
+        if len(results) == 1:  # it stands for each output of F.split
+            results *= len(expr.outputs)
+        values.update(zip(expr.outputs, results, strict=True))
     return [values[output] for output in graph.outputs]
+
+
+def _path_of(node: ModuleNode) -> str:
+    """Return the path of a Module in the network, whose own class begins the name of the node."""
+    return node.qualname.partition(".")[2]

@@ -60,6 +60,22 @@ def test_it_runs_as_the_network(kind, network, preprocessing, tmp_path, capfd):
 
 
 @needs_blocks
+class Halves(M.Module):
+    """A network with an operator of several outputs, as shuffling networks have it."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = M.Conv2d(3, 4, 3)
+
+    def forward(self, x):
+        first, second = F.split(self.conv(x), 2, axis=1)
+        return F.mean(first - 2 * second, axis=(2, 3))
+
+
+def test_an_operator_of_several_outputs(preprocessing, tmp_path):
+    assert export_mge(Halves(), tmp_path / "a.mge", preprocessing, size=32).relative_error < 1e-5
+
+
 def test_blocks_of_8_channels(network, preprocessing, tmp_path):
     model, path = network("RepVGG, SE"), tmp_path / "a.mge"
     assert export_mge(model, path, preprocessing, size=48, layout="nchw88").layout == "nchw88"
