@@ -164,7 +164,7 @@ def test_a_file_that_computes_something_else_is_not_left_behind(
 def test_weights_that_are_no_numbers_are_refused(network, preprocessing, tmp_path):
     model = network("RepVGG")
     model.linear.bias[0] = float("nan")
-    with pytest.raises(ExportError, match="differ by nan"):
+    with pytest.raises(ExportError, match="computes numbers that are not finite"):
         export_onnx(model, tmp_path / "a.onnx", preprocessing, size=32)
     assert list(tmp_path.iterdir()) == []
 
