@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import operator
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any
@@ -67,6 +68,15 @@ def canonical_name(arch: str) -> str:
     return name
 
 
+def own_options(arch: str) -> dict[str, tuple]:
+    """Return the options of `create` that this architecture has and not all have: name -> values.
+
+    `arch` is a registered name.
+    """
+    network, _ = _REGISTRY[arch]
+    return network.own_options
+
+
 def variant_name(arch: str, options: Mapping[str, Any]) -> str:
     """Return a name for files: `arch`, and its total stride where that is not 32.
 
@@ -117,9 +127,11 @@ def create(
             records the ones of its network, its number of channels where that is not 3, and its
             stride where that is not 32.
 
-    Raises ValueError for an unknown name or an impossible number, and for `pretrained`, as
-    `weights.load` reads files.
+    Raises ValueError for an unknown name or option or an impossible value, and for `pretrained`, as
+    `weights.load` reads files; TypeError for a number that is not whole.
     """
+    num_classes = _whole("num_classes", num_classes)
+    in_chans, stride = _whole("in_chans", in_chans), _whole("stride", stride)
     if num_classes < 1:
         raise ValueError(f"num_classes is {num_classes}, but a classifier needs at least one class")
     if in_chans < 1:
@@ -129,6 +141,7 @@ def create(
     if pretrained not in (None, False):
         file = "FILE" if pretrained is True else pretrained
         raise ValueError(f"models.create reads no file; use weights.load({file!r}, {name!r})")
+    options = {option: _own_option(name, option, value) for option, value in options.items()}
     network, config = _REGISTRY[name]
     model = network(
         **config,
@@ -144,3 +157,25 @@ def create(
         options["stride"] = stride
     model.arch, model.options = name, options
     return model
+
+
+def _whole(name: str, number: Any) -> int:
+    """Return a whole number of any type, such as NumPy's, as the int that a checkpoint records."""
+    try:
+        return int(operator.index(number))
+    except TypeError:
+        raise TypeError(
+            f"{name} is {number!r}, but a whole number was expected; give an int"
+        ) from None
+
+
+def _own_option(arch: str, name: str, value: Any) -> Any:
+    """Return the value of `own_options` that equals the given one: True for 1, for example."""
+    options = own_options(arch)
+    if name not in options:
+        known = ", ".join(("in_chans", "stride", *options))
+        raise ValueError(f"{arch} has no option {name!r}; leave it out, or give one of {known}")
+    if value not in options[name]:
+        possible = " or ".join(map(str, options[name]))
+        raise ValueError(f"{name} is {value!r}, but for {arch} it can be {possible}; give one")
+    return options[name][options[name].index(value)]

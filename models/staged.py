@@ -31,12 +31,15 @@ class StagedClassifier(M.Module):
         arch: name of the architecture, set by `models.create`.
         options: further arguments given to `models.create`, set by it; `in_chans` unless it is 3,
             and `stride` unless it is 32.
+        own_options: arguments of the class that `models.create` takes, beside `in_chans` and
+            `stride`, each with its possible values.
         check_size: side in pixels of the images for an equivalence check, on which no tap of any
             kernel meets padding alone.
     """
 
     check_size = 64
     options: ClassVar[dict[str, Any]] = {}
+    own_options: ClassVar[dict[str, tuple]] = {}
 
     def __init__(self, stride: int = 32):
         """Raises ValueError for a total stride that is not one of `STRIDES`."""

@@ -195,8 +195,6 @@ def test_repvit_with_one_head_and_with_the_legacy_token_mixer(images):
     equivalence.randomize(single, images)
     assert single(mge.Tensor(images)).shape == (4, 3)
     assert equivalence.compare(single, images).holds
-    with pytest.raises(ValueError, match="heads is 3"):
-        models.create("RepViTM0_6", heads=3)
 
 
 def test_an_unknown_name_lists_the_nearest():
@@ -204,6 +202,25 @@ def test_an_unknown_name_lists_the_nearest():
         models.create("RepVGGB9")
     with pytest.raises(ValueError, match="at least one class"):
         models.create("RepVGGA0", num_classes=0)
+
+
+@pytest.mark.parametrize(
+    "arch, options, error, said",
+    [
+        ("RepVGGA0", {"block": "qa"}, ValueError, "no option 'block'.* in_chans, stride$"),
+        ("RepVGGA0", {"heads": 1}, ValueError, "RepVGGA0 has no option 'heads'"),
+        ("MobileOneS1", {"branches": 2}, ValueError, "has no option 'branches'"),
+        ("RepViTM0_6", {"head": 1}, ValueError, "'head'.* in_chans, stride, heads, legacy$"),
+        ("RepViTM0_6", {"heads": 3}, ValueError, "heads is 3, but .* it can be 1 or 2"),
+        ("RepViTM0_6", {"legacy": "no"}, ValueError, "legacy is 'no', .* it can be False or True"),
+        ("RepVGGA0", {"stride": 8.0}, TypeError, "stride is 8.0, but a whole number was expected"),
+        ("RepVGGA0", {"num_classes": None}, TypeError, "num_classes is None, but a whole"),
+    ],
+)
+def test_other_options_are_refused(arch, options, error, said):
+    """Other arguments of a class would make another architecture under the same name."""
+    with pytest.raises(error, match=said):
+        models.create(arch, **options)
 
 
 @pytest.mark.parametrize("deploy", [False, True])
