@@ -573,6 +573,15 @@ def test_what_a_symbol_cannot_record():
     ):  # fmt: skip
         with pytest.raises((symbol.Untraceable, TypeError)):
             function(trace.input)
+    for module, said in (
+        (layers.Conv2d(2, 2, 3, padding=1, padding_mode="reflect"), "pads by 'reflect'"),
+        (layers.Conv2d(2, 2, 3, padding=2, dilation=2), "dilated"),
+        (layers.BatchNorm2d(2, affine=False), "no parameters"),
+        (layers.BatchNorm2d(2, track_running_stats=False), "no running statistics"),
+    ):
+        module.train()
+        with pytest.raises(symbol.Untraceable, match=said):
+            module(trace.input)
     shared = layers.Conv2d(2, 2, 1)
     with pytest.raises(symbol.Untraceable, match="twice"):
         shared(shared(trace.input))
