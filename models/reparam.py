@@ -65,7 +65,18 @@ class LinearMap(NamedTuple):
 
 
 def convolution(conv: M.Conv2d, read: Read) -> LinearMap:
-    """Return the map of a convolution whose padding is half its kernel, as in every branch here."""
+    """Return the map of a convolution whose padding is half its kernel, as in every branch here.
+
+    Raises ValueError for another padding and for dilation.
+    """
+    half = tuple(size // 2 for size in conv.kernel_size)
+    padding, dilation = tuple(conv.padding), tuple(conv.dilation)
+    if (padding, conv.padding_mode, dilation) != (half, "zeros", (1, 1)):
+        raise ValueError(
+            f"a {type(conv).__name__} has padding {padding} of {conv.padding_mode!r} and dilation "
+            f"{dilation}, but only padding {half} of 'zeros' and no dilation can be fused; change "
+            "it, or leave its block in train form"
+        )
     kernel = read(conv.weight)
     kernel = kernel.reshape(-1, *kernel.shape[-3:])  # grouped: [G, O/G, I/G, kh, kw] -> [O, ...]
     bias = read(F.zeros(kernel.shape[0]) if conv.bias is None else conv.bias)
@@ -134,8 +145,17 @@ def _add_centred(kernel: Numbers, smaller: Numbers) -> Numbers:
 
 
 def linear(layer: M.Linear, read: Read) -> LinearMap:
-    """Return the map of a linear layer: kernel [O, I], bias [O]."""
-    return LinearMap(read(layer.weight), read(layer.bias))
+    """Return the map of a linear layer: kernel [O, I], bias [O].
+
+    Raises TypeError for a Module of another kind.
+    """
+    if not isinstance(layer, M.Linear):
+        raise TypeError(
+            f"the last batch norm is fused with the classifier, but that is a "
+            f"{type(layer).__name__} and no Linear; fuse the network before replacing it"
+        )
+    bias = F.zeros(layer.out_features) if layer.bias is None else layer.bias
+    return LinearMap(read(layer.weight), read(bias))
 
 
 def batch_norm_before(bn: M.Module, after: LinearMap, read: Read) -> LinearMap:
@@ -253,8 +273,14 @@ def gain_and_shift(
 
 
 def _gain_and_shift(bn: M.Module, read: Read) -> tuple[Numbers, Numbers]:
-    tensors = (bn.weight, bn.bias, bn.running_mean, bn.running_var)
-    scale, shift, average, variance = map(read, tensors)
+    if bn.running_mean is None:
+        raise ValueError(
+            f"a {type(bn).__name__} has track_running_stats=False, but only one with running "
+            "statistics can be fused; make it with them, or leave its block in train form"
+        )
+    weight = F.ones_like(bn.running_mean) if bn.weight is None else bn.weight
+    bias = F.zeros_like(bn.running_mean) if bn.bias is None else bn.bias
+    scale, shift, average, variance = map(read, (weight, bias, bn.running_mean, bn.running_var))
     return gain_and_shift(scale, shift, average, variance, bn.eps)
 
 

@@ -5,6 +5,7 @@ from models import equivalence, reparam
 from models.replknet import RepLKNet, RepLKNetBlock
 
 import megengine as mge
+import megengine.module as M
 import numpy as np
 import pytest
 
@@ -72,6 +73,17 @@ def test_the_fused_network_has_no_batch_norm_and_a_linear_layer_like_any(small, 
     for name, parameter in models.to_deploy(model).named_parameters():
         value = parameter.numpy()
         assert np.abs(found[name].numpy() - value).max() <= 1e-6 * np.abs(value).max(), name
+
+
+def test_the_classifier_may_be_another_linear_layer(small, images):
+    model = models.create("RepLKNet31B", 3)
+    model.linear = M.Linear(16, 5, bias=False)
+    equivalence.randomize(model, images)
+    assert equivalence.compare(model, images).holds
+    for other in (M.Identity(), M.Sequential(M.Linear(16, 5))):
+        model.linear = other
+        with pytest.raises(TypeError, match=f"is a {type(other).__name__} and no Linear; fuse the"):
+            models.to_deploy(model)
 
 
 def test_the_block_is_what_its_docstring_says(rng):
