@@ -117,13 +117,8 @@ def negative(linear: LinearMap) -> LinearMap:
 
 def add(*branches: LinearMap) -> LinearMap:
     """Return the sum of branches; smaller kernels are centred in the largest one."""
-    height, width = (max(branch.kernel.shape[axis] for branch in branches) for axis in (2, 3))
-    largest = next((b for b in branches if b.kernel.shape[2:] == (height, width)), None)
-    if largest is not None:
-        kernel = largest.kernel
-    else:  # 1x3 and 3x1, for example
-        zeros = np.zeros if isinstance(branches[0].kernel, np.ndarray) else F.zeros
-        kernel = zeros((*branches[0].kernel.shape[:2], height, width))
+    largest = max(branches, key=lambda branch: branch.kernel.shape[2:])
+    kernel = largest.kernel
     for branch in branches:
         if branch is not largest:
             kernel = _add_centred(kernel, branch.kernel)
@@ -211,11 +206,21 @@ def to_deploy(model: M.Module) -> M.Module:
     in a copy of it, each Module with a `fuse_in_place` method fuses itself. Fusing a Module in
     deploy form again gives an equal one.
     """
-    originals = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    deployed = copy.deepcopy(model, originals.copy())  # shares the tensors: most will be dropped
+    originals = _tensors(model)
+    deployed = _copy(model, originals)  # most of which will be dropped
     fuse_in_place(deployed)
-    tensors = (*deployed.parameters(), *deployed.buffers())
-    return copy.deepcopy(deployed, {id(t): t for t in tensors if id(t) not in originals})
+    new = {key: tensor for key, tensor in _tensors(deployed).items() if key not in originals}
+    return _copy(deployed, new)
+
+
+def _tensors(model: M.Module) -> dict[int, mge.Tensor]:
+    """Return all tensors of a Module by identity."""
+    return {id(t): t for t in (*model.parameters(), *model.buffers())}
+
+
+def _copy(model: M.Module, shared: dict[int, mge.Tensor]) -> M.Module:
+    """Return a copy of a Module that shares these of its tensors, by identity, with it."""
+    return copy.deepcopy(model, shared.copy())
 
 
 def fuse_in_place(model: M.Module, read: Read = float64) -> None:
@@ -246,8 +251,7 @@ def fused_weights(model: M.Module) -> dict[str, mge.Tensor]:
 
 def _fused(model: M.Module, read: Read) -> dict[str, Any]:
     """Return what the modules of `model`'s deploy form have as weight and bias, by name."""
-    tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    deployed = copy.deepcopy(model, tensors)
+    deployed = _copy(model, _tensors(model))
     fuse_in_place(deployed, read)
     return {
         f"{path}.{name}": getattr(module, name, None)
