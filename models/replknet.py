@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import megengine as mge
-import megengine.functional as F
 import megengine.module as M
 
 from . import reparam
-from .layers import BatchNorm2d, Conv2d, DropPath, FusibleConvBN, LargeKernel, Linear, relu
+from .layers import BatchNorm2d, Conv2d, DropPath, FusibleConvBN, LargeKernel, Linear, gelu, relu
 from .reparameterizable import Reparameterizable
 from .staged import StagedClassifier
 
@@ -79,7 +78,7 @@ class RepLKNetBlock(M.Module):
 
     def forward(self, x: mge.Tensor) -> mge.Tensor:
         x = x + self.drop_spread(self.leave(relu(self.spread(relu(self.enter(x))))))
-        return x + self.drop_project(self.project(F.gelu(self.expand(x))))
+        return x + self.drop_project(self.project(gelu(self.expand(x))))
 
 
 class Transition(M.Module):

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from megengine import Tensor
 
+from .large_kernel import SMALL_KERNEL
+
 if TYPE_CHECKING:
     import megengine.module as M
 
@@ -95,6 +97,8 @@ class Symbol:
             raise Untraceable("a convolution is not square, or dilated")
         if module.padding_mode != "zeros":
             raise Untraceable(f"a convolution pads by {module.padding_mode!r}")
+        if kernel > SMALL_KERNEL:
+            raise Untraceable(f"a kernel is {kernel}x{kernel}, for which large_kernel.py is made")
         self._check_channels(module.in_channels)
         has_bias = module.bias is not None
         self.trace.use(module.weight, *((module.bias,) if has_bias else ()))

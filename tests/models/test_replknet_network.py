@@ -75,6 +75,11 @@ def test_the_fused_network_has_no_batch_norm_and_a_linear_layer_like_any(small, 
         assert np.abs(found[name].numpy() - value).max() <= 1e-6 * np.abs(value).max(), name
 
 
+def test_its_kernels_are_left_to_the_path_that_is_made_for_them(small, images):
+    model = models.create("RepLKNet31B", 3)
+    assert not model.is_compiled(mge.Tensor(images))
+
+
 def test_the_classifier_may_be_another_linear_layer(small, images):
     model = models.create("RepLKNet31B", 3)
     model.linear = M.Linear(16, 5, bias=False)
