@@ -97,13 +97,16 @@ def state_shapes(model: M.Module) -> dict[str, tuple[int, ...]]:
 
 
 def head_names(model: M.Module) -> list[str]:
-    """Return the names of the classifiers' parameters, which depend on the number of classes."""
-    heads = [
-        name
+    """Return the names of the classifiers' parameters, which depend on the number of classes.
+
+    The classifiers are a network's linear layers, whatever their number of outputs.
+    """
+    return [
+        f"{name}.{parameter}"
         for name, module in model.named_modules()
-        if isinstance(module, M.Linear) and module.out_features == model.num_classes
+        if isinstance(module, M.Linear)
+        for parameter, _ in module.named_parameters()
     ]
-    return [f"{name}.{parameter}" for name in heads for parameter in ("weight", "bias")]
 
 
 def create(

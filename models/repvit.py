@@ -217,7 +217,10 @@ class RepViT(StagedClassifier):
         return (main + distilled) / 2
 
     def fuse_in_place(self, read: reparam.Read = reparam.float64) -> None:
-        """Replace the heads by one linear layer; the blocks fuse themselves."""
+        """Replace the heads by one linear layer, unless `linear` is one already.
+
+        The blocks fuse themselves.
+        """
         if self.linear is None:
             heads = [head for head in (self.head, self.head_dist) if head is not None]
             maps = [
@@ -225,4 +228,4 @@ class RepViT(StagedClassifier):
                 for head in heads
             ]
             self.linear = reparam.to_linear(reparam.mean(*maps), like=self.head.linear)
-            self.head = self.head_dist = None
+        self.head = self.head_dist = None

@@ -6,6 +6,7 @@ import models
 from models import equivalence, init
 
 import megengine as mge
+import megengine.module as M
 import numpy as np
 import pytest
 
@@ -79,7 +80,7 @@ def test_every_variant_is_listed():
 FAST = [name for name in TABLE if re.match("RepVGGA|MobileOne|RepViTM0|RepGhost|FastViT", name)]
 
 
-@pytest.mark.parametrize("arch", slow_but(FAST, TABLE))
+@pytest.mark.parametrize("arch", slow_but(FAST, [name for name in TABLE if name not in LARGE]))
 def test_parameters_and_multiply_adds(arch):
     with init.uninitialized():
         train, deploy = models.create(arch), models.create(arch, deploy=True)
@@ -176,6 +177,24 @@ def test_repvit_has_two_heads_in_training_and_their_mean_in_evaluation(images):
     pooled = mge.functional.mean(model.features(mge.Tensor(images))[-1], axis=(2, 3))
     mean = (model.head(pooled).numpy() + model.head_dist(pooled).numpy()) / 2
     np.testing.assert_allclose(model(mge.Tensor(images)).numpy(), mean, atol=1e-6)
+
+
+def test_a_classifier_of_repvits_own_takes_the_place_of_both_heads(images):
+    model = models.create("RepViTM0_6", 3)
+    model.linear = M.Linear(320, 5)
+    equivalence.randomize(model, images)
+    assert model(mge.Tensor(images)).shape == (4, 5)
+    assert equivalence.compare(model, images).holds
+    deployed = models.state_shapes(models.to_deploy(model))
+    assert deployed == models.state_shapes(models.create("RepViTM0_6", 5, deploy=True))
+
+
+def test_the_heads_are_the_linear_layers_whatever_their_size():
+    model = models.create("RepGhost050", 3)
+    model.linear = M.Linear(1280, 5)
+    assert set(models.head_names(model)) == {"linear.weight", "linear.bias"}
+    model.linear = M.Linear(1280, 5, bias=False)
+    assert models.head_names(model) == ["linear.weight"]
 
 
 @pytest.mark.slow
