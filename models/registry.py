@@ -10,7 +10,7 @@ from typing import Any
 
 import megengine.module as M
 
-from . import fastvit, mobileone, repghost, replknet, repvgg, repvgg_plus, repvit
+from . import fastvit, layers, mobileone, repghost, replknet, repvgg, repvgg_plus, repvit
 
 # name -> (class, its keyword arguments)
 _REGISTRY: dict[str, tuple[type[M.Module], dict[str, Any]]] = {
@@ -33,9 +33,11 @@ BLOCKS: dict[str, tuple[type[M.Module], dict[str, Any]]] = {
     **{f"RepGhost {k}": (repghost.GhostModule, c) for k, c in repghost.BLOCKS.items()},
     **{f"RepGhost {k}": (repghost.Bottleneck, c) for k, c in repghost.BOTTLENECKS.items()},
     **{f"FastViT {k}": (fastvit.FastViTBlock, c) for k, c in fastvit.BLOCKS.items()},
+    **{f"FastViT {k}": (layers.FusibleConvBN, c) for k, c in fastvit.DEPTHWISE.items()},
     **{f"FastViT {k}": (fastvit.PatchEmbedding, c) for k, c in fastvit.EMBEDDINGS.items()},
     **{f"FastViT {k}": (mobileone.MobileOneUnit, c) for k, c in fastvit.UNITS.items()},
     **{f"RepLKNet {k}": (replknet.RepLKNetBlock, c) for k, c in replknet.BLOCKS.items()},
+    **{f"RepLKNet {k}": (layers.LargeKernel, c) for k, c in replknet.LARGE_KERNELS.items()},
     **{f"RepLKNet {k}": (replknet.Transition, c) for k, c in replknet.TRANSITIONS.items()},
 }
 

@@ -30,6 +30,15 @@ BLOCKS = {
     "block, 31x31": {"channels": 8, "kernel_size": 31},
     "block, 13x13": {"channels": 16, "kernel_size": 13},
 }
+LARGE_KERNELS = {  # without a ReLU, which hides errors of single taps
+    "large kernel, 27x27": {
+        "in_channels": 8,
+        "out_channels": 8,
+        "kernel_size": 27,
+        "small_kernel_size": SMALL_KERNEL,
+        "groups": 8,
+    }
+}
 TRANSITIONS = {"transition": {"in_channels": 16, "out_channels": 32}}
 
 
