@@ -128,6 +128,20 @@ def test_no_tap_meets_padding_alone_at_the_size_of_the_check(arch, small_replkne
     assert all(meets for _, _, meets in seen), seen
 
 
+@pytest.mark.parametrize("consume", [False, True])
+def test_modules_keep_their_modes(tiny, images, consume):
+    """Also those that are not the network's, such as frozen batch norms'."""
+    model = tiny()
+    model.stage2.eval()
+    model.stage1[0].dense.bn.eval()
+    modes = {name: module.training for name, module in model.named_modules()}
+    equivalence.randomize(model, images)
+    assert {name: module.training for name, module in model.named_modules()} == modes
+    assert equivalence.compare(model, images, consume).holds
+    for name, module in model.named_modules():
+        assert module.training == (name != "stage1.0.dense.bn" and "stage2" not in name), name
+
+
 def test_verify_prints_a_table_and_json(command):
     status, out, _ = command("verify", "--arch", "repvgg_a0", "--size", "32")
     assert status == 0
