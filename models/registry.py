@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import operator
+import re
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any
@@ -43,7 +44,11 @@ BLOCKS: dict[str, tuple[type[M.Module], dict[str, Any]]] = {
 
 
 def _key(name: str) -> str:
-    return name.lower().translate(str.maketrans("", "", "-_."))
+    """Return a name or a shell pattern without what spellings differ in.
+
+    Within "[" and "]" of a pattern "-" is no separator, but a range.
+    """
+    return re.sub(r"(\[[^]]*\])|[-_.]", r"\1", name.lower())
 
 
 _BY_KEY = {_key(name): name for name in _REGISTRY}
@@ -52,9 +57,9 @@ _BY_KEY = {_key(name): name for name in _REGISTRY}
 def list_models(pattern: str = "*") -> list[str]:
     """Return the names of the architectures that match a shell pattern, such as "RepVGGB*g4".
 
-    Upper and lower case match each other.
+    As in `canonical_name`, case, "-", "_" and "." make no difference.
     """
-    return [name for name in _REGISTRY if fnmatchcase(name.lower(), pattern.lower())]
+    return [name for key, name in _BY_KEY.items() if fnmatchcase(key, _key(pattern))]
 
 
 def canonical_name(arch: str) -> str:

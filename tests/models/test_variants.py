@@ -74,6 +74,10 @@ def test_every_variant_is_listed():
     assert [name for name in models.list_models() if name not in qa] == list(TABLE)
     assert models.list_models("repvggb?g4") == ["RepVGGB1g4", "RepVGGB2g4", "RepVGGB3g4"]
     assert models.list_models("nothing*") == []
+    assert models.list_models("fastvit_t*") == ["FastViTT8", "FastViTT12"]
+    assert models.list_models("repvgg_b[1-2]") == models.list_models("RepVGG-B[12]") == [
+        "RepVGGB1", "RepVGGB2"
+    ]  # fmt: skip
 
 
 # the others take seconds each
@@ -133,6 +137,7 @@ def test_profile_leaves_the_model_alone(tiny):
     model.eval()
     square, wide = models.profile(model, 64), models.profile(model, (64, 128))
     assert wide.parameters == square.parameters and wide.macs > square.macs
+    assert models.profile(model, np.int64(64)) == square
     assert not model.training
     for key, value in model.state_dict().items():
         np.testing.assert_array_equal(value, before[key])
