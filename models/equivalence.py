@@ -132,9 +132,11 @@ def compare(model: M.Module, images: np.ndarray, consume: bool = False) -> Equiv
 def _modes_kept(model: M.Module) -> Iterator[None]:
     """Give each module its mode again at the end; one that is new gets that of what it is in."""
     modes = {name: module.training for name, module in model.named_modules()}
-    yield
-    for name, module in model.named_modules():
-        module.training = modes[name if name in modes else name.rpartition(".")[0]]
+    try:
+        yield
+    finally:
+        for name, module in model.named_modules():
+            module.training = modes[name if name in modes else name.rpartition(".")[0]]
 
 
 def _outputs(model: M.Module, images: np.ndarray) -> np.ndarray:
