@@ -112,7 +112,8 @@ def head_names(model: M.Module) -> list[str]:
         f"{name}.{parameter}"
         for name, module in model.named_modules()
         if isinstance(module, M.Linear)
-        for parameter, _ in module.named_parameters()
+        for parameter in ("weight", "bias")
+        if getattr(module, parameter) is not None
     ]
 
 
