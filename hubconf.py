@@ -24,10 +24,13 @@ def _entry_point(arch: str, name: str) -> _abc.Callable[..., _M.Module]:
         deploy: bool = False,
         entry: str | None = None,
         in_chans: int | None = None,
+        stride: int | None = None,
     ) -> _M.Module:
+        numbers = {"in_chans": in_chans, "stride": stride}
         if pretrained is None or pretrained is False:
-            return _models.create(arch, num_classes, deploy=deploy, in_chans=in_chans or 3)
-        return _weights.load(pretrained, arch, num_classes, deploy, entry=entry, in_chans=in_chans)
+            given = {name: number for name, number in numbers.items() if number is not None}
+            return _models.create(arch, num_classes, deploy, **given)
+        return _weights.load(pretrained, arch, num_classes, deploy, entry=entry, **numbers)
 
     create.__name__ = name
     create.__doc__ = f"""Return {arch}, in training mode.
@@ -41,6 +44,8 @@ def _entry_point(arch: str, name: str) -> _abc.Callable[..., _M.Module]:
         entry: set of weights to take from a file of several, such as "state_dict_ema".
         in_chans: number of channels of the images, to which the first kernels of a checkpoint for
             colour images are converted (default: the checkpoint's; without one, 3).
+        stride: total stride, which must be the checkpoint's: 8, 16 or 32 (default: the
+            checkpoint's; without one, 32).
 
     Raises utils.UserError when the file is missing or damaged, or holds another network.
     """

@@ -15,7 +15,7 @@ NAMES = ("stage1", "stage2", "stage3", "stage4")  # of the outputs
 def backbone(model: M.Module) -> M.Module:
     """Return a Module that shares `model`'s tensors and returns its four feature maps.
 
-    [N, C, H, W] -> maps at strides 4, 8, 16 and 32, see models.staged.StagedClassifier.features.
+    [N, C, H, W] -> maps at `model.strides`, see models.staged.StagedClassifier.features.
     Raises ExportError for a network without the method `features`.
     """
     if not hasattr(model, "features"):

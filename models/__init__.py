@@ -13,6 +13,7 @@ from .registry import (
     create,
     head_names,
     list_models,
+    own_options,
     state_shapes,
     variant_name,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "environment",
     "head_names",
     "list_models",
+    "own_options",
     "profile",
     "state_shapes",
     "to_deploy",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import megengine as mge
@@ -67,18 +69,17 @@ def randomize(model: M.Module, example: np.ndarray, seed: int = 0) -> None:
         bn.bias[...] = normal(bn.bias, 0.3)
 
     momenta = [bn.momentum for bn in norms]
-    training = model.training
-    model.train()
     for bn in norms:
         bn.momentum = 0.0  # share of the old value: the running statistics become the batch's
-    model(mge.Tensor(example))
+    with _modes_kept(model):
+        model.train()
+        model(mge.Tensor(example))
     for bn, momentum in zip(norms, momenta, strict=True):
         bn.momentum = momentum
         variance = bn.running_var.numpy()
         shift = 0.3 * np.sqrt(variance) * rng.standard_normal(variance.shape)
         bn.running_mean[...] = (bn.running_mean.numpy() + shift).astype(np.float32)
         bn.running_var[...] = (variance * rng.uniform(0.5, 3, variance.shape)).astype(np.float32)
-    model.train(training)
 
 
 def random_network(arch: str) -> M.Module:
@@ -89,9 +90,9 @@ def random_network(arch: str) -> M.Module:
 
 
 def random_images(model: M.Module, size: int) -> np.ndarray:
-    """Return images for `compare`, float32 [N, C, side, side], one or two of them.
+    """Return one or two images for `compare`, float32 [N, C, side, side].
 
-    They are of `size`, or as much larger as no tap of a kernel may meet padding alone.
+    Their side is `size`, or `model.check_size` where that is more.
     """
     side = max(size, model.check_size)
     shape = (2 if model.check_size <= 64 else 1, model.in_chans, side, side)
@@ -101,18 +102,18 @@ def random_images(model: M.Module, size: int) -> np.ndarray:
 def compare(model: M.Module, images: np.ndarray, consume: bool = False) -> Equivalence:
     """Fuse a copy of `model` and compare both forms on `images` [N, C, H, W], in evaluation mode.
 
-    The model keeps its mode. With `consume` the model itself is fused, which takes half the memory.
+    The modules keep their modes. With `consume` the model itself is fused, which takes half the
+    memory.
     """
-    training = model.training
     train_parameters = _parameters(model)
-    before = _outputs(model, images)
-    if consume:
-        deployed = model
-        fuse_in_place(deployed)
-    else:
-        deployed = to_deploy(model)
-    after = _outputs(deployed, images)
-    model.train(training)
+    with _modes_kept(model):
+        before = _outputs(model, images)
+        if consume:
+            deployed = model
+            fuse_in_place(deployed)
+        else:
+            deployed = to_deploy(model)
+        after = _outputs(deployed, images)
     with np.errstate(invalid="ignore"):  # infinite logits: the errors are then NaN
         error = np.abs(before - after).max()
         relative_error = error / np.abs(before).max()
@@ -125,6 +126,17 @@ def compare(model: M.Module, images: np.ndarray, consume: bool = False) -> Equiv
         argmax_agreement=float((pooled_before.argmax(1) == pooled_after.argmax(1)).mean()),
         batch_norms_left=sum("BatchNorm" in type(m).__name__ for m in deployed.modules()),
     )
+
+
+@contextmanager
+def _modes_kept(model: M.Module) -> Iterator[None]:
+    """Give each module its mode again at the end; one that is new gets that of what it is in."""
+    modes = {name: module.training for name, module in model.named_modules()}
+    try:
+        yield
+    finally:
+        for name, module in model.named_modules():
+            module.training = modes[name if name in modes else name.rpartition(".")[0]]
 
 
 def _outputs(model: M.Module, images: np.ndarray) -> np.ndarray:

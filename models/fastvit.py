@@ -38,6 +38,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 # Arguments of every kind of block, to be verified alone.
 BLOCKS = {"block": {"channels": 16, "ratio": 3}}
+DEPTHWISE = {  # alone: behind it a layer scale and a shortcut hide errors of single taps
+    "depthwise layer": {"in_channels": 16, "out_channels": 16, "kernel_size": 7, "groups": 16}
+}
 EMBEDDINGS = {"patch embedding": {"in_channels": 16, "out_channels": 32}}
 UNITS = {
     "last unit": {

@@ -33,7 +33,8 @@ class Conv2d(M.Conv2d):
         slow = (
             inp.shape[2] * inp.shape[3] <= cpu.SMALL_MAP or self.kernel_size[0] > cpu.SMALL_KERNEL
         )
-        if not (cpu.is_used() and (self.training or slow)):
+        plain = self.padding_mode == "zeros" and tuple(self.dilation) == (1, 1)
+        if not (plain and cpu.is_used() and (self.training or slow)):
             return super().calc_conv(inp, weight, bias)
         y = cpu.conv2d(inp, weight, self.stride, self.padding, self.groups)
         return y if bias is None else cpu.add_bias(y, bias)
@@ -61,7 +62,9 @@ class _BatchNorm(_MixedInto):
     def forward(self, inp: mge.Tensor) -> mge.Tensor:
         if isinstance(inp, cpu.Symbol):
             return inp.batch_norm(self)
-        if not self.training or self.freeze or not (cpu.is_used() or self.all_reduce):
+        incomplete = self.weight is None or self.running_mean is None
+        own = cpu.is_used() or self.all_reduce
+        if not self.training or self.freeze or incomplete or not own:
             return super().forward(inp)
         if not cpu.is_used():
             arguments = (self.running_mean, self.running_var, self.weight, self.bias)

@@ -28,7 +28,7 @@ def profile(model: M.Module, size: int | tuple[int, int] = 224, training: bool =
         size: side of the image in pixels, or (height, width).
         training: run in training mode, with auxiliary heads; otherwise in evaluation mode.
     """
-    height, width = (size, size) if isinstance(size, int) else size
+    height, width = size if isinstance(size, tuple) else (size, size)
     macs = 0
 
     def count(module: M.Module, inputs: tuple, output: mge.Tensor) -> None:

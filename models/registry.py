@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import operator
+import re
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
 import megengine.module as M
 
-from . import fastvit, mobileone, repghost, replknet, repvgg, repvgg_plus, repvit
+from . import fastvit, layers, mobileone, repghost, replknet, repvgg, repvgg_plus, repvit
 
 # name -> (class, its keyword arguments)
 _REGISTRY: dict[str, tuple[type[M.Module], dict[str, Any]]] = {
@@ -32,15 +34,21 @@ BLOCKS: dict[str, tuple[type[M.Module], dict[str, Any]]] = {
     **{f"RepGhost {k}": (repghost.GhostModule, c) for k, c in repghost.BLOCKS.items()},
     **{f"RepGhost {k}": (repghost.Bottleneck, c) for k, c in repghost.BOTTLENECKS.items()},
     **{f"FastViT {k}": (fastvit.FastViTBlock, c) for k, c in fastvit.BLOCKS.items()},
+    **{f"FastViT {k}": (layers.FusibleConvBN, c) for k, c in fastvit.DEPTHWISE.items()},
     **{f"FastViT {k}": (fastvit.PatchEmbedding, c) for k, c in fastvit.EMBEDDINGS.items()},
     **{f"FastViT {k}": (mobileone.MobileOneUnit, c) for k, c in fastvit.UNITS.items()},
     **{f"RepLKNet {k}": (replknet.RepLKNetBlock, c) for k, c in replknet.BLOCKS.items()},
+    **{f"RepLKNet {k}": (layers.LargeKernel, c) for k, c in replknet.LARGE_KERNELS.items()},
     **{f"RepLKNet {k}": (replknet.Transition, c) for k, c in replknet.TRANSITIONS.items()},
 }
 
 
 def _key(name: str) -> str:
-    return name.lower().translate(str.maketrans("", "", "-_."))
+    """Return a name or a shell pattern without what spellings differ in.
+
+    Within "[" and "]" of a pattern "-" is no separator, but a range.
+    """
+    return re.sub(r"(\[[^]]*\])|[-_.]", r"\1", name.lower())
 
 
 _BY_KEY = {_key(name): name for name in _REGISTRY}
@@ -49,9 +57,9 @@ _BY_KEY = {_key(name): name for name in _REGISTRY}
 def list_models(pattern: str = "*") -> list[str]:
     """Return the names of the architectures that match a shell pattern, such as "RepVGGB*g4".
 
-    Upper and lower case match each other.
+    As in `canonical_name`, case, "-", "_" and "." make no difference.
     """
-    return [name for name in _REGISTRY if fnmatchcase(name.lower(), pattern.lower())]
+    return [name for key, name in _BY_KEY.items() if fnmatchcase(key, _key(pattern))]
 
 
 def canonical_name(arch: str) -> str:
@@ -65,6 +73,15 @@ def canonical_name(arch: str) -> str:
         names = ", ".join(_BY_KEY[key] for key in near) or ", ".join(_REGISTRY)
         raise ValueError(f"unknown architecture {arch!r}; the nearest names are {names}")
     return name
+
+
+def own_options(arch: str) -> dict[str, tuple]:
+    """Return the options of `create` that this architecture has and not all have: name -> values.
+
+    `arch` is a registered name.
+    """
+    network, _ = _REGISTRY[arch]
+    return network.own_options
 
 
 def variant_name(arch: str, options: Mapping[str, Any]) -> str:
@@ -87,13 +104,17 @@ def state_shapes(model: M.Module) -> dict[str, tuple[int, ...]]:
 
 
 def head_names(model: M.Module) -> list[str]:
-    """Return the names of the classifiers' parameters, which depend on the number of classes."""
-    heads = [
-        name
+    """Return the names of the classifiers' parameters, which depend on the number of classes.
+
+    The classifiers are a network's linear layers, whatever their number of outputs.
+    """
+    return [
+        f"{name}.{parameter}"
         for name, module in model.named_modules()
-        if isinstance(module, M.Linear) and module.out_features == model.num_classes
+        if isinstance(module, M.Linear)
+        for parameter in ("weight", "bias")
+        if getattr(module, parameter) is not None
     ]
-    return [f"{name}.{parameter}" for name in heads for parameter in ("weight", "bias")]
 
 
 def create(
@@ -117,9 +138,11 @@ def create(
             records the ones of its network, its number of channels where that is not 3, and its
             stride where that is not 32.
 
-    Raises ValueError for an unknown name or an impossible number, and for `pretrained`, as
-    `weights.load` reads files.
+    Raises ValueError for an unknown name or option or an impossible value, and for `pretrained`, as
+    `weights.load` reads files; TypeError for a number that is not whole.
     """
+    num_classes = _whole("num_classes", num_classes)
+    in_chans, stride = _whole("in_chans", in_chans), _whole("stride", stride)
     if num_classes < 1:
         raise ValueError(f"num_classes is {num_classes}, but a classifier needs at least one class")
     if in_chans < 1:
@@ -129,6 +152,7 @@ def create(
     if pretrained not in (None, False):
         file = "FILE" if pretrained is True else pretrained
         raise ValueError(f"models.create reads no file; use weights.load({file!r}, {name!r})")
+    options = {option: _own_option(name, option, value) for option, value in options.items()}
     network, config = _REGISTRY[name]
     model = network(
         **config,
@@ -144,3 +168,25 @@ def create(
         options["stride"] = stride
     model.arch, model.options = name, options
     return model
+
+
+def _whole(name: str, number: Any) -> int:
+    """Return a whole number of any type, such as NumPy's, as the int that a checkpoint records."""
+    try:
+        return int(operator.index(number))
+    except TypeError:
+        raise TypeError(
+            f"{name} is {number!r}, but a whole number was expected; give an int"
+        ) from None
+
+
+def _own_option(arch: str, name: str, value: Any) -> Any:
+    """Return the value of `own_options` that equals the given one: True for 1, for example."""
+    options = own_options(arch)
+    if name not in options:
+        known = ", ".join(("in_chans", "stride", *options))
+        raise ValueError(f"{arch} has no option {name!r}; leave it out, or give one of {known}")
+    if value not in options[name]:
+        possible = " or ".join(map(str, options[name]))
+        raise ValueError(f"{name} is {value!r}, but for {arch} it can be {possible}; give one")
+    return options[name][options[name].index(value)]

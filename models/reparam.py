@@ -65,7 +65,18 @@ class LinearMap(NamedTuple):
 
 
 def convolution(conv: M.Conv2d, read: Read) -> LinearMap:
-    """Return the map of a convolution whose padding is half its kernel, as in every branch here."""
+    """Return the map of a convolution whose padding is half its kernel, as in every branch here.
+
+    Raises ValueError for another padding and for dilation.
+    """
+    half = tuple(size // 2 for size in conv.kernel_size)
+    padding, dilation = tuple(conv.padding), tuple(conv.dilation)
+    if (padding, conv.padding_mode, dilation) != (half, "zeros", (1, 1)):
+        raise ValueError(
+            f"a {type(conv).__name__} has padding {padding} of {conv.padding_mode!r} and dilation "
+            f"{dilation}, but only padding {half} of 'zeros' and no dilation can be fused; change "
+            "it, or leave its block in train form"
+        )
     kernel = read(conv.weight)
     kernel = kernel.reshape(-1, *kernel.shape[-3:])  # grouped: [G, O/G, I/G, kh, kw] -> [O, ...]
     bias = read(F.zeros(kernel.shape[0]) if conv.bias is None else conv.bias)
@@ -106,13 +117,8 @@ def negative(linear: LinearMap) -> LinearMap:
 
 def add(*branches: LinearMap) -> LinearMap:
     """Return the sum of branches; smaller kernels are centred in the largest one."""
-    height, width = (max(branch.kernel.shape[axis] for branch in branches) for axis in (2, 3))
-    largest = next((b for b in branches if b.kernel.shape[2:] == (height, width)), None)
-    if largest is not None:
-        kernel = largest.kernel
-    else:  # 1x3 and 3x1, for example
-        zeros = np.zeros if isinstance(branches[0].kernel, np.ndarray) else F.zeros
-        kernel = zeros((*branches[0].kernel.shape[:2], height, width))
+    largest = max(branches, key=lambda branch: branch.kernel.shape[2:])
+    kernel = largest.kernel
     for branch in branches:
         if branch is not largest:
             kernel = _add_centred(kernel, branch.kernel)
@@ -134,8 +140,17 @@ def _add_centred(kernel: Numbers, smaller: Numbers) -> Numbers:
 
 
 def linear(layer: M.Linear, read: Read) -> LinearMap:
-    """Return the map of a linear layer: kernel [O, I], bias [O]."""
-    return LinearMap(read(layer.weight), read(layer.bias))
+    """Return the map of a linear layer: kernel [O, I], bias [O].
+
+    Raises TypeError for a Module of another kind.
+    """
+    if not isinstance(layer, M.Linear):
+        raise TypeError(
+            f"the last batch norm is fused with the classifier, but that is a "
+            f"{type(layer).__name__} and no Linear; fuse the network before replacing it"
+        )
+    bias = F.zeros(layer.out_features) if layer.bias is None else layer.bias
+    return LinearMap(read(layer.weight), read(bias))
 
 
 def batch_norm_before(bn: M.Module, after: LinearMap, read: Read) -> LinearMap:
@@ -191,11 +206,21 @@ def to_deploy(model: M.Module) -> M.Module:
     in a copy of it, each Module with a `fuse_in_place` method fuses itself. Fusing a Module in
     deploy form again gives an equal one.
     """
-    originals = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    deployed = copy.deepcopy(model, originals.copy())  # shares the tensors: most will be dropped
+    originals = _tensors(model)
+    deployed = _copy(model, originals)  # most of which will be dropped
     fuse_in_place(deployed)
-    tensors = (*deployed.parameters(), *deployed.buffers())
-    return copy.deepcopy(deployed, {id(t): t for t in tensors if id(t) not in originals})
+    new = {key: tensor for key, tensor in _tensors(deployed).items() if key not in originals}
+    return _copy(deployed, new)
+
+
+def _tensors(model: M.Module) -> dict[int, mge.Tensor]:
+    """Return all tensors of a Module by identity."""
+    return {id(t): t for t in (*model.parameters(), *model.buffers())}
+
+
+def _copy(model: M.Module, shared: dict[int, mge.Tensor]) -> M.Module:
+    """Return a copy of a Module that shares these of its tensors, by identity, with it."""
+    return copy.deepcopy(model, shared.copy())
 
 
 def fuse_in_place(model: M.Module, read: Read = float64) -> None:
@@ -226,8 +251,7 @@ def fused_weights(model: M.Module) -> dict[str, mge.Tensor]:
 
 def _fused(model: M.Module, read: Read) -> dict[str, Any]:
     """Return what the modules of `model`'s deploy form have as weight and bias, by name."""
-    tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    deployed = copy.deepcopy(model, tensors)
+    deployed = _copy(model, _tensors(model))
     fuse_in_place(deployed, read)
     return {
         f"{path}.{name}": getattr(module, name, None)
@@ -253,8 +277,14 @@ def gain_and_shift(
 
 
 def _gain_and_shift(bn: M.Module, read: Read) -> tuple[Numbers, Numbers]:
-    tensors = (bn.weight, bn.bias, bn.running_mean, bn.running_var)
-    scale, shift, average, variance = map(read, tensors)
+    if bn.running_mean is None:
+        raise ValueError(
+            f"a {type(bn).__name__} has track_running_stats=False, but only one with running "
+            "statistics can be fused; make it with them, or leave its block in train form"
+        )
+    weight = F.ones_like(bn.running_mean) if bn.weight is None else bn.weight
+    bias = F.zeros_like(bn.running_mean) if bn.bias is None else bn.bias
+    scale, shift, average, variance = map(read, (weight, bias, bn.running_mean, bn.running_var))
     return gain_and_shift(scale, shift, average, variance, bn.eps)
 
 

@@ -8,8 +8,8 @@ from typing import ClassVar
 import megengine as mge
 import megengine.module as M
 
-from . import reparam
-from .reparam import LinearMap, Read, float64  # in the class, `reparam` is the attribute
+from . import reparam as fusion  # in the class, `reparam` is the attribute
+from .reparam import LinearMap, Read, float64
 
 
 class Reparameterizable(M.Module):
@@ -50,7 +50,7 @@ class Reparameterizable(M.Module):
     def fuse_in_place(self, read: Read = float64) -> None:
         """Replace the branches by their convolution; a block in deploy form stays as it is."""
         if self.reparam is None:
-            self.reparam = reparam.to_conv2d(self.linear_map(read), like=self.main_convolution())
+            self.reparam = fusion.to_conv2d(self.linear_map(read), like=self.main_convolution())
             self._drop_branches()
 
     def _drop_branches(self) -> None:

@@ -19,6 +19,7 @@ from .layers import (
     Linear,
     SqueezeExcitation,
     hard_sigmoid,
+    mean,
     relu,
     round_channels,
 )
@@ -194,13 +195,14 @@ class RepGhost(StagedClassifier):
         self.stem = FusibleConvBN(in_chans, channels, 3, self.down_samplings[0], deploy=deploy)
         stages: list[list[Bottleneck]] = [[]]
         for row in (row for rows in _ROWS for row in rows):
-            kernel_size, middle, out_channels, se, down = row
+            kernel_size, *widths, se, down = row
+            middle, out_channels = (round_channels(c * width, 4) for c in widths)
+            block_stride = 1
             if down > 1:
-                down = self.down_samplings[len(stages)]
+                block_stride = self.down_samplings[len(stages)]
                 stages.append([])
-            middle, out_channels = (round_channels(c * width, 4) for c in (middle, out_channels))
             stages[-1].append(
-                Bottleneck(channels, middle, out_channels, kernel_size, se, down, deploy)
+                Bottleneck(channels, middle, out_channels, kernel_size, se, block_stride, deploy)
             )
             channels = out_channels
         for i, blocks in enumerate(stages):
@@ -219,6 +221,5 @@ class RepGhost(StagedClassifier):
     def classify(self, x: mge.Tensor) -> mge.Tensor:
         """Compute the logits from the last map."""
         x = relu(self.last(x))
-        x = F.mean(x, axis=(2, 3), keepdims=True)  # [N, C, H, W] -> [N, C, 1, 1]
-        x = F.flatten(relu(self.head(x)), 1)  # [N, 1280, 1, 1] -> [N, 1280]
+        x = F.flatten(relu(self.head(mean(x))), 1)  # [N, C, H, W] -> [N, 1280]
         return self.linear(self.drop(x))

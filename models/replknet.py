@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import megengine as mge
-import megengine.functional as F
 import megengine.module as M
 
 from . import reparam
-from .layers import BatchNorm2d, Conv2d, DropPath, FusibleConvBN, LargeKernel, Linear, relu
+from .layers import BatchNorm2d, Conv2d, DropPath, FusibleConvBN, LargeKernel, Linear, gelu, relu
 from .reparameterizable import Reparameterizable
 from .staged import StagedClassifier
 
@@ -30,6 +29,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
 BLOCKS = {
     "block, 31x31": {"channels": 8, "kernel_size": 31},
     "block, 13x13": {"channels": 16, "kernel_size": 13},
+}
+LARGE_KERNELS = {  # without a ReLU, which hides errors of single taps
+    "large kernel, 27x27": {
+        "in_channels": 8,
+        "out_channels": 8,
+        "kernel_size": 27,
+        "small_kernel_size": SMALL_KERNEL,
+        "groups": 8,
+    }
 }
 TRANSITIONS = {"transition": {"in_channels": 16, "out_channels": 32}}
 
@@ -79,7 +87,7 @@ class RepLKNetBlock(M.Module):
 
     def forward(self, x: mge.Tensor) -> mge.Tensor:
         x = x + self.drop_spread(self.leave(relu(self.spread(relu(self.enter(x))))))
-        return x + self.drop_project(self.project(F.gelu(self.expand(x))))
+        return x + self.drop_project(self.project(gelu(self.expand(x))))
 
 
 class Transition(M.Module):

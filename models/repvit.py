@@ -7,6 +7,7 @@ Source: Wang et al., RepViT: Revisiting Mobile CNN From ViT Perspective, CVPR 20
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import megengine as mge
 import megengine.module as M
@@ -162,6 +163,7 @@ class RepViT(StagedClassifier):
     """
 
     auxiliary_weight = 1.0
+    own_options: ClassVar = {"heads": (1, 2), "legacy": (False, True)}
     head: M.Module  # None in deploy form, where `linear` takes its place
 
     def __init__(
@@ -176,8 +178,6 @@ class RepViT(StagedClassifier):
         in_chans: int = 3,
     ):
         super().__init__(stride)
-        if heads not in (1, 2):
-            raise ValueError(f"heads is {heads}, but a RepViT has 1 or 2")
         self.num_features = tuple(channels)
         self.num_classes, self.in_chans = num_classes, in_chans
         first = channels[0]
@@ -217,7 +217,10 @@ class RepViT(StagedClassifier):
         return (main + distilled) / 2
 
     def fuse_in_place(self, read: reparam.Read = reparam.float64) -> None:
-        """Replace the heads by one linear layer; the blocks fuse themselves."""
+        """Replace the heads by one linear layer, unless `linear` is one already.
+
+        The blocks fuse themselves.
+        """
         if self.linear is None:
             heads = [head for head in (self.head, self.head_dist) if head is not None]
             maps = [
@@ -225,4 +228,4 @@ class RepViT(StagedClassifier):
                 for head in heads
             ]
             self.linear = reparam.to_linear(reparam.mean(*maps), like=self.head.linear)
-            self.head = self.head_dist = None
+        self.head = self.head_dist = None

@@ -19,8 +19,9 @@ class StagedClassifier(M.Module):
 
     H and W are any. With a total stride of 16 the first of the five down-samplings has stride 1
     instead of 2, with 8 the first two, for small images; their blocks have the branches of a block
-    with stride 1. A subclass creates `stage0` to `stage4` and `linear`, sets `num_features`,
-    `num_classes` and `in_chans`, and overrides the methods in which it differs.
+    with stride 1. A subclass creates `stage1` to `stage4`, what is before them (`stage0`, or as its
+    `before_stages` says) and `linear`, sets `num_features`, `num_classes` and `in_chans`, and
+    overrides the methods in which it differs.
 
     Attributes:
         num_features: channels of the four maps that `features` returns.
@@ -31,21 +32,25 @@ class StagedClassifier(M.Module):
         arch: name of the architecture, set by `models.create`.
         options: further arguments given to `models.create`, set by it; `in_chans` unless it is 3,
             and `stride` unless it is 32.
+        own_options: arguments of the class that `models.create` takes, beside `in_chans` and
+            `stride`, each with its possible values.
         check_size: side in pixels of the images for an equivalence check, on which no tap of any
-            kernel meets padding alone.
+            kernel meets padding alone; in a class, for a total stride of 32.
     """
 
     check_size = 64
     options: ClassVar[dict[str, Any]] = {}
+    own_options: ClassVar[dict[str, tuple]] = {}
 
     def __init__(self, stride: int = 32):
         """Raises ValueError for a total stride that is not one of `STRIDES`."""
         super().__init__()
         if stride not in STRIDES:
             raise ValueError(f"the total stride is {stride}, but it can be 8, 16 or 32")
-        first = STRIDES[::-1].index(stride)  # number of those that no longer are
-        self.down_samplings = (1,) * first + (2,) * (5 - first)
+        ones = {32: 0, 16: 1, 8: 2}[stride]
+        self.down_samplings = (1,) * ones + (2,) * (5 - ones)
         self.strides = tuple(s * stride // 32 for s in (4, 8, 16, 32))
+        self.check_size = max(64, type(self).check_size * stride // 32)
 
     def features(self, x: mge.Tensor) -> list[mge.Tensor]:
         """Return the maps after stages 1 to 4, at `strides`, as a backbone does."""

@@ -5,6 +5,7 @@ import os
 import signal
 
 from models import environment
+from models.replknet import RepLKNet
 from models.repvgg import RepVGG
 from models.repvgg_plus import RepVGGPlus
 
@@ -68,6 +69,13 @@ def small_repvgg_a0(monkeypatch):
     """Makes RepVGGA0 a network with few blocks and channels."""
     config = {"depths": (1, 2, 4, 1), "width": (0.25, 0.125, 0.125, 0.125)}
     change_architecture(monkeypatch, "RepVGGA0", RepVGG, config)
+
+
+@pytest.fixture
+def small_replknet(monkeypatch):
+    """Makes RepLKNet31B one of few channels and blocks, its kernels and its stride as they are."""
+    config = {"channels": (4, 8, 8, 16), "depths": (1, 1, 1, 1)}
+    change_architecture(monkeypatch, "RepLKNet31B", RepLKNet, config)
 
 
 @pytest.fixture

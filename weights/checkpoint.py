@@ -85,10 +85,12 @@ def of_model(
 ) -> Checkpoint:
     """Return the checkpoint of a network made by `models.create`, with copies of its tensors.
 
-    The number of channels in the preprocessing becomes that of the network.
+    The number of channels in the preprocessing becomes that of the network. Raises ValueError for a
+    network that could not be read back, such as one whose classifier was replaced by another with
+    another number of classes.
     """
     state_dict = {key: np.array(value) for key, value in model.state_dict().items()}
-    return Checkpoint(
+    checkpoint = Checkpoint(
         model.arch,
         form_of(state_dict),
         model.num_classes,
@@ -99,6 +101,14 @@ def of_model(
         model.options,
         activation_ranges,
     )
+    try:
+        validity.check(vars(checkpoint))
+    except (TypeError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"a checkpoint of this {model.arch} could not be read back ({error}); set what it says "
+            "right, or save its state_dict()"
+        ) from None
+    return checkpoint
 
 
 def save(checkpoint: Checkpoint, path: str | PathLike) -> None:

@@ -29,6 +29,7 @@ def load(
     entry: str | None = None,
     classifier: bool = True,
     in_chans: int | None = None,
+    stride: int | None = None,
 ) -> M.Module:
     """Return the network in a checkpoint of any known layout, in training mode.
 
@@ -44,6 +45,7 @@ def load(
         in_chans: number of channels of the images, to which the first kernels of a checkpoint for
             colour images are converted, see `channels.with_input_channels`; None for the
             checkpoint's.
+        stride: total stride that the file must have, as `checkpoint.read` takes it.
 
     What was assumed of a file, as its tensors do not tell it, is printed to stderr.
 
@@ -52,7 +54,7 @@ def load(
     """
     arch = models.canonical_name(arch) if arch else None
     if not isinstance(source, Checkpoint):
-        source = read(catalog.locate(source), arch, entry=entry, color_matters=False)
+        source = read(catalog.locate(source), arch, entry=entry, color_matters=False, stride=stride)
     _check(source, arch, num_classes if source.num_classes else None, deploy)
     _say_what_is_assumed(source)
     if in_chans is not None:

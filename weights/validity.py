@@ -10,13 +10,10 @@ import models
 from .state import MOST_CHANNELS, class_count, input_channels
 
 _MOST_CLASSES = 1_000_000  # so that a strange file makes no network that fills the memory
-_OPTIONS = {  # of models.create
+_OPTIONS = {  # of models.create, that every architecture has
     "in_chans": range(1, MOST_CHANNELS + 1),
     "stride": (8, 16, 32),
-    "heads": (1, 2),
-    "legacy": (False, True),
 }
-_OPTIONS_OF_REPVIT = ("heads", "legacy")
 
 
 def check(fields: Mapping[str, Any]) -> None:
@@ -52,10 +49,9 @@ def _check_options(fields: Mapping[str, Any]) -> None:
     options = fields["options"]
     if not isinstance(options, dict):
         raise ValueError(f"its options are {options!r}")
+    known = {**_OPTIONS, **models.own_options(fields["arch"])}
     for name, value in options.items():
-        possible = _OPTIONS.get(name, ())
-        if name in _OPTIONS_OF_REPVIT and not fields["arch"].startswith("RepViT"):
-            possible = ()
+        possible = known.get(name, ())
         if not possible or type(value) is not type(possible[0]) or value not in possible:
             raise ValueError(f"its option {name} is {value!r}")
     said, channels = options.get("in_chans", 3), input_channels(fields["state_dict"])

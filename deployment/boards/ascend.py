@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 
+import models
+
 import megengine.module as M
 import numpy as np
 from PIL import Image, ImageOps
@@ -99,12 +101,13 @@ def write_kit(
     """
     from deployment.onnx_export import export_onnx
 
+    variant = models.variant_name(model.arch, model.options)
     names = sources.stems(images)
     size = preprocessing.size
     with kit.new_folder(out) as folder:
         export_onnx(
             model,
-            folder / f"{model.arch}.onnx",
+            folder / f"{variant}.onnx",
             preprocessing,
             size=size,
             opset=11,
@@ -117,7 +120,7 @@ def write_kit(
         progress = tqdm(images, "images", leave=False, disable=None)
         for file, name in zip(progress, names, strict=True):
             prepare(file, preprocessing).tofile(folder / PIXELS / f"{name}.bin")
-        (folder / f"{model.arch}_prep_bin.info").write_text(
+        (folder / f"{variant}_prep_bin.info").write_text(
             "".join(f"{i} ./{PIXELS}/{n}.bin {size} {size}\n" for i, n in enumerate(names)),
             errors="surrogateescape",
         )
@@ -129,11 +132,11 @@ def write_kit(
             errors="surrogateescape",
         )
         scripts = kit.write_scripts(
-            folder, "ascend", f"{model.arch}_bs1.om", model, preprocessing, metadata
+            folder, "ascend", f"{variant}_bs1.om", model, preprocessing, metadata
         )
         (folder / "README.txt").write_text(
             _README.format(
-                arch=model.arch,
+                arch=variant,
                 size=size,
                 classes=model.num_classes,
                 count=len(names),
@@ -141,7 +144,7 @@ def write_kit(
                 scripts=", ".join(scripts),
             )
         )
-    return [f"{model.arch}.onnx", PIXELS, f"{model.arch}_prep_bin.info", "val_label.txt", *scripts,
+    return [f"{variant}.onnx", PIXELS, f"{variant}_prep_bin.info", "val_label.txt", *scripts,
             "README.txt"]  # fmt: skip
 
 

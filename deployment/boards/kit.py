@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import models
+
 import megengine.module as M
 
 from data import datasets
@@ -75,7 +77,7 @@ def write_scripts(
     for name, copy in ((board, "classify"), ("program", "program"), ("pixels", "pixels")):
         shutil.copyfile(_SCRIPTS / f"{name}.py", folder / f"{copy}.py")
     network = {
-        "name": model.arch,
+        "name": models.variant_name(model.arch, model.options),
         "model": compiled,
         **network_settings(preprocessing),
         "classes": datasets.class_names((metadata or {}).get("classes"), model.num_classes),

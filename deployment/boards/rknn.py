@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 
+import models
+
 import cv2
 import megengine.module as M
 from tqdm import tqdm
@@ -93,11 +95,12 @@ def write_kit(
     from deployment.onnx_export import export_onnx
 
     files = calibration.files(images, count)
-    compiled = f"{model.arch}.rknn"
+    variant = models.variant_name(model.arch, model.options)
+    compiled = f"{variant}.rknn"
     with kit.new_folder(out) as folder:
         export_onnx(
             model,
-            folder / f"{model.arch}.onnx",
+            folder / f"{variant}.onnx",
             preprocessing,
             size=preprocessing.size,
             opset=12,
@@ -106,7 +109,7 @@ def write_kit(
             output_name="output",
             metadata=metadata,
         )
-        listed = [f"{model.arch}.onnx", "dataset.txt", "calibration"]
+        listed = [f"{variant}.onnx", "dataset.txt", "calibration"]
         names = _write_crops(folder / "calibration", files, preprocessing)
         lines = "".join(f"calibration/{name}\n" for name in names)
         (folder / "dataset.txt").write_text(lines, errors="surrogateescape")
@@ -127,7 +130,7 @@ def write_kit(
         scripts = kit.write_scripts(folder, "rknn", compiled, model, preprocessing, metadata)
         (folder / "README.txt").write_text(
             _README.format(
-                arch=model.arch,
+                arch=variant,
                 size=preprocessing.size,
                 short=preprocessing.short_side,
                 classes=model.num_classes,

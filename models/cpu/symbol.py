@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from megengine import Tensor
 
+from .large_kernel import SMALL_KERNEL
+
 if TYPE_CHECKING:
     import megengine.module as M
 
@@ -93,6 +95,10 @@ class Symbol:
         (padding, padding_w), dilation = module.padding, tuple(module.dilation)
         if (kernel, stride, padding) != (kernel_w, stride_w, padding_w) or dilation != (1, 1):
             raise Untraceable("a convolution is not square, or dilated")
+        if module.padding_mode != "zeros":
+            raise Untraceable(f"a convolution pads by {module.padding_mode!r}")
+        if kernel > SMALL_KERNEL:
+            raise Untraceable(f"a kernel is {kernel}x{kernel}, for which large_kernel.py is made")
         self._check_channels(module.in_channels)
         has_bias = module.bias is not None
         self.trace.use(module.weight, *((module.bias,) if has_bias else ()))
@@ -110,6 +116,8 @@ class Symbol:
         """Record a batch norm in training mode."""
         if not module.training or module.freeze or module.all_reduce is not None:
             raise Untraceable("a batch norm does not use the statistics of this batch alone")
+        if module.weight is None or module.running_mean is None:
+            raise Untraceable("a batch norm has no parameters or no running statistics")
         self._check_channels(module.num_features)
         self.trace.use(module.weight, module.bias)
         self.trace.norms.append(module)

@@ -147,6 +147,18 @@ def test_conv2d(case):
             close(got, expected, tolerance)
 
 
+@pytest.mark.parametrize("settings", [{"dilation": 2}, {"padding_mode": "reflect"}], ids=str)
+@pytest.mark.parametrize("side", [5, 20])
+@pytest.mark.parametrize("training", [False, True])
+def test_a_layer_with_other_settings_is_megengines(settings, side, training, rng):
+    module = layers.Conv2d(4, 4, 3, padding=2, **settings)
+    module.train(training)
+    x = mge.Tensor(rng.standard_normal((2, 4, side, side)).astype(np.float32))
+    with cpu.using("stock"):
+        expected = module(x).numpy()
+    np.testing.assert_array_equal(module(x).numpy(), expected)
+
+
 def test_weight_gradient_of_a_large_map_in_several_pieces(monkeypatch):
     rs = np.random.RandomState(3)
     x, w, dy = (

@@ -13,7 +13,7 @@ import pytest
 
 import verify
 from data.transforms import BASECLS
-from tests.support import slow_but
+from tests.support import ONE_OF_EACH, slow_but
 from weights import checkpoint
 
 
@@ -52,58 +52,94 @@ def without_identity(channels, groups, read):
     return right._replace(kernel=right.kernel * 0)
 
 
+def before_without_eps(bn, after, read):
+    bn.eps, eps = 0.0, bn.eps
+    try:
+        return batch_norm_before(bn, after, read)
+    finally:
+        bn.eps = eps
+
+
 batch_norm, identity = reparam.batch_norm, reparam.identity
+batch_norm_before = reparam.batch_norm_before
 
 
 @pytest.mark.parametrize(
-    "name, broken",
+    "name, broken, kind",
     [
-        ("batch_norm", without_eps),
-        pytest.param("batch_norm", without_mean, marks=pytest.mark.slow),
-        pytest.param("identity", without_identity, marks=pytest.mark.slow),
+        ("batch_norm", without_eps, "RepVGG block: identity"),
+        ("batch_norm_before", before_without_eps, "RepLKNet block, 13x13"),
+        pytest.param("batch_norm", without_mean, "RepVGG block: identity", marks=pytest.mark.slow),
+        pytest.param(
+            "identity", without_identity, "RepVGG block: identity", marks=pytest.mark.slow
+        ),
     ],
 )
-def test_verify_sees_a_broken_fusion(monkeypatch, command, name, broken):
+def test_verify_sees_a_broken_fusion(monkeypatch, command, small_replknet, name, broken, kind):
+    monkeypatch.setattr(models, "BLOCKS", {kind: models.BLOCKS[kind]})
+    arch = "RepLKNet31B" if "RepLKNet" in kind else "RepVGGA0"
     monkeypatch.setattr(reparam, name, broken)
-    status, out, _ = command("verify", "--arch", "RepVGGA0", "--size", "32")
+    status, out, _ = command("verify", "--arch", arch, "--size", "32")
     assert status == 1
     rows, failures = out.split("differ by more than")
-    assert "DIFFERENT" in failures and "RepVGGA0" in failures  # the failing rows come last
+    assert kind in failures  # the failing rows come last
+    assert arch in failures or "RepLKNet" in kind  # whose maps have a variance of about 1
 
 
-@pytest.mark.slow
-def test_verify_sees_one_corner_tap_of_one_kernel(monkeypatch, command):
-    """Of the largest kernels in the smallest maps, at the size that verify chooses itself."""
-    right = reparam.to_conv2d
+@pytest.mark.parametrize(
+    "kind, tap",
+    [
+        *(("RepLKNet large kernel, 27x27", tap) for tap in [(0, 0), (7, -1), (5, 3)]),
+        *(("FastViT depthwise layer", tap) for tap in [(0, 0), (15, -1), (8, 2)]),
+    ],
+)
+def test_verify_sees_one_tap_of_one_kernel(monkeypatch, kind, tap):
+    """In whichever channel: neither a ReLU nor a shortcut hides it in a layer alone."""
+    right, (channel, row) = reparam.to_conv2d, tap
+    monkeypatch.setattr(models, "BLOCKS", {kind: models.BLOCKS[kind]})
 
     def wrong(linear, like):
-        if linear.kernel.shape == (384, 1, 7, 7):
-            linear.kernel[0, 0, 0, 0] = 0
+        linear.kernel[channel, 0, row, row] = 0
         return right(linear, like)
 
-    monkeypatch.setattr(models, "BLOCKS", {})
-    assert command("verify", "--arch", "FastViTT8")[0] == 0
+    _, expected = next(verify.comparisons(verify.parse_args([])))
     monkeypatch.setattr(reparam, "to_conv2d", wrong)
-    status, out, _ = command("verify", "--arch", "FastViTT8")
-    assert status == 1 and "1 of 1 differ" in out
+    name, found = next(verify.comparisons(verify.parse_args([])))
+    assert name == kind and expected.holds and found.relative_error > 1e-3
 
 
-@pytest.mark.parametrize("arch", ["FastViTT8"])
-def test_no_tap_meets_padding_alone_at_the_size_of_the_check(arch):
-    """Every size of kernel in every map: some output reads a pixel by its first tap."""
+@pytest.mark.parametrize("arch", [*ONE_OF_EACH, "RepLKNet31B"])
+def test_no_tap_meets_padding_alone_at_the_size_of_the_check(arch, small_replknet):
+    """Every size of kernel in every map: some output reads a pixel by its first and last tap."""
     model = models.create(arch, deploy=True)
     seen = []
 
     def note(module, inputs, output):
-        side, tap = inputs[0].shape[2], module.padding[0]
-        seen.append((side, module.kernel_size[0], (output.shape[2] - 1) * module.stride[0] >= tap))
+        side, padding, kernel = inputs[0].shape[2], module.padding[0], module.kernel_size[0]
+        first = (output.shape[2] - 1) * module.stride[0] >= padding
+        last = kernel - 1 - padding < side
+        seen.append((side, kernel, first and last))
 
     for module in model.modules():
         if isinstance(module, M.Conv2d):
             module.register_forward_hook(note)
     model(mge.Tensor(np.zeros((1, 3, model.check_size, model.check_size), np.float32)))
-    assert max(kernel for _, kernel, _ in seen) > 3
+    assert max(kernel for _, kernel, _ in seen) >= 3
     assert all(meets for _, _, meets in seen), seen
+
+
+@pytest.mark.parametrize("consume", [False, True])
+def test_modules_keep_their_modes(tiny, images, consume):
+    """Also those that are not the network's, such as frozen batch norms'."""
+    model = tiny()
+    model.stage2.eval()
+    model.stage1[0].dense.bn.eval()
+    modes = {name: module.training for name, module in model.named_modules()}
+    equivalence.randomize(model, images)
+    assert {name: module.training for name, module in model.named_modules()} == modes
+    assert equivalence.compare(model, images, consume).holds
+    for name, module in model.named_modules():
+        assert module.training == (name != "stage1.0.dense.bn" and "stage2" not in name), name
 
 
 def test_verify_prints_a_table_and_json(command):

@@ -2,7 +2,7 @@
 
 import models
 from models import equivalence, reparam
-from models.layers import Conv2d, ConvBN
+from models.layers import BatchNorm2d, Conv2d, ConvBN
 from models.repvgg import QARepVGGBlock, RepVGGBlock
 
 import megengine as mge
@@ -123,15 +123,31 @@ def test_kernels_of_several_sizes_are_centred():
     np.testing.assert_allclose(forward(fused, x), sum_of_both, atol=1e-5)
 
 
-def test_a_1x3_and_a_3x1_kernel_cross_in_a_3x3_one(rng):
-    kernels = rng.standard_normal((2, 4, 1, 3)), rng.standard_normal((2, 4, 3, 1))
-    expected = np.zeros((2, 4, 3, 3))
-    expected[:, :, 1:2] += kernels[0]
-    expected[..., 1:2] += kernels[1]
-    arrays = [reparam.LinearMap(kernel, np.zeros(2)) for kernel in kernels]
-    np.testing.assert_array_equal(reparam.add(*arrays).kernel, expected)
-    tensors = [reparam.LinearMap(*(mge.Tensor(x, dtype="float32") for x in a)) for a in arrays]
-    np.testing.assert_allclose(reparam.add(*tensors).kernel.numpy(), expected, rtol=1e-6)
+@pytest.mark.parametrize(
+    "settings",
+    [{"dilation": 2, "padding": 2}, {"padding": 0}, {"padding_mode": "reflect"}],
+    ids=str,
+)
+def test_a_convolution_that_is_none_of_a_branch_is_refused(settings):
+    block = RepVGGBlock(4, 4)
+    block.dense.conv = Conv2d(4, 4, 3, **{"padding": 1, **settings}, bias=False)
+    with pytest.raises(ValueError, match=r"only padding \(1, 1\) of 'zeros' and no dilation can"):
+        models.to_deploy(block)
+
+
+def test_a_batch_norm_without_parameters_is_fused(rng):
+    x = rng.standard_normal((8, 4, 6, 6)).astype(np.float32)
+    block = ConvBN(4, 4, 3)
+    block.bn = BatchNorm2d(4, affine=False)
+    block(mge.Tensor(x))  # in training mode
+    fused = reparam.to_conv2d(block.linear_map(reparam.float64), like=block.conv)
+    np.testing.assert_allclose(forward(fused, x), forward(block, x), atol=1e-5)
+    block.bn = BatchNorm2d(4, track_running_stats=False)
+    block.train()
+    by_batch = block(mge.Tensor(x)).numpy()
+    np.testing.assert_allclose(forward(block, x), by_batch, atol=1e-5)
+    with pytest.raises(ValueError, match="BatchNorm2d has track_running_stats=False, but only"):
+        block.linear_map(reparam.float64)
 
 
 @pytest.mark.parametrize("size", [(32, 32), (33, 65), (224, 96), (1, 1)])

@@ -2,38 +2,17 @@
 
 import models
 from models import equivalence, reparam
-from models.replknet import RepLKNet, RepLKNetBlock
+from models.replknet import RepLKNetBlock
 
 import megengine as mge
+import megengine.module as M
 import numpy as np
 import pytest
 
-from tests.support import change_architecture, slow_but
-
 
 @pytest.fixture
-def small(monkeypatch):
-    """Makes RepLKNet31B one of few channels and blocks, its kernels and its stride as they are."""
-    config = {"channels": (4, 8, 8, 16), "depths": (1, 1, 1, 1)}
-    change_architecture(monkeypatch, "RepLKNet31B", RepLKNet, config)
+def small(small_replknet, monkeypatch):
     monkeypatch.setattr(models, "BLOCKS", {})
-
-
-@pytest.mark.parametrize(
-    "side, channels", slow_but([(31, 4), (13, 16)], [(31, 4), (29, 8), (27, 8), (13, 16)])
-)
-def test_verify_sees_one_corner_tap_of_one_layer(small, monkeypatch, command, side, channels):
-    """In all channels: it meets a single pixel, and some ReLU there is 0."""
-    right = reparam.to_conv2d
-
-    def wrong(linear, like):
-        if linear.kernel.shape == (channels, 1, side, side):
-            linear.kernel[:, 0, -1, 0] += 1
-        return right(linear, like)
-
-    monkeypatch.setattr(reparam, "to_conv2d", wrong)
-    status, out, _ = command("verify", "--arch", "RepLKNet31B")
-    assert status == 1 and "1 of 1 differ" in out
 
 
 def test_it_is_equal_otherwise(small, command):
@@ -62,6 +41,14 @@ def test_total_stride(small, stride, rng):
     assert equivalence.compare(model, images).holds
 
 
+@pytest.mark.parametrize("channels", [1, 4])
+def test_both_forms_are_equal_for_images_of_other_channels(small, channels, rng):
+    model = models.create("RepLKNet31B", 3, in_chans=channels)
+    images = rng.standard_normal((2, channels, 64, 64)).astype(np.float32)
+    equivalence.randomize(model, images)
+    assert equivalence.compare(model, images).holds
+
+
 def test_the_fused_network_has_no_batch_norm_and_a_linear_layer_like_any(small, images):
     model = models.create("RepLKNet31B", 3)
     equivalence.randomize(model, images)
@@ -72,6 +59,22 @@ def test_the_fused_network_has_no_batch_norm_and_a_linear_layer_like_any(small, 
     for name, parameter in models.to_deploy(model).named_parameters():
         value = parameter.numpy()
         assert np.abs(found[name].numpy() - value).max() <= 1e-6 * np.abs(value).max(), name
+
+
+def test_its_kernels_are_left_to_the_path_that_is_made_for_them(small, images):
+    model = models.create("RepLKNet31B", 3)
+    assert not model.is_compiled(mge.Tensor(images))
+
+
+def test_the_classifier_may_be_another_linear_layer(small, images):
+    model = models.create("RepLKNet31B", 3)
+    model.linear = M.Linear(16, 5, bias=False)
+    equivalence.randomize(model, images)
+    assert equivalence.compare(model, images).holds
+    for other in (M.Identity(), M.Sequential(M.Linear(16, 5))):
+        model.linear = other
+        with pytest.raises(TypeError, match=f"is a {type(other).__name__} and no Linear; fuse the"):
+            models.to_deploy(model)
 
 
 def test_the_block_is_what_its_docstring_says(rng):

@@ -7,7 +7,7 @@ import megengine as mge
 import numpy as np
 import pytest
 
-from tests.support import slow_but
+from tests.support import ONE_OF_EACH, slow_but
 
 # RepVGG for CIFAR as chenyaofo/pytorch-cifar-models has it, counted on the original: parameters and
 # multiply-adds of 32 px (train, deploy)
@@ -19,7 +19,6 @@ CIFAR = {
     ("RepVGGA1", 100): (12_939_492, 11_636_964, 851_440_640, 766_309_376),
     ("RepVGGA2", 100): (26_942_500, 24_231_844, 1_850_222_080, 1_665_213_952),
 }
-FAMILIES = ["RepVGGA0", "RepVGGA0-qa", "MobileOneS0", "RepViTM0_6", "RepGhost050", "FastViTT8"]
 
 
 @pytest.mark.parametrize("arch, classes", CIFAR)
@@ -32,7 +31,7 @@ def test_repvgg_for_cifar(arch, classes):
 
 
 @pytest.mark.parametrize("stride", slow_but([16], [8, 16]))
-@pytest.mark.parametrize("arch", FAMILIES)
+@pytest.mark.parametrize("arch", ONE_OF_EACH)
 def test_every_family_has_it_and_is_equal_after_fusion(arch, stride, rng):
     model = models.create(arch, 3, stride=stride)
     images = rng.standard_normal((2, 3, 2 * stride, 2 * stride)).astype(np.float32)
@@ -43,6 +42,14 @@ def test_every_family_has_it_and_is_equal_after_fusion(arch, stride, rng):
     assert equivalence.compare(model, images).holds
     deployed = models.state_shapes(models.to_deploy(model))
     assert deployed == models.state_shapes(models.create(arch, 3, True, stride=stride))
+
+
+@pytest.mark.parametrize("arch, sizes", [("FastViTT8", [64, 128, 256]), ("RepVGGA0", [64] * 3)])
+def test_the_images_of_a_check_are_as_large_as_the_stride_asks_for(arch, sizes):
+    with init.uninitialized():
+        networks = [models.create(arch, 3, stride=stride) for stride in (8, 16, 32)]
+    assert [network.check_size for network in networks] == sizes
+    assert [equivalence.random_images(n, 32).shape[2] for n in networks] == sizes
 
 
 def test_the_usual_stride_is_not_recorded():

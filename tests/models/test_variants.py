@@ -6,6 +6,7 @@ import models
 from models import equivalence, init
 
 import megengine as mge
+import megengine.module as M
 import numpy as np
 import pytest
 
@@ -73,13 +74,17 @@ def test_every_variant_is_listed():
     assert [name for name in models.list_models() if name not in qa] == list(TABLE)
     assert models.list_models("repvggb?g4") == ["RepVGGB1g4", "RepVGGB2g4", "RepVGGB3g4"]
     assert models.list_models("nothing*") == []
+    assert models.list_models("fastvit_t*") == ["FastViTT8", "FastViTT12"]
+    assert models.list_models("repvgg_b[1-2]") == models.list_models("RepVGG-B[12]") == [
+        "RepVGGB1", "RepVGGB2"
+    ]  # fmt: skip
 
 
 # the others take seconds each
 FAST = [name for name in TABLE if re.match("RepVGGA|MobileOne|RepViTM0|RepGhost|FastViT", name)]
 
 
-@pytest.mark.parametrize("arch", slow_but(FAST, TABLE))
+@pytest.mark.parametrize("arch", slow_but(FAST, [name for name in TABLE if name not in LARGE]))
 def test_parameters_and_multiply_adds(arch):
     with init.uninitialized():
         train, deploy = models.create(arch), models.create(arch, deploy=True)
@@ -132,6 +137,7 @@ def test_profile_leaves_the_model_alone(tiny):
     model.eval()
     square, wide = models.profile(model, 64), models.profile(model, (64, 128))
     assert wide.parameters == square.parameters and wide.macs > square.macs
+    assert models.profile(model, np.int64(64)) == square
     assert not model.training
     for key, value in model.state_dict().items():
         np.testing.assert_array_equal(value, before[key])
@@ -178,6 +184,24 @@ def test_repvit_has_two_heads_in_training_and_their_mean_in_evaluation(images):
     np.testing.assert_allclose(model(mge.Tensor(images)).numpy(), mean, atol=1e-6)
 
 
+def test_a_classifier_of_repvits_own_takes_the_place_of_both_heads(images):
+    model = models.create("RepViTM0_6", 3)
+    model.linear = M.Linear(320, 5)
+    equivalence.randomize(model, images)
+    assert model(mge.Tensor(images)).shape == (4, 5)
+    assert equivalence.compare(model, images).holds
+    deployed = models.state_shapes(models.to_deploy(model))
+    assert deployed == models.state_shapes(models.create("RepViTM0_6", 5, deploy=True))
+
+
+def test_the_heads_are_the_linear_layers_whatever_their_size():
+    model = models.create("RepGhost050", 3)
+    model.linear = M.Linear(1280, 5)
+    assert set(models.head_names(model)) == {"linear.weight", "linear.bias"}
+    model.linear = M.Linear(1280, 5, bias=False)
+    assert models.head_names(model) == ["linear.weight"]
+
+
 @pytest.mark.slow
 def test_repvit_with_one_head_and_with_the_legacy_token_mixer(images):
     """Parameters: of the original implementations, one head at M0_6 and timm's legacy M1."""
@@ -195,8 +219,6 @@ def test_repvit_with_one_head_and_with_the_legacy_token_mixer(images):
     equivalence.randomize(single, images)
     assert single(mge.Tensor(images)).shape == (4, 3)
     assert equivalence.compare(single, images).holds
-    with pytest.raises(ValueError, match="heads is 3"):
-        models.create("RepViTM0_6", heads=3)
 
 
 def test_an_unknown_name_lists_the_nearest():
@@ -204,6 +226,25 @@ def test_an_unknown_name_lists_the_nearest():
         models.create("RepVGGB9")
     with pytest.raises(ValueError, match="at least one class"):
         models.create("RepVGGA0", num_classes=0)
+
+
+@pytest.mark.parametrize(
+    "arch, options, error, said",
+    [
+        ("RepVGGA0", {"block": "qa"}, ValueError, "no option 'block'.* in_chans, stride$"),
+        ("RepVGGA0", {"heads": 1}, ValueError, "RepVGGA0 has no option 'heads'"),
+        ("MobileOneS1", {"branches": 2}, ValueError, "has no option 'branches'"),
+        ("RepViTM0_6", {"head": 1}, ValueError, "'head'.* in_chans, stride, heads, legacy$"),
+        ("RepViTM0_6", {"heads": 3}, ValueError, "heads is 3, but .* it can be 1 or 2"),
+        ("RepViTM0_6", {"legacy": "no"}, ValueError, "legacy is 'no', .* it can be False or True"),
+        ("RepVGGA0", {"stride": 8.0}, TypeError, "stride is 8.0, but a whole number was expected"),
+        ("RepVGGA0", {"num_classes": None}, TypeError, "num_classes is None, but a whole"),
+    ],
+)
+def test_other_options_are_refused(arch, options, error, said):
+    """Other arguments of a class would make another architecture under the same name."""
+    with pytest.raises(error, match=said):
+        models.create(arch, **options)
 
 
 @pytest.mark.parametrize("deploy", [False, True])

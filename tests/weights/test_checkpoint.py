@@ -7,6 +7,7 @@ import sys
 
 import models
 
+import megengine.module as M
 import numpy as np
 import pytest
 
@@ -47,6 +48,37 @@ def test_a_checkpoint_says_what_it_is(saved):
         assert (found.arch, found.form, found.num_classes) == ("RepVGGA0", form, 7)
         assert found.preprocessing == Preprocessing(size=64)
         assert found.classes == list("abcdefg")
+
+
+@pytest.mark.parametrize(
+    "arch, given, options",
+    [
+        (
+            "RepGhost050",
+            {"stride": np.int64(8), "in_chans": np.int8(1)},
+            {"in_chans": 1, "stride": 8},
+        ),
+        ("RepViTM0_6", {"heads": True, "legacy": 1}, {"heads": 1, "legacy": True}),
+    ],
+)
+def test_what_create_takes_can_be_read_back(tmp_path, arch, given, options):
+    """Equal values of other types too, as from NumPy."""
+    model = models.create(arch, np.int64(3), **given)
+    assert type(model.num_classes) is int
+    checkpoint.save(checkpoint.of_model(model, Preprocessing(size=32)), tmp_path / "a.pkl")
+    found = checkpoint.read(tmp_path / "a.pkl")
+    assert found.options == options and found.num_classes == 3
+    assert [type(value) for value in found.options.values()] == list(map(type, options.values()))
+    assert same_weights(weights.load(found), model)
+
+
+def test_what_read_would_refuse_is_not_made_a_checkpoint():
+    model = models.create("RepGhost050", 3)
+    model.linear = M.Linear(1280, 5)
+    with pytest.raises(ValueError, match="could not be .* says 3 classes, its classifier 5"):
+        checkpoint.of_model(model, Preprocessing())
+    model.num_classes = 5
+    assert checkpoint.of_model(model, Preprocessing()).num_classes == 5
 
 
 def test_pretrained_takes_either_form(network, saved):

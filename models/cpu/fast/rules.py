@@ -2,8 +2,9 @@
 
 So is the evaluation of fused networks, where it is asked for (`cpu.evaluation`).
 The other path computes what is traced or exported, quantization-aware training, mixed precision,
-networks with hooks on their modules, batch norms that are frozen or shared between processes,
-`--low-memory`, single blocks, `features()`, and batch norms in evaluation mode.
+networks with hooks on their modules or with kernels larger than 7x7, batch norms that are frozen or
+shared between processes, `--low-memory`, single blocks, `features()`, and batch norms in evaluation
+mode.
 """
 
 from __future__ import annotations

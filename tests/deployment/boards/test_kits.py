@@ -63,6 +63,26 @@ def test_rockchips_kit(command, trained, photos, tmp_path):
     assert about["classes"] == ["apple", "pear"] and about["model"] == "RepVGGA0.rknn"
 
 
+@pytest.mark.parametrize(
+    "kit, flags, compiled",
+    [("ascend", ["--data"], "_bs1.om"), ("rknn", ["--calibration"], ".rknn")],
+)
+def test_names_say_another_total_stride(
+    command, small_repvgg_a0, photos, tmp_path, kit, flags, compiled
+):
+    model, path, out = models.create("RepVGGA0", 2, stride=8), tmp_path / "a.pkl", tmp_path / kit
+    checkpoint.save(checkpoint.of_model(model, Preprocessing(size=32), ["apple", "pear"]), path)
+    status, _, err = command("export", "--model", path, "--kit", kit, *flags, photos, "--out", out)
+    assert (status, err) == (0, "")
+    about = json.loads((out / "network.json").read_text())
+    assert (about["name"], about["model"]) == ("RepVGGA0-stride8", f"RepVGGA0-stride8{compiled}")
+    named = [path.name for path in out.iterdir() if path.name.startswith("RepVGGA0")]
+    assert named and all(name.startswith("RepVGGA0-stride8") for name in named)
+    readme = (out / "README.txt").read_text()
+    assert "RepVGGA0-stride8.onnx" in readme or "RepVGGA0-stride8-int8.onnx" in readme
+    assert "RepVGGA0." not in readme
+
+
 def test_what_a_kit_refuses(command, trained, photos, tmp_path):
     (tmp_path / "empty").mkdir()
     rdk = ["--kit", "rdk-x5", "--calibration", photos]
