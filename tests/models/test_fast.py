@@ -68,6 +68,7 @@ CONVOLUTIONS = [
     (2, 6, 6, (4, 4), 3, 1, 0, 6),
     (4, 3, 16, (112, 112), 1, 2, 0, 1),  # a stem, where jit_1x1 fails (see onednn_layers.py)
     (2, 3, 48, (64, 64), 1, 2, 0, 1),
+    (2, 16, 24, (7, 7), 1, 1, 1, 1),  # a 1x1 kernel on padding
 ]  # fmt: skip
 
 
@@ -78,9 +79,10 @@ def random_convolution(seed):
     c, o = groups * rng.choice([1, 2, 3, 4, 5, 8, 13, 16, 24, 48], 2)
     if rng.random() < 0.3:
         groups = o = c
-    n, h, w = rng.choice([1, 2, 5]), *rng.integers(1, 34, 2)
+    padding = rng.choice([kernel // 2, kernel // 2, 0, kernel // 2 + 1])
+    n, h, w = rng.choice([1, 2, 5]), *rng.integers(max(1, kernel - 2 * padding), 34, 2)
     size = (int(h), int(w))
-    return (*map(int, (n, c, o)), size, *map(int, (kernel, stride, kernel // 2, groups)))
+    return (*map(int, (n, c, o)), size, *map(int, (kernel, stride, padding, groups)))
 
 
 @pytest.mark.parametrize("case", [*CONVOLUTIONS, *map(random_convolution, range(60))], ids=str)

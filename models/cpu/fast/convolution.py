@@ -135,7 +135,7 @@ class Convolution:
         n, oh, ow, o = g.output
         rows, taps = n * oh * ow, g.kernel**2
         patches, result = self._x, target
-        if taps > 1 or g.stride > 1:
+        if taps > 1 or g.stride > 1 or g.padding > 0:
             patches = Buffer(rows * taps * g.i)
             self._records.emit(Code.PATCHES, self._x, *g.sizes, patches)
         if taps > 1:
