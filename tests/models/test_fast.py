@@ -69,6 +69,7 @@ CONVOLUTIONS = [
     (4, 3, 16, (112, 112), 1, 2, 0, 1),  # a stem, where jit_1x1 fails (see onednn_layers.py)
     (2, 3, 48, (64, 64), 1, 2, 0, 1),
     (2, 16, 24, (7, 7), 1, 1, 1, 1),  # a 1x1 kernel on padding
+    (2, 1, 16, (9, 9), 3, 2, 1, 1),  # a stem for grey images
 ]  # fmt: skip
 
 
@@ -113,6 +114,14 @@ def test_convolutions_with_several_threads(threads):
     environment = {**os.environ, "OMP_NUM_THREADS": threads}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:]
+
+
+@pytest.mark.parametrize("channels, groups, copies", [(1, 1, 0), (3, 1, 0), (4, 4, 1)])
+def test_maps_are_copied_for_several_outputs_of_a_channel(channels, groups, copies):
+    module = M.Conv2d(channels, 8, 3, 2, 1, groups=groups)
+    trace, outputs = network.trace(lambda s: [s.convolution(module)], (2, channels, 9, 9))
+    codes = [code for code, *_ in Writer(trace.operations, outputs, False).records.rows]
+    assert codes.count(executor.Code.REPEAT) == copies
 
 
 def test_convolution_with_bias(rng):

@@ -37,7 +37,7 @@ class Convolution:
         o = operation.shape[1]
         self._records, self._slots, self._first = records, slots, first
         # several outputs of each channel: a depthwise convolution of as many copies of it
-        self._copies = o // i if groups == i < o else 1
+        self._copies = o // i if 1 < groups == i < o else 1
         if self._copies > 1:
             i = groups = o
         self._geometry = onednn_layers.Geometry(
