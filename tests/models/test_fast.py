@@ -41,8 +41,7 @@ def program(function, x, dy, parameters):
     x = mge.Tensor(x)
     grad_manager = GradManager().attach([x, *parameters])
     with grad_manager:
-        trace, outputs = network.trace(lambda s: [function(s)], tuple(x.shape))
-        (y,) = network.run(M.Identity(), trace, outputs, x)
+        y = network.run(M.Identity(), network.trace(function, tuple(x.shape)), x)
         grad_manager.backward(y, mge.Tensor(dy))
     return y.numpy(), x.grad.numpy(), [parameter.grad.numpy() for parameter in parameters]
 
@@ -119,8 +118,8 @@ def test_convolutions_with_several_threads(threads):
 @pytest.mark.parametrize("channels, groups, copies", [(1, 1, 0), (3, 1, 0), (4, 4, 1)])
 def test_maps_are_copied_for_several_outputs_of_a_channel(channels, groups, copies):
     module = M.Conv2d(channels, 8, 3, 2, 1, groups=groups)
-    trace, outputs = network.trace(lambda s: [s.convolution(module)], (2, channels, 9, 9))
-    codes = [code for code, *_ in Writer(trace.operations, outputs, False).records.rows]
+    trace = network.trace(lambda s: s.convolution(module), (2, channels, 9, 9))
+    codes = [code for code, *_ in Writer(trace.operations, False).records.rows]
     assert codes.count(executor.Code.REPEAT) == copies
 
 
@@ -476,8 +475,7 @@ def test_a_fused_network_is_evaluated_by_a_program(arch, monkeypatch, rng):
 
 def test_a_program_without_a_backward_pass_takes_less_memory(model):
     deployed = models.to_deploy(model)
-    trace, outputs = network.trace(deployed._last_map, (4, 3, 64, 64))
-    arguments = trace.operations, outputs, False
+    arguments = network.trace(deployed._last_map, (4, 3, 64, 64)).operations, False
     both, forward = (Program(Writer(*arguments, back))._arena for back in (True, False))
     assert forward.size < both.size / 3
 
@@ -529,11 +527,11 @@ def test_a_failed_trace_leaves_no_names(rng):
     block.train()
     before = list(AutoNaming.scopes)
     with pytest.raises(symbol.Untraceable):
-        network.trace(lambda s: [block(s.numpy())], (2, 48, 8, 8))
+        network.trace(lambda s: block(s.numpy()), (2, 48, 8, 8))
 
     def fails_inside(s):
         block.register_forward_hook(lambda module, x, y: y.numpy())
-        return [block(s)]
+        return block(s)
 
     with pytest.raises(symbol.Untraceable):
         network.trace(fails_inside, (2, 48, 8, 8))
@@ -572,6 +570,20 @@ def test_compiled_code_that_cannot_be_read_is_said_once(tmp_path):
     assert (done.returncode, done.stdout) == (0, "False False\n")
     assert done.stderr.startswith("training without compiled programs, which are faster: ")
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "function, reason",
+    [
+        (lambda s: [s, layers.relu(s)], "does not return one map"),
+        (lambda s: (layers.gelu(s), layers.relu(s))[1], "is not used"),
+        (lambda s: (layers.relu(s), layers.gelu(s))[0], "is not used"),
+        (lambda s: (layers.relu(s), layers.relu(s) * layers.mean(s))[0], "is not used"),
+    ],
+)
+def test_one_map_is_computed_and_nothing_else(function, reason):
+    with pytest.raises(symbol.Untraceable, match=reason):
+        network.trace(function, (1, 2, 3, 4))
 
 
 def test_what_a_symbol_cannot_record():

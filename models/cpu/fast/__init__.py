@@ -18,6 +18,6 @@ with contextlib.suppress(libraries.NotAvailable):  # `available` says it
     libraries.configure_numba()
 
 from .libraries import versions
-from .rules import available, covers, maps, update_by_momentum
+from .rules import available, traced, update_by_momentum
 
-__all__ = ["available", "covers", "maps", "update_by_momentum", "versions"]
+__all__ = ["available", "traced", "update_by_momentum", "versions"]

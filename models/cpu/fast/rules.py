@@ -51,32 +51,13 @@ def _list_hooks(model: M.Module, parameters: tuple[int, ...] = ()) -> list[dict]
     return hooks
 
 
-def maps(
-    model: M.Module, function: Callable[[mge.Tensor], list[mge.Tensor]], x: mge.Tensor
-) -> list[mge.Tensor] | None:
-    """Return what `function` of a part of `model` returns for images [N, C, H, W], a list of maps.
+def traced(
+    model: M.Module, function: Callable[[mge.Tensor], mge.Tensor], x: mge.Tensor
+) -> Trace | None:
+    """Return what `function` of a part of `model` computes for images [N, C, H, W].
 
     None is returned where programs are not used.
     """
-    traced = _traced(model, function, x)
-    if traced is None:
-        return None
-    from . import network
-
-    return network.run(model, *traced, x)
-
-
-def covers(
-    model: M.Module, function: Callable[[mge.Tensor], list[mge.Tensor]], x: mge.Tensor
-) -> bool:
-    """Return whether `maps` would use programs; nothing is compiled or computed."""
-    return _traced(model, function, x) is not None
-
-
-def _traced(
-    model: M.Module, function: Callable[[mge.Tensor], list[mge.Tensor]], x: mge.Tensor
-) -> tuple[Trace, list[int]] | None:
-    """Return what `function` computes, and its outputs, or None where programs are not used."""
     if str(x.device) != "cpu0:0":  # where tensors of shared memory are
         return None
     if x.dtype != np.float32 or amp.enabled:
@@ -89,13 +70,13 @@ def _traced(
     from . import network
 
     try:
-        trace, outputs = network.trace(function, tuple(x.shape))
+        trace = network.trace(function, tuple(x.shape))
     except Untraceable:
         return None
     parameters = tuple(map(id, trace.parameters))
     if _hooks[model][0] != parameters and any(_list_hooks(model, parameters)):
         return None  # a module was replaced by one with hooks
-    return trace, outputs
+    return trace
 
 
 def update_by_momentum(
