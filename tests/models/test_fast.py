@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 import weakref
-from pathlib import Path
 
 import models
 from models import cpu, equivalence, layers
@@ -539,15 +538,27 @@ def test_a_failed_trace_leaves_no_names(rng):
 
 
 def test_where_compiled_code_is_kept(monkeypatch, tmp_path):
-    compiled = libraries._cache_folder()
-    assert compiled.parent == Path(sys.prefix, "numba") and compiled.is_dir()
-    monkeypatch.setattr(
-        os, "access", lambda path, mode, access=os.access: path != sys.prefix and access(path, mode)
-    )
+    environment, read_only = tmp_path / "environment", []
+    environment.mkdir()
+    monkeypatch.setattr(sys, "prefix", str(environment))
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    access = os.access  # root, who may run the tests, can write everywhere
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: path not in read_only and access(path, mode)
+    )
+    compiled = libraries._cache_folder()
+    assert compiled.parent == environment / "numba"
+    users = tmp_path / "reparam-megengine" / "numba" / compiled.name
+    read_only[:] = [environment]
+    assert libraries._cache_folder() == users
+    (compiled / "fast").mkdir(parents=True)
+    (compiled / "fast" / "kernel").touch()
+    assert libraries._cache_folder() == compiled  # it can be written, though nothing beside it
+    read_only[:] = [compiled]
     folder = libraries._cache_folder()
-    assert folder == tmp_path / "reparam-megengine" / "numba" / compiled.name
-    assert {file.name for file in folder.rglob("*")} == {file.name for file in compiled.rglob("*")}
+    assert folder == users
+    assert {file.name for file in folder.rglob("*")} == {"fast", "kernel"}
     assert libraries._cache_folder() == folder  # and nothing beside it
     assert list(folder.parent.iterdir()) == [folder]
     (tmp_path / "file").touch()
@@ -556,16 +567,28 @@ def test_where_compiled_code_is_kept(monkeypatch, tmp_path):
         libraries._cache_folder()
 
 
+def test_a_folder_for_compiled_code_can_be_given(monkeypatch, tmp_path):
+    """What other sources were compiled to is in another folder below it."""
+    name = libraries._cache_folder().name
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    assert libraries._cache_folder() == tmp_path / name
+    code = "from models.cpu import fast; import numba; print(numba.config.CACHE_DIR)"
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout == f"{tmp_path / name}\n"
+
+
 def test_compiled_code_that_cannot_be_read_is_said_once(tmp_path):
     """The other path computes then; a process of its own, as this one has read it."""
-    copy = tmp_path / "numba"
-    shutil.copytree(libraries._cache_folder(), copy)
+    folder = libraries._cache_folder()
+    copy = tmp_path / folder.name
+    shutil.copytree(folder, copy)
     for file in copy.rglob("*.nbi"):
         file.write_bytes(file.read_bytes()[:100])
     code = "from models.cpu import fast; print(fast.available(), fast.available())"
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, cwd=ROOT,
-        env={**os.environ, "NUMBA_CACHE_DIR": str(copy)},
+        env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)},
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, "False False\n")
     assert done.stderr.startswith("training without compiled programs, which are faster: ")

@@ -63,22 +63,28 @@ def configure_numba() -> None:
 
     config: Any = numba.config
     config.THREADING_LAYER = "omp"
-    if "NUMBA_CACHE_DIR" not in os.environ:
-        config.CACHE_DIR = str(_cache_folder())
+    config.CACHE_DIR = str(_cache_folder())
 
 
 def _cache_folder() -> Path:
     """Return where numba keeps what it compiles: in the virtual environment, or else the user's.
 
     numba compiles again by itself for another processor. The folder is named by the sources, since
-    a function is not compiled again when another one that it calls has changed. Where the
-    environment cannot be written, a folder of the user takes its place, with what the environment
-    has, as numba reads only what it can write. Raises NotAvailable when there is no such folder.
+    a function is not compiled again when another one that it calls has changed; it is in
+    NUMBA_CACHE_DIR if that is given. Where the environment cannot be written, a folder of the user
+    takes its place, with what the environment has, as numba reads only what it can write. Raises
+    NotAvailable when there is no such folder.
     """
     sources = [file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py"))]
-    name = Path("numba", hashlib.sha256(b"".join(sources)).hexdigest()[:12])
+    # the others have nothing that is compiled, or that compiled code reads
+    compiled = [source for source in sources if b"\nfrom numba import" in source]
+    digest = hashlib.sha256(b"".join(compiled)).hexdigest()[:12]
+    given = os.environ.get("NUMBA_CACHE_DIR")
+    if given:
+        return Path(given, digest)
+    name = Path("numba", digest)
     folder = sys.prefix / name
-    if os.access(sys.prefix, os.W_OK):
+    if os.access(next(path for path in (folder, *folder.parents) if path.exists()), os.W_OK):
         return folder
     try:
         caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
