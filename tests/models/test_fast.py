@@ -585,13 +585,26 @@ def test_compiled_code_that_cannot_be_read_is_said_once(tmp_path):
     shutil.copytree(folder, copy)
     for file in copy.rglob("*.nbi"):
         file.write_bytes(file.read_bytes()[:100])
+    assert_said_once({"NUMBA_CACHE_DIR": str(tmp_path)}, "")
+
+
+def test_a_numba_that_cannot_be_used_is_said_once(tmp_path):
+    assert_said_once({"NUMBA_DISABLE_JIT": "1"}, "NUMBA_DISABLE_JIT is set")
+    (tmp_path / "numba.py").write_text("raise RuntimeError('it needs\\n\\nanother NumPy')")
+    paths = {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    assert_said_once(paths, "numba cannot be imported: it needs another NumPy")
+
+
+def assert_said_once(environment, reason):
+    """Look in another process, in which the other path computes."""
     code = "from models.cpu import fast; print(fast.available(), fast.available())"
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, cwd=ROOT,
-        env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)},
+        env={**os.environ, **environment},
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, "False False\n")
-    assert done.stderr.startswith("training without compiled programs, which are faster: ")
+    said = f"training without compiled programs, which are faster: {reason}"
+    assert done.stderr.startswith(said)
     assert len(done.stderr.splitlines()) == 1
 
 

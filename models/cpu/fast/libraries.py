@@ -54,14 +54,16 @@ def configure_numba() -> None:
     """Let numba use the same OpenMP, and keep what it compiles.
 
     numba looks when a function is decorated, so this comes first. Raises NotAvailable without
-    numba or without a folder.
+    numba, where it is not to compile, or without a folder.
     """
     try:
         import numba
-    except ImportError:
-        raise NotAvailable("numba is not installed") from None
+    except Exception as error:  # of many kinds, where it does not fit another package
+        raise NotAvailable(f"numba cannot be imported: {error}") from None
 
     config: Any = numba.config
+    if config.DISABLE_JIT:
+        raise NotAvailable("NUMBA_DISABLE_JIT is set")
     config.THREADING_LAYER = "omp"
     config.CACHE_DIR = str(_cache_folder())
 

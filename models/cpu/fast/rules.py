@@ -30,7 +30,8 @@ def available() -> bool:
         libraries.load()
         from . import momentum, network  # noqa: F401  (what they need is compiled now, or read)
     except Exception as reason:  # numba's of a damaged cache are of many kinds
-        print(f"training without compiled programs, which are faster: {reason}", file=sys.stderr)
+        line = " ".join(str(reason).split())
+        print(f"training without compiled programs, which are faster: {line}", file=sys.stderr)
         return False
     return True
 
