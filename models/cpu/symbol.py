@@ -8,6 +8,7 @@ raises an error, and the network is then computed by MegEngine's operators.
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -60,20 +61,27 @@ class Trace:
         self.operations.append(Operation(kind, tuple(s.number for s in inputs), shape, settings))
         return Symbol(self, len(self.operations) - 1)
 
-    def use(self, *parameters: Tensor) -> None:
-        """Add parameters. Raises Untraceable for one that was used before or is not float32."""
-        for parameter in parameters:
-            if parameter.dtype != np.float32:
-                raise Untraceable(f"a parameter is {parameter.dtype}")
-            if id(parameter) in self._used:
-                raise Untraceable("a parameter is used twice")
-            self._used.add(id(parameter))
-        self.parameters += parameters
+    def use(self, parameter: Tensor, shape: tuple[int, ...]) -> None:
+        """Add a parameter. Raises Untraceable for one of another shape, or that was used before."""
+        _check(parameter, shape)
+        if id(parameter) in self._used:
+            raise Untraceable("a parameter is used twice")
+        self._used.add(id(parameter))
+        self.parameters.append(parameter)
 
     def factors(self, parameter: Tensor, images: int) -> Symbol:
         """Record a parameter [C, 1, 1] as one factor for each channel of each image."""
-        self.use(parameter)
-        return self.record("factors", (), (images, parameter.shape[0], 1, 1))
+        channels = parameter.shape[0]
+        self.use(parameter, (channels, 1, 1))
+        return self.record("factors", (), (images, channels, 1, 1))
+
+
+def _check(tensor: Tensor, shape: tuple[int, ...]) -> None:
+    """Raise Untraceable for a tensor whose memory compiled code would take for something else."""
+    if not isinstance(tensor, Tensor) or tensor.dtype != np.float32 or tensor.format != "default":
+        raise Untraceable("a parameter is no tensor of float32 in MegEngine's usual layout")
+    if tuple(tensor.shape) != shape:
+        raise Untraceable(f"a parameter is {tuple(tensor.shape)}, but {shape} was expected")
 
 
 class Symbol:
@@ -87,15 +95,18 @@ class Symbol:
         """Shape of the tensor, [N, C, H, W]."""
         return self.trace.operations[self.number].shape
 
-    def convolution(self, module: M.Conv2d) -> Symbol:
-        """Record a convolution, with its bias if it has one."""
+    def convolution(self, module: M.Conv2d, weight: Tensor, bias: Tensor | None) -> Symbol:
+        """Record a convolution as a module does it with a weight, and a bias or None."""
         (kernel, kernel_w), (stride, stride_w) = module.kernel_size, module.stride
         (padding, padding_w), dilation = module.padding, tuple(module.dilation)
         if (kernel, stride, padding) != (kernel_w, stride_w, padding_w) or dilation != (1, 1):
             raise Untraceable("a convolution is not square, or dilated")
+        if module.conv_mode != "cross_correlation":
+            raise Untraceable(f"a convolution is a {module.conv_mode}")
         self._check_channels(module.in_channels)
-        has_bias = module.bias is not None
-        self.trace.use(module.weight, *((module.bias,) if has_bias else ()))
+        self.trace.use(weight, module._infer_weight_shape())
+        if bias is not None:
+            self.trace.use(bias, (1, module.out_channels, 1, 1))
         n, _, h, w = self.shape
         shape = (
             n,
@@ -103,15 +114,25 @@ class Symbol:
             (h + 2 * padding - kernel) // stride + 1,
             (w + 2 * padding - kernel) // stride + 1,
         )
-        settings = (kernel, stride, padding, module.groups, has_bias)
+        if min(shape) < 1:
+            raise Untraceable(f"a convolution's map is {shape}")
+        settings = (kernel, stride, padding, module.groups, bias is not None)
         return self.trace.record("convolution", (self,), shape, settings)
 
     def batch_norm(self, module: M.Module) -> Symbol:
         """Record a batch norm in training mode."""
         if not module.training or module.freeze or module.all_reduce is not None:
             raise Untraceable("a batch norm does not use the statistics of this batch alone")
+        if not (module.affine and module.track_running_stats):
+            raise Untraceable("a batch norm has no parameters or no statistics")
+        if not (isinstance(module.eps, Real) and isinstance(module.momentum, Real)):
+            raise Untraceable("eps or momentum of a batch norm is no number")
         self._check_channels(module.num_features)
-        self.trace.use(module.weight, module.bias)
+        shape = (1, module.num_features, 1, 1)
+        for parameter in (module.weight, module.bias):
+            self.trace.use(parameter, shape)
+        for statistic in (module.running_mean, module.running_var):
+            _check(statistic, shape)
         self.trace.norms.append(module)
         return self.trace.record("norm", (self,), self.shape)
 
@@ -124,14 +145,19 @@ class Symbol:
         """Record "relu", "gelu", "sigmoid", "hard_sigmoid" or "negative"."""
         return self.trace.record(kind, (self,), self.shape)
 
-    def mean(self) -> Symbol:
-        """Record the mean over the map, [N, C, 1, 1]."""
+    def mean_over_map(self) -> Symbol:
+        """Record the mean over the map, [N, C, 1, 1]; `mean` of a tensor is another."""
         return self.trace.record("pool", (self,), (*self.shape[:2], 1, 1))
 
     def __add__(self, other: Any) -> Symbol:
         if not isinstance(other, Symbol) or other.shape != self.shape:
             raise Untraceable("a sum is not of two maps of one shape")
         return self.trace.record("sum", (self, other), self.shape)
+
+    def _in_place(self, other: Any) -> Symbol:
+        raise Untraceable("a map is changed in place")
+
+    __iadd__ = __isub__ = __imul__ = _in_place
 
     def __neg__(self) -> Symbol:
         return self.activation("negative")

@@ -87,7 +87,7 @@ def random_convolution(seed):
 @pytest.mark.parametrize("case", [*CONVOLUTIONS, *map(random_convolution, range(60))], ids=str)
 def test_convolution(case, rng):
     n, c, o, size, kernel, stride, padding, groups = case
-    module = M.Conv2d(c, o, kernel, stride, padding, groups=groups, bias=False)
+    module = layers.Conv2d(c, o, kernel, stride, padding, groups=groups, bias=False)
     x = rng.standard_normal((n, c, *size)).astype(np.float32)
     weight = module.weight.numpy()
     y, dx, dw, dy = conv_float64(
@@ -98,7 +98,7 @@ def test_convolution(case, rng):
         groups,
         lambda shape: rng.standard_normal(shape).astype(np.float32),
     )
-    actual = program(lambda s: s.convolution(module), x, dy, [module.weight])
+    actual = program(module, x, dy, [module.weight])
     close(actual[0], y, 1e-5)
     close(actual[1], dx, 1e-5)
     close(actual[2][0], dw.reshape(weight.shape), 1e-5)
@@ -116,8 +116,8 @@ def test_convolutions_with_several_threads(threads):
 
 @pytest.mark.parametrize("channels, groups, copies", [(1, 1, 0), (3, 1, 0), (4, 4, 1)])
 def test_maps_are_copied_for_several_outputs_of_a_channel(channels, groups, copies):
-    module = M.Conv2d(channels, 8, 3, 2, 1, groups=groups)
-    trace = network.trace(lambda s: s.convolution(module), (2, channels, 9, 9))
+    module = layers.Conv2d(channels, 8, 3, 2, 1, groups=groups)
+    trace = network.trace(module, (2, channels, 9, 9))
     codes = [code for code, *_ in Writer(trace.operations, False).records.rows]
     assert codes.count(executor.Code.REPEAT) == copies
 
@@ -131,6 +131,22 @@ def test_convolution_with_bias(rng):
     plain, *_ = conv_float64(x, module.weight.numpy(), (1, 1), (1, 1), 1, np.zeros)
     close(y, plain + module.bias.numpy(), 1e-5)
     close(db, dy.astype(np.float64).sum((0, 2, 3), keepdims=True), 1e-5)
+
+
+class Scaled(layers.Conv2d):
+    def forward(self, x):
+        return self.calc_conv(x, self.weight * 0.5, self.bias)
+
+
+def test_a_convolution_with_another_weight_than_its_own(rng):
+    module = Scaled(6, 8, 3, 1, 1)
+    x = rng.standard_normal((3, 6, 5, 4)).astype(np.float32)
+    dy = rng.standard_normal((3, 8, 5, 4)).astype(np.float32)
+    y, _, (dw, _) = program(module, x, dy, [module.weight, module.bias])
+    half = 0.5 * module.weight.numpy()
+    expected, _, half_dw, _ = conv_float64(x, half, (1, 1), (1, 1), 1, lambda shape: dy)
+    close(y, expected, 1e-5)
+    close(dw, 0.5 * half_dw.reshape(half.shape), 1e-5)
 
 
 def norm_float64(x, norm):
@@ -635,6 +651,73 @@ def test_what_a_symbol_cannot_record():
     shared = layers.Conv2d(2, 2, 1)
     with pytest.raises(symbol.Untraceable, match="twice"):
         shared(shared(trace.input))
+
+
+@pytest.mark.parametrize("method", ["__iadd__", "__isub__", "__imul__"])
+def test_a_map_that_changes_in_place_is_refused(method):
+    """Whoever holds a tensor sees it change, which a symbol does not."""
+    image = symbol.Trace((1, 2, 3, 4)).input
+    with pytest.raises(symbol.Untraceable, match="in place"):
+        getattr(image, method)(layers.mean(image))
+
+
+def test_methods_of_tensors_are_not_those_of_symbols():
+    """x.mean() is the mean over all images."""
+    ours = {name for name in vars(symbol.Symbol) if not name.startswith("_")}
+    assert ours.intersection(dir(mge.Tensor)) == {"shape"}
+    with pytest.raises(symbol.Untraceable, match="asks for mean"):
+        symbol.Trace((1, 2, 3, 4)).input.mean()
+
+
+def refused(module, match):
+    module.train()
+    with pytest.raises(symbol.Untraceable, match=match):
+        network.trace(module, (1, 4, 5, 5))
+
+
+@pytest.mark.parametrize("name, shape", [("weight", (6, 4, 3, 3)), ("bias", (1, 6, 1, 1))])
+def test_a_convolution_with_pruned_channels_is_refused(name, shape):
+    """A program would read beyond the end of its weight."""
+    conv = layers.Conv2d(4, 8, 3, padding=1)
+    setattr(conv, name, mge.Parameter(np.zeros(shape, np.float32)))
+    refused(conv, "a parameter is .* was expected")
+
+
+@pytest.mark.parametrize("name", ["weight", "bias", "running_mean", "running_var"])
+def test_a_batch_norm_with_other_tensors_is_refused(name):
+    norm = layers.BatchNorm2d(4)
+    setattr(norm, name, mge.Tensor(np.zeros((1, 3, 1, 1), np.float32)))
+    refused(norm, "a parameter is .* was expected")
+    setattr(norm, name, mge.Tensor(np.zeros((1, 4, 1, 1), np.float16)))
+    refused(norm, "float32")
+    setattr(norm, name, mge.Tensor(np.zeros((1, 4, 1, 1), np.float32), format="nhwc"))
+    refused(norm, "layout")
+
+
+@pytest.mark.parametrize("name", ["eps", "momentum"])
+def test_a_batch_norm_without_its_numbers_is_refused(name):
+    norm = layers.BatchNorm2d(4)
+    setattr(norm, name, None)
+    refused(norm, "is no number")
+
+
+@pytest.mark.parametrize("name", ["affine", "track_running_stats"])
+def test_a_batch_norm_without_its_tensors_is_refused(name):
+    image = symbol.Trace((1, 4, 5, 5)).input
+    with pytest.raises(symbol.Untraceable, match="no parameters or no statistics"):
+        image.batch_norm(layers.BatchNorm2d(4, **{name: False}))
+
+
+def test_a_convolution_without_a_map_is_refused():
+    refused(layers.Conv2d(4, 4, 7), r"map is \(1, 4, -1, -1\)")
+    refused(layers.Conv2d(4, 4, 6), r"map is \(1, 4, 0, 0\)")
+    refused(layers.Conv2d(4, 4, 3, conv_mode="convolution"), "a convolution is a convolution")
+
+
+def test_images_in_another_layout_are_left_to_the_other_path(model):
+    images = np.zeros((2, 3, 32, 32), np.float32)
+    assert model.is_compiled(mge.Tensor(images))
+    assert not model.is_compiled(mge.Tensor(images, format="nhwc"))
 
 
 def test_memory_is_used_again_only_after_it_is_dropped_and_megengine_has_waited():

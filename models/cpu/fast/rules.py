@@ -61,7 +61,7 @@ def traced(
     """
     if str(x.device) != "cpu0:0":  # where tensors of shared memory are
         return None
-    if x.dtype != np.float32 or amp.enabled:
+    if x.dtype != np.float32 or x.format != "default" or amp.enabled:
         return None
     _, hooks = _hooks.get(model) or ((), None)
     if hooks is None or any(hooks):  # a module with hooks may have been replaced
