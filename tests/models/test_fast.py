@@ -505,6 +505,37 @@ def test_a_new_module_with_a_hook_is_seen(model, monkeypatch):
     assert isinstance(seen[-1], mge.Tensor)
 
 
+class Wrapper(M.Module):
+    def __init__(self, wrapped):
+        super().__init__()
+        self.wrapped = wrapped
+
+    def forward(self, x):
+        return self.wrapped(x)
+
+
+@pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
+def test_a_hook_of_a_module_without_parameters_is_seen(model, monkeypatch, register):
+    assert used(model, monkeypatch)
+    call, seen = M.Module.__call__, []
+    model.stem = Wrapper(model.stem)
+    assert used(model, monkeypatch)
+    hook = getattr(model.stem, register)(lambda module, *given: seen.append(given[-1]))
+    assert not used(model, monkeypatch)
+    tensors = seen[-1] if isinstance(seen[-1], tuple) else seen[-1:]
+    assert len(seen) == 1 and isinstance(tensors[0], mge.Tensor)
+    hook.remove()
+    assert used(model, monkeypatch)
+    assert M.Module.__call__ is call
+
+
+def test_a_hook_outside_of_the_program_is_called(model, monkeypatch):
+    seen = []
+    model.linear.register_forward_hook(lambda module, x, y: seen.append(y))
+    assert used(model, monkeypatch)
+    assert isinstance(seen[0], mge.Tensor)
+
+
 def test_a_module_with_a_hook_can_be_replaced_by_one_without(model, monkeypatch):
     model.stem.register_forward_hook(lambda module, x, y: None)
     assert not used(model, monkeypatch)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -113,7 +114,8 @@ def trace(function: Callable[[Any], Any], shape: tuple[int, int, int, int]) -> T
     recorded = Trace(shape)
     depth = len(AutoNaming.scopes)
     try:
-        output = function(recorded.input)
+        with _plain_modules():
+            output = function(recorded.input)
     except Untraceable:
         raise
     except Exception as error:  # such as MegEngine's own, of a function that got a symbol
@@ -127,6 +129,25 @@ def trace(function: Callable[[Any], Any], shape: tuple[int, int, int, int]) -> T
     if not {*used, output.number}.issuperset(range(1, len(recorded.operations))):
         raise Untraceable("the result of an operation is not used")
     return recorded
+
+
+@contextmanager
+def _plain_modules() -> Iterator[None]:
+    """Refuse to call modules that do more than their forward pass says."""
+    call = M.Module.__call__
+
+    def checked(module: M.Module, *inputs: Any, **named: Any) -> Any:
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise Untraceable("a module has hooks")
+        if isinstance(module, M.qat.QATModule):
+            raise Untraceable("a module simulates quantization")
+        return call(module, *inputs, **named)
+
+    M.Module.__call__ = checked
+    try:
+        yield
+    finally:
+        M.Module.__call__ = call
 
 
 def run(model: M.Module, trace: Trace, x: mge.Tensor) -> mge.Tensor:

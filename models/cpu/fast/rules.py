@@ -2,7 +2,7 @@
 
 So is the evaluation of fused networks, where it is asked for (`cpu.evaluation`).
 The other path computes what is traced or exported, quantization-aware training, mixed precision,
-networks with hooks on their modules, batch norms that are frozen or shared between processes,
+modules with hooks, batch norms that are frozen or shared between processes,
 `--low-memory`, single blocks, `features()`, and batch norms in evaluation mode.
 """
 
@@ -12,10 +12,8 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import megengine as mge
-import megengine.module as M
 import numpy as np
 from megengine import amp
 
@@ -36,26 +34,8 @@ def available() -> bool:
     return True
 
 
-# model -> identities of its parameters when its modules were listed, and these modules' hooks
-_hooks: WeakKeyDictionary[M.Module, tuple[tuple[int, ...], list[dict]]] = WeakKeyDictionary()
-
-
-def _list_hooks(model: M.Module, parameters: tuple[int, ...] = ()) -> list[dict]:
-    """List the dicts of hooks of all modules, which are empty where there are none."""
-    modules = list(model.modules())
-    hooks = [
-        hooks for module in modules for hooks in (module._forward_hooks, module._forward_pre_hooks)
-    ]
-    if any(isinstance(module, M.qat.QATModule) for module in modules):
-        hooks.append({"quantization": "is a hook of a kind"})
-    _hooks[model] = parameters, hooks
-    return hooks
-
-
-def traced(
-    model: M.Module, function: Callable[[mge.Tensor], mge.Tensor], x: mge.Tensor
-) -> Trace | None:
-    """Return what `function` of a part of `model` computes for images [N, C, H, W].
+def traced(function: Callable[[mge.Tensor], mge.Tensor], x: mge.Tensor) -> Trace | None:
+    """Return what `function` computes for images [N, C, H, W].
 
     None is returned where programs are not used.
     """
@@ -63,21 +43,14 @@ def traced(
         return None
     if x.dtype != np.float32 or x.format != "default" or amp.enabled:
         return None
-    _, hooks = _hooks.get(model) or ((), None)
-    if hooks is None or any(hooks):  # a module with hooks may have been replaced
-        hooks = _list_hooks(model)
-    if any(hooks) or not available():
+    if not available():
         return None
     from . import network
 
     try:
-        trace = network.trace(function, tuple(x.shape))
+        return network.trace(function, tuple(x.shape))
     except Untraceable:
         return None
-    parameters = tuple(map(id, trace.parameters))
-    if _hooks[model][0] != parameters and any(_list_hooks(model, parameters)):
-        return None  # a module was replaced by one with hooks
-    return trace
 
 
 def update_by_momentum(
