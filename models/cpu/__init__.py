@@ -118,7 +118,7 @@ def _traced(
         return None
     from . import fast
 
-    return fast.traced(function, x)
+    return fast.traced(model, function, x)
 
 
 def update_by_momentum(

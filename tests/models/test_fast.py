@@ -488,6 +488,19 @@ def test_a_fused_network_is_evaluated_by_a_program(arch, monkeypatch, rng):
         assert not used(trained, monkeypatch, x)  # its batch norms are not those of a training
 
 
+def test_a_fused_network_has_gradients_during_an_evaluation(model, rng):
+    deployed = models.to_deploy(model)
+    deployed.eval()
+    x = mge.Tensor(rng.standard_normal((2, 3, 32, 32)).astype(np.float32))
+    parameters = list(deployed.parameters())
+    for attached in ([x], parameters):
+        with cpu.evaluation(), GradManager().attach(attached) as grad_manager:
+            assert not deployed.is_compiled(x)
+            grad_manager.backward(deployed(x).sum())
+            assert deployed.is_compiled(x)
+        assert all(tensor.grad is not None for tensor in attached)
+
+
 def test_a_program_without_a_backward_pass_takes_less_memory(model):
     deployed = models.to_deploy(model)
     arguments = network.trace(deployed._last_map, (4, 3, 64, 64)).operations, False

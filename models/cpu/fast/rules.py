@@ -1,6 +1,7 @@
 """Where programs are used: training of whole networks in float32, in the usual ways.
 
-So is the evaluation of fused networks, where it is asked for (`cpu.evaluation`).
+So is the evaluation of fused networks without gradients, where it is asked for
+(`cpu.evaluation`).
 The other path computes what is traced or exported, quantization-aware training, mixed precision,
 modules with hooks, batch norms that are frozen or shared between processes,
 `--low-memory`, single blocks, `features()`, and batch norms in evaluation mode.
@@ -14,8 +15,10 @@ from functools import cache
 from typing import Any
 
 import megengine as mge
+import megengine.module as M
 import numpy as np
 from megengine import amp
+from megengine.core._imperative_rt.core2 import get_grad_key
 
 from ..symbol import Trace, Untraceable
 from . import libraries
@@ -34,8 +37,10 @@ def available() -> bool:
     return True
 
 
-def traced(function: Callable[[mge.Tensor], mge.Tensor], x: mge.Tensor) -> Trace | None:
-    """Return what `function` computes for images [N, C, H, W].
+def traced(
+    model: M.Module, function: Callable[[mge.Tensor], mge.Tensor], x: mge.Tensor
+) -> Trace | None:
+    """Return what `function` of a part of `model` computes for images [N, C, H, W].
 
     None is returned where programs are not used.
     """
@@ -48,9 +53,12 @@ def traced(function: Callable[[mge.Tensor], mge.Tensor], x: mge.Tensor) -> Trace
     from . import network
 
     try:
-        return network.trace(function, tuple(x.shape))
+        trace = network.trace(function, tuple(x.shape))
     except Untraceable:
         return None
+    if not model.training and get_grad_key((x, *trace.parameters)) is not None:
+        return None  # there is no backward pass
+    return trace
 
 
 def update_by_momentum(
