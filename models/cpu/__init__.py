@@ -20,6 +20,7 @@ from functools import cache
 import megengine as mge
 import megengine.module as M
 from megengine.core._imperative_rt.core2 import is_tracing_module
+from megengine.core.autodiff.grad import Grad
 from megengine.jit.tracing import is_tracing
 
 from .convolution import SMALL_MAP, conv2d
@@ -78,9 +79,11 @@ def evaluation() -> Iterator[None]:
 def is_used() -> bool:
     """Return whether MegEngine computes on a CPU, eagerly, and not as it is ("stock").
 
-    A traced network keeps MegEngine's own operators, because it is going to be exported.
+    A traced network keeps MegEngine's own operators, because it is going to be exported. So does
+    one that several GradManagers record: those of this project go backward once.
     """
-    if path() == "stock" or is_tracing() or is_tracing_module():
+    recording = [ref for group in Grad.stack for ref in group if ref() is not None]
+    if path() == "stock" or is_tracing() or is_tracing_module() or len(recording) > 1:
         return False
     return _on_cpu(mge.get_default_device())
 

@@ -423,6 +423,32 @@ def test_two_forward_passes_before_the_backward_pass(rng):
         close(parameter.grad.numpy(), separate[0][i] + separate[1][i], 1e-4)
 
 
+@pytest.fixture
+def model():
+    model = models.create("RepGhost050", 10)
+    model.train()
+    return model
+
+
+@pytest.mark.parametrize("path", ["matmul", "fast"])
+def test_two_gradient_managers_record_one_forward_pass(path, model, rng):
+    x = mge.Tensor(rng.standard_normal((2, 3, 32, 32)).astype(np.float32))
+    parameters = list(model.parameters())
+    one, two = (GradManager().attach(parameters) for _ in range(2))
+    with cpu.using(path), one | two:
+        assert not cpu.is_used()
+        y = model(x).sum()
+        found = []
+        for grad_manager in (two, one):
+            grad_manager.backward(y)
+            found.append([parameter.grad.numpy() for parameter in parameters])
+            for parameter in parameters:
+                parameter.grad = None
+        assert cpu.is_used()
+    for first, second in zip(*found, strict=True):
+        close(first, second, 1e-6)
+
+
 def used(model, monkeypatch, x=None, during=lambda: None):
     """Return whether a forward pass of the model is computed by a program."""
     calls = []
@@ -430,13 +456,6 @@ def used(model, monkeypatch, x=None, during=lambda: None):
     with cpu.using("fast"):
         model(mge.Tensor(np.zeros((2, 3, 32, 32), np.float32)) if x is None else x)
     return bool(calls)
-
-
-@pytest.fixture
-def model():
-    model = models.create("RepGhost050", 10)
-    model.train()
-    return model
 
 
 def test_a_network_in_training_is_compiled(model, monkeypatch):

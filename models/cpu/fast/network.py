@@ -89,7 +89,8 @@ class _Map(Function):
         addresses, owners = memory.addresses_of([gradient])
         memory.settle()
         program, self.program = self.program, None
-        assert program is not None  # MegEngine goes backward once
+        if program is None:
+            raise RuntimeError("the gradients of a forward pass can be computed once")
         program.set("output_gradient", addresses)
         block = self.compiled.gradients.take()
         of_input = int(self.input_gradient)
