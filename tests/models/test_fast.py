@@ -805,6 +805,29 @@ def test_memory_is_used_again_only_after_it_is_dropped_and_megengine_has_waited(
     assert total.shape == (2, 2)
 
 
+def test_a_block_whose_tensors_are_not_made_is_forgotten():
+    block = weakref.ref(memory.Pool([(3,)]).take())
+    assert block() is None
+
+
+def test_a_program_that_fails_keeps_no_memory(model, monkeypatch, rng):
+    x = mge.Tensor(rng.standard_normal((2, 3, 32, 32)).astype(np.float32))
+    before = list(memory._lent)
+    monkeypatch.setattr(Program, "_run", lambda self, records: 1 / 0)
+    with cpu.using("fast"), pytest.raises(ZeroDivisionError):
+        model(x)
+    assert all(block in before for block in memory._lent)
+
+
+def test_few_idle_programs_are_kept(model, rng):
+    """Several forward passes before their backward passes need one each."""
+    x = mge.Tensor(rng.standard_normal((2, 3, 32, 32)).astype(np.float32))
+    with cpu.using("fast"), GradManager().attach(model.parameters()) as grad_manager:
+        grad_manager.backward(sum(model(x) for _ in range(4)).sum())
+    (compiled,) = network._compiled[model].values()
+    assert len(compiled._idle) == network._KEPT
+
+
 def test_what_a_forgotten_program_has_returned_stays(rng):
     """Running statistics are in its memory, and whatever a caller keeps."""
     mge.random.seed(0)

@@ -20,6 +20,8 @@ from .executor import bits
 from .program import Program
 from .writer import Writer
 
+_KEPT = 2  # traces of a model, and idle programs of each; a program has memory for all its maps
+
 
 class Compiled:
     """Programs for one trace, and the memory of what they return.
@@ -45,13 +47,13 @@ class Compiled:
         return self._idle.pop() if self._idle else Program(Writer(*self._arguments))
 
     def release(self, program: Program) -> None:
-        """Take back a program."""
-        self._idle.append(program)
+        """Take back a program, to be used again unless there are others already."""
+        if len(self._idle) < _KEPT:
+            self._idle.append(program)
 
 
-# model -> its most recently used ones, each of which keeps memory for all maps of a batch
+# model -> its most recently used ones
 _compiled: WeakKeyDictionary[M.Module, OrderedDict[tuple, Compiled]] = WeakKeyDictionary()
-_KEPT = 2
 
 
 class _Map(Function):
