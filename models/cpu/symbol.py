@@ -8,14 +8,15 @@ raises an error, and the network is then computed by MegEngine's operators.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from numbers import Real
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+import megengine.module as M
 import numpy as np
 from megengine import Tensor
-
-if TYPE_CHECKING:
-    import megengine.module as M
+from megengine.utils.naming import AutoNaming
 
 
 class Untraceable(Exception):
@@ -138,7 +139,9 @@ class Symbol:
 
     def _check_channels(self, expected: int) -> None:
         # compiled code reads as many numbers of a parameter as the map's channels ask for
-        if self.shape[1] != expected or self.shape[0] == 0:
+        if self.shape[0] == 0:
+            raise Untraceable("there are no images")
+        if self.shape[1] != expected:
             raise Untraceable(f"a map is {self.shape}, but {expected} channels were expected")
 
     def activation(self, kind: str) -> Symbol:
@@ -176,3 +179,47 @@ class Symbol:
 
     def __getattr__(self, name: str) -> Any:
         raise Untraceable(f"a network asks for {name} of its map")
+
+
+def trace(function: Callable[[Any], Any], shape: tuple[int, int, int, int]) -> Trace:
+    """Record what `function` computes for images of a shape; it returns one map.
+
+    Raises Untraceable when it does what no program can.
+    """
+    recorded = Trace(shape)
+    depth = len(AutoNaming.scopes)
+    try:
+        with _plain_modules():
+            output = function(recorded.input)
+    except Untraceable:
+        raise
+    except Exception as error:  # such as MegEngine's own, of a function that got a symbol
+        raise Untraceable(f"a network does not take a symbol: {error}") from error
+    finally:
+        while len(AutoNaming.scopes) > depth:  # of modules that an exception has left
+            AutoNaming.pop_scope()
+    if not isinstance(output, Symbol):
+        raise Untraceable("a network does not return one map")
+    used = {number for operation in recorded.operations for number in operation.inputs}
+    if not {*used, output.number}.issuperset(range(1, len(recorded.operations))):
+        raise Untraceable("the result of an operation is not used")
+    return recorded
+
+
+@contextmanager
+def _plain_modules() -> Iterator[None]:
+    """Refuse to call modules that do more than their forward pass says."""
+    call = M.Module.__call__
+
+    def checked(module: M.Module, *inputs: Any, **named: Any) -> Any:
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise Untraceable("a module has hooks")
+        if isinstance(module, M.qat.QATModule):
+            raise Untraceable("a module simulates quantization")
+        return call(module, *inputs, **named)
+
+    M.Module.__call__ = checked
+    try:
+        yield
+    finally:
+        M.Module.__call__ = call

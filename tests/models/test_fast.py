@@ -28,7 +28,7 @@ from training import optimizer
 
 pytest.importorskip("numba", reason="the extra [fast] is not installed")
 
-from models.cpu.fast import executor, libraries, memory, network
+from models.cpu.fast import cache, executor, libraries, memory, network
 from models.cpu.fast.program import Program
 from models.cpu.fast.writer import Writer
 
@@ -40,7 +40,7 @@ def program(function, x, dy, parameters):
     x = mge.Tensor(x)
     grad_manager = GradManager().attach([x, *parameters])
     with grad_manager:
-        y = network.run(M.Identity(), network.trace(function, tuple(x.shape)), x)
+        y = network.run(M.Identity(), symbol.trace(function, tuple(x.shape)), x)
         grad_manager.backward(y, mge.Tensor(dy))
     return y.numpy(), x.grad.numpy(), [parameter.grad.numpy() for parameter in parameters]
 
@@ -117,7 +117,7 @@ def test_convolutions_with_several_threads(threads):
 @pytest.mark.parametrize("channels, groups, copies", [(1, 1, 0), (3, 1, 0), (4, 4, 1)])
 def test_maps_are_copied_for_several_outputs_of_a_channel(channels, groups, copies):
     module = layers.Conv2d(channels, 8, 3, 2, 1, groups=groups)
-    trace = network.trace(module, (2, channels, 9, 9))
+    trace = symbol.trace(module, (2, channels, 9, 9))
     codes = [code for code, *_ in Writer(trace.operations, False).records.rows]
     assert codes.count(executor.Code.REPEAT) == copies
 
@@ -304,7 +304,7 @@ def test_a_network_is_that_of_the_other_paths(arch):
 
 
 def trained(arch, steps, size=32, batch=4):
-    """Return the parameters of a new network after some steps, while another thread is busy."""
+    """Return the parameters and statistics of a new network after some steps."""
     mge.random.seed(0)
     model = models.create(arch, 10)
     model.train()
@@ -348,10 +348,10 @@ def test_no_memory_is_used_again_too_early(arch, monkeypatch):
     steps = int(os.environ.get("REPARAM_STRESS_STEPS", "12"))
     results = []
     for pool in (Poisoned, Fresh):
-        network._compiled.clear()
+        cache._recent.clear()
         monkeypatch.setattr(memory, "Pool", pool)
         results.append(trained(arch, steps))
-    network._compiled.clear()
+    cache._recent.clear()
     for poisoned, fresh in zip(*results, strict=True):
         assert np.isfinite(fresh).all()
         np.testing.assert_array_equal(poisoned, fresh)
@@ -449,7 +449,7 @@ def test_two_gradient_managers_record_one_forward_pass(path, model, rng):
         close(first, second, 1e-6)
 
 
-def used(model, monkeypatch, x=None, during=lambda: None):
+def used(model, monkeypatch, x=None):
     """Return whether a forward pass of the model is computed by a program."""
     calls = []
     monkeypatch.setattr(network, "run", lambda *a, run=network.run: calls.append(1) or run(*a))
@@ -522,7 +522,7 @@ def test_a_fused_network_has_gradients_during_an_evaluation(model, rng):
 
 def test_a_program_without_a_backward_pass_takes_less_memory(model):
     deployed = models.to_deploy(model)
-    arguments = network.trace(deployed._last_map, (4, 3, 64, 64)).operations, False
+    arguments = symbol.trace(deployed._last_map, (4, 3, 64, 64)).operations, False
     both, forward = (Program(Writer(*arguments, back))._arena for back in (True, False))
     assert forward.size < both.size / 3
 
@@ -605,14 +605,14 @@ def test_a_failed_trace_leaves_no_names(rng):
     block.train()
     before = list(AutoNaming.scopes)
     with pytest.raises(symbol.Untraceable):
-        network.trace(lambda s: block(s.numpy()), (2, 48, 8, 8))
+        symbol.trace(lambda s: block(s.numpy()), (2, 48, 8, 8))
 
     def fails_inside(s):
         block.register_forward_hook(lambda module, x, y: y.numpy())
         return block(s)
 
     with pytest.raises(symbol.Untraceable):
-        network.trace(fails_inside, (2, 48, 8, 8))
+        symbol.trace(fails_inside, (2, 48, 8, 8))
     assert AutoNaming.scopes == before
 
 
@@ -698,7 +698,7 @@ def assert_said_once(environment, reason):
 )
 def test_one_map_is_computed_and_nothing_else(function, reason):
     with pytest.raises(symbol.Untraceable, match=reason):
-        network.trace(function, (1, 2, 3, 4))
+        symbol.trace(function, (1, 2, 3, 4))
 
 
 def test_what_a_symbol_cannot_record():
@@ -735,7 +735,7 @@ def test_methods_of_tensors_are_not_those_of_symbols():
 def refused(module, match):
     module.train()
     with pytest.raises(symbol.Untraceable, match=match):
-        network.trace(module, (1, 4, 5, 5))
+        symbol.trace(module, (1, 4, 5, 5))
 
 
 @pytest.mark.parametrize("name, shape", [("weight", (6, 4, 3, 3)), ("bias", (1, 6, 1, 1))])
@@ -824,8 +824,8 @@ def test_few_idle_programs_are_kept(model, rng):
     x = mge.Tensor(rng.standard_normal((2, 3, 32, 32)).astype(np.float32))
     with cpu.using("fast"), GradManager().attach(model.parameters()) as grad_manager:
         grad_manager.backward(sum(model(x) for _ in range(4)).sum())
-    (compiled,) = network._compiled[model].values()
-    assert len(compiled._idle) == network._KEPT
+    (programs,) = cache._recent[model].values()
+    assert len(programs._idle) == cache._KEPT
 
 
 def test_what_a_forgotten_program_has_returned_stays(rng):
@@ -838,7 +838,7 @@ def test_what_a_forgotten_program_has_returned_stays(rng):
         logits = model(x)
         kept = [logits, *model.buffers()]
         before = [tensor.numpy() for tensor in kept]
-        network._compiled.clear()
+        cache._recent.clear()
         gc.collect()
         memory.settle()
         blocks = [np.full(1 << size, np.nan, np.float32) for size in range(4, 22)]
@@ -854,8 +854,8 @@ def test_programs_are_forgotten(rng):
     with cpu.using("fast"):
         for size in (32, 40, 48):
             model(mge.Tensor(rng.standard_normal((2, 3, size, size)).astype(np.float32)))
-    assert len(network._compiled[model]) == network._KEPT
-    programs = [weakref.ref(compiled) for compiled in network._compiled[model].values()]
+    assert len(cache._recent[model]) == cache._KEPT
+    programs = [weakref.ref(compiled) for compiled in cache._recent[model].values()]
     del model
     gc.collect()
     assert not any(program() for program in programs)

@@ -7,7 +7,7 @@ import pytest
 
 from tests.models.test_fast import CONVOLUTIONS, NETWORKS, gradients, program
 
-from models.cpu.fast import network  # isort: skip  (test_fast skips where it is not installed)
+from models.cpu.fast import cache  # isort: skip  (test_fast skips where it is not installed)
 from models.cpu.fast import program as programs  # isort: skip
 from models.cpu.fast.memory import aligned  # isort: skip
 
@@ -37,11 +37,11 @@ def gaps(monkeypatch):
         ends.clear()
         return memory, start
 
-    network._compiled.clear()
+    cache._recent.clear()
     monkeypatch.setattr(programs, "arrange", arrange)
     monkeypatch.setattr(programs, "aligned", in_gaps)
     yield found
-    network._compiled.clear()
+    cache._recent.clear()
 
 
 @pytest.mark.parametrize("case", CONVOLUTIONS, ids=str)

@@ -20,7 +20,7 @@ import numpy as np
 from megengine import amp
 from megengine.core._imperative_rt.core2 import get_grad_key
 
-from ..symbol import Trace, Untraceable
+from .. import symbol
 from . import libraries
 
 
@@ -39,7 +39,7 @@ def available() -> bool:
 
 def traced(
     model: M.Module, function: Callable[[mge.Tensor], mge.Tensor], x: mge.Tensor
-) -> Trace | None:
+) -> symbol.Trace | None:
     """Return what `function` of a part of `model` computes for images [N, C, H, W].
 
     None is returned where programs are not used.
@@ -50,11 +50,9 @@ def traced(
         return None
     if not available():
         return None
-    from . import network
-
     try:
-        trace = network.trace(function, tuple(x.shape))
-    except Untraceable:
+        trace = symbol.trace(function, tuple(x.shape))
+    except symbol.Untraceable:
         return None
     if not model.training and get_grad_key((x, *trace.parameters)) is not None:
         return None  # there is no backward pass
