@@ -28,7 +28,7 @@ class Conv2d(M.Conv2d):
 
     def calc_conv(self, inp: mge.Tensor, weight: mge.Tensor, bias: mge.Tensor | None) -> mge.Tensor:
         if isinstance(inp, cpu.Symbol):
-            return inp.convolution(self)
+            return inp.convolution(self, weight, bias)
         # where MegEngine's forward pass is slow
         slow = (
             inp.shape[2] * inp.shape[3] <= cpu.SMALL_MAP or self.kernel_size[0] > cpu.SMALL_KERNEL
@@ -62,9 +62,8 @@ class _BatchNorm(_MixedInto):
     def forward(self, inp: mge.Tensor) -> mge.Tensor:
         if isinstance(inp, cpu.Symbol):
             return inp.batch_norm(self)
-        incomplete = self.weight is None or self.running_mean is None
-        own = cpu.is_used() or self.all_reduce
-        if not self.training or self.freeze or incomplete or not own:
+        usual = self.affine and self.track_running_stats and not self.freeze
+        if not self.training or not usual or not (cpu.is_used() or self.all_reduce):
             return super().forward(inp)
         if not cpu.is_used():
             arguments = (self.running_mean, self.running_var, self.weight, self.bias)
@@ -277,7 +276,7 @@ def hard_sigmoid(x: mge.Tensor) -> mge.Tensor:
 
 def mean(x: mge.Tensor) -> mge.Tensor:
     """Return the mean over the map: [N, C, H, W] -> [N, C, 1, 1]."""
-    return x.mean() if isinstance(x, cpu.Symbol) else F.mean(x, axis=(2, 3), keepdims=True)
+    return x.mean_over_map() if isinstance(x, cpu.Symbol) else F.mean(x, axis=(2, 3), keepdims=True)
 
 
 def global_average_pool(x: mge.Tensor) -> mge.Tensor:

@@ -70,15 +70,15 @@ class StagedClassifier(M.Module):
         return self.linear(global_average_pool(x))
 
     def forward(self, x: mge.Tensor) -> mge.Tensor:
-        maps = cpu.maps(self, self._last_map, x)
-        return self.classify(self.features(x)[-1] if maps is None else maps[0])
+        last = cpu.compute(self, self._last_map, x)
+        return self.classify(self._last_map(x) if last is None else last)
 
     def is_compiled(self, x: mge.Tensor) -> bool:
-        """Return whether `forward` computes the maps of these images by a compiled program."""
+        """Return whether `forward` computes the last map of these images by a compiled program."""
         return cpu.covers(self, self._last_map, x)
 
-    def _last_map(self, x: mge.Tensor) -> list[mge.Tensor]:
-        return self.features(x)[-1:]
+    def _last_map(self, x: mge.Tensor) -> mge.Tensor:
+        return self.features(x)[-1]
 
     def blocks(self) -> list[M.Module]:
         """Return the blocks of the four stages, in order."""

@@ -20,16 +20,17 @@ from functools import cache
 import megengine as mge
 import megengine.module as M
 from megengine.core._imperative_rt.core2 import is_tracing_module
+from megengine.core.autodiff.grad import Grad
 from megengine.jit.tracing import is_tracing
 
 from .convolution import SMALL_MAP, conv2d
 from .elementwise import add_bias, batch_norm, relu
 from .large_kernel import SMALL_KERNEL
-from .symbol import Symbol
+from .symbol import Symbol, Trace
 
-__all__ = ["PATHS", "SMALL_KERNEL", "SMALL_MAP", "Symbol", "add_bias", "batch_norm", "conv2d",
-           "covers", "evaluation", "is_used", "maps", "path", "relu", "update_by_momentum",
-           "using"]  # fmt: skip
+__all__ = ["PATHS", "SMALL_KERNEL", "SMALL_MAP", "Symbol", "add_bias", "batch_norm", "compute",
+           "conv2d", "covers", "evaluation", "is_chosen", "is_used", "path", "relu",
+           "update_by_momentum", "using"]  # fmt: skip
 
 PATHS = ("stock", "matmul", "fast")
 _path: ContextVar[str | None] = ContextVar("path", default=None)
@@ -75,16 +76,14 @@ def evaluation() -> Iterator[None]:
         _evaluates.reset(token)
 
 
-def _may_compile(model: M.Module) -> bool:
-    return (model.training or _evaluates.get()) and path() == "fast" and is_used()
-
-
 def is_used() -> bool:
     """Return whether MegEngine computes on a CPU, eagerly, and not as it is ("stock").
 
-    A traced network keeps MegEngine's own operators, because it is going to be exported.
+    A traced network keeps MegEngine's own operators, because it is going to be exported. So does
+    one that several GradManagers record: those of this project go backward once.
     """
-    if path() == "stock" or is_tracing() or is_tracing_module():
+    recording = [ref for group in Grad.stack for ref in group if ref() is not None]
+    if path() == "stock" or is_tracing() or is_tracing_module() or len(recording) > 1:
         return False
     return _on_cpu(mge.get_default_device())
 
@@ -94,30 +93,35 @@ def _on_cpu(device: str) -> bool:
     return device.startswith(("cpu", "multithread")) or not mge.is_cuda_available()
 
 
-def maps(
-    model: M.Module, function: Callable[[mge.Tensor], list[mge.Tensor]], x: mge.Tensor
-) -> list[mge.Tensor] | None:
-    """Return what `function` of a part of `model` returns for images, by a compiled program.
+def compute(
+    model: M.Module, function: Callable[[mge.Tensor], mge.Tensor], x: mge.Tensor
+) -> mge.Tensor | None:
+    """Return the map that `function` of a part of `model` returns for images, by a program.
 
     None is returned where another way is to be used: in evaluation mode but for `evaluation`, and
     by the rules of fast/rules.py.
     """
-    if not _may_compile(model):
+    trace = _traced(model, function, x)
+    if trace is None:
         return None
-    from . import fast  # it needs packages that may be missing
+    from .fast import network  # it needs packages that may be missing
 
-    return fast.maps(model, function, x)
+    return network.run(model, trace, x)
 
 
-def covers(
-    model: M.Module, function: Callable[[mge.Tensor], list[mge.Tensor]], x: mge.Tensor
-) -> bool:
-    """Return whether `maps` would use a compiled program; nothing is compiled or computed."""
-    if not _may_compile(model):
-        return False
+def covers(model: M.Module, function: Callable[[mge.Tensor], mge.Tensor], x: mge.Tensor) -> bool:
+    """Return whether `compute` would use a compiled program; nothing is compiled or computed."""
+    return _traced(model, function, x) is not None
+
+
+def _traced(
+    model: M.Module, function: Callable[[mge.Tensor], mge.Tensor], x: mge.Tensor
+) -> Trace | None:
+    if not ((model.training or _evaluates.get()) and path() == "fast" and is_used()):
+        return None
     from . import fast
 
-    return fast.covers(model, function, x)
+    return fast.traced(model, function, x)
 
 
 def update_by_momentum(

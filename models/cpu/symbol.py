@@ -8,15 +8,17 @@ raises an error, and the network is then computed by MegEngine's operators.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from numbers import Real
+from typing import Any, NamedTuple
 
+import megengine.module as M
 import numpy as np
 from megengine import Tensor
+from megengine.utils.naming import AutoNaming
 
 from .large_kernel import SMALL_KERNEL
-
-if TYPE_CHECKING:
-    import megengine.module as M
 
 
 class Untraceable(Exception):
@@ -62,20 +64,27 @@ class Trace:
         self.operations.append(Operation(kind, tuple(s.number for s in inputs), shape, settings))
         return Symbol(self, len(self.operations) - 1)
 
-    def use(self, *parameters: Tensor) -> None:
-        """Add parameters. Raises Untraceable for one that was used before or is not float32."""
-        for parameter in parameters:
-            if parameter.dtype != np.float32:
-                raise Untraceable(f"a parameter is {parameter.dtype}")
-            if id(parameter) in self._used:
-                raise Untraceable("a parameter is used twice")
-            self._used.add(id(parameter))
-        self.parameters += parameters
+    def use(self, parameter: Tensor, shape: tuple[int, ...]) -> None:
+        """Add a parameter. Raises Untraceable for one of another shape, or that was used before."""
+        _check(parameter, shape)
+        if id(parameter) in self._used:
+            raise Untraceable("a parameter is used twice")
+        self._used.add(id(parameter))
+        self.parameters.append(parameter)
 
     def factors(self, parameter: Tensor, images: int) -> Symbol:
         """Record a parameter [C, 1, 1] as one factor for each channel of each image."""
-        self.use(parameter)
-        return self.record("factors", (), (images, parameter.shape[0], 1, 1))
+        channels = parameter.shape[0]
+        self.use(parameter, (channels, 1, 1))
+        return self.record("factors", (), (images, channels, 1, 1))
+
+
+def _check(tensor: Tensor, shape: tuple[int, ...]) -> None:
+    """Raise Untraceable for a tensor whose memory compiled code would take for something else."""
+    if not isinstance(tensor, Tensor) or tensor.dtype != np.float32 or tensor.format != "default":
+        raise Untraceable("a parameter is no tensor of float32 in MegEngine's usual layout")
+    if tuple(tensor.shape) != shape:
+        raise Untraceable(f"a parameter is {tuple(tensor.shape)}, but {shape} was expected")
 
 
 class Symbol:
@@ -89,19 +98,22 @@ class Symbol:
         """Shape of the tensor, [N, C, H, W]."""
         return self.trace.operations[self.number].shape
 
-    def convolution(self, module: M.Conv2d) -> Symbol:
-        """Record a convolution, with its bias if it has one."""
+    def convolution(self, module: M.Conv2d, weight: Tensor, bias: Tensor | None) -> Symbol:
+        """Record a convolution as a module does it with a weight, and a bias or None."""
         (kernel, kernel_w), (stride, stride_w) = module.kernel_size, module.stride
         (padding, padding_w), dilation = module.padding, tuple(module.dilation)
         if (kernel, stride, padding) != (kernel_w, stride_w, padding_w) or dilation != (1, 1):
             raise Untraceable("a convolution is not square, or dilated")
         if module.padding_mode != "zeros":
             raise Untraceable(f"a convolution pads by {module.padding_mode!r}")
+        if module.conv_mode != "cross_correlation":
+            raise Untraceable(f"a convolution is a {module.conv_mode}")
         if kernel > SMALL_KERNEL:
             raise Untraceable(f"a kernel is {kernel}x{kernel}, for which large_kernel.py is made")
         self._check_channels(module.in_channels)
-        has_bias = module.bias is not None
-        self.trace.use(module.weight, *((module.bias,) if has_bias else ()))
+        self.trace.use(weight, module._infer_weight_shape())
+        if bias is not None:
+            self.trace.use(bias, (1, module.out_channels, 1, 1))
         n, _, h, w = self.shape
         shape = (
             n,
@@ -109,37 +121,52 @@ class Symbol:
             (h + 2 * padding - kernel) // stride + 1,
             (w + 2 * padding - kernel) // stride + 1,
         )
-        settings = (kernel, stride, padding, module.groups, has_bias)
+        if min(shape) < 1:
+            raise Untraceable(f"a convolution's map is {shape}")
+        settings = (kernel, stride, padding, module.groups, bias is not None)
         return self.trace.record("convolution", (self,), shape, settings)
 
     def batch_norm(self, module: M.Module) -> Symbol:
         """Record a batch norm in training mode."""
         if not module.training or module.freeze or module.all_reduce is not None:
             raise Untraceable("a batch norm does not use the statistics of this batch alone")
-        if module.weight is None or module.running_mean is None:
-            raise Untraceable("a batch norm has no parameters or no running statistics")
+        if not (module.affine and module.track_running_stats):
+            raise Untraceable("a batch norm has no parameters or no statistics")
+        if not (isinstance(module.eps, Real) and isinstance(module.momentum, Real)):
+            raise Untraceable("eps or momentum of a batch norm is no number")
         self._check_channels(module.num_features)
-        self.trace.use(module.weight, module.bias)
+        shape = (1, module.num_features, 1, 1)
+        for parameter in (module.weight, module.bias):
+            self.trace.use(parameter, shape)
+        for statistic in (module.running_mean, module.running_var):
+            _check(statistic, shape)
         self.trace.norms.append(module)
         return self.trace.record("norm", (self,), self.shape)
 
     def _check_channels(self, expected: int) -> None:
         # compiled code reads as many numbers of a parameter as the map's channels ask for
-        if self.shape[1] != expected or self.shape[0] == 0:
+        if self.shape[0] == 0:
+            raise Untraceable("there are no images")
+        if self.shape[1] != expected:
             raise Untraceable(f"a map is {self.shape}, but {expected} channels were expected")
 
     def activation(self, kind: str) -> Symbol:
         """Record "relu", "gelu", "sigmoid", "hard_sigmoid" or "negative"."""
         return self.trace.record(kind, (self,), self.shape)
 
-    def mean(self) -> Symbol:
-        """Record the mean over the map, [N, C, 1, 1]."""
+    def mean_over_map(self) -> Symbol:
+        """Record the mean over the map, [N, C, 1, 1]; `mean` of a tensor is another."""
         return self.trace.record("pool", (self,), (*self.shape[:2], 1, 1))
 
     def __add__(self, other: Any) -> Symbol:
         if not isinstance(other, Symbol) or other.shape != self.shape:
             raise Untraceable("a sum is not of two maps of one shape")
         return self.trace.record("sum", (self, other), self.shape)
+
+    def _in_place(self, other: Any) -> Symbol:
+        raise Untraceable("a map is changed in place")
+
+    __iadd__ = __isub__ = __imul__ = _in_place
 
     def __neg__(self) -> Symbol:
         return self.activation("negative")
@@ -158,3 +185,47 @@ class Symbol:
 
     def __getattr__(self, name: str) -> Any:
         raise Untraceable(f"a network asks for {name} of its map")
+
+
+def trace(function: Callable[[Any], Any], shape: tuple[int, int, int, int]) -> Trace:
+    """Record what `function` computes for images of a shape; it returns one map.
+
+    Raises Untraceable when it does what no program can.
+    """
+    recorded = Trace(shape)
+    depth = len(AutoNaming.scopes)
+    try:
+        with _plain_modules():
+            output = function(recorded.input)
+    except Untraceable:
+        raise
+    except Exception as error:  # such as MegEngine's own, of a function that got a symbol
+        raise Untraceable(f"a network does not take a symbol: {error}") from error
+    finally:
+        while len(AutoNaming.scopes) > depth:  # of modules that an exception has left
+            AutoNaming.pop_scope()
+    if not isinstance(output, Symbol):
+        raise Untraceable("a network does not return one map")
+    used = {number for operation in recorded.operations for number in operation.inputs}
+    if not {*used, output.number}.issuperset(range(1, len(recorded.operations))):
+        raise Untraceable("the result of an operation is not used")
+    return recorded
+
+
+@contextmanager
+def _plain_modules() -> Iterator[None]:
+    """Refuse to call modules that do more than their forward pass says."""
+    call = M.Module.__call__
+
+    def checked(module: M.Module, *inputs: Any, **named: Any) -> Any:
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise Untraceable("a module has hooks")
+        if isinstance(module, M.qat.QATModule):
+            raise Untraceable("a module simulates quantization")
+        return call(module, *inputs, **named)
+
+    M.Module.__call__ = checked
+    try:
+        yield
+    finally:
+        M.Module.__call__ = call

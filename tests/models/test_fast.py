@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 import weakref
-from pathlib import Path
 
 import models
 from models import cpu, equivalence, layers
@@ -29,7 +28,7 @@ from training import optimizer
 
 pytest.importorskip("numba", reason="the extra [fast] is not installed")
 
-from models.cpu.fast import executor, libraries, memory, network
+from models.cpu.fast import cache, executor, libraries, memory, network
 from models.cpu.fast.program import Program
 from models.cpu.fast.writer import Writer
 
@@ -41,8 +40,7 @@ def program(function, x, dy, parameters):
     x = mge.Tensor(x)
     grad_manager = GradManager().attach([x, *parameters])
     with grad_manager:
-        trace, outputs = network.trace(lambda s: [function(s)], tuple(x.shape))
-        (y,) = network.run(M.Identity(), trace, outputs, x)
+        y = network.run(M.Identity(), symbol.trace(function, tuple(x.shape)), x)
         grad_manager.backward(y, mge.Tensor(dy))
     return y.numpy(), x.grad.numpy(), [parameter.grad.numpy() for parameter in parameters]
 
@@ -67,6 +65,8 @@ CONVOLUTIONS = [
     (2, 6, 6, (4, 4), 3, 1, 0, 6),
     (4, 3, 16, (112, 112), 1, 2, 0, 1),  # a stem, where jit_1x1 fails (see onednn_layers.py)
     (2, 3, 48, (64, 64), 1, 2, 0, 1),
+    (2, 16, 24, (7, 7), 1, 1, 1, 1),  # a 1x1 kernel on padding
+    (2, 1, 16, (9, 9), 3, 2, 1, 1),  # a stem for grey images
 ]  # fmt: skip
 
 
@@ -77,15 +77,16 @@ def random_convolution(seed):
     c, o = groups * rng.choice([1, 2, 3, 4, 5, 8, 13, 16, 24, 48], 2)
     if rng.random() < 0.3:
         groups = o = c
-    n, h, w = rng.choice([1, 2, 5]), *rng.integers(1, 34, 2)
+    padding = rng.choice([kernel // 2, kernel // 2, 0, kernel // 2 + 1])
+    n, h, w = rng.choice([1, 2, 5]), *rng.integers(max(1, kernel - 2 * padding), 34, 2)
     size = (int(h), int(w))
-    return (*map(int, (n, c, o)), size, *map(int, (kernel, stride, kernel // 2, groups)))
+    return (*map(int, (n, c, o)), size, *map(int, (kernel, stride, padding, groups)))
 
 
 @pytest.mark.parametrize("case", [*CONVOLUTIONS, *map(random_convolution, range(60))], ids=str)
 def test_convolution(case, rng):
     n, c, o, size, kernel, stride, padding, groups = case
-    module = M.Conv2d(c, o, kernel, stride, padding, groups=groups, bias=False)
+    module = layers.Conv2d(c, o, kernel, stride, padding, groups=groups, bias=False)
     x = rng.standard_normal((n, c, *size)).astype(np.float32)
     weight = module.weight.numpy()
     y, dx, dw, dy = conv_float64(
@@ -96,7 +97,7 @@ def test_convolution(case, rng):
         groups,
         lambda shape: rng.standard_normal(shape).astype(np.float32),
     )
-    actual = program(lambda s: s.convolution(module), x, dy, [module.weight])
+    actual = program(module, x, dy, [module.weight])
     close(actual[0], y, 1e-5)
     close(actual[1], dx, 1e-5)
     close(actual[2][0], dw.reshape(weight.shape), 1e-5)
@@ -112,6 +113,14 @@ def test_convolutions_with_several_threads(threads):
     assert done.returncode == 0, done.stdout[-3000:]
 
 
+@pytest.mark.parametrize("channels, groups, copies", [(1, 1, 0), (3, 1, 0), (4, 4, 1)])
+def test_maps_are_copied_for_several_outputs_of_a_channel(channels, groups, copies):
+    module = layers.Conv2d(channels, 8, 3, 2, 1, groups=groups)
+    trace = symbol.trace(module, (2, channels, 9, 9))
+    codes = [code for code, *_ in Writer(trace.operations, False).records.rows]
+    assert codes.count(executor.Code.REPEAT) == copies
+
+
 def test_convolution_with_bias(rng):
     module = layers.Conv2d(6, 8, 3, 1, 1)
     module.bias[:] = mge.Tensor(rng.standard_normal((1, 8, 1, 1)).astype(np.float32))
@@ -121,6 +130,22 @@ def test_convolution_with_bias(rng):
     plain, *_ = conv_float64(x, module.weight.numpy(), (1, 1), (1, 1), 1, np.zeros)
     close(y, plain + module.bias.numpy(), 1e-5)
     close(db, dy.astype(np.float64).sum((0, 2, 3), keepdims=True), 1e-5)
+
+
+class Scaled(layers.Conv2d):
+    def forward(self, x):
+        return self.calc_conv(x, self.weight * 0.5, self.bias)
+
+
+def test_a_convolution_with_another_weight_than_its_own(rng):
+    module = Scaled(6, 8, 3, 1, 1)
+    x = rng.standard_normal((3, 6, 5, 4)).astype(np.float32)
+    dy = rng.standard_normal((3, 8, 5, 4)).astype(np.float32)
+    y, _, (dw, _) = program(module, x, dy, [module.weight, module.bias])
+    half = 0.5 * module.weight.numpy()
+    expected, _, half_dw, _ = conv_float64(x, half, (1, 1), (1, 1), 1, lambda shape: dy)
+    close(y, expected, 1e-5)
+    close(dw, 0.5 * half_dw.reshape(half.shape), 1e-5)
 
 
 def norm_float64(x, norm):
@@ -278,7 +303,7 @@ def test_a_network_is_that_of_the_other_paths(arch):
 
 
 def trained(arch, steps, size=32, batch=4):
-    """Return the parameters of a new network after some steps, while another thread is busy."""
+    """Return the parameters and statistics of a new network after some steps."""
     mge.random.seed(0)
     model = models.create(arch, 10)
     model.train()
@@ -322,10 +347,10 @@ def test_no_memory_is_used_again_too_early(arch, monkeypatch):
     steps = int(os.environ.get("REPARAM_STRESS_STEPS", "12"))
     results = []
     for pool in (Poisoned, Fresh):
-        network._compiled.clear()
+        cache._recent.clear()
         monkeypatch.setattr(memory, "Pool", pool)
         results.append(trained(arch, steps))
-    network._compiled.clear()
+    cache._recent.clear()
     for poisoned, fresh in zip(*results, strict=True):
         assert np.isfinite(fresh).all()
         np.testing.assert_array_equal(poisoned, fresh)
@@ -397,20 +422,39 @@ def test_two_forward_passes_before_the_backward_pass(rng):
         close(parameter.grad.numpy(), separate[0][i] + separate[1][i], 1e-4)
 
 
-def used(model, monkeypatch, x=None, during=lambda: None):
+@pytest.fixture
+def model():
+    model = models.create("RepGhost050", 10)
+    model.train()
+    return model
+
+
+@pytest.mark.parametrize("path", ["matmul", "fast"])
+def test_two_gradient_managers_record_one_forward_pass(path, model, rng):
+    x = mge.Tensor(rng.standard_normal((2, 3, 32, 32)).astype(np.float32))
+    parameters = list(model.parameters())
+    one, two = (GradManager().attach(parameters) for _ in range(2))
+    with cpu.using(path), one | two:
+        assert not cpu.is_used()
+        y = model(x).sum()
+        found = []
+        for grad_manager in (two, one):
+            grad_manager.backward(y)
+            found.append([parameter.grad.numpy() for parameter in parameters])
+            for parameter in parameters:
+                parameter.grad = None
+        assert cpu.is_used()
+    for first, second in zip(*found, strict=True):
+        close(first, second, 1e-6)
+
+
+def used(model, monkeypatch, x=None):
     """Return whether a forward pass of the model is computed by a program."""
     calls = []
     monkeypatch.setattr(network, "run", lambda *a, run=network.run: calls.append(1) or run(*a))
     with cpu.using("fast"):
         model(mge.Tensor(np.zeros((2, 3, 32, 32), np.float32)) if x is None else x)
     return bool(calls)
-
-
-@pytest.fixture
-def model():
-    model = models.create("RepGhost050", 10)
-    model.train()
-    return model
 
 
 def test_a_network_in_training_is_compiled(model, monkeypatch):
@@ -462,10 +506,22 @@ def test_a_fused_network_is_evaluated_by_a_program(arch, monkeypatch, rng):
         assert not used(trained, monkeypatch, x)  # its batch norms are not those of a training
 
 
+def test_a_fused_network_has_gradients_during_an_evaluation(model, rng):
+    deployed = models.to_deploy(model)
+    deployed.eval()
+    x = mge.Tensor(rng.standard_normal((2, 3, 32, 32)).astype(np.float32))
+    parameters = list(deployed.parameters())
+    for attached in ([x], parameters):
+        with cpu.evaluation(), GradManager().attach(attached) as grad_manager:
+            assert not deployed.is_compiled(x)
+            grad_manager.backward(deployed(x).sum())
+            assert deployed.is_compiled(x)
+        assert all(tensor.grad is not None for tensor in attached)
+
+
 def test_a_program_without_a_backward_pass_takes_less_memory(model):
     deployed = models.to_deploy(model)
-    trace, outputs = network.trace(deployed._last_map, (4, 3, 64, 64))
-    arguments = trace.operations, outputs, False
+    arguments = symbol.trace(deployed._last_map, (4, 3, 64, 64)).operations, False
     both, forward = (Program(Writer(*arguments, back))._arena for back in (True, False))
     assert forward.size < both.size / 3
 
@@ -478,6 +534,37 @@ def test_a_new_module_with_a_hook_is_seen(model, monkeypatch):
     model.stem = new
     assert not used(model, monkeypatch)
     assert isinstance(seen[-1], mge.Tensor)
+
+
+class Wrapper(M.Module):
+    def __init__(self, wrapped):
+        super().__init__()
+        self.wrapped = wrapped
+
+    def forward(self, x):
+        return self.wrapped(x)
+
+
+@pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
+def test_a_hook_of_a_module_without_parameters_is_seen(model, monkeypatch, register):
+    assert used(model, monkeypatch)
+    call, seen = M.Module.__call__, []
+    model.stem = Wrapper(model.stem)
+    assert used(model, monkeypatch)
+    hook = getattr(model.stem, register)(lambda module, *given: seen.append(given[-1]))
+    assert not used(model, monkeypatch)
+    tensors = seen[-1] if isinstance(seen[-1], tuple) else seen[-1:]
+    assert len(seen) == 1 and isinstance(tensors[0], mge.Tensor)
+    hook.remove()
+    assert used(model, monkeypatch)
+    assert M.Module.__call__ is call
+
+
+def test_a_hook_outside_of_the_program_is_called(model, monkeypatch):
+    seen = []
+    model.linear.register_forward_hook(lambda module, x, y: seen.append(y))
+    assert used(model, monkeypatch)
+    assert isinstance(seen[0], mge.Tensor)
 
 
 def test_a_module_with_a_hook_can_be_replaced_by_one_without(model, monkeypatch):
@@ -517,27 +604,39 @@ def test_a_failed_trace_leaves_no_names(rng):
     block.train()
     before = list(AutoNaming.scopes)
     with pytest.raises(symbol.Untraceable):
-        network.trace(lambda s: [block(s.numpy())], (2, 48, 8, 8))
+        symbol.trace(lambda s: block(s.numpy()), (2, 48, 8, 8))
 
     def fails_inside(s):
         block.register_forward_hook(lambda module, x, y: y.numpy())
-        return [block(s)]
+        return block(s)
 
     with pytest.raises(symbol.Untraceable):
-        network.trace(fails_inside, (2, 48, 8, 8))
+        symbol.trace(fails_inside, (2, 48, 8, 8))
     assert AutoNaming.scopes == before
 
 
 def test_where_compiled_code_is_kept(monkeypatch, tmp_path):
-    compiled = libraries._cache_folder()
-    assert compiled.parent == Path(sys.prefix, "numba") and compiled.is_dir()
-    monkeypatch.setattr(
-        os, "access", lambda path, mode, access=os.access: path != sys.prefix and access(path, mode)
-    )
+    environment, read_only = tmp_path / "environment", []
+    environment.mkdir()
+    monkeypatch.setattr(sys, "prefix", str(environment))
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    access = os.access  # root, who may run the tests, can write everywhere
+    monkeypatch.setattr(
+        os, "access", lambda path, mode: path not in read_only and access(path, mode)
+    )
+    compiled = libraries._cache_folder()
+    assert compiled.parent == environment / "numba"
+    users = tmp_path / "reparam-megengine" / "numba" / compiled.name
+    read_only[:] = [environment]
+    assert libraries._cache_folder() == users
+    (compiled / "fast").mkdir(parents=True)
+    (compiled / "fast" / "kernel").touch()
+    assert libraries._cache_folder() == compiled  # it can be written, though nothing beside it
+    read_only[:] = [compiled]
     folder = libraries._cache_folder()
-    assert folder == tmp_path / "reparam-megengine" / "numba" / compiled.name
-    assert {file.name for file in folder.rglob("*")} == {file.name for file in compiled.rglob("*")}
+    assert folder == users
+    assert {file.name for file in folder.rglob("*")} == {"fast", "kernel"}
     assert libraries._cache_folder() == folder  # and nothing beside it
     assert list(folder.parent.iterdir()) == [folder]
     (tmp_path / "file").touch()
@@ -546,20 +645,59 @@ def test_where_compiled_code_is_kept(monkeypatch, tmp_path):
         libraries._cache_folder()
 
 
+def test_a_folder_for_compiled_code_can_be_given(monkeypatch, tmp_path):
+    """What other sources were compiled to is in another folder below it."""
+    name = libraries._cache_folder().name
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+    assert libraries._cache_folder() == tmp_path / name
+    code = "from models.cpu import fast; import numba; print(numba.config.CACHE_DIR)"
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout == f"{tmp_path / name}\n"
+
+
 def test_compiled_code_that_cannot_be_read_is_said_once(tmp_path):
     """The other path computes then; a process of its own, as this one has read it."""
-    copy = tmp_path / "numba"
-    shutil.copytree(libraries._cache_folder(), copy)
+    folder = libraries._cache_folder()
+    copy = tmp_path / folder.name
+    shutil.copytree(folder, copy)
     for file in copy.rglob("*.nbi"):
         file.write_bytes(file.read_bytes()[:100])
+    assert_said_once({"NUMBA_CACHE_DIR": str(tmp_path)}, "")
+
+
+def test_a_numba_that_cannot_be_used_is_said_once(tmp_path):
+    assert_said_once({"NUMBA_DISABLE_JIT": "1"}, "NUMBA_DISABLE_JIT is set")
+    (tmp_path / "numba.py").write_text("raise RuntimeError('it needs\\n\\nanother NumPy')")
+    paths = {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    assert_said_once(paths, "numba cannot be imported: it needs another NumPy")
+
+
+def assert_said_once(environment, reason):
+    """Look in another process, in which the other path computes."""
     code = "from models.cpu import fast; print(fast.available(), fast.available())"
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, cwd=ROOT,
-        env={**os.environ, "NUMBA_CACHE_DIR": str(copy)},
+        env={**os.environ, **environment},
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, "False False\n")
-    assert done.stderr.startswith("training without compiled programs, which are faster: ")
+    said = f"training without compiled programs, which are faster: {reason}"
+    assert done.stderr.startswith(said)
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "function, reason",
+    [
+        (lambda s: [s, layers.relu(s)], "does not return one map"),
+        (lambda s: (layers.gelu(s), layers.relu(s))[1], "is not used"),
+        (lambda s: (layers.relu(s), layers.gelu(s))[0], "is not used"),
+        (lambda s: (layers.relu(s), layers.relu(s) * layers.mean(s))[0], "is not used"),
+    ],
+)
+def test_one_map_is_computed_and_nothing_else(function, reason):
+    with pytest.raises(symbol.Untraceable, match=reason):
+        symbol.trace(function, (1, 2, 3, 4))
 
 
 def test_what_a_symbol_cannot_record():
@@ -587,6 +725,73 @@ def test_what_a_symbol_cannot_record():
         shared(shared(trace.input))
 
 
+@pytest.mark.parametrize("method", ["__iadd__", "__isub__", "__imul__"])
+def test_a_map_that_changes_in_place_is_refused(method):
+    """Whoever holds a tensor sees it change, which a symbol does not."""
+    image = symbol.Trace((1, 2, 3, 4)).input
+    with pytest.raises(symbol.Untraceable, match="in place"):
+        getattr(image, method)(layers.mean(image))
+
+
+def test_methods_of_tensors_are_not_those_of_symbols():
+    """x.mean() is the mean over all images."""
+    ours = {name for name in vars(symbol.Symbol) if not name.startswith("_")}
+    assert ours.intersection(dir(mge.Tensor)) == {"shape"}
+    with pytest.raises(symbol.Untraceable, match="asks for mean"):
+        symbol.Trace((1, 2, 3, 4)).input.mean()
+
+
+def refused(module, match):
+    module.train()
+    with pytest.raises(symbol.Untraceable, match=match):
+        symbol.trace(module, (1, 4, 5, 5))
+
+
+@pytest.mark.parametrize("name, shape", [("weight", (6, 4, 3, 3)), ("bias", (1, 6, 1, 1))])
+def test_a_convolution_with_pruned_channels_is_refused(name, shape):
+    """A program would read beyond the end of its weight."""
+    conv = layers.Conv2d(4, 8, 3, padding=1)
+    setattr(conv, name, mge.Parameter(np.zeros(shape, np.float32)))
+    refused(conv, "a parameter is .* was expected")
+
+
+@pytest.mark.parametrize("name", ["weight", "bias", "running_mean", "running_var"])
+def test_a_batch_norm_with_other_tensors_is_refused(name):
+    norm = layers.BatchNorm2d(4)
+    setattr(norm, name, mge.Tensor(np.zeros((1, 3, 1, 1), np.float32)))
+    refused(norm, "a parameter is .* was expected")
+    setattr(norm, name, mge.Tensor(np.zeros((1, 4, 1, 1), np.float16)))
+    refused(norm, "float32")
+    setattr(norm, name, mge.Tensor(np.zeros((1, 4, 1, 1), np.float32), format="nhwc"))
+    refused(norm, "layout")
+
+
+@pytest.mark.parametrize("name", ["eps", "momentum"])
+def test_a_batch_norm_without_its_numbers_is_refused(name):
+    norm = layers.BatchNorm2d(4)
+    setattr(norm, name, None)
+    refused(norm, "is no number")
+
+
+@pytest.mark.parametrize("name", ["affine", "track_running_stats"])
+def test_a_batch_norm_without_its_tensors_is_refused(name):
+    image = symbol.Trace((1, 4, 5, 5)).input
+    with pytest.raises(symbol.Untraceable, match="no parameters or no statistics"):
+        image.batch_norm(layers.BatchNorm2d(4, **{name: False}))
+
+
+def test_a_convolution_without_a_map_is_refused():
+    refused(layers.Conv2d(4, 4, 7), r"map is \(1, 4, -1, -1\)")
+    refused(layers.Conv2d(4, 4, 6), r"map is \(1, 4, 0, 0\)")
+    refused(layers.Conv2d(4, 4, 3, conv_mode="convolution"), "a convolution is a convolution")
+
+
+def test_images_in_another_layout_are_left_to_the_other_path(model):
+    images = np.zeros((2, 3, 32, 32), np.float32)
+    assert model.is_compiled(mge.Tensor(images))
+    assert not model.is_compiled(mge.Tensor(images, format="nhwc"))
+
+
 def test_memory_is_used_again_only_after_it_is_dropped_and_megengine_has_waited():
     pool = memory.Pool([(3,), (2, 2)])
     block = pool.take()
@@ -609,6 +814,29 @@ def test_memory_is_used_again_only_after_it_is_dropped_and_megengine_has_waited(
     assert total.shape == (2, 2)
 
 
+def test_a_block_whose_tensors_are_not_made_is_forgotten():
+    block = weakref.ref(memory.Pool([(3,)]).take())
+    assert block() is None
+
+
+def test_a_program_that_fails_keeps_no_memory(model, monkeypatch, rng):
+    x = mge.Tensor(rng.standard_normal((2, 3, 32, 32)).astype(np.float32))
+    before = list(memory._lent)
+    monkeypatch.setattr(Program, "_run", lambda self, records: 1 / 0)
+    with cpu.using("fast"), pytest.raises(ZeroDivisionError):
+        model(x)
+    assert all(block in before for block in memory._lent)
+
+
+def test_few_idle_programs_are_kept(model, rng):
+    """Several forward passes before their backward passes need one each."""
+    x = mge.Tensor(rng.standard_normal((2, 3, 32, 32)).astype(np.float32))
+    with cpu.using("fast"), GradManager().attach(model.parameters()) as grad_manager:
+        grad_manager.backward(sum(model(x) for _ in range(4)).sum())
+    (programs,) = cache._recent[model].values()
+    assert len(programs._idle) == cache._KEPT
+
+
 def test_what_a_forgotten_program_has_returned_stays(rng):
     """Running statistics are in its memory, and whatever a caller keeps."""
     mge.random.seed(0)
@@ -619,7 +847,7 @@ def test_what_a_forgotten_program_has_returned_stays(rng):
         logits = model(x)
         kept = [logits, *model.buffers()]
         before = [tensor.numpy() for tensor in kept]
-        network._compiled.clear()
+        cache._recent.clear()
         gc.collect()
         memory.settle()
         blocks = [np.full(1 << size, np.nan, np.float32) for size in range(4, 22)]
@@ -635,8 +863,8 @@ def test_programs_are_forgotten(rng):
     with cpu.using("fast"):
         for size in (32, 40, 48):
             model(mge.Tensor(rng.standard_normal((2, 3, size, size)).astype(np.float32)))
-    assert len(network._compiled[model]) == network._KEPT
-    programs = [weakref.ref(compiled) for compiled in network._compiled[model].values()]
+    assert len(cache._recent[model]) == cache._KEPT
+    programs = [weakref.ref(compiled) for compiled in cache._recent[model].values()]
     del model
     gc.collect()
     assert not any(program() for program in programs)

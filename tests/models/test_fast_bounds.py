@@ -1,12 +1,13 @@
 """models/cpu/fast: nothing is written outside of the memory that it is meant for."""
 
-import megengine.module as M
+from models import layers
+
 import numpy as np
 import pytest
 
 from tests.models.test_fast import CONVOLUTIONS, NETWORKS, gradients, program
 
-from models.cpu.fast import network  # isort: skip  (test_fast skips where it is not installed)
+from models.cpu.fast import cache  # isort: skip  (test_fast skips where it is not installed)
 from models.cpu.fast import program as programs  # isort: skip
 from models.cpu.fast.memory import aligned  # isort: skip
 
@@ -36,21 +37,21 @@ def gaps(monkeypatch):
         ends.clear()
         return memory, start
 
-    network._compiled.clear()
+    cache._recent.clear()
     monkeypatch.setattr(programs, "arrange", arrange)
     monkeypatch.setattr(programs, "aligned", in_gaps)
     yield found
-    network._compiled.clear()
+    cache._recent.clear()
 
 
 @pytest.mark.parametrize("case", CONVOLUTIONS, ids=str)
 def test_convolutions_keep_to_their_memory(case, gaps, rng):
     n, c, o, size, kernel, stride, padding, groups = case
-    module = M.Conv2d(c, o, kernel, stride, padding, groups=groups, bias=False)
+    module = layers.Conv2d(c, o, kernel, stride, padding, groups=groups, bias=False)
     x = rng.standard_normal((n, c, *size), dtype=np.float32)
     y = tuple((side + 2 * padding - kernel) // stride + 1 for side in size)
     dy = rng.standard_normal((n, o, *y), dtype=np.float32)
-    program(lambda s: s.convolution(module), x, dy, [module.weight])
+    program(module, x, dy, [module.weight])
     assert gaps and all((gap == UNTOUCHED).all() for gap in gaps)
 
 

@@ -5,9 +5,9 @@ block, writer.py and convolution.py write this down as instructions (records.py)
 the memory outside, and places.py lays out the memory inside. program.py encodes it and has
 executor.py run it in one compiled call: convolutions and activations by oneDNN (onednn_layers.py on
 onednn.py, its C interface), the rest by loops that numba compiles (norm_kernels.py, map_kernels.py,
-depthwise_kernels.py; compiled.py is what these share). network.py makes this a function that
-MegEngine can differentiate, on memory shared with it (memory.py). momentum.py updates the
-parameters.
+depthwise_kernels.py; compiled.py is what these share). cache.py keeps programs, and network.py
+makes them a function that MegEngine can differentiate, on memory shared with it (memory.py).
+momentum.py updates the parameters.
 """
 
 import contextlib
@@ -18,6 +18,6 @@ with contextlib.suppress(libraries.NotAvailable):  # `available` says it
     libraries.configure_numba()
 
 from .libraries import versions
-from .rules import available, covers, maps, update_by_momentum
+from .rules import available, traced, update_by_momentum
 
-__all__ = ["available", "covers", "maps", "update_by_momentum", "versions"]
+__all__ = ["available", "traced", "update_by_momentum", "versions"]

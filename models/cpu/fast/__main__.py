@@ -15,4 +15,4 @@ if available():  # compiles it
     if kept.parent == Path(sys.prefix, "numba"):
         for folder in kept.parent.iterdir():
             if folder != kept:  # of other versions of the sources
-                shutil.rmtree(folder)
+                shutil.rmtree(folder, ignore_errors=True)

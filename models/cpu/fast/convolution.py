@@ -37,7 +37,7 @@ class Convolution:
         o = operation.shape[1]
         self._records, self._slots, self._first = records, slots, first
         # several outputs of each channel: a depthwise convolution of as many copies of it
-        self._copies = o // i if groups == i < o else 1
+        self._copies = o // i if 1 < groups == i < o else 1
         if self._copies > 1:
             i = groups = o
         self._geometry = onednn_layers.Geometry(
@@ -135,7 +135,7 @@ class Convolution:
         n, oh, ow, o = g.output
         rows, taps = n * oh * ow, g.kernel**2
         patches, result = self._x, target
-        if taps > 1 or g.stride > 1:
+        if taps > 1 or g.stride > 1 or g.padding > 0:
             patches = Buffer(rows * taps * g.i)
             self._records.emit(Code.PATCHES, self._x, *g.sizes, patches)
         if taps > 1:

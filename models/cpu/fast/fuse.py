@@ -25,13 +25,13 @@ class Unit:
     relu: bool
 
 
-def fuse(operations: list[Operation], outputs: list[int]) -> list[int | Unit]:
+def fuse(operations: list[Operation]) -> list[int | Unit]:
     """Return the numbers of the operations that are computed alone, and units, in their order.
 
-    An intermediate result that something else uses too is kept.
+    An intermediate result that something else uses too is kept. The last one is the output.
     """
     uses = Counter(number for operation in operations for number in operation.inputs)
-    uses.update(outputs)
+    uses[len(operations) - 1] += 1
 
     def terms(number: int, root: bool) -> tuple[list[tuple[int, int]], list[int]]:
         operation = operations[number]

@@ -54,31 +54,37 @@ def configure_numba() -> None:
     """Let numba use the same OpenMP, and keep what it compiles.
 
     numba looks when a function is decorated, so this comes first. Raises NotAvailable without
-    numba or without a folder.
+    numba, where it is not to compile, or without a folder.
     """
     try:
         import numba
-    except ImportError:
-        raise NotAvailable("numba is not installed") from None
+    except Exception as error:  # of many kinds, where it does not fit another package
+        raise NotAvailable(f"numba cannot be imported: {error}") from None
 
     config: Any = numba.config
+    if config.DISABLE_JIT:
+        raise NotAvailable("NUMBA_DISABLE_JIT is set")
     config.THREADING_LAYER = "omp"
-    if "NUMBA_CACHE_DIR" not in os.environ:
-        config.CACHE_DIR = str(_cache_folder())
+    config.CACHE_DIR = str(_cache_folder())
 
 
 def _cache_folder() -> Path:
     """Return where numba keeps what it compiles: in the virtual environment, or else the user's.
 
     numba compiles again by itself for another processor. The folder is named by the sources, since
-    a function is not compiled again when another one that it calls has changed. Where the
-    environment cannot be written, a folder of the user takes its place, with what the environment
-    has, as numba reads only what it can write. Raises NotAvailable when there is no such folder.
+    a function is not compiled again when another one that it calls has changed; it is in
+    NUMBA_CACHE_DIR if that is given. Where the environment cannot be written, a folder of the user
+    takes its place, with what the environment has, as numba reads only what it can write. Raises
+    NotAvailable when there is no such folder.
     """
     sources = [file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py"))]
-    name = Path("numba", hashlib.sha256(b"".join(sources)).hexdigest()[:12])
+    digest = hashlib.sha256(b"".join(sources)).hexdigest()[:12]
+    given = os.environ.get("NUMBA_CACHE_DIR")
+    if given:
+        return Path(given, digest)
+    name = Path("numba", digest)
     folder = sys.prefix / name
-    if os.access(sys.prefix, os.W_OK):
+    if os.access(next(path for path in (folder, *folder.parents) if path.exists()), os.W_OK):
         return folder
     try:
         caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

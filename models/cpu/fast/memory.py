@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ctypes
 import struct
-import threading
 import weakref
 from collections.abc import Iterable, Sequence
 from math import prod
@@ -78,25 +77,22 @@ class Block:
             ctypes.memmove(header, description, len(description))
             ctypes.memmove(header + _SHAPE, dimensions, len(dimensions))
 
-    def lend(self) -> None:
-        """Count all tensors as not dropped, also before they are made."""
-        for flag in self._flags:
-            flag.value = 0
-
     @property
     def is_dropped(self) -> bool:
         """Whether MegEngine has dropped all tensors of this block."""
         return all(flag.value for flag in self._flags)
 
     def tensors(self) -> list[Tensor]:
-        """Return the tensors of this memory, once for each time that it is lent."""
+        """Return the tensors of this memory, which is lent from now on, once each time."""
+        for flag in self._flags:
+            flag.value = 0
+        _lent.append(self)
         capsules = [_new_capsule(header, _NAME, None) for header in self._headers.tolist()]
         return [_from_dlpack(capsule, 0) for capsule in capsules]
 
 
 # Blocks whose tensors MegEngine may still use, whatever became of the pools that they are of.
 _lent: list[Block] = []
-_lock = threading.Lock()  # networks may be trained in several threads
 # What MegEngine's threads may use while the interpreter ends is never freed.
 for _immortal in (_lent, _dropped):
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(_immortal))
@@ -115,12 +111,8 @@ class Pool:
         self.free: list[Block] = []
 
     def take(self) -> Block:
-        """Return a free block, which is lent from now on."""
-        block = self.free.pop() if self.free else Block(self)
-        block.lend()
-        with _lock:
-            _lent.append(block)
-        return block
+        """Return a free block; it is forgotten if its tensors are never made."""
+        return self.free.pop() if self.free else Block(self)
 
     def release(self, block: Block) -> None:
         """Take back a block that nothing reads any more."""
@@ -129,11 +121,10 @@ class Pool:
 
 def settle() -> None:
     """Wait for all that MegEngine has queued; then release the blocks dropped before that."""
-    with _lock:
-        dropped = [block for block in _lent if block.is_dropped]
-        full_sync()
-        if dropped:
-            _lent[:] = [block for block in _lent if block not in dropped]
+    dropped = [block for block in _lent if block.is_dropped]
+    full_sync()
+    if dropped:
+        _lent[:] = [block for block in _lent if block not in dropped]
     for block in dropped:
         pool = block.pool()
         if pool is not None:

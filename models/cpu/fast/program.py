@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from . import executor, libraries, onednn
@@ -20,14 +22,11 @@ class Program:
     Args:
         written: what it computes, which no other program has.
 
-    Attributes:
-        slots: addresses of what is outside, int64.
-        ranges: see `Slots`.
     """
 
     def __init__(self, written: Writer):
-        self.ranges = written.slots.ranges
-        self.slots = np.zeros(written.slots.count, np.int64)
+        self._ranges = written.slots.ranges
+        self._slots = np.zeros(written.slots.count, np.int64)
         self._kept = written.records.kept
         self._place(written)
         encoded = np.zeros((len(written.records.rows), executor.WIDTH), np.int64)
@@ -38,8 +37,12 @@ class Program:
         self._execute = onednn.address("dnnl_primitive_execute")
         self._set_handle = onednn.address("dnnl_memory_set_data_handle")
 
+    def set(self, name: str, values: Sequence[int] | np.ndarray) -> None:
+        """Give the addresses, or the bits, of what `Slots.ranges` has under this name."""
+        self._slots[self._ranges[name]] = values
+
     def forward(self) -> None:
-        """Compute the outputs and the new running statistics. Raises onednn.Error."""
+        """Compute the output and the new running statistics. Raises onednn.Error."""
         self._run(self._forward)
 
     def backward(self) -> None:
@@ -49,7 +52,7 @@ class Program:
     def _run(self, records: np.ndarray) -> None:
         libraries.set_threads()
         stream = onednn.stream()
-        if executor.run(records, self.slots, self._execute, self._set_handle, stream):
+        if executor.run(records, self._slots, self._execute, self._set_handle, stream):
             raise onednn.Error("oneDNN could not execute a convolution")
 
     def _place(self, written: Writer) -> None:

@@ -1,10 +1,9 @@
 """Where programs are used: training of whole networks in float32, in the usual ways.
 
-So is the evaluation of fused networks, where it is asked for (`cpu.evaluation`).
+So is the evaluation of fused networks without gradients, where it is asked for (`cpu.evaluation`).
 The other path computes what is traced or exported, quantization-aware training, mixed precision,
-networks with hooks on their modules or with kernels larger than 7x7, batch norms that are frozen or
-shared between processes, `--low-memory`, single blocks, `features()`, and batch norms in evaluation
-mode.
+modules with hooks, kernels larger than 7x7, batch norms that are frozen or shared between
+processes, `--low-memory`, single blocks, `features()`, and batch norms in evaluation mode.
 """
 
 from __future__ import annotations
@@ -13,14 +12,14 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import megengine as mge
 import megengine.module as M
 import numpy as np
 from megengine import amp
+from megengine.core._imperative_rt.core2 import get_grad_key
 
-from ..symbol import Trace, Untraceable
+from .. import symbol
 from . import libraries
 
 
@@ -31,72 +30,32 @@ def available() -> bool:
         libraries.load()
         from . import momentum, network  # noqa: F401  (what they need is compiled now, or read)
     except Exception as reason:  # numba's of a damaged cache are of many kinds
-        print(f"training without compiled programs, which are faster: {reason}", file=sys.stderr)
+        line = " ".join(str(reason).split())
+        print(f"training without compiled programs, which are faster: {line}", file=sys.stderr)
         return False
     return True
 
 
-# model -> identities of its parameters when its modules were listed, and these modules' hooks
-_hooks: WeakKeyDictionary[M.Module, tuple[tuple[int, ...], list[dict]]] = WeakKeyDictionary()
-
-
-def _list_hooks(model: M.Module, parameters: tuple[int, ...] = ()) -> list[dict]:
-    """List the dicts of hooks of all modules, which are empty where there are none."""
-    modules = list(model.modules())
-    hooks = [
-        hooks for module in modules for hooks in (module._forward_hooks, module._forward_pre_hooks)
-    ]
-    if any(isinstance(module, M.qat.QATModule) for module in modules):
-        hooks.append({"quantization": "is a hook of a kind"})
-    _hooks[model] = parameters, hooks
-    return hooks
-
-
-def maps(
-    model: M.Module, function: Callable[[mge.Tensor], list[mge.Tensor]], x: mge.Tensor
-) -> list[mge.Tensor] | None:
-    """Return what `function` of a part of `model` returns for images [N, C, H, W], a list of maps.
+def traced(
+    model: M.Module, function: Callable[[mge.Tensor], mge.Tensor], x: mge.Tensor
+) -> symbol.Trace | None:
+    """Return what `function` of a part of `model` computes for images [N, C, H, W].
 
     None is returned where programs are not used.
     """
-    traced = _traced(model, function, x)
-    if traced is None:
-        return None
-    from . import network
-
-    return network.run(model, *traced, x)
-
-
-def covers(
-    model: M.Module, function: Callable[[mge.Tensor], list[mge.Tensor]], x: mge.Tensor
-) -> bool:
-    """Return whether `maps` would use programs; nothing is compiled or computed."""
-    return _traced(model, function, x) is not None
-
-
-def _traced(
-    model: M.Module, function: Callable[[mge.Tensor], list[mge.Tensor]], x: mge.Tensor
-) -> tuple[Trace, list[int]] | None:
-    """Return what `function` computes, and its outputs, or None where programs are not used."""
     if str(x.device) != "cpu0:0":  # where tensors of shared memory are
         return None
-    if x.dtype != np.float32 or amp.enabled:
+    if x.dtype != np.float32 or x.format != "default" or amp.enabled:
         return None
-    _, hooks = _hooks.get(model) or ((), None)
-    if hooks is None or any(hooks):  # a module with hooks may have been replaced
-        hooks = _list_hooks(model)
-    if any(hooks) or not available():
+    if not available():
         return None
-    from . import network
-
     try:
-        trace, outputs = network.trace(function, tuple(x.shape))
-    except Untraceable:
+        trace = symbol.trace(function, tuple(x.shape))
+    except symbol.Untraceable:
         return None
-    parameters = tuple(map(id, trace.parameters))
-    if _hooks[model][0] != parameters and any(_list_hooks(model, parameters)):
-        return None  # a module was replaced by one with hooks
-    return trace, outputs
+    if not model.training and get_grad_key((x, *trace.parameters)) is not None:
+        return None  # there is no backward pass
+    return trace
 
 
 def update_by_momentum(

@@ -10,7 +10,8 @@ class Slots:
     """Slots of a program, numbered by what they are of.
 
     Args:
-        operations, outputs: those of a trace, and the numbers of its results.
+        operations: those of a trace.
+        input_gradient: whether the gradient of the input is computed.
 
     Attributes:
         ranges: what is outside -> its slots. "settings" are no addresses, but eps and momentum of
@@ -20,7 +21,7 @@ class Slots:
         norm: operation -> index of it among the batch norms.
     """
 
-    def __init__(self, operations: list[Operation], outputs: list[int]):
+    def __init__(self, operations: list[Operation], input_gradient: bool):
         parameters = norms = 0
         self.first_parameter: dict[int, int] = {}
         self.norm: dict[int, int] = {}
@@ -39,10 +40,10 @@ class Slots:
             "parameters": parameters,
             "statistics": 2 * norms,
             "settings": 2 * norms,
-            "outputs": len(outputs),
+            "output": 1,
             "new_statistics": 2 * norms,
-            "output_gradients": len(outputs),
-            "input_gradient": 1,
+            "output_gradient": 1,
+            "input_gradient": int(input_gradient),
             "parameter_gradients": parameters,
         }
         self.ranges: dict[str, slice] = {}

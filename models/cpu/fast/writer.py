@@ -18,7 +18,7 @@ class Writer:
     """Writes the records of the forward and of the backward pass.
 
     Args:
-        operations, outputs: those of a trace, and the numbers of its results.
+        operations: those of a trace; the result of the last one is the output.
         input_gradient: whether the gradient of the input is computed.
         backward: whether there is a backward pass.
 
@@ -31,14 +31,13 @@ class Writer:
     def __init__(
         self,
         operations: list[Operation],
-        outputs: list[int],
         input_gradient: bool,
         backward: bool = True,
     ):
         libraries.set_threads()  # oneDNN divides its work when something is created
-        self._operations, self._outputs = operations, outputs
+        self._operations = operations
         self._input_gradient = input_gradient
-        self.slots = Slots(operations, outputs)
+        self.slots = Slots(operations, input_gradient)
         self.records = Records()
         self._emit = self.records.emit
         self._convolutions: dict[int, Convolution] = {}
@@ -46,15 +45,15 @@ class Writer:
         self._values: dict[int, Buffer] = {}
         self._gradients: dict[int, list[Buffer]] = {}
         self._saved: dict[int, tuple] = {}
-        fused = fuse(operations, outputs)
+        fused = fuse(operations)
         self._emit_input()
         for item in fused:
             self._forward(item)
-        self._emit_outputs()
+        self._emit_output()
         self.split = len(self.records.rows)
         if not backward:
             return
-        self._emit_output_gradients()
+        self._emit_output_gradient()
         for item in reversed(fused):
             self._backward(item)
         if input_gradient:
@@ -75,18 +74,17 @@ class Writer:
         source = self.slots.of("input")
         self.records.transpose(source, self._values[0], images, channels, positions)
 
-    def _emit_outputs(self) -> None:
-        for i, number in enumerate(self._outputs):
-            images, positions, channels = self._shape(number)
-            target = self.slots.of("outputs", i)
-            self.records.transpose(self._values[number], target, images, positions, channels)
+    def _emit_output(self) -> None:
+        last = len(self._operations) - 1
+        images, positions, channels = self._shape(last)
+        target = self.slots.of("output")
+        self.records.transpose(self._values[last], target, images, positions, channels)
 
-    def _emit_output_gradients(self) -> None:
-        for i, number in enumerate(self._outputs):
-            images, positions, channels = self._shape(number)
-            gradient = self._contribution(number)
-            source = self.slots.of("output_gradients", i)
-            self.records.transpose(source, gradient, images, channels, positions)
+    def _emit_output_gradient(self) -> None:
+        last = len(self._operations) - 1
+        images, positions, channels = self._shape(last)
+        source, gradient = self.slots.of("output_gradient"), self._contribution(last)
+        self.records.transpose(source, gradient, images, channels, positions)
 
     def _emit_input_gradient(self) -> None:
         images, positions, channels = self._shape(0)

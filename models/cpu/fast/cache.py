@@ -1,0 +1,62 @@
+"""The programs of the networks that were computed last, and the memory of what they return."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from weakref import WeakKeyDictionary
+
+import megengine.module as M
+
+from ..symbol import Trace
+from . import memory
+from .program import Program
+from .writer import Writer
+
+_KEPT = 2  # traces of a model, and idle programs of each; a program has memory for all its maps
+
+
+class Programs:
+    """Programs for one trace, and the memory of what they return.
+
+    A second program is made where the backward pass of one forward pass comes after another one.
+
+    Attributes:
+        results: memory of the map and of the new running statistics.
+        gradients: memory of the gradients: that of the input, if it is computed, is the first.
+    """
+
+    def __init__(self, trace: Trace, input_gradient: bool, backward: bool):
+        self._arguments = trace.operations, input_gradient, backward
+        self._idle: list[Program] = []
+        first, last = trace.operations[0].shape, trace.operations[-1].shape
+        statistics = [
+            tuple(tensor.shape)
+            for norm in trace.norms
+            for tensor in (norm.running_mean, norm.running_var)
+        ]
+        parameters = [tuple(parameter.shape) for parameter in trace.parameters]
+        self.results = memory.Pool([last, *statistics])
+        self.gradients = memory.Pool([first, *parameters] if input_gradient else parameters)
+
+    def take(self) -> Program:
+        """Return a program that is not in use."""
+        return self._idle.pop() if self._idle else Program(Writer(*self._arguments))
+
+    def release(self, program: Program) -> None:
+        """Take back a program, to be used again unless there are others already."""
+        if len(self._idle) < _KEPT:
+            self._idle.append(program)
+
+
+_recent: WeakKeyDictionary[M.Module, OrderedDict[tuple, Programs]] = WeakKeyDictionary()
+
+
+def programs_of(model: M.Module, trace: Trace, input_gradient: bool) -> Programs:
+    """Return the programs for a trace of a model, which are kept if it is one of the last."""
+    key = tuple(trace.operations), input_gradient, model.training
+    recent = _recent.setdefault(model, OrderedDict())
+    programs = recent.pop(key, None) or Programs(trace, input_gradient, model.training)
+    recent[key] = programs
+    if len(recent) > _KEPT:
+        recent.popitem(last=False)
+    return programs
