@@ -118,7 +118,7 @@ def test_convolutions_with_several_threads(threads):
 def test_maps_are_copied_for_several_outputs_of_a_channel(channels, groups, copies):
     module = layers.Conv2d(channels, 8, 3, 2, 1, groups=groups)
     trace = symbol.trace(module, (2, channels, 9, 9))
-    codes = [code for code, *_ in Writer(trace.operations, False).records.rows]
+    codes = [record.code for record in Writer(trace.operations, False).records.rows]
     assert codes.count(executor.Code.REPEAT) == copies
 
 
