@@ -1,8 +1,8 @@
 """Three ways to train on a CPU: MegEngine's operators, others built from them, compiled programs.
 
 - "stock": MegEngine's own operators.
-- "matmul": convolution.py, depthwise.py and elementwise.py, which build the operators whose
-  gradients are slow from matrix products and other fast operators of MegEngine.
+- "matmul": the folder matmul/, which builds the operators whose gradients are slow from matrix
+  products and other fast operators of MegEngine.
 - "fast": the folder fast/, which compiles the whole network into a program of oneDNN's
   convolutions and own loops. What it cannot do, and the rest of the network, is done by "matmul".
 
@@ -23,9 +23,7 @@ from megengine.core._imperative_rt.core2 import is_tracing_module
 from megengine.core.autodiff.grad import Grad
 from megengine.jit.tracing import is_tracing
 
-from .convolution import SMALL_MAP, conv2d
-from .elementwise import add_bias, batch_norm, relu
-from .large_kernel import SMALL_KERNEL
+from .matmul import SMALL_KERNEL, SMALL_MAP, add_bias, batch_norm, conv2d, relu
 from .symbol import Symbol, Trace
 
 __all__ = ["PATHS", "SMALL_KERNEL", "SMALL_MAP", "Symbol", "add_bias", "batch_norm", "compute",

@@ -6,7 +6,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 from models import cpu, layers
-from models.cpu import convolution, large_kernel
+from models.cpu.matmul import convolution, large_kernel
 
 import megengine as mge
 import megengine.functional as F

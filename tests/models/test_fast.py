@@ -117,7 +117,7 @@ def test_convolutions_with_several_threads(threads):
 def test_maps_are_copied_for_several_outputs_of_a_channel(channels, groups, copies):
     module = layers.Conv2d(channels, 8, 3, 2, 1, groups=groups)
     trace = symbol.trace(module, (2, channels, 9, 9))
-    codes = [code for code, *_ in Writer(trace.operations, False).records.rows]
+    codes = [record.code for record in Writer(trace.operations, False).records.rows]
     assert codes.count(executor.Code.REPEAT) == copies
 
 
@@ -664,6 +664,26 @@ def test_compiled_code_that_cannot_be_read_is_said_once(tmp_path):
     for file in copy.rglob("*.nbi"):
         file.write_bytes(file.read_bytes()[:100])
     assert_said_once({"NUMBA_CACHE_DIR": str(tmp_path)}, "")
+
+
+@pytest.mark.slow
+def test_compilation_that_was_interrupted_goes_on(tmp_path):
+    """The third process reads what the second one has compiled, with what it read of the first."""
+    folder = libraries._cache_folder()
+    shutil.copytree(folder, tmp_path / folder.name)
+    for file in tmp_path.rglob("executor.run*"):
+        file.unlink()
+    code = """
+from models.cpu.fast import executor
+from tests.models.test_fast import gradients
+gradients("RepGhost050", "fast", size=32, batch=2)
+"""
+    for _ in range(2):
+        subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, check=True,
+            env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)},
+        )  # fmt: skip
+        assert list(tmp_path.rglob("executor.run*.nbc"))
 
 
 def test_a_numba_that_cannot_be_used_is_said_once(tmp_path):

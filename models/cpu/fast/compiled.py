@@ -9,9 +9,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numba
 import numpy as np
 from numba import njit, types
 from numba.extending import intrinsic
+
+# Its threads must be there before compiled code is read. Code that was compiled after a first
+# attempt was interrupted, when the loops that it calls were read, does not see to it itself.
+numba.get_num_threads()
 
 
 @intrinsic

@@ -43,7 +43,7 @@ class Convolution:
         self._geometry = onednn_layers.Geometry(
             n, h, w, i, o, kernel, stride, padding, groups, has_bias
         )
-        self._onednn = onednn_layers.Convolution(self._geometry)
+        self._primitives = onednn_layers.ConvolutionPrimitives(self._geometry)
         self._x = Buffer(0)
 
     def forward(self, x: Buffer, y: Buffer) -> None:
@@ -52,30 +52,30 @@ class Convolution:
             x, single = Buffer(x.size * self._copies), x
             self._records.emit(Code.REPEAT, single, *self._single, self._copies, x)
         self._x = x
-        convolution = self._onednn
-        if convolution.by_own_loops(convolution.forward):
+        primitives = self._primitives
+        if primitives.by_own_loops(primitives.forward):
             self._records.emit(Code.DEPTHWISE, x, self._taps(), *self._geometry.sizes, y)
             return
-        weight = self._reordered(convolution.to_forward, convolution.forward)
+        weight = self._reordered(primitives.to_forward, primitives.forward)
         places = {onednn.SRC: x, onednn.WEIGHTS: weight, onednn.DST: y}
         if self._geometry.bias:
             places[onednn.BIAS] = self._slots.of("parameters", self._first + 1)
-        self._records.execute(convolution.forward, places)
+        self._records.execute(primitives.forward, places)
 
     def backward(self, gradient: Buffer, target: Buffer | None) -> None:
         """Compute the gradients of the parameters, and in `target`, if given, that of the input."""
         self._weight_gradient(gradient)
         if target is None:
             return
-        convolution = self._onednn
+        primitives = self._primitives
         copies = Buffer(self._x.size) if self._copies > 1 else target
-        if convolution.by_own_loops(convolution.backward_data):
+        if primitives.by_own_loops(primitives.backward_data):
             sizes = self._geometry.sizes
             self._records.emit(Code.DEPTHWISE_DATA, gradient, self._taps(), *sizes, copies)
         else:
-            weight = self._reordered(convolution.to_backward, convolution.backward_data)
+            weight = self._reordered(primitives.to_backward, primitives.backward_data)
             self._records.execute(
-                convolution.backward_data,
+                primitives.backward_data,
                 {onednn.DIFF_DST: gradient, onednn.WEIGHTS: weight, onednn.DIFF_SRC: copies},
             )
         if copies is not target:
@@ -105,16 +105,16 @@ class Convolution:
         return target
 
     def _weight_gradient(self, gradient: Buffer) -> None:
-        convolution, g = self._onednn, self._geometry
+        primitives, g = self._primitives, self._geometry
         target: Place = self._slots.of("parameter_gradients", self._first)
         bias = self._slots.of("parameter_gradients", self._first + 1)
-        primitive, reorder = convolution.backward_weights, convolution.from_backward
-        if convolution.by_own_loops(primitive):
+        primitive, reorder = primitives.backward_weights, primitives.from_backward
+        if primitives.by_own_loops(primitive):
             result = Buffer(g.o * g.kernel**2)
             self._records.emit(Code.DEPTHWISE_WEIGHTS, self._x, gradient, *g.sizes, result)
             self._records.transpose(result, target, 1, g.kernel**2, g.o)
             return
-        if convolution.weights_by_product:
+        if primitives.weights_by_product:
             self._weight_product(gradient, target)
             if g.bias:
                 self._records.emit(Code.SUM_ROWS, gradient, gradient.size // g.o, g.o, bias)

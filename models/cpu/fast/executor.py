@@ -78,7 +78,7 @@ def bits(value: float) -> int:
 
 @njit("int64(int64[:, ::1], int64[::1], int64, int64, int64)", **OPTIONS)
 def run(records, slots, execute, set_handle, stream):
-    """Run all records in order, and return the number of calls of oneDNN that failed.
+    """Run all records in order, and return the number of those that failed.
 
     A negative argument is the address in slot -argument - 1. `execute` and `set_handle` are the
     addresses of dnnl_primitive_execute and dnnl_memory_set_data_handle.
@@ -137,8 +137,10 @@ def run(records, slots, execute, set_handle, stream):
             )
         elif code == _PATCHES:
             map_kernels.patches(a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9])
-        else:
+        elif code == _DEPTHWISE_WEIGHTS:
             depthwise_kernels.weight_gradient(
                 a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10]
             )
+        else:
+            failures += 1
     return failures

@@ -9,7 +9,7 @@ from ..symbol import Operation
 
 
 @dataclass(frozen=True)
-class Unit:
+class NormSum:
     """The sum of the batch norms of some maps and of other maps, with a ReLU on it if `relu`.
 
     Attributes:
@@ -25,8 +25,8 @@ class Unit:
     relu: bool
 
 
-def fuse(operations: list[Operation]) -> list[int | Unit]:
-    """Return the numbers of the operations that are computed alone, and units, in their order.
+def fuse(operations: list[Operation]) -> list[int | NormSum]:
+    """Return the numbers of the operations that are computed alone, and the sums, in their order.
 
     An intermediate result that something else uses too is kept. The last one is the output.
     """
@@ -46,7 +46,7 @@ def fuse(operations: list[Operation]) -> list[int | Unit]:
             return normed, others
         return [], [number]
 
-    fused: list[int | Unit] = []
+    fused: list[int | NormSum] = []
     absorbed: set[int] = set()
     for number in reversed(range(1, len(operations))):
         if number in absorbed:
@@ -58,7 +58,7 @@ def fuse(operations: list[Operation]) -> list[int | Unit]:
         if operations[inner].kind in ("norm", "sum"):
             normed, others = terms(inner, True)
             if normed:
-                fused.append(Unit(number, tuple(normed), tuple(others), relu))
+                fused.append(NormSum(number, tuple(normed), tuple(others), relu))
                 absorbed |= _between(operations, inner, {n for n, _ in normed} | set(others))
                 continue
         fused.append(number)

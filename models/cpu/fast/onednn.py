@@ -12,12 +12,12 @@ from functools import cache
 
 from . import libraries
 
-# constants of dnnl_types.h
-_FLOAT32, _IMPLEMENTATION = 3, 8
+# constants of dnnl_types.h, whose names begin with dnnl_ or, for arguments, with DNNL_ARG_
+_CPU, _STREAM_IN_ORDER, _SCRATCHPAD_MODE_USER, _F32, _QUERY_IMPL_INFO_STR = 1, 1, 1, 3, 8
 SRC, DST, WEIGHTS, BIAS = 1, 17, 33, 41
 DIFF_SRC, DIFF_DST, DIFF_WEIGHTS, DIFF_BIAS, SCRATCHPAD = 129, 145, 161, 169, 80
-_QUERY = {SRC: 129, DIFF_SRC: 130, WEIGHTS: 131, DIFF_WEIGHTS: 132, DST: 133, DIFF_DST: 134,
-          SCRATCHPAD: 136}  # fmt: skip
+_QUERY_MD = {SRC: 129, DIFF_SRC: 130, WEIGHTS: 131, DIFF_WEIGHTS: 132, DST: 133, DIFF_DST: 134,
+             SCRATCHPAD: 136}  # fmt: skip
 
 
 class Error(Exception):
@@ -85,20 +85,21 @@ def created(name: str, *arguments: object) -> int:
 @cache
 def engine() -> int:
     """Return the CPU's engine."""
-    return created("dnnl_engine_create", 1, 0)
+    return created("dnnl_engine_create", _CPU, 0)
 
 
 @cache
 def stream() -> int:
     """Return the stream in which everything runs, in order."""
-    return created("dnnl_stream_create", engine(), 1)
+    return created("dnnl_stream_create", engine(), _STREAM_IN_ORDER)
 
 
 @cache
 def attributes() -> int:
     """Return the settings of every primitive."""
     attributes = created("dnnl_primitive_attr_create")
-    library().dnnl_primitive_attr_set_scratchpad_mode(attributes, 1)  # the caller gives the memory
+    # the caller gives the memory
+    library().dnnl_primitive_attr_set_scratchpad_mode(attributes, _SCRATCHPAD_MODE_USER)
     return attributes
 
 
@@ -115,7 +116,7 @@ def numbers(*values: int) -> ctypes.Array:
 @cache
 def strided_layout(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
     """Return the layout of float32 values with a stride, in floats, for each axis."""
-    sizes = len(shape), numbers(*shape), _FLOAT32
+    sizes = len(shape), numbers(*shape), _F32
     return created("dnnl_memory_desc_create_with_strides", *sizes, numbers(*strides))
 
 
@@ -126,7 +127,7 @@ def _matrix(rows: int, columns: int, transposed: bool = False) -> int:
 @cache
 def tagged_layout(shape: tuple[int, ...], tag: int) -> int:
     """Return the layout of float32 values in an order of axes that dnnl_types.h names."""
-    return created("dnnl_memory_desc_create_with_tag", len(shape), numbers(*shape), _FLOAT32, tag)
+    return created("dnnl_memory_desc_create_with_tag", len(shape), numbers(*shape), _F32, tag)
 
 
 def address(function: str) -> int:
@@ -156,7 +157,7 @@ class Primitive:
         self.handle = created("dnnl_primitive_create", description)
         _destroyed_with(self, "dnnl_primitive_destroy", self.handle)
         _destroyed_with(self, "dnnl_primitive_desc_destroy", description)
-        scratchpad = library().dnnl_primitive_desc_query_md(description, _QUERY[SCRATCHPAD], 0)
+        scratchpad = library().dnnl_primitive_desc_query_md(description, _QUERY_MD[SCRATCHPAD], 0)
         self.memory = {
             argument: Memory(layout)
             for argument, layout in {**layouts, SCRATCHPAD: scratchpad}.items()
@@ -164,7 +165,6 @@ class Primitive:
         self._arguments = (_Argument * len(self.memory))(
             *(_Argument(argument, memory.handle) for argument, memory in self.memory.items())
         )
-        self.count = len(self.memory)
 
     @property
     def arguments(self) -> int:
@@ -175,14 +175,14 @@ class Primitive:
 def query(description: int, *arguments: int) -> dict[int, int]:
     """Return the layouts that a primitive has chosen for arguments."""
     return {
-        argument: library().dnnl_primitive_desc_query_md(description, _QUERY[argument], 0)
+        argument: library().dnnl_primitive_desc_query_md(description, _QUERY_MD[argument], 0)
         for argument in arguments
     }
 
 
 def _implementation(description: int) -> str:
     name = c_char_p()
-    library().dnnl_primitive_desc_query(description, _IMPLEMENTATION, 0, byref(name))
+    library().dnnl_primitive_desc_query(description, _QUERY_IMPL_INFO_STR, 0, byref(name))
     return (name.value or b"").decode()
 
 

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 from . import onednn
 
-# constants of dnnl_types.h
+# constants of dnnl_types.h, whose names begin with dnnl_; a tag is an order of axes, or any
 _ANY, _A, _ABCD, _ACDB, _ABCDE = 1, 2, 5, 22, 6
-_FORWARD, _DIRECT = 64, 1
+_FORWARD, _DIRECT = 64, 1  # forward_training, convolution_direct
 
 # from when on a matrix product is faster than oneDNN's gradient of the weights with AVX-512
 _MANY_CHANNELS, _FEW_POSITIONS = 96, 4
@@ -47,13 +47,13 @@ class Geometry(NamedTuple):
         return self.n, self.h, self.w, self.i, self.kernel, self.stride, self.padding
 
 
-# kind -> algorithm of oneDNN with its two numbers
+# kind -> algorithm of dnnl_types.h with its two numbers
 _ACTIVATIONS = {
-    "relu": (0x20, 0.0, 0.0),
-    "gelu": (0x31, 0.0, 0.0),  # the exact one
-    "sigmoid": (0x29, 0.0, 0.0),
-    "hard_sigmoid": (0x28, 1 / 6, 1 / 2),
-    "negative": (0x26, -1.0, 0.0),
+    "relu": (0x20, 0.0, 0.0),  # dnnl_eltwise_relu
+    "gelu": (0x31, 0.0, 0.0),  # dnnl_eltwise_gelu_erf, the exact one
+    "sigmoid": (0x29, 0.0, 0.0),  # dnnl_eltwise_logistic
+    "hard_sigmoid": (0x28, 1 / 6, 1 / 2),  # dnnl_eltwise_hardsigmoid
+    "negative": (0x26, -1.0, 0.0),  # dnnl_eltwise_linear
 }
 
 
@@ -83,7 +83,7 @@ class Activation:
         )
 
 
-class Convolution:
+class ConvolutionPrimitives:
     """A convolution with its gradients, as primitives.
 
     Attributes:

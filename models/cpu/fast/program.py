@@ -30,9 +30,10 @@ class Program:
         self._kept = written.records.kept
         self._place(written)
         encoded = np.zeros((len(written.records.rows), executor.WIDTH), np.int64)
-        for row, (code, arguments, _) in zip(encoded, written.records.rows, strict=True):
-            row[0] = code
-            row[1 : 1 + len(arguments)] = [self._value(argument) for argument in arguments]
+        for row, record in zip(encoded, written.records.rows, strict=True):
+            row[0] = record.code
+            values = [self._value(argument) for argument in record.arguments]
+            row[1 : 1 + len(values)] = values
         self._forward, self._backward = encoded[: written.split], encoded[written.split :]
         self._execute = onednn.address("dnnl_primitive_execute")
         self._set_handle = onednn.address("dnnl_memory_set_data_handle")
@@ -53,13 +54,13 @@ class Program:
         libraries.set_threads()
         stream = onednn.stream()
         if executor.run(records, self._slots, self._execute, self._set_handle, stream):
-            raise onednn.Error("oneDNN could not execute a convolution")
+            raise onednn.Error("oneDNN could not compute a record of a program")
 
     def _place(self, written: Writer) -> None:
         """Give every buffer its address in a new arena."""
         buffers: dict[Buffer, None] = {}
-        for position, (_, _, uses) in enumerate(written.records.rows):
-            for buffer in buffers_of(uses):
+        for position, record in enumerate(written.records.rows):
+            for buffer in buffers_of(record.uses):
                 if buffer not in buffers:
                     buffers[buffer] = None
                     buffer.first = position

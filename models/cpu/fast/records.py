@@ -3,29 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from . import onednn
 from .executor import Code
 from .places import Argument, Buffer, Place
 
 
+class Record(NamedTuple):
+    """An instruction, its arguments, and all whose memory it uses."""
+
+    code: Code
+    arguments: tuple[Argument, ...]
+    uses: tuple[Argument, ...]
+
+
 class Records:
     """Instructions in their order.
 
     Attributes:
-        rows: code, arguments, and all whose memory is used, of each record.
+        rows: the records.
         scratch: memory that oneDNN uses within a record.
         kept: objects of oneDNN, which the records have the addresses of.
     """
 
     def __init__(self) -> None:
-        self.rows: list[tuple[Code, tuple[Argument, ...], tuple[Argument, ...]]] = []
+        self.rows: list[Record] = []
         self.scratch = Buffer(0)
         self.kept: list[object] = []
 
     def emit(self, code: Code, *arguments: Argument, uses: Sequence[Argument] = ()) -> None:
         """Append a record, which uses the memory of its arguments and of `uses`."""
-        self.rows.append((code, arguments, (*arguments, *uses)))
+        self.rows.append(Record(code, arguments, (*arguments, *uses)))
 
     def execute(self, primitive: onednn.Primitive, places: dict[int, Place]) -> None:
         """Append a computation of oneDNN on these places."""
@@ -35,7 +44,7 @@ class Records:
         places = {**places, onednn.SCRATCHPAD: self.scratch}
         for argument, place in places.items():
             self.emit(Code.HANDLE, primitive.memory[argument].handle, place)
-        arguments = primitive.handle, primitive.count, primitive.arguments
+        arguments = primitive.handle, len(primitive.memory), primitive.arguments
         self.emit(Code.EXECUTE, *arguments, uses=tuple(places.values()))
 
     def transpose(self, source: Place, target: Place, count: int, rows: int, columns: int) -> None:

@@ -47,11 +47,11 @@ def traced(
         return None
     if x.dtype != np.float32 or x.format != "default" or amp.enabled:
         return None
-    if not available():
-        return None
     try:
         trace = symbol.trace(function, tuple(x.shape))
     except symbol.Untraceable:
+        return None
+    if not available():  # asked last, as it may compile for a minute
         return None
     if not model.training and get_grad_key((x, *trace.parameters)) is not None:
         return None  # there is no backward pass

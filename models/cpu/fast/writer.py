@@ -8,7 +8,7 @@ from ..symbol import Operation
 from . import libraries, onednn, onednn_layers
 from .convolution import Convolution
 from .executor import Code
-from .fuse import Unit, fuse
+from .fuse import NormSum, fuse
 from .places import Addresses, Buffer, Part, Place
 from .records import Records
 from .slots import Slots
@@ -106,9 +106,9 @@ class Writer:
         self._emit(Code.ADD, Addresses(parts), len(parts), total.size, total)
         return total
 
-    def _forward(self, item: int | Unit) -> None:
-        if isinstance(item, Unit):
-            self._unit(item)
+    def _forward(self, item: int | NormSum) -> None:
+        if isinstance(item, NormSum):
+            self._norm_sum(item)
             return
         operation = self._operations[item]
         images, positions, channels = self._shape(item)
@@ -137,9 +137,9 @@ class Writer:
             places: dict[int, Place] = {onednn.SRC: inputs[0], onednn.DST: target}
             self.records.execute(activation.forward, places)
 
-    def _backward(self, item: int | Unit) -> None:
-        if isinstance(item, Unit):
-            self._unit_gradient(item)
+    def _backward(self, item: int | NormSum) -> None:
+        if isinstance(item, NormSum):
+            self._norm_sum_gradient(item)
             return
         operation = self._operations[item]
         images, positions, channels = self._shape(item)
@@ -177,11 +177,11 @@ class Writer:
             {onednn.SRC: source, onednn.DIFF_DST: gradient, onednn.DIFF_SRC: target},
         )
 
-    def _unit(self, unit: Unit) -> None:
-        rows, channels = self._rows(unit.number)
-        count = len(unit.normed)
+    def _norm_sum(self, item: NormSum) -> None:
+        rows, channels = self._rows(item.number)
+        count = len(item.normed)
         stats, table = Buffer(2 * count * channels), Buffer(3 * count * channels)
-        for b, (number, norm) in enumerate(unit.normed):
+        for b, (number, norm) in enumerate(item.normed):
             self._emit(
                 Code.STATISTICS, self._values[number], rows, channels, Part(stats, 2 * b * channels)
             )
@@ -201,32 +201,32 @@ class Writer:
                 self.slots.of("settings", index + 1),
                 Part(table, 3 * b * channels),
             )
-        inputs = Addresses([self._values[number] for number, _ in unit.normed])
-        others = Addresses([self._values[number] for number in unit.others])
-        target = self._values[unit.number] = self._new(unit.number)
+        inputs = Addresses([self._values[number] for number, _ in item.normed])
+        others = Addresses([self._values[number] for number in item.others])
+        target = self._values[item.number] = self._new(item.number)
         self._emit(
-            Code.COMBINE, inputs, count, table, others, len(unit.others), rows, channels,
-            int(unit.relu), target,
+            Code.COMBINE, inputs, count, table, others, len(item.others), rows, channels,
+            int(item.relu), target,
         )  # fmt: skip
-        self._saved[unit.number] = stats, table
+        self._saved[item.number] = stats, table
 
-    def _unit_gradient(self, unit: Unit) -> None:
-        stats, table = self._saved.pop(unit.number)
-        gradient, output = self._gradient(unit.number), self._values[unit.number]
-        rows, channels = self._rows(unit.number)
-        count = len(unit.normed)
-        inputs = Addresses([self._values[number] for number, _ in unit.normed])
+    def _norm_sum_gradient(self, item: NormSum) -> None:
+        stats, table = self._saved.pop(item.number)
+        gradient, output = self._gradient(item.number), self._values[item.number]
+        rows, channels = self._rows(item.number)
+        count = len(item.normed)
+        inputs = Addresses([self._values[number] for number, _ in item.normed])
         sums = Buffer((1 + count) * channels)
-        if not unit.relu:
+        if not item.relu:
             output = gradient  # it is not read
-        common = (rows, channels, int(unit.relu))
+        common = (rows, channels, int(item.relu))
         self._emit(Code.GRADIENT_SUMS, gradient, output, inputs, count, stats, table, *common, sums)
-        targets = Addresses([self._contribution(number) for number, _ in unit.normed])
+        targets = Addresses([self._contribution(number) for number, _ in item.normed])
         self._emit(
             Code.GRADIENT_INPUTS,
             gradient, output, inputs, count, stats, table, sums, *common, targets,
         )  # fmt: skip
-        for b, (_, norm) in enumerate(unit.normed):
+        for b, (_, norm) in enumerate(item.normed):
             parameter = self.slots.first_parameter[norm]
             for offset, target in (((1 + b) * channels, parameter), (0, parameter + 1)):
                 self._emit(
@@ -235,11 +235,11 @@ class Writer:
                     channels,
                     self.slots.of("parameter_gradients", target),
                 )
-        if unit.others and unit.relu:
+        if item.others and item.relu:
             masked, relu = Buffer(gradient.size), onednn_layers.Activation("relu", gradient.size)
             self._activation_gradient(relu, output, gradient, masked)  # as the input is above 0
             gradient = masked
-        for number in unit.others:
+        for number in item.others:
             self._gradients.setdefault(number, []).append(gradient)
 
     def _rows(self, number: int) -> tuple[int, int]:

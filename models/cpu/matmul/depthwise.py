@@ -16,7 +16,7 @@ from megengine.autodiff import Function
 from megengine.core._imperative_rt.core2 import apply
 from megengine.core.ops.builtin import Reduce
 
-from .shared import Axis, throttle
+from .shared import Axis, reversal, swap, throttle
 
 # The most pairs for _Pairs: 480 channels on 2x2 (16 pairs): 0.5 ms, _Dense 1.9; 336 on 4x4, 5x5
 # (196 pairs): 4.2, _Dense 1.5.
@@ -65,19 +65,9 @@ def _pairs(rows: Axis, cols: Axis) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @cache
-def _reversal(taps: int) -> Tensor:
-    return Tensor(np.eye(taps, dtype=np.float32)[::-1].copy())
-
-
-@cache
 def _spacing(size: int, stride: int) -> Tensor:
     """Return the matrix [size, size * stride] that puts stride - 1 zeros after each element."""
     return Tensor(np.eye(size * stride, dtype=np.float32)[::stride].copy())
-
-
-def _swap(x: Tensor) -> Tensor:
-    """Swap the first two axes."""
-    return F.transpose(x, (1, 0, *range(2, x.ndim)))
 
 
 class _Depthwise(Function):
@@ -142,16 +132,16 @@ class _Dense(_Depthwise):
         n, c = x.shape[:2]
         self.x_shape, self.w_shape = x.shape, weight.shape
         self.reads = _dense_reads(self.rows, self.cols)
-        self.v = _swap(x.reshape(n, c, -1))
+        self.v = swap(x.reshape(n, c, -1))
         self.m = F.matmul(weight.reshape(c, -1), self.reads).reshape(c, self.v.shape[2], -1)
-        return _swap(F.matmul(self.v, self.m)).reshape(n, c, *self.out)
+        return swap(F.matmul(self.v, self.m)).reshape(n, c, *self.out)
 
     def backward(self, dy: Tensor) -> tuple[Tensor, Tensor]:
         n, c = self.x_shape[:2]
-        d = _swap(dy.reshape(n, c, -1))
+        d = swap(dy.reshape(n, c, -1))
         dm = F.matmul(self.v, d, transpose_a=True).reshape(c, -1)
         dw = F.matmul(dm, self.reads, transpose_b=True).reshape(self.w_shape)
-        dx = _swap(F.matmul(d, self.m, transpose_b=True)).reshape(self.x_shape)
+        dx = swap(F.matmul(d, self.m, transpose_b=True)).reshape(self.x_shape)
         del self.v, self.m
         return dx, dw
 
@@ -185,7 +175,7 @@ class _Large(_Depthwise):
             zeros = F.zeros((n, c, oh, (sh - 1) * sw * ow))
             dy = F.concat([dy.reshape(n, c, oh, sw * ow), zeros], 3)
         dy = dy.reshape(n, c, sh * oh, sw * ow)
-        weight = F.matmul(self.weight.reshape(c, -1), _reversal(kh * kw))
+        weight = F.matmul(self.weight.reshape(c, -1), reversal(kh * kw))
         padding = kh - 1 - ph, kw - 1 - pw
         dx = F.conv2d(dy, weight.reshape(self.weight.shape), None, 1, padding, 1, c)
         return dx if dx.shape[2:] == (h, w) else dx[:, :, :h, :w]
@@ -198,11 +188,11 @@ class _Large(_Depthwise):
         n, c, h, w = self.x.shape
         _, kernel, stride, padding = self.rows
         oh, ow = self.out
-        dy = _swap(dy).reshape(c, n * oh, ow)
+        dy = swap(dy).reshape(c, n * oh, ow)
         reach = stride * (oh - 1) + 1
         counts = padding, kernel - 1 - padding + reach - h
         zeros = [F.zeros((c, n, max(count, 0), w)) for count in counts]
-        parts = [part for part in (zeros[0], _swap(self.x), zeros[1]) if part.shape[2]]
+        parts = [part for part in (zeros[0], swap(self.x), zeros[1]) if part.shape[2]]
         x = F.concat(parts, 2) if len(parts) > 1 else parts[0]
         rows = (x[:, :, i : i + reach : stride].reshape(c, -1, w) for i in range(kernel))
         sums = F.stack([F.matmul(row, dy, transpose_a=True) for row in rows], 1)

@@ -41,9 +41,10 @@ def _taps(axis: Axis) -> dict[int, int]:
 
 
 @cache
-def _products(axis: Axis) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _transforms(axis: Axis) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return B, G and A of y = sum over f, t of A[f, t] * (B[f, t] . x) * (G[f] . w), for one axis.
 
+    B transforms the map, G the weights, and A the products to outputs, as in Winograd's algorithms.
     f counts the products with different functions of the weights w, and t the tiles of the map x
     that are multiplied by the same one. B is [f, t, size], G [f, kernel], A [f, t, output].
     """
@@ -74,9 +75,9 @@ def _products(axis: Axis) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 @cache
-def _products_2d(rows: Axis, cols: Axis) -> tuple[Tensor, Tensor, Tensor]:
+def _transforms_2d(rows: Axis, cols: Axis) -> tuple[Tensor, Tensor, Tensor]:
     """Return B [f * t, H * W], G [f, kh * kw] and A [f * t, OH * OW] for both axes at once."""
-    (b, g, a), (b2, g2, a2) = _products(rows), _products(cols)
+    (b, g, a), (b2, g2, a2) = _transforms(rows), _transforms(cols)
     b = np.einsum("ftp,gsq->fgtspq", b, b2).reshape(-1, b.shape[2] * b2.shape[2])
     g = np.einsum("fi,gj->fgij", g, g2).reshape(len(g) * len(g2), -1)
     a = np.einsum("ftp,gsq->fgtspq", a, a2).reshape(len(b), -1)
@@ -95,11 +96,11 @@ class _SmallConv(_Conv):
 
     MegEngine computes them image by image (192 -> 1280 channels onto 1x1 maps: 668 ms against 4).
     Copying shifted maps would cost nearly as much as the products, so shifts are products as well,
-    with small constant matrices that also drop padding and save products (see _products).
+    with small constant matrices that also drop padding and save products (see _transforms).
     """
 
     def forward(self, x: Tensor, weight: Tensor) -> Tensor:
-        self.b, self.g, self.a = _products_2d(self.rows, self.cols)
+        self.b, self.g, self.a = _transforms_2d(self.rows, self.cols)
         self.x_shape, self.weight = x.shape, weight
         self.v = self.spread(self.b, x)
         m = F.matmul(self.v, self.spread_weight(), transpose_b=True)  # [f, t * N, O]

@@ -15,7 +15,7 @@ import numpy as np
 from megengine import Tensor
 from megengine.autodiff import Function
 
-from .shared import Axis, throttle
+from .shared import Axis, reversal, swap, throttle
 
 SMALL_KERNEL = 7  # the largest that MegEngine has a fast forward pass for
 _FLOATS = 4 << 20  # of rows side by side and of bands, at a time
@@ -27,16 +27,6 @@ def _bands(axis: Axis) -> Tensor:
     tap, position, output = np.ogrid[: axis.kernel, : axis.size, : axis.output]
     reads = position == output + tap - axis.padding
     return Tensor(reads.astype(np.float32).reshape(axis.kernel, -1))
-
-
-@cache
-def _reversal(taps: int) -> Tensor:
-    return Tensor(np.eye(taps, dtype=np.float32)[::-1].copy())
-
-
-def _swap(x: Tensor) -> Tensor:
-    """Swap the first two axes."""
-    return F.transpose(x, (1, 0, 2, 3))
 
 
 class LargeKernel(Function):
@@ -61,7 +51,7 @@ class LargeKernel(Function):
             for axis in (self.rows, self.cols)
         )
         taps = rows.kernel * cols.kernel
-        turned = F.matmul(self.weight.reshape(-1, taps), _reversal(taps))
+        turned = F.matmul(self.weight.reshape(-1, taps), reversal(taps))
         dx = _convolve(dy, turned.reshape(self.weight.shape), rows, cols)
         dw = self.weight_grad(dy)
         del self.x, self.weight
@@ -70,7 +60,7 @@ class LargeKernel(Function):
     def weight_grad(self, dy: Tensor) -> Tensor:
         """Sum the products of positions and outputs along the bands."""
         c, positions = dy.shape[1], self.cols.size
-        dy = _swap(dy).reshape(c, -1, self.cols.output)
+        dy = swap(dy).reshape(c, -1, self.cols.output)
         parts = []
         for _, rows in _side_by_side(self.x, self.rows, self.cols):
             sums = F.matmul(rows, dy, transpose_a=True)  # [C, kernel rows * W, OW]
@@ -89,13 +79,13 @@ def _convolve(x: Tensor, weight: Tensor, rows: Axis, cols: Axis) -> Tensor:
         bands = F.matmul(weight[:, taps].reshape(-1, cols.kernel), _bands(cols))
         product = F.matmul(part, bands.reshape(c, -1, cols.output))
         y = product if y is None else y + product
-    return _swap(y.reshape(c, n, rows.output, cols.output))
+    return swap(y.reshape(c, n, rows.output, cols.output))
 
 
 def _side_by_side(x: Tensor, rows: Axis, cols: Axis) -> Iterator[tuple[slice, Tensor]]:
     """Yield some kernel rows, and the rows of x that they read: [C, N * OH, kernel rows * W]."""
     n, c, _, w = x.shape
-    padded = _swap(x)
+    padded = swap(x)
     if rows.padding:  # by concatenation, as F.nn.pad takes 15x as long
         zeros = F.zeros((c, n, rows.padding, w))
         padded = F.concat([zeros, padded, zeros], 2)

@@ -1,11 +1,15 @@
-"""The geometry of a convolution along one axis, and a limit on the work queued for execution."""
+"""The geometry of a convolution along one axis, small helpers, and a limit on the queued work."""
 
 from __future__ import annotations
 
 from contextvars import ContextVar
+from functools import cache
 from typing import NamedTuple
 
 import megengine as mge
+import megengine.functional as F
+import numpy as np
+from megengine import Tensor
 
 _BACKLOG_FLOATS = 32 << 20
 _queued_floats = ContextVar("queued_floats", default=0)  # by this thread since the last wait
@@ -23,6 +27,17 @@ class Axis(NamedTuple):
     def output(self) -> int:
         """Size of the output."""
         return (self.size + 2 * self.padding - self.kernel) // self.stride + 1
+
+
+@cache
+def reversal(taps: int) -> Tensor:
+    """Return the matrix that reverses the order of a kernel's taps."""
+    return Tensor(np.eye(taps, dtype=np.float32)[::-1].copy())
+
+
+def swap(x: Tensor) -> Tensor:
+    """Swap the first two axes."""
+    return F.transpose(x, (1, 0, *range(2, x.ndim)))
 
 
 def throttle(floats: int) -> None:

@@ -68,6 +68,8 @@ class _BatchNorm(Function):
         return apply(_MULTIPLY_ADD, self.centred, self.scale, bias)[0]
 
     def backward(self, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        # With n = (x - mean) / std: db = sum(dy), dw = sum(dy n),
+        # dx = weight / std (dy - db / count - n dw / count)
         dbias = _reduce(dy, "sum")
         dweight = _reduce(dy * self.centred, "sum") * self.inv_std
         share = self.scale * _constant(-1 / self.count)
