@@ -18,7 +18,7 @@ import numpy as np
 from megengine import Tensor
 from megengine.utils.naming import AutoNaming
 
-from .large_kernel import SMALL_KERNEL
+from .matmul import SMALL_KERNEL
 
 
 class Untraceable(Exception):
@@ -109,7 +109,9 @@ class Symbol:
         if module.conv_mode != "cross_correlation":
             raise Untraceable(f"a convolution is a {module.conv_mode}")
         if kernel > SMALL_KERNEL:
-            raise Untraceable(f"a kernel is {kernel}x{kernel}, for which large_kernel.py is made")
+            raise Untraceable(
+                f"a kernel is {kernel}x{kernel}, for which matmul/large_kernel.py is made"
+            )
         self._check_channels(module.in_channels)
         self.trace.use(weight, module._infer_weight_shape())
         if bias is not None:
