@@ -20,6 +20,9 @@ from megengine.utils.naming import AutoNaming
 
 from .matmul import SMALL_KERNEL
 
+_FLOAT32 = np.dtype(np.float32)
+_NUMBER = (float, Real)  # the first is found faster
+
 
 class Untraceable(Exception):
     """A network does something that a symbol cannot record; the message says what."""
@@ -81,10 +84,10 @@ class Trace:
 
 def _check(tensor: Tensor, shape: tuple[int, ...]) -> None:
     """Raise Untraceable for a tensor whose memory compiled code would take for something else."""
-    if not isinstance(tensor, Tensor) or tensor.dtype != np.float32 or tensor.format != "default":
-        raise Untraceable("a parameter is no tensor of float32 in MegEngine's usual layout")
-    if tuple(tensor.shape) != shape:
-        raise Untraceable(f"a parameter is {tuple(tensor.shape)}, but {shape} was expected")
+    if tensor.dtype is not _FLOAT32 or tensor.shape != shape:
+        raise Untraceable(
+            f"a parameter is {tensor.dtype} {tensor.shape}, but float32 {shape} was expected"
+        )
 
 
 class Symbol:
@@ -114,6 +117,8 @@ class Symbol:
             )
         self._check_channels(module.in_channels)
         self.trace.use(weight, module._infer_weight_shape())
+        if weight.format != "default":  # the other parameters have one axis alone
+            raise Untraceable(f"the layout of a weight is {weight.format}")
         if bias is not None:
             self.trace.use(bias, (1, module.out_channels, 1, 1))
         n, _, h, w = self.shape
@@ -134,7 +139,7 @@ class Symbol:
             raise Untraceable("a batch norm does not use the statistics of this batch alone")
         if not (module.affine and module.track_running_stats):
             raise Untraceable("a batch norm has no parameters or no statistics")
-        if not (isinstance(module.eps, Real) and isinstance(module.momentum, Real)):
+        if not (isinstance(module.eps, _NUMBER) and isinstance(module.momentum, _NUMBER)):
             raise Untraceable("eps or momentum of a batch norm is no number")
         self._check_channels(module.num_features)
         shape = (1, module.num_features, 1, 1)
@@ -222,7 +227,7 @@ def _plain_modules() -> Iterator[None]:
     def checked(module: M.Module, *inputs: Any, **named: Any) -> Any:
         if module._forward_hooks or module._forward_pre_hooks:
             raise Untraceable("a module has hooks")
-        if isinstance(module, M.qat.QATModule):
+        if M.qat.QATModule in type(module).__mro__:  # isinstance takes longer
             raise Untraceable("a module simulates quantization")
         return call(module, *inputs, **named)
 

@@ -782,8 +782,6 @@ def test_a_batch_norm_with_other_tensors_is_refused(name):
     refused(norm, "a parameter is .* was expected")
     setattr(norm, name, mge.Tensor(np.zeros((1, 4, 1, 1), np.float16)))
     refused(norm, "float32")
-    setattr(norm, name, mge.Tensor(np.zeros((1, 4, 1, 1), np.float32), format="nhwc"))
-    refused(norm, "layout")
 
 
 @pytest.mark.parametrize("name", ["eps", "momentum"])
@@ -798,6 +796,12 @@ def test_a_batch_norm_without_its_tensors_is_refused(name):
     image = symbol.Trace((1, 4, 5, 5)).input
     with pytest.raises(symbol.Untraceable, match="no parameters or no statistics"):
         image.batch_norm(layers.BatchNorm2d(4, **{name: False}))
+
+
+def test_a_weight_in_another_layout_is_refused():
+    conv = layers.Conv2d(4, 8, 3, padding=1)
+    conv.weight = mge.Tensor(conv.weight.numpy(), format="nhwc")
+    refused(conv, "layout of a weight is nhwc")
 
 
 def test_a_convolution_without_a_map_is_refused():
