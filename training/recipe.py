@@ -60,6 +60,8 @@ def _argument(key: str, value: str, recipe: str, parser: argparse.ArgumentParser
             raise UserError(f"recipe {recipe}: {key} is {value!r}, but a switch is true or false")
         flag = f"--{key}" if value == "true" else f"--no-{key}"
         arguments = [flag] if flag in flags else []
+    elif not value:
+        raise wrong_value(recipe, key, "the value is empty; give one, or leave the line out")
     else:
         arguments = [f"--{key}", *(value.split() if action.nargs else [value])]
     parser.exit_on_error, before = False, parser.exit_on_error

@@ -49,7 +49,7 @@ def test_flags_that_are_typed_win():
         ("epoch = 3", "has the unknown key 'epoch'; the nearest is 'epochs'"),
         ("show-config = true", "has the unknown key 'show-config'"),
         ("lr = fast", "lr: 'fast' is not a number above 0"),
-        ("lr =", "lr: '' is not a number above 0"),
+        ("lr =", "lr: the value is empty; give one, or leave the line out"),
         ("lr = 0.1 0.2", "lr: '0.1 0.2' is not a number above 0"),
         ("nesterov = yes", "nesterov is 'yes', but a switch is true or false"),
         ("arch = RepVGGA9", "arch: unknown architecture 'RepVGGA9'; the nearest names are"),
