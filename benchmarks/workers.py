@@ -1,6 +1,7 @@
 """Measure the training loop with one worker and with several, in turns and in new processes.
 
-`python -m benchmarks.workers ARCH SIZE BATCH STEPS` runs one of the workers.
+`python -m benchmarks.workers ARCH SIZE BATCH STEPS FOLDER` runs one of the workers, which writes
+into FOLDER why it failed: what it prints last may be lost with mpiexec, which forwards it.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -44,18 +46,18 @@ def seconds_per_step(point: Point, count: int, steps: int) -> list[float]:
             f"--point {point.size}x{point.batch} has fewer images than the {count} workers share; "
             "give a larger batch or fewer --workers"
         )
-    worker = [*utils.module_command(__name__), point.arch, str(point.size), str(point.batch)]
-    command = [*worker, str(steps + 2)]
-    if count > 1:
-        command = [*launch.mpiexec(count), *command]
-    process = subprocess.run(
-        command, cwd=utils.ROOT, stdout=subprocess.PIPE, text=True, check=False
-    )
-    if process.returncode:
-        raise UserError(
-            f"a training of {point.arch} with {count} workers failed, for the reason above; repair "
-            "it first"
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = (point.arch, point.size, point.batch, steps + 2, folder)
+        command = [*utils.module_command(__name__), *map(str, arguments)]
+        if count > 1:
+            command = [*launch.mpiexec(count), *command]
+        process = subprocess.run(
+            command, cwd=utils.ROOT, stdout=subprocess.PIPE, text=True, check=False
         )
+        reasons = [file.read_text() for file in sorted(Path(folder).iterdir())]
+    if process.returncode:
+        reason = next(filter(None, reasons), "a worker was killed, probably for lack of memory")
+        raise UserError(f"a training of {point.arch} with {count} workers failed: {reason}")
     return json.loads(process.stdout)[2:]
 
 
@@ -104,12 +106,13 @@ def work(point: Point, steps: int, workers: Workers) -> list[float]:
 def main() -> None:
     """Run one of the workers; if it fails, all end."""
     environment.tune_for_training()
-    arch, size, batch, steps = sys.argv[1:]
+    arch, size, batch, steps, folder = sys.argv[1:]
     workers = Workers() if scheduler.mpi_rank() is None else MPI()
     try:
         seconds = work(Point(arch, int(size), int(batch)), int(steps), workers)
     except Exception as error:
-        utils.fail(f"worker {workers.rank}: {type(error).__name__}: {error}")
+        reason = f"worker {workers.rank}: {type(error).__name__}: {error}"
+        Path(folder, str(workers.rank)).write_text(reason)
         if isinstance(workers, MPI):  # the others would wait for it
             workers.abort(2)
         sys.exit(2)
