@@ -1,7 +1,8 @@
 """Loops that no library fuses: the sum of a block's batch norms, its ReLU, and their gradients.
 
 They take 15 ms of a training step of RepVGGA0 (16 images of 64 px), where the operators of
-matmul/elementwise.py take 126 ms for the same, and MegEngine's own 221 ms (AMD EPYC, AVX2, 2 cores).
+matmul/elementwise.py take 126 ms for the same, and MegEngine's own 221 ms (AMD EPYC, AVX2, 2
+cores).
 """
 
 from __future__ import annotations
