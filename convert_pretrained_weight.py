@@ -185,16 +185,15 @@ def target_path(save_dir: str, source: Path, converted: checkpoint.Checkpoint, s
     """
     path = Path(save_dir)
     is_folder = save_dir.endswith(os.sep) or os.path.isdir(path)  # False for a name too long
-    if path.suffix == suffix and not is_folder:
-        utils.assert_other_file(source, path, "--save-dir")
-        return path
-    if path.suffix in archives.SUFFIXES and not is_folder:
+    is_file = path.suffix == suffix and not is_folder
+    if path.suffix in archives.SUFFIXES and not is_file and not is_folder:
         raise convert.ConversionError(
             f"--save-dir {save_dir} is written as {suffix}; give a name with this suffix, or a "
             "folder"
         )
-    form = "-deploy" if converted.form == "deploy" else ""
-    path = path / f"{models.variant_name(converted.arch, converted.options)}{form}{suffix}"
+    if not is_file:
+        form = "-deploy" if converted.form == "deploy" else ""
+        path = path / f"{models.variant_name(converted.arch, converted.options)}{form}{suffix}"
     utils.assert_other_file(source, path, "--save-dir")
     return path
 

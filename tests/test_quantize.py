@@ -330,6 +330,7 @@ def test_bad_input_leaves_nothing(command, trained, photos, tmp_path, monkeypatc
     refused("which has no entries", float_onnx, photos, "--entry", "ema")
     refused("is of RepVGGA0, but RepVGGB0 was expected", float_onnx, photos, "--arch", "RepVGGB0")
     refused("does not end in .onnx", float_onnx, photos, "--out", tmp_path / "a.pkl")
+    refused("is the file to read; give another", float_onnx, photos, "--out", float_onnx)
     # the same content under another name
     twin = photos / "val" / "pear" / "twin.jpg"
     twin.write_bytes((photos / "train" / "apple" / "0.jpg").read_bytes())

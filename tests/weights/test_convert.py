@@ -276,6 +276,25 @@ def test_the_file_to_write(command, ours, tmp_path):
     assert status == 2 and "--in-chans" in err
 
 
+@pytest.mark.parametrize(
+    "name, flags",
+    [
+        ("RepVGGA0.pkl", []),
+        ("RepVGGA0.safetensors", ["--export", "timm"]),
+        ("model.safetensors", ["--export", "hf"]),
+    ],
+)
+def test_the_file_that_is_read_is_never_replaced(command, ours, tmp_path, name, flags):
+    """A training's checkpoint holds more than its weights: the optimizer's state, for example."""
+    path = Path(ours).rename(tmp_path / name)
+    content = path.read_bytes()
+    convert = ["convert_pretrained_weight", "--origin-dir", path, "--save-dir"]
+    for target in (tmp_path, path) if name.startswith("RepVGGA0") else (tmp_path,):
+        status, _, err = command(*convert, target, *flags)
+        assert status == 2 and "is the file to read; give another name by --save-dir" in err
+    assert path.read_bytes() == content and list(tmp_path.iterdir()) == [path]
+
+
 def test_names_in_a_file_cannot_draw_on_the_terminal(command, tmp_path):
     shapes = shapes_of("RepGhost050", 5, "train")
     state = {k: np.full(v, 0.01, np.float32) for k, v in shapes.items()}
