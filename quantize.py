@@ -33,6 +33,7 @@ import utils
 from benchmarks import record
 from benchmarks.inference import latency
 from data import datasets, readers
+from data.decoding import ImageFile
 from data.loader import Loader
 from data.transforms import Preprocessing
 from deployment.int8 import (
@@ -62,31 +63,29 @@ def main(argv: list[str] | None = None) -> int:
     target = _target(args)
     if args.calibration is None:
         return write_trained(args, target)
-    photos = calibration.files(args.calibration, args.images or IMAGES)
-    if len(photos) < FEW:
-        print(
-            f"quantize.py: warning: {len(photos)} calibration images are few, and the ranges of "
-            f"the activations a matter of chance; give {FEW} or more, better 64, by --calibration "
-            "and --images",
-            file=sys.stderr,
-        )
+    return write_calibrated(args, target)
+
+
+def write_calibrated(args: argparse.Namespace, target: Path) -> int:
+    """Quantize a float network with calibration images; write its file, its chart and a report."""
+    photos = _calibration_files(args)
     model, preprocessing, metadata = _read(args)
     test = _test_set(args, metadata)
     if test is not None:
         calibration.assert_disjoint(photos, test.images)
     images = calibration.read(photos, preprocessing)
 
-    networks, quantized = ptq.schemes(model, images, args.clip, DIALECTS[args.target])
-    name = f"W8A8 {args.weights}{', full range' if args.full_range else ''}"
-
     def batches() -> Iterable:
         return [(images, None)] if test is None else _batches(test, preprocessing)
 
+    networks, quantized = ptq.schemes(model, images, args.clip, DIALECTS[args.target])
+    name = f"W8A8 {args.weights}{', full range' if args.full_range else ''}"
+    chosen, int8 = quantized[name], networks[name]
     rows = report.compare(networks, batches())
     held: dict[str, dict] = {}
     if args.max_drop is not None or args.min_sqnr is not None:
         top1 = None if args.max_drop is None else rows[0].top1
-        outcome = hold_floor(args, quantized[name], images, top1, batches)
+        outcome = hold_floor(args, chosen, images, top1, batches)
         if not outcome.holds:
             return 1
         held["floor"] = {
@@ -97,14 +96,12 @@ def main(argv: list[str] | None = None) -> int:
             "measurements": outcome.measurements,
         }
         if outcome.in_float:
-            mixed = outcome.quantized.to_qdq()
-            files = {"float": model, "int8": networks[name], "mixed": mixed}
+            chosen, mixed = outcome.quantized, outcome.quantized.to_qdq()
+            files = {"float": model, "int8": int8, "mixed": mixed}
             times = latency.of_files(files, preprocessing.size)
-            held["floor"]["latency_ms"] = {name: ms for (name, _), ms in times.items()}
-            name += f", {len(outcome.in_float)} in float"
-            networks[name], quantized[name] = mixed, outcome.quantized
-            rows += report.compare({"float": model, name: mixed}, batches())[1:]
-    chosen, int8 = quantized[name], networks[name]
+            held["floor"]["latency_ms"] = {kind: ms for (kind, _), ms in times.items()}
+            int8, name = mixed, f"{name}, {len(outcome.in_float)} in float"
+            rows += report.compare({"float": model, name: int8}, batches())[1:]
     tensors = [*chosen.bounds]
     curves = {
         BASELINE: report.layers(model, networks[BASELINE], tensors, images),
@@ -144,6 +141,19 @@ def main(argv: list[str] | None = None) -> int:
     print(utils.json_text(result) if args.json else report.text(result, rows))
     _record(args, result)
     return 0
+
+
+def _calibration_files(args: argparse.Namespace) -> list[ImageFile]:
+    """Return the calibration images, and warn where they are few."""
+    photos = calibration.files(args.calibration, args.images or IMAGES)
+    if len(photos) < FEW:
+        print(
+            f"quantize.py: warning: {len(photos)} calibration images are few, and the ranges of "
+            f"the activations a matter of chance; give {FEW} or more, better 64, by --calibration "
+            "and --images",
+            file=sys.stderr,
+        )
+    return photos
 
 
 def hold_floor(
