@@ -74,8 +74,9 @@ def test_two_steps(command, small, image_folder, tmp_path, monkeypatch, name):
     if "precise-bn" in given:
         flags += ["--precise-bn", 6]
     if "distillation" in given or "qat" in given:
-        small("RepVGGA0")
-        model, kept = models.create("RepVGGA0", 3), tmp_path / "weights.pkl"
+        other = arch if "qat" in given else "RepVGGA0"
+        small(other)
+        model, kept = models.create(other, 3), tmp_path / "weights.pkl"
         checkpoint.save(checkpoint.of_model(model, PREPROCESSING, sorted(CLASSES)), kept)
         flags += ["--teacher", f"RepVGGA0:{kept}"] if "distillation" in given else []
         flags += ["--pretrained", kept] if "qat" in given else []
