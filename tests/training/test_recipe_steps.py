@@ -48,6 +48,14 @@ def tiny_sizes(text):
     return ",".join(f"{next(sizes)}@{part.partition('@')[2]}" for part in text.split(","))
 
 
+def saved_weights(arch, folder):
+    """A checkpoint with random weights."""
+    path = folder / "weights.pkl"
+    model = models.create(arch, len(CLASSES))
+    checkpoint.save(checkpoint.of_model(model, PREPROCESSING, sorted(CLASSES)), path)
+    return path
+
+
 SLOW = {"repghost": [pytest.mark.slow]}  # many blocks, whatever its width
 
 
@@ -73,13 +81,11 @@ def test_two_steps(command, small, image_folder, tmp_path, monkeypatch, name):
     flags += ["--size", size, "--ngpus", 1, "--print-freq", 1]
     if "precise-bn" in given:
         flags += ["--precise-bn", 6]
-    if "distillation" in given or "qat" in given:
-        other = arch if "qat" in given else "RepVGGA0"
-        small(other)
-        model, kept = models.create(other, 3), tmp_path / "weights.pkl"
-        checkpoint.save(checkpoint.of_model(model, PREPROCESSING, sorted(CLASSES)), kept)
-        flags += ["--teacher", f"RepVGGA0:{kept}"] if "distillation" in given else []
-        flags += ["--pretrained", kept] if "qat" in given else []
+    if "distillation" in given:
+        small("RepVGGA0")
+        flags += ["--teacher", f"RepVGGA0:{saved_weights('RepVGGA0', tmp_path)}"]
+    if "qat" in given:
+        flags += ["--pretrained", saved_weights(arch, tmp_path)]
     status, out, err = command("train", "--recipe", name, *flags)
     assert (status, err) == (0, ""), out
     assert len(taken) == 2 and taken[0][2][2:] == (32, 32)
