@@ -1,13 +1,22 @@
-"""Filling new weights, or leaving them at zero when others are about to replace them."""
+"""Filling new weights, or leaving them at zero when others are about to replace them.
+
+Blocks with a shortcut start as little more than that shortcut, as a ResNet does whose residual
+branches end in scales of 0 (Goyal et al., arXiv 1706.02677). Where branches of equal strength are
+added and a ReLU follows, a few blocks leave nothing of an image, and training first has to undo it.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
 import megengine as mge
 import megengine.module as M
+
+RESIDUAL_STD = 0.28  # of a residual branch beside a shortcut of standard deviation 1
+IDENTITY_SHIFT = 0.8  # in standard deviations, which leaves a ReLU's output above 0 when normalized
 
 _fills_weights = ContextVar("fills_weights", default=True)
 
@@ -29,3 +38,14 @@ def normal(weight: mge.Tensor, std: float) -> None:
     """Fill `weight` with normal numbers of mean 0, drawn by MegEngine's generator."""
     if _fills_weights.get():
         M.init.normal_(weight, 0, std)
+
+
+def small_residual(*norms: M.BatchNorm2d) -> None:
+    """Scale the batch norms whose sum is a residual branch so that it starts at `RESIDUAL_STD`."""
+    for norm in norms:
+        M.init.fill_(norm.weight, RESIDUAL_STD / math.sqrt(len(norms)))
+
+
+def nearly_linear(norm: M.BatchNorm2d) -> None:
+    """Shift a batch norm of ReLU outputs so that most values pass the ReLU behind it unchanged."""
+    M.init.fill_(norm.bias, IDENTITY_SHIFT)

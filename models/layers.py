@@ -216,6 +216,7 @@ class SqueezeExcitation(M.Module):
         self.gate = sigmoid if gate is None else gate
         self.down = Conv2d(channels, hidden, 1)
         self.up = Conv2d(hidden, channels, 1)
+        init.normal(self.up.weight, 0.01)  # all gates start alike, or they hide what the image is
 
     def forward(self, x: mge.Tensor) -> mge.Tensor:
         gate = mean(x)  # [N, C, H, W] -> [N, C, 1, 1]

@@ -13,7 +13,7 @@ from typing import Any
 import megengine as mge
 import megengine.module as M
 
-from . import reparam
+from . import init, reparam
 from .layers import BatchNorm2d, Conv2d, ConvBN, Linear, SqueezeExcitation, relu
 from .reparameterizable import Reparameterizable
 from .staged import StagedClassifier
@@ -119,15 +119,18 @@ class MobileOneUnit(Reparameterizable):
     def start_nearly_linear(self) -> None:
         """Initialize the batch norms so that the untrained unit passes on most of its input.
 
-        All convolutions together get the variance of the identity branch, 1, whatever their number.
-        A shift by one standard deviation of the sum keeps most of it above zero, where the ReLU is
-        linear.
+        Beside an identity branch the convolutions start small. Without one, they start with a
+        variance of 1 together, whatever their number, and a shift by one standard deviation keeps
+        most of their sum above zero, where the ReLU is linear.
         """
-        convolutions = [branch for branch in self.branches() if branch is not self.identity]
-        for branch in convolutions:
-            M.init.fill_(branch.bn.weight, 1 / math.sqrt(len(convolutions)))
-        std = 1.0 if self.identity is None else math.sqrt(2)
-        M.init.fill_(convolutions[0].bn.bias, std)
+        norms = [branch.bn for branch in self.branches() if branch is not self.identity]
+        if self.identity is not None:
+            init.small_residual(*norms)
+            init.nearly_linear(self.identity)
+            return
+        for norm in norms:
+            M.init.fill_(norm.weight, 1 / math.sqrt(len(norms)))
+        M.init.fill_(norms[0].bias, 1)
 
     def linear_map(self, read: reparam.Read) -> reparam.LinearMap:
         convolutions = [branch for branch in self.branches() if branch is not self.identity]

@@ -10,7 +10,7 @@ import megengine as mge
 import megengine.functional as F
 import megengine.module as M
 
-from . import reparam
+from . import init, reparam
 from .layers import (
     BatchNorm2d,
     Conv2d,
@@ -153,6 +153,8 @@ class Bottleneck(M.Module):
         if se:
             self.se = SqueezeExcitation(middle, round_channels(middle * 0.25, 4), gate=hard_sigmoid)
         self.ghost2 = GhostModule(middle, out_channels, activate=False, deploy=deploy)
+        if not deploy:
+            init.small_residual(self.ghost2.dense.bn, self.ghost2.identity)
         if in_channels != out_channels or stride > 1:
             self.shortcut = M.Sequential(
                 FusibleConvBN(in_channels, in_channels, kernel_size, stride, in_channels, deploy),

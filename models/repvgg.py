@@ -7,6 +7,7 @@ the same deploy form but the branches of QARepVGGBlock, whose fused weights lose
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +16,7 @@ import megengine as mge
 import megengine.functional as F
 import megengine.module as M
 
-from . import reparam
+from . import init, reparam
 from .layers import BatchNorm2d, Conv2d, ConvBN, Linear, SqueezeExcitation, relu
 from .reparameterizable import Reparameterizable
 from .staged import StagedClassifier
@@ -118,6 +119,8 @@ class RepVGGBlock(_Block):
         self.pointwise = ConvBN(in_channels, out_channels, 1, stride, groups)
         if in_channels == out_channels and stride == 1:
             self.identity = BatchNorm2d(in_channels)
+            init.small_residual(self.dense.bn, self.pointwise.bn)
+            init.nearly_linear(self.identity)
 
     def forward_branches(self, x: mge.Tensor) -> mge.Tensor:
         y = self.dense(x) + self.pointwise(x)
@@ -175,6 +178,10 @@ class QARepVGGBlock(_Block):
         self.pointwise = Conv2d(in_channels, out_channels, 1, stride, groups=groups, bias=False)
         self.has_identity = in_channels == out_channels and stride == 1
         self.bn = BatchNorm2d(out_channels)
+        if self.has_identity:
+            init.small_residual(self.dense.bn)
+            init.normal(self.pointwise.weight, init.RESIDUAL_STD / math.sqrt(in_channels // groups))
+            init.nearly_linear(self.bn)
 
     def forward_branches(self, x: mge.Tensor) -> mge.Tensor:
         y = self.dense(x) + self.pointwise(x)
