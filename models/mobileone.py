@@ -126,7 +126,7 @@ class MobileOneUnit(Reparameterizable):
         norms = [branch.bn for branch in self.branches() if branch is not self.identity]
         if self.identity is not None:
             init.small_residual(*norms)
-            init.nearly_linear(self.identity)
+            init.shift_above_zero(self.identity)
             return
         for norm in norms:
             M.init.fill_(norm.weight, 1 / math.sqrt(len(norms)))

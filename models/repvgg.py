@@ -120,7 +120,7 @@ class RepVGGBlock(_Block):
         if in_channels == out_channels and stride == 1:
             self.identity = BatchNorm2d(in_channels)
             init.small_residual(self.dense.bn, self.pointwise.bn)
-            init.nearly_linear(self.identity)
+            init.shift_above_zero(self.identity)
 
     def forward_branches(self, x: mge.Tensor) -> mge.Tensor:
         y = self.dense(x) + self.pointwise(x)
@@ -181,7 +181,7 @@ class QARepVGGBlock(_Block):
         if self.has_identity:
             init.small_residual(self.dense.bn)
             init.normal(self.pointwise.weight, init.RESIDUAL_STD / math.sqrt(in_channels // groups))
-            init.nearly_linear(self.bn)
+            init.shift_above_zero(self.bn)
 
     def forward_branches(self, x: mge.Tensor) -> mge.Tensor:
         y = self.dense(x) + self.pointwise(x)
