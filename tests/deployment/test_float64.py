@@ -2,6 +2,7 @@
 
 import models
 from models import equivalence, repvgg
+from models.layers import SqueezeExcitation
 
 import megengine as mge
 import numpy as np
@@ -70,12 +71,17 @@ def test_a_wrong_fusion_is_refused_in_float64_too(tiny, images, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_fresh_repvit_is_not_refused(command, monkeypatch, tmp_path):
+def test_a_network_that_rounding_moves_is_not_refused(command, monkeypatch, tmp_path):
+    """Gates that start far apart, as they do elsewhere, make an untrained RepViT so sensitive."""
     from data.transforms import Preprocessing
     from weights import checkpoint
 
     mge.random.seed(0)
-    contents = checkpoint.of_model(models.create("RepViTM0_9"), Preprocessing(size=64))
+    model = models.create("RepViTM0_9")
+    for layer in model.modules():
+        if isinstance(layer, SqueezeExcitation):
+            layer.up.reset_parameters()
+    contents = checkpoint.of_model(model, Preprocessing(size=64))
     checkpoint.save(contents, tmp_path / "fresh.pkl")
     status, out, _ = command("verify", "--model", tmp_path / "fresh.pkl")
     assert status == 0 and "equal in float64" in out
