@@ -84,6 +84,9 @@ class RepLKNetBlock(M.Module):
         self.expand = NormConvBN(channels, 4 * channels, deploy)
         self.project = FusibleConvBN(4 * channels, channels, 1, deploy=deploy)
         self.drop_spread, self.drop_project = DropPath(), DropPath()
+        if not deploy:  # the block starts as the identity
+            M.init.zeros_(self.leave.bn.weight)
+            M.init.zeros_(self.project.bn.weight)
 
     def forward(self, x: mge.Tensor) -> mge.Tensor:
         x = x + self.drop_spread(self.leave(relu(self.spread(relu(self.enter(x))))))

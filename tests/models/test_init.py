@@ -3,6 +3,7 @@
 import models
 from models.mobileone import MobileOne
 from models.repghost import RepGhost
+from models.replknet import RepLKNet
 from models.repvgg import RepVGG
 
 import megengine as mge
@@ -20,6 +21,7 @@ NETWORKS = {
     "RepGhost": lambda: RepGhost(0.5, num_classes=10, stride=16),
     "RepViT": lambda: models.create("RepViTM0_6", 10, stride=16),
     "FastViT": lambda: models.create("FastViTT8", 10, stride=16),
+    "RepLKNet": lambda: RepLKNet((32, 64, 128, 256), kernel_sizes=(7, 7, 7, 7), stride=16),
 }
 
 
