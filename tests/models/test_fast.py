@@ -46,6 +46,12 @@ def program(function, x, dy, parameters):
 
 
 # n, c, o, (h, w), kernel, stride, padding, groups
+WINOGRAD = [
+    (16, 96, 96, (8, 8), 3, 1, 1, 1),
+    (70, 96, 101, (4, 4), 3, 1, 1, 1),
+    (11, 99, 96, (7, 13), 3, 1, 1, 1),  # tiles that maps do not fill, an even and an odd number
+    (23, 192, 96, (11, 3), 3, 1, 1, 1),
+]
 CONVOLUTIONS = [
     (3, 6, 8, (9, 9), 3, 1, 1, 1),
     (3, 6, 8, (9, 7), 3, 2, 1, 1),
@@ -67,6 +73,10 @@ CONVOLUTIONS = [
     (2, 3, 48, (64, 64), 1, 2, 0, 1),
     (2, 16, 24, (7, 7), 1, 1, 1, 1),  # a 1x1 kernel on padding
     (2, 1, 16, (9, 9), 3, 2, 1, 1),  # a stem for grey images
+    *WINOGRAD,
+    (15, 96, 96, (8, 8), 3, 1, 1, 1),  # too few tiles, and too few channels
+    (16, 96, 95, (8, 8), 3, 1, 1, 1),
+    (70, 96, 96, (6, 6), 3, 1, 1, 1),  # half of the last tiles are empty
 ]  # fmt: skip
 
 
@@ -119,6 +129,15 @@ def test_maps_are_copied_for_several_outputs_of_a_channel(channels, groups, copi
     trace = symbol.trace(module, (2, channels, 9, 9))
     codes = [record.code for record in Writer(trace.operations, False).records.rows]
     assert codes.count(executor.Code.REPEAT) == copies
+
+
+@pytest.mark.parametrize("case", CONVOLUTIONS, ids=str)
+def test_where_a_convolution_is_winograds(case):
+    n, c, o, size, kernel, stride, padding, groups = case
+    module = layers.Conv2d(c, o, kernel, stride, padding, groups=groups, bias=False)
+    trace = symbol.trace(module, (n, c, *size))
+    codes = [record.code for record in Writer(trace.operations, False).records.rows]
+    assert codes.count(executor.Code.FROM_TILES) == (case in WINOGRAD)
 
 
 def test_convolution_with_bias(rng):

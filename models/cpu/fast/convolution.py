@@ -1,20 +1,29 @@
 """A convolution of a traced network and its gradients, written down as records.
 
-oneDNN computes most of them; own loops and matrix products take the place of its slow ones.
+oneDNN computes most of them; own loops and matrix products take the place of its slow ones, as
+does winograd.py.
 """
 
 from __future__ import annotations
 
 from ..symbol import Operation
-from . import onednn, onednn_layers
+from . import onednn, winograd
 from .executor import Code
+from .onednn_layers import ConvolutionPrimitives, Geometry
 from .places import Buffer, Place
 from .records import Records
 from .slots import Slots
+from .winograd import WinogradConvolution
 
 
-class Convolution:
-    """A convolution in a program.
+def convolution_of(
+    records: Records,
+    slots: Slots,
+    first: int,
+    shape: tuple[int, int, int, int],
+    operation: Operation,
+) -> Convolution | WinogradConvolution:
+    """Return the convolution of an operation, by what is fastest.
 
     Args:
         records: where it is written.
@@ -23,27 +32,31 @@ class Convolution:
         shape: shape of its input, [N, C, H, W].
         operation: the operation of the trace.
     """
+    n, i, h, w = shape
+    geometry = Geometry(n, h, w, i, operation.shape[1], *operation.settings)
+    if winograd.suits(geometry):
+        return WinogradConvolution(records, slots, first, geometry)
+    return Convolution(records, slots, first, geometry)
 
-    def __init__(
-        self,
-        records: Records,
-        slots: Slots,
-        first: int,
-        shape: tuple[int, int, int, int],
-        operation: Operation,
-    ):
-        n, i, h, w = shape
-        kernel, stride, padding, groups, has_bias = operation.settings
-        o = operation.shape[1]
+
+class Convolution:
+    """A convolution in a program by oneDNN, or by own loops and matrix products.
+
+    Args:
+        records: where it is written.
+        slots: slots of what is outside of the program.
+        first: index of its weight among the parameters; a bias is the next one.
+        geometry: its sizes.
+    """
+
+    def __init__(self, records: Records, slots: Slots, first: int, geometry: Geometry):
         self._records, self._slots, self._first = records, slots, first
         # several outputs of each channel: a depthwise convolution of as many copies of it
-        self._copies = o // i if 1 < groups == i < o else 1
+        self._copies = geometry.o // geometry.i if 1 < geometry.groups == geometry.i else 1
         if self._copies > 1:
-            i = groups = o
-        self._geometry = onednn_layers.Geometry(
-            n, h, w, i, o, kernel, stride, padding, groups, has_bias
-        )
-        self._primitives = onednn_layers.ConvolutionPrimitives(self._geometry)
+            geometry = geometry._replace(i=geometry.o, groups=geometry.o)
+        self._geometry = geometry
+        self._primitives = ConvolutionPrimitives(geometry)
         self._x = Buffer(0)
 
     def forward(self, x: Buffer, y: Buffer) -> None:
@@ -140,7 +153,7 @@ class Convolution:
             self._records.emit(Code.PATCHES, self._x, *g.sizes, patches)
         if taps > 1:
             result = Buffer(o * taps * g.i)
-        product = onednn.transposed_product(rows, o, taps * g.i)
+        product = onednn.products(1, o, rows, taps * g.i, transposed="source")
         self._records.execute(
             product, {onednn.SRC: gradient, onednn.WEIGHTS: patches, onednn.DST: result}
         )

@@ -9,7 +9,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from . import depthwise_kernels, map_kernels, norm_kernels
+from . import depthwise_kernels, map_kernels, norm_kernels, winograd_kernels
 from .compiled import OPTIONS
 
 
@@ -37,6 +37,8 @@ class Code(IntEnum):
     DEPTHWISE_DATA = 18
     DEPTHWISE_WEIGHTS = 19
     PATCHES = 20
+    TO_TILES = 21
+    FROM_TILES = 22
 
 
 WIDTH = 14
@@ -44,7 +46,7 @@ WIDTH = 14
 (_EXECUTE, _HANDLE, _STATISTICS, _COEFFICIENTS, _COMBINE, _SUMS, _INPUTS, _ADD, _COPY,
  _POOL, _POOL_GRADIENT, _SCALE, _SCALE_GRADIENT,
  _BROADCAST, _SUM_ROWS, _REPEAT, _REPEAT_GRADIENT, _DEPTHWISE, _DEPTHWISE_DATA,
- _DEPTHWISE_WEIGHTS, _PATCHES) = map(int, Code)  # fmt: skip
+ _DEPTHWISE_WEIGHTS, _PATCHES, _TO_TILES, _FROM_TILES) = map(int, Code)  # fmt: skip
 
 
 @intrinsic
@@ -137,6 +139,10 @@ def run(records, slots, execute, set_handle, stream):
             )
         elif code == _PATCHES:
             map_kernels.patches(a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9])
+        elif code == _TO_TILES:
+            winograd_kernels.to_tiles(a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9])
+        elif code == _FROM_TILES:
+            winograd_kernels.from_tiles(a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9])
         elif code == _DEPTHWISE_WEIGHTS:
             depthwise_kernels.weight_gradient(
                 a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10]

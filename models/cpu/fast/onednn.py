@@ -120,8 +120,11 @@ def strided_layout(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
     return created("dnnl_memory_desc_create_with_strides", *sizes, numbers(*strides))
 
 
-def _matrix(rows: int, columns: int, transposed: bool = False) -> int:
-    return strided_layout((rows, columns), (1, rows) if transposed else (columns, 1))
+def _matrices(count: int, rows: int, columns: int, transposed: bool = False) -> int:
+    strides = (1, rows) if transposed else (columns, 1)
+    if count == 1:
+        return strided_layout((rows, columns), strides)
+    return strided_layout((count, rows, columns), (rows * columns, *strides))
 
 
 @cache
@@ -206,10 +209,15 @@ def transposition(count: int, rows: int, columns: int) -> Primitive:
     return _copy(strided_layout(shape, (size, columns, 1)), strided_layout(shape, (size, 1, rows)))
 
 
-def transposed_product(rows: int, columns: int, others: int) -> Primitive:
-    """Return SRC^T WEIGHTS -> DST, of SRC [rows, columns] and WEIGHTS [rows, others]."""
-    source, weights = _matrix(columns, rows, transposed=True), _matrix(rows, others)
-    target = _matrix(columns, others)
+def products(count: int, rows: int, inner: int, columns: int, transposed: str = "") -> Primitive:
+    """Return SRC WEIGHTS -> DST for `count` pairs of matrices, [rows, inner] and [inner, columns].
+
+    Where `transposed` is "source" or "weights", these are in memory as [inner, rows] or [columns,
+    inner].
+    """
+    source = _matrices(count, rows, inner, transposed == "source")
+    weights = _matrices(count, inner, columns, transposed == "weights")
+    target = _matrices(count, rows, columns)
     description = created(
         "dnnl_matmul_primitive_desc_create",
         engine(), source, weights, None, target, attributes(),

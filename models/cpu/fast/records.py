@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from . import onednn
@@ -36,16 +36,16 @@ class Records:
         """Append a record, which uses the memory of its arguments and of `uses`."""
         self.rows.append(Record(code, arguments, (*arguments, *uses)))
 
-    def execute(self, primitive: onednn.Primitive, places: dict[int, Place]) -> None:
+    def execute(self, primitive: onednn.Primitive, places: Mapping[int, Argument]) -> None:
         """Append a computation of oneDNN on these places."""
         self.kept.append(primitive)
         scratch = primitive.memory[onednn.SCRATCHPAD]
         self.scratch.size = max(self.scratch.size, -(-scratch.size // 4))
-        places = {**places, onednn.SCRATCHPAD: self.scratch}
-        for argument, place in places.items():
+        all_places = {**places, onednn.SCRATCHPAD: self.scratch}
+        for argument, place in all_places.items():
             self.emit(Code.HANDLE, primitive.memory[argument].handle, place)
         arguments = primitive.handle, len(primitive.memory), primitive.arguments
-        self.emit(Code.EXECUTE, *arguments, uses=tuple(places.values()))
+        self.emit(Code.EXECUTE, *arguments, uses=tuple(all_places.values()))
 
     def transpose(self, source: Place, target: Place, count: int, rows: int, columns: int) -> None:
         """Append a transposition of [count, rows, columns] to [count, columns, rows]."""

@@ -6,7 +6,7 @@ from math import prod
 
 from ..symbol import Operation
 from . import libraries, onednn, onednn_layers
-from .convolution import Convolution
+from .convolution import Convolution, WinogradConvolution, convolution_of
 from .executor import Code
 from .fuse import NormSum, fuse
 from .places import Addresses, Buffer, Part, Place
@@ -40,7 +40,7 @@ class Writer:
         self.slots = Slots(operations, input_gradient)
         self.records = Records()
         self._emit = self.records.emit
-        self._convolutions: dict[int, Convolution] = {}
+        self._convolutions: dict[int, Convolution | WinogradConvolution] = {}
         self._activations: dict[int, onednn_layers.Activation] = {}
         self._values: dict[int, Buffer] = {}
         self._gradients: dict[int, list[Buffer]] = {}
@@ -117,7 +117,7 @@ class Writer:
         if operation.kind == "convolution":
             first = self.slots.first_parameter[item]
             source = self._operations[operation.inputs[0]]
-            convolution = Convolution(self.records, self.slots, first, source.shape, operation)
+            convolution = convolution_of(self.records, self.slots, first, source.shape, operation)
             convolution.forward(inputs[0], target)
             self._convolutions[item] = convolution
         elif operation.kind == "sum":
