@@ -20,7 +20,7 @@ from .onednn_layers import Geometry
 from .places import Argument, Buffer, Place
 from .records import Records
 from .slots import Slots
-from .winograd_kernels import SIZE, TILE, count
+from .winograd_kernels import SIZE, TILE, along, count
 
 # Five points for the polynomials, which with infinity give the transforms. The integers that are
 # usual make errors four times as large, 1e-5 of the largest output.
@@ -66,7 +66,7 @@ def suits(geometry: Geometry) -> bool:
     """
     g = geometry
     plain = (g.kernel, g.stride, g.padding, g.groups, g.bias) == (3, 1, 1, 1, False)
-    tiles = -(-g.h // TILE) * -(-g.w // TILE)
+    tiles = along(g.h) * along(g.w)
     fewer = 9 * g.h * g.w / (_NUMBERS * tiles)  # multiplications without for one with
     return plain and min(g.i, g.o) >= _CHANNELS and g.n * tiles >= _TILES and fewer >= 2.5
 

@@ -17,9 +17,15 @@ SIZE = TILE + 2  # numbers of a transformed tile along an axis
 
 
 @njit(**OPTIONS)
+def along(size):
+    """Return the number of tiles along an axis of a map."""
+    return (size + TILE - 1) // TILE
+
+
+@njit(**OPTIONS)
 def count(n, h, w):
     """Return the number of tiles of maps, an odd one: the last may be of no map."""
-    return (n * ((h + TILE - 1) // TILE) * ((w + TILE - 1) // TILE)) | 1
+    return (n * along(h) * along(w)) | 1
 
 
 @njit(**OPTIONS)
@@ -54,7 +60,7 @@ def to_tiles(source, matrix, size, border, n, h, w, c, target):
     A tile has size x size values, of which the first `border` rows and columns are of the tile
     before it; outside of a map they are 0.
     """
-    high, wide, tiles = (h + TILE - 1) // TILE, (w + TILE - 1) // TILE, count(n, h, w)
+    high, wide, tiles = along(h), along(w), count(n, h, w)
     x = carray(floats(source), (n, h, w, c))
     for row in prange(n * high):
         image, top = np.int64(row) // high, np.int64(row) % high * TILE - border
@@ -87,7 +93,7 @@ def to_tiles(source, matrix, size, border, n, h, w, c, target):
 @njit(parallel=True, **OPTIONS)
 def from_tiles(source, matrix, size, border, n, h, w, c, target):
     """Write the maps whose values are the sums of the tiles that are made of transformed ones."""
-    high, wide, tiles = (h + TILE - 1) // TILE, (w + TILE - 1) // TILE, count(n, h, w)
+    high, wide, tiles = along(h), along(w), count(n, h, w)
     y = carray(floats(target), (n, h, w, c))
     for image in prange(n):
         y[np.int64(image)] = 0

@@ -6,12 +6,13 @@ from math import prod
 
 from ..symbol import Operation
 from . import libraries, onednn, onednn_layers
-from .convolution import Convolution, WinogradConvolution, convolution_of
+from .convolution import Convolution, convolution_of
 from .executor import Code
 from .fuse import NormSum, fuse
 from .places import Addresses, Buffer, Part, Place
 from .records import Records
 from .slots import Slots
+from .winograd import WinogradConvolution
 
 
 class Writer:
