@@ -129,6 +129,16 @@ def say_once(message: str) -> None:
     print(_visible(message), file=sys.stderr)
 
 
+def text_of(content: bytes) -> str:
+    """Return the text in a file's content: UTF-8, or UTF-16 that begins with its mark.
+
+    Spreadsheets write both, UTF-8 with a mark too. Bytes that are no UTF-8 become surrogates.
+    """
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return content.decode("utf-16", errors="replace")
+    return content.decode("utf-8-sig", errors="surrogateescape")
+
+
 def json_text(value: Any, ensure_ascii: bool = True) -> str:
     """Return indented JSON, with null for numbers that are not finite, which JSON lacks."""
     return json.dumps(_finite(value), indent=2, ensure_ascii=ensure_ascii)
@@ -142,16 +152,17 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def assert_other_file(source: str | PathLike | None, target: str | PathLike, flag: str) -> None:
+def assert_other_file(source: Any, target: str | PathLike, flag: str) -> None:
     """Raise UserError where writing `target` would replace the file that it is made from.
 
     Args:
-        source: name of that file, or None; a URL or the name of something else is no file.
+        source: name of that file, or None; a URL, what is in an archive, or the name of something
+            else is no file.
         target: file to write.
         flag: flag that gives another name, for the message.
     """
     with suppress(OSError):  # one of the two is no file
-        if source is not None and os.path.samefile(source, target):
+        if isinstance(source, str | PathLike) and os.path.samefile(source, target):
             raise UserError(f"{target} is the file to read; give another name by {flag}")
 
 

@@ -201,17 +201,20 @@ def _without_replaced(made: Index) -> Index:
 def _files(file: BinaryIO, path: Path, folder: str, end: int) -> Iterator[tuple[str, int, int]]:
     """Yield name, offset and size of the files in the tar that begins where `file` is.
 
-    Hard and symbolic links to files that come before are these files. `end` is where the tar ends
-    at the latest; `folder` is put before the names.
+    Hard and symbolic links to files that come before are these files; a symbolic link to a folder
+    has all its files. `end` is where the tar ends at the latest; `folder` is put before the names.
     """
     last = "its beginning"
     known: dict[str, tuple[int, int]] = {}
+    links: dict[str, str] = {}  # other symbolic links -> what they lead to
     try:
         with tarfile.open(fileobj=file, mode="r:") as archive:
             while (entry := archive.next()) is not None:
                 archive.members = []  # type: ignore[attr-defined]  # or it keeps all of them
                 last = folder + entry.name
                 place = _place(entry, known)
+                if place is None and entry.issym():
+                    links[os.path.normpath(entry.name)] = _target(entry)
                 if place is None:
                     continue
                 offset, size = place
@@ -226,6 +229,12 @@ def _files(file: BinaryIO, path: Path, folder: str, end: int) -> Iterator[tuple[
         # tarfile takes what is no header for the end
         if os.pread(file.fileno(), _BLOCK, archive.offset) != bytes(_BLOCK):
             raise tarfile.ReadError("no end of archive")
+        for link, target in links.items():
+            if link.startswith(target + "/"):
+                continue  # to a folder that it is in
+            for name, (offset, size) in known.items():
+                if name.startswith(target + "/"):
+                    yield f"{folder}{link}{name.removeprefix(target)}", offset, size
     except tarfile.TarError:
         raise UserError(
             f"the tar {shown(path)} is truncated or damaged behind {shown(last)}; give a whole copy"
@@ -237,8 +246,13 @@ def _place(entry: tarfile.TarInfo, known: dict[str, tuple[int, int]]) -> tuple[i
     if entry.islnk():
         return known.get(os.path.normpath(entry.linkname))
     if entry.issym():
-        return known.get(os.path.normpath(f"{os.path.dirname(entry.name)}/{entry.linkname}"))
+        return known.get(_target(entry))
     return (entry.offset_data, entry.size) if entry.isreg() and not entry.issparse() else None
+
+
+def _target(link: tarfile.TarInfo) -> str:
+    """Return the path in the archive that a symbolic link leads to."""
+    return os.path.normpath(f"{os.path.dirname(link.name)}/{link.linkname}")
 
 
 def _holds_tar(file: BinaryIO, offset: int) -> bool:

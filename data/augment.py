@@ -53,7 +53,7 @@ class Augmentation:
         metavar=("LOW", "HIGH"),
         by_epoch=True,
         help="range of the part of the image's area that the random resized crop takes "
-        "(default: 0.08 1; digits: no crop)",
+        "(default: 0.08 1, without --data no crop)",
     )
     padding_crop: int = setting(
         0,
@@ -76,7 +76,7 @@ class Augmentation:
         at_most=1,
         metavar="P",
         by_epoch=True,
-        help="probability of mirroring left and right (default: 0.5; digits: 0)",
+        help="probability of mirroring left and right (default: 0.5, without --data 0)",
     )
     color_jitter: float = setting(
         0.0,

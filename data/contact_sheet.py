@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 
+import utils
+
+from . import mixing
+from .datasets import Dataset
+from .loader import Loader
 from .transforms import Preprocessing
 
 _TILE, _CAPTION, _GAP, _COLUMNS = 160, 34, 8, 8  # pixels; tiles per row
+
+
+def write_samples(dataset: Dataset, preprocessing: Preprocessing, seed: int, file: Path) -> str:
+    """Write a contact sheet of one small batch as it is trained on; return a line about it."""
+    loader = Loader(dataset, preprocessing, min(64, len(dataset)), workers=0)
+    images, labels = next(loader.training(seed, epoch=0))
+    augment = loader.augmentation(epoch=0)
+    if augment.mixup or augment.cutmix:
+        rng = np.random.default_rng(seed)
+        images, labels = mixing.mix(images, labels, len(dataset.classes), augment, rng)
+    png = contact_sheet(images, labels, dataset.classes, preprocessing)
+    utils.write_atomically(file, lambda out: out.write(png))
+    return f"{len(images)} samples of {dataset.name}: {file}"
 
 
 def contact_sheet(
@@ -16,7 +36,7 @@ def contact_sheet(
     """Return a PNG file of the images, 8 in a row, with their class names below.
 
     Args:
-        images: float32 [N, 3, H, W], normalized as `preprocessing` says.
+        images: float32 [N, C, H, W], normalized as `preprocessing` says.
         labels: int [N], or soft targets of data.mixing.mix, float32 [N, classes], of which the two
             largest are written.
         classes: names of the classes.

@@ -6,6 +6,7 @@ What other forms of data there are, and how they are told apart, is in readers/.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from utils import UserError, shown
+from utils import UserError, say_once, shown
 
 from .augment import Augmentation
 from .decoding import decode
@@ -214,18 +215,29 @@ def with_class_order(dataset: Dataset, num_classes: int, classes: list[str] | No
     """Return `dataset` with the labels that a network of `num_classes` classes uses.
 
     The network's own class names decide where its checkpoint has them. Otherwise, for a network
-    with 1,000 classes, folders with ImageNet's WordNet identifiers get ImageNet's labels; other
-    folders get labels in sorted order, and there must be `num_classes` of them.
+    with 1,000 classes, folders with ImageNet's WordNet identifiers get ImageNet's labels, and
+    folders with numbers are these labels, as in ImageNetV2; other folders get labels in sorted
+    order, and there must be `num_classes` of them.
 
     Raises UserError when the classes do not fit.
     """
     if dataset.numbered:
         return _with_numbers(dataset, num_classes, classes)
     order = classes
+    wnids = list(imagenet_classes())
+    are_numbers = all(re.fullmatch(r"\d{1,9}", name) for name in dataset.classes)
+    if are_numbers and num_classes == len(wnids) and classes in (None, wnids):
+        numbers = np.array([int(name) for name in dataset.classes], np.int32)
+        return _with_numbers(replace(dataset, labels=numbers[dataset.labels]), num_classes, classes)
     if order is None:
-        wnids = list(imagenet_classes())
         imagenet = num_classes == len(wnids) and set(dataset.classes) <= set(wnids)
         order = wnids if imagenet else dataset.classes
+        if are_numbers and sorted(order, key=int) != list(order):
+            say_once(
+                f"warning: the class folders of {dataset.name} are numbers, and are taken in the "
+                f"order of their texts, {', '.join(order[:3])} ..., as PyTorch's ImageFolder takes "
+                "them; give --class-names where the network has them in another order"
+            )
     strangers = [name for name in dataset.classes if name not in set(order)]
     if strangers or len(order) != num_classes:
         detail = f", and does not know {strangers[0]!r}" if strangers and classes else ""

@@ -84,7 +84,7 @@ def evaluate(
 
     Args:
         model: a network that returns logits [N, classes].
-        batches: (images float32 [N, 3, H, W], labels int32 [N]) pairs, as from Loader.evaluation;
+        batches: (images float32 [N, C, H, W], labels int32 [N]) pairs, as from Loader.evaluation;
             labels may also be sets of right classes, bool [N, classes], which share the loss.
         after_batch: called after each batch with the score so far.
     """

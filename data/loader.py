@@ -100,7 +100,8 @@ class Loader:
         order = order[: -(-count * self.batch_size // repeats)]
         samples = np.stack([order.repeat(repeats), np.tile(np.arange(repeats), len(order))], axis=1)
         batches = samples[: count * self.batch_size].reshape(count, self.batch_size, 2)
-        # repetitions of an image go to different ranks, and are never mixed with each other
+        # repetitions of an image go to different ranks; in batches of at least twice as many images
+        # as repetitions, they are not mixed with each other either
         apart = np.argsort(np.arange(self.batch_size) % repeats, kind="stable")
         shares = np.array_split(batches[skip:, apart], self.world, axis=1)
         return self._load(shares[self.rank], Prepare(preprocessing, augment), (seed, epoch))

@@ -13,7 +13,7 @@ from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
 
-from utils import UserError, shown
+from utils import UserError, shown, text_of
 
 from ..datasets import Dataset
 from ..folders import LeftOut, image_files, is_image
@@ -42,7 +42,7 @@ def read_labels(path: str | PathLike) -> Labels:
     if devkit.is_one(path):
         return Labels(path, devkit.labels(path))
     try:
-        lines = path.read_text(errors="surrogateescape").splitlines()
+        lines = text_of(path.read_bytes()).splitlines()
     except OSError as error:
         raise UserError(f"cannot read the labels {shown(path)}: {error.strerror}") from None
     rows = []
@@ -58,6 +58,9 @@ def read_labels(path: str | PathLike) -> Labels:
                 f"Kaggle's LOC_val_solution.csv: {line[:80]!r}; give a list that has no other lines"
             )
         rows.append((_key(name), label))
+    others = [label for _, label in rows[1:]]
+    if others and are_numbers(others) and not are_numbers([rows[0][1]]):
+        del rows[0]  # a header in other words
     if not rows:
         raise UserError(f"{shown(path)} is empty; give a list with the label of each image")
     labels: dict[str, str] = {}
@@ -76,7 +79,10 @@ def read_labels(path: str | PathLike) -> Labels:
 def _row(line: str) -> tuple[str, str]:
     """Return name and label of a line; the label is empty where there is none."""
     if "," in line:
-        name, label, *_ = [*next(csv.reader([line])), ""]
+        try:
+            name, label, *_ = [*next(csv.reader([line])), ""]
+        except csv.Error:  # no text
+            return line, ""
         words = label.split()
         # Kaggle's labels go on with the four numbers of a box, and more boxes
         boxes = len(words) > 1 and len(words) % 5 == 0

@@ -32,36 +32,79 @@ def read(place: Place, members: Members, texts: Mapping[int, str]) -> Dataset | 
     """
     if not texts:
         return None
-    labels: dict[tuple[int, str], str] = {}  # shard, sample -> label
-    for index, text in texts.items():
-        name = members.names[index]
-        text = text.strip() if name.lower().endswith(".cls") else _in_json(text)
-        key = int(members.places[index, 0]), _sample(name)
-        if text and (key not in labels or name.lower().endswith(".cls")):
-            labels[key] = text
+    labels = _labels(members, texts)
     left_out = LeftOut()
     paths = image_paths(members.names, left_out)
-    if not any((int(members.places[i, 0]), _sample(members.names[i])) in labels for i in paths):
+    images: dict[_Key, list[int]] = {}  # sample -> positions of its images
+    for index in paths:
+        images.setdefault(_key(members, index), []).append(index)
+    if not images.keys() & labels.keys():
         return None
     for kind in (".cls", ".json"):
         left_out.others.pop(kind, None)
     numbered = are_numbers(labels.values())
     samples = []
-    for index, parts in paths.items():
-        key = int(members.places[index, 0]), _sample(members.names[index])
+    for key, positions in images.items():
+        index = _image(members, positions, left_out)
         label = labels.get(key)
         if label is None:
             raise UserError(
                 f"the image {shown(members[index])} has no label: no .cls of its name is there, "
                 "and no .json with one; give whole shards"
             )
-        samples.append(Sample(int(label) if numbered else label, "/".join(parts), index))
+        samples.append(Sample(int(label) if numbered else label, "/".join(paths[index]), index))
     return ordered(samples, members, place.source, place.split, left_out, place.whole)
 
 
-def _sample(name: str) -> str:
-    folder, slash, file = name.rpartition("/")
-    return folder + slash + file.partition(".")[0]
+_Key = tuple[int, str]  # shard, and name of a sample in it
+
+
+def _key(members: Members, index: int) -> _Key:
+    """Return the sample that a file belongs to."""
+    folder, slash, file = members.names[index].rpartition("/")
+    return int(members.places[index, 0]), folder + slash + file.partition(".")[0]
+
+
+def _labels(members: Members, texts: Mapping[int, str]) -> dict[_Key, str]:
+    """Return sample -> label, which a .cls says, or else a .json.
+
+    Raises UserError where two files of a kind give one sample two labels.
+    """
+    files: dict[_Key, dict[str, int]] = {}  # sample -> kind of file -> position
+    labels: dict[_Key, str] = {}
+    for index, text in texts.items():
+        kind = members.names[index].lower().rpartition(".")[2]
+        label = text.strip() if kind == "cls" else _in_json(text)
+        if not label:
+            continue
+        key = _key(members, index)
+        other = files.setdefault(key, {}).setdefault(kind, index)
+        if other != index and kind == "cls" and label != labels[key]:
+            raise _not_one("labels", members, other, index)
+        if kind == "cls" or "cls" not in files[key]:
+            labels[key] = label
+    return labels
+
+
+def _image(members: Members, positions: list[int], left_out: LeftOut) -> int:
+    """Return the position of a sample's image; images with a further word, as .seg.png, are others.
+
+    Raises UserError where there are two.
+    """
+    ends = {index: members.names[index].rpartition("/")[2].split(".", 1)[1] for index in positions}
+    plain = [index for index in positions if "." not in ends[index]]
+    first, *others = plain or positions
+    if others:
+        raise _not_one("images", members, first, others[0])
+    left_out.others.update("." + end for index, end in ends.items() if index != first)
+    return first
+
+
+def _not_one(what: str, members: Members, one: int, other: int) -> UserError:
+    return UserError(
+        f"a sample of a shard has two {what}, {shown(members[one])} and {shown(members[other])}; "
+        "its name ends at the first dot, so give each sample a name without other dots"
+    )
 
 
 def _in_json(text: str) -> str:
@@ -69,6 +112,9 @@ def _in_json(text: str) -> str:
     with suppress(ValueError, AttributeError):
         content = json.loads(text)
         for key in _KEYS:
-            if isinstance(value := content.get(key), str | int):
+            value = content.get(key)
+            if isinstance(value, bool) or (isinstance(value, float) and value.is_integer()):
+                value = int(value)
+            if isinstance(value, str | int):
                 return str(value)
     return ""

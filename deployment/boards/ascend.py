@@ -21,7 +21,7 @@ from tqdm import tqdm
 from data import datasets, readers, sources
 from data.decoding import BadImageError, ImageFile, read
 from data.transforms import Preprocessing
-from utils import UserError
+from utils import UserError, text_of
 
 from . import kit
 
@@ -226,7 +226,7 @@ def read_labels(path: str | PathLike) -> dict[str, int]:
     """
     labels: dict[str, int] = {}
     try:
-        lines = Path(path).read_text(errors="surrogateescape").splitlines()
+        lines = text_of(Path(path).read_bytes()).splitlines()
         for name, label in (line.rsplit(maxsplit=1) for line in lines if line.strip()):
             if labels.setdefault(_key(name), int(label)) != int(label):
                 raise UserError(

@@ -1,6 +1,7 @@
 """Data sets: the digits, folders of images, and what is wrong with them."""
 
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -43,6 +44,22 @@ def test_what_is_missing_is_named(image_folder, tmp_path):
     (root / "train" / "quince" / "notes.txt").write_text("none yet")
     with pytest.raises(UserError, match="quince has no images"):
         datasets.image_folder(root, "train")
+
+
+def test_folders_with_numbers_are_the_labels_of_imagenet(image_folder, capsys):
+    root = image_folder(classes=("0", "217", "10"))
+    subset = datasets.image_folder(root, "val")
+    wnids = list(datasets.imagenet_classes())
+    for classes in (None, wnids):
+        scored = datasets.with_class_order(subset, 1000, classes)
+        assert scored.labels.tolist() == [0] * 5 + [10] * 5 + [217] * 5
+        assert scored.classes == wnids
+    assert capsys.readouterr().err == ""
+    other = datasets.with_class_order(replace(subset, classes=["0", "10", "9"]), 3, None)
+    assert other.classes == ["0", "10", "9"]
+    assert "taken in the order of their texts, 0, 10, 9 ..., as PyTorch" in capsys.readouterr().err
+    with pytest.raises(UserError, match="has the label 1000, but there are the classes 0 to 999"):
+        datasets.with_class_order(replace(subset, classes=["0", "10", "1000"]), 1000, None)
 
 
 def test_labels_follow_the_network(image_folder, tmp_path):

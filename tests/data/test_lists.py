@@ -15,12 +15,27 @@ from utils import UserError
         ("ImageId,PredictionString\na,n02 1 2 3 4 n02 5 6 7 8\nb,n01 1 2 3 4\n", ["n01", "n02"]),
         ("id,label\na.jpg,1\nb.jpg,0\n", [0, 1]),
         ("path,label\na.jpg,1\nb.jpg,0\n", [0, 1]),
+        ("image_name,label\na.jpg,1\nb.jpg,0\n", [0, 1]),
     ],
 )
-def test_a_table_keeps_its_labels(text, labels, tmp_path):
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_table_keeps_its_labels(text, labels, encoding, tmp_path):
     file = tmp_path / "list.csv"
-    file.write_text(text)
+    file.write_text(text, encoding=encoding)
     assert lists.read_labels(file).of == {"a": labels[1], "b": labels[0]}
+
+
+def test_a_list_that_is_no_text_is_a_sentence(tmp_path):
+    file = tmp_path / "list.csv"
+    file.write_bytes(b"a.jpg,1\nb\0.jpg,0\n")
+    with pytest.raises(UserError, match="line 2 of .* is not NAME LABEL"):
+        lists.read_labels(file)
+
+
+def test_one_label_is_no_header(tmp_path):
+    file = tmp_path / "list.txt"
+    file.write_text("a.jpg cat\n")
+    assert lists.read_labels(file).of == {"a": "cat"}
 
 
 def test_a_name_with_two_labels_is_a_sentence(tmp_path):
