@@ -44,7 +44,8 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefa
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         if action.default in (None, [], argparse.SUPPRESS) or action.default is False:
-            return action.help  # "(default: None)" says nothing
+            # "(default: None)" says nothing; BooleanOptionalAction has added its own
+            return action.help and action.help.removesuffix(" (default: %(default)s)")
         if "(default: " in (action.help or ""):
             return action.help
         return super()._get_help_string(action)

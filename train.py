@@ -61,7 +61,8 @@ def train(args: argparse.Namespace, workers: Workers) -> int:
     """Train as one of `workers`; returns the exit status."""
     from models import cpu  # MegEngine, as in main
 
-    from training import agreement, folders, resume, start
+    from data import contact_sheet
+    from training import agreement, folders, messages, resume, start, starting_point
 
     train_set, val_set = start.open_data(args)
     seen = folders.find(args)
@@ -71,28 +72,29 @@ def train(args: argparse.Namespace, workers: Workers) -> int:
             f"--resume {args.resume} has found no run, and {'--qat' if args.qat else '--freeze'} "
             "needs a trained network; give its weights by --pretrained"
         )
-    network = start.StartingPoint(args, len(train_set.classes), resume_from)
+    network = starting_point.of_flags(args, len(train_set.classes), resume_from)
     if args.show_samples is not None:
         if workers.rank == 0:
-            start.show_samples(train_set, network.preprocessing, args.seed, args.show_samples)
+            shown = train_set, network.preprocessing, args.seed, args.show_samples
+            print(contact_sheet.write_samples(*shown))
         return 0
     stride = network.model.options.get("stride")
     folder = folders.open_folder(args, seen, silent=workers.rank > 0, stride=stride)
     before = network.saved if resume_from is not None else None
     try:
+        way = resume.way_to_compute(before, bool(args.low_memory))
+        args.low_memory = start.needs_low_memory(args, network.model, way, workers, folder)
         with cpu.using(resume.way_to_compute(before, args.low_memory)):
             trainer = start.make_trainer(args, network, train_set, val_set, folder, workers)
-        # which may have switched --low-memory on
-        with cpu.using(resume.way_to_compute(before, args.low_memory)):
             if resume_from is not None:
                 best = folders.best_of(resume_from, folder)
                 trainer.resume(network.saved, has_best=best is not None)
                 folders.bring_best(best, folder)
             for line in (
-                *filter(None, [unshared, start.resumption(resume_from, trainer)]),
+                *filter(None, [unshared, messages.resumption(resume_from, trainer)]),
                 *network.notes,
-                start.describe(args, trainer),
-                *start.warnings(train_set, val_set),
+                messages.describe(args, trainer),
+                *messages.data_warnings(train_set, val_set),
             ):
                 folder.log(line)
             folder.write_run({name: str(value) for name, value in vars(args).items()})
@@ -104,7 +106,7 @@ def train(args: argparse.Namespace, workers: Workers) -> int:
 
 def fit(args: argparse.Namespace, trainer: Trainer) -> int:
     """Train, or try learning rates with --find-lr; returns the exit status."""
-    from training import find_lr, start
+    from training import find_lr, messages
 
     log = trainer.run.folder.log
     try:
@@ -114,9 +116,9 @@ def fit(args: argparse.Namespace, trainer: Trainer) -> int:
             return 0
         trainer.fit()
     except signals.Interrupted as interrupted:
-        log(start.interruption(args, trainer, interrupted))
+        log(messages.interruption(args, trainer, interrupted))
         return 128 + interrupted.signal
-    for line in start.summarize(trainer):
+    for line in messages.summarize(trainer):
         log(line)
     return 0
 

@@ -11,7 +11,7 @@ import pytest
 
 import cli
 from tests.support import write_image_folder
-from training import options, start
+from training import options, starting_point
 from weights import checkpoint
 
 COMMANDS = ["convert_pretrained_weight", "train", "test", "verify", "export", "quantize", "predict"]
@@ -96,7 +96,7 @@ def test_training_from_them_reports_and_keeps_them(command, state_dict, tmp_path
 def test_new_networks_are_trained_with_pillows_resizing(small_repvgg_a0):
     for backend, flags in (("pillow", []), ("opencv", ["--resize-backend", "opencv"])):
         args = options.parse("", ["--data", "flowers", "--mean", "0", "0", "0", *flags])
-        begin = start.StartingPoint(args, 3, None).preprocessing
+        begin = starting_point.of_flags(args, 3, None).preprocessing
         assert (begin.resize_backend, begin.mean) == (backend, (0, 0, 0))
 
 

@@ -1,4 +1,4 @@
-"""Batch norms that a training with one image at a time makes constant."""
+"""The warning about batch norms that see one number per channel, and so give a constant."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import numpy as np
 from .settings import Settings
 
 
-def warn(model: M.Module, settings: Settings, size: int, workers: int) -> str | None:
-    """Return a warning where batch norms see one number per channel, or None.
+def warning(model: M.Module, settings: Settings, size: int, workers: int) -> str | None:
+    """Return a warning if batch norms would see one number per channel, else None.
 
     Minus its mean, one number is zero whatever it was, so that nothing before it learns.
 
     Args:
         model: the network in train form; it is left as it is.
-        settings: of the run.
+        settings: settings of the run.
         size: side of the images in pixels.
         workers: number of processes that share a batch.
     """

@@ -91,7 +91,11 @@ class Workers:
 
 
 class MPI(Workers):
-    """The processes that mpiexec has started, on the CPUs of one host or several."""
+    """The processes that mpiexec has started, on the CPUs of one host or several.
+
+    Attributes:
+        sharers: number of processes, this one included, that may run on this one's cores.
+    """
 
     def __init__(self):
         # the reason of a failure is to be the last line
@@ -105,6 +109,8 @@ class MPI(Workers):
         self.rank, self.size = self._comm.rank, self._comm.size
         local = self._comm.Split_type(mpi4py.MPI.COMM_TYPE_SHARED)
         self.local_rank, self.local_size = local.rank, local.size
+        cores = os.sched_getaffinity(0)
+        self.sharers = sum(bool(cores & others) for others in local.allgather(cores))
         self.hosts = self._comm.allgather(socket.gethostname())
         self._received: dict[int, np.ndarray] = {}  # by size; new memory would cost more than MPI
 
@@ -116,7 +122,9 @@ class MPI(Workers):
 
     def mean(self, x: mge.Tensor) -> mge.Tensor:
         """See Workers; `x` is float32 [N]."""
-        received = self._received.setdefault(x.size, np.empty(x.size, np.float32))
+        if x.size not in self._received:
+            self._received[x.size] = np.empty(x.size, np.float32)
+        received = self._received[x.size]
         _wait(self._comm.Iallreduce(x.numpy(), received))
         received *= 1 / self.size
         return mge.Tensor(received)

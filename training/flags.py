@@ -13,6 +13,13 @@ import cli
 from data import by_epoch
 from utils import UserError
 
+_SITUATIONS = {  # with defaults of their own
+    "": "",
+    "digits": " without --data",
+    "adamw": " with --optimizer adamw",
+    "--qat": " with --qat",
+}
+
 
 def destination(field: Field) -> str:
     """Name of a field's value in the parsed arguments: the flag's own, with underscores."""
@@ -80,9 +87,8 @@ def _help(meta: typing.Mapping[str, Any]) -> str:
     """Return the help text, with the defaults of each situation where they differ."""
     text = meta["help"]
     if meta["defaults"]:
-        values = (f"{when}: {value:g}" if when else f"{value:g}" for when, value in
-                  meta["defaults"].items())  # fmt: skip
-        text += f" (default: {'; '.join(values)})"
+        values = (f"{value:g}{_SITUATIONS[when]}" for when, value in meta["defaults"].items())
+        text += f" (default: {', '.join(values)})"
     return text
 
 

@@ -38,6 +38,9 @@ def open_folder(
     Raises UserError where another run is writing to the folder, or would be overwritten.
     """
     home = _home(args, stride)
+    tag = Path(args.tag or "-")
+    if not tag.name or ".." in tag.parts or tag.is_absolute():
+        raise UserError(f"--tag {tag} is no folder in {home}; give a name, such as paper-1")
     if latest is not None and (args.resume == "auto" or not args.tag):
         path = latest.parent
     else:

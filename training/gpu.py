@@ -13,7 +13,7 @@ from utils import UserError
 
 # Measured with MegEngine 1.13 and RepVGGA0.
 _NOT_ON_A_CPU = {
-    "--amp": "on a CPU a convolution in half precision takes 85 times as long; leave it away",
+    "--amp": "on a CPU a convolution in half precision takes 85 times as long; leave it out",
     "--dtr": "on a CPU it frees nothing, and a step took 21 GB; use --low-memory",
 }
 

@@ -94,7 +94,7 @@ def check_sizes(network: Network, data: Data, settings: Settings, run: Run) -> N
     if max(by_epoch.values(settings.drop_path)) and not drop_path.branches(model):
         raise UserError(
             f"--drop-path leaves out residual branches of RepLKNet and FastViT, and {model.arch} "
-            "is trained without; leave it away"
+            "is trained without; leave it out"
         )
     if settings.batch_size < workers:
         raise UserError(

@@ -18,6 +18,7 @@ import tempfile
 import threading
 from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 from models import environment, gpus
 
@@ -167,7 +168,7 @@ def _core(cpu: int) -> tuple[int, int]:
     return 0, cpu
 
 
-def _relay(stdout: subprocess.PIPE) -> str:
+def _relay(stdout: IO[bytes]) -> str:
     """Print all lines but mpiexec's banner; returns the cause of the end that the banner names."""
     explanation, banner = "", False
     for line in stdout:

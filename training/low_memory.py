@@ -42,7 +42,7 @@ def backward(
     Args:
         model: has `segments`, see models.staged.StagedClassifier.
         grad_manager: has the parameters attached whose `grad` is to be computed.
-        images: [N, 3, H, W].
+        images: [N, C, H, W].
         objective: function of the network's outputs; the first tensor it returns is minimized.
     """
     # A gradient may be added up here from a part of the loss and a block, and as elsewhere that sum

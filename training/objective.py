@@ -31,7 +31,7 @@ class Objective:
         the images; and the main logits [N, C].
 
         Args:
-            images: [N, 3, H, W], which the teacher is shown at once.
+            images: [N, C, H, W], which the teacher is shown at once.
             targets: labels [N] or soft targets [N, C].
             scale: factor of the loss.
             weight_decay: factor of RepVGG's custom L2 term, where the settings ask for it.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import cli
@@ -55,13 +55,22 @@ def parse(description: str, argv: Sequence[str] | None = None) -> argparse.Names
     flags.add(parser, OWNERS, HEADINGS)
     argv = list(sys.argv[1:] if argv is None else argv)
     args = parser.parse_args(argv)
-    typed_arch = args.arch
+    typed = _typed(parser, argv)
     if args.recipe is not None:
         args = parser.parse_args(recipe.arguments(args.recipe, parser) + argv)
     fill_in(args)
     check(args, parser)
-    check_architecture(args, typed_arch, parser)
+    _check_effect(args, typed, parser)
+    check_architecture(args, args.arch if "arch" in typed else None, parser)
     return args
+
+
+def _typed(parser: argparse.ArgumentParser, argv: Sequence[str]) -> set[str]:
+    """Return the destinations of the flags that are typed, whatever their values."""
+    unset = object()
+    marked = argparse.Namespace(**dict.fromkeys(vars(parser.parse_args([])), unset))
+    parser.parse_args(argv, marked)
+    return {name for name, value in vars(marked).items() if value is not unset}
 
 
 def _recipes() -> str:
@@ -112,7 +121,7 @@ def check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         parser.error(f"--in-chans {args.in_chans}: an image file gives 3 colours or 1 grey value")
     if args.find_lr and args.resume:
         parser.error(
-            "--find-lr tries learning rates from the start of a run; leave --resume away, and give "
+            "--find-lr tries learning rates from the start of a run; leave --resume out, and give "
             "another --tag"
         )
     if args.freeze and not (args.pretrained or args.resume):
@@ -122,10 +131,10 @@ def check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     if args.qat and (args.freeze or args.precise_bn or args.sync_bn or args.low_memory or args.amp):
         parser.error(
             "--qat trains the fused network, all of it, as int8 numbers kept in float32: leave "
-            "--freeze, --precise-bn, --sync-bn, --low-memory and --amp away"
+            "--freeze, --precise-bn, --sync-bn, --low-memory and --amp out"
         )
     if args.qat and args.drop_path:
-        parser.error("--qat trains the fused network, without --drop-path; leave that away")
+        parser.error("--qat trains the fused network, without --drop-path; leave that out")
     if args.nesterov and args.momentum == 0:
         parser.error("--nesterov needs a --momentum above 0")
     if args.nesterov and args.optimizer != "sgd":
@@ -144,7 +153,7 @@ def check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     if args.freeze and (args.agc or args.precise_bn):
         parser.error(
             "--freeze trains the classifier alone, which --agc leaves out, and keeps the "
-            "statistics that --precise-bn replaces; leave these away"
+            "statistics that --precise-bn replaces; leave these out"
         )
     _check_epochs(args, parser)
     for epoch in (*by_epoch.starts(args.crop_scale), args.epochs) if args.crop_scale else ():
@@ -152,6 +161,44 @@ def check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         if low > high:
             text = " ".join(f"{v:g}" if isinstance(v, float) else v for v in args.crop_scale[::-1])
             parser.error(f"--crop-scale takes the lower number first: --crop-scale {text}")
+
+
+# flags that have no effect alone, what they need, and whether it is there
+_NEEDS: list[tuple[str, str, Callable[[argparse.Namespace], bool]]] = [
+    ("distillation", "--teacher", lambda args: args.teacher is not None),
+    ("distillation_alpha", "--teacher", lambda args: args.teacher is not None),
+    ("distillation_temperature", "--teacher", lambda args: args.teacher is not None),
+    ("step_factor", "--schedule step", lambda args: args.schedule == "step"),
+    ("min_lr", "--schedule cosine", lambda args: args.schedule == "cosine"),
+    ("momentum", "--optimizer sgd", lambda args: args.optimizer == "sgd"),
+    ("mix_prob", "--mixup or --cutmix", lambda args: _mixes(args.mixup) or _mixes(args.cutmix)),
+    ("mix_switch_prob", "--mixup and --cutmix",
+     lambda args: _mixes(args.mixup) and _mixes(args.cutmix)),
+    ("erasing_mode", "--random-erasing", lambda args: any(by_epoch.values(args.random_erasing))),
+    ("erasing_count", "--random-erasing", lambda args: any(by_epoch.values(args.random_erasing))),
+    ("crop_scale", "--padding-crop 0",
+     lambda args: not any(by_epoch.values(args.padding_crop or 0))),
+]  # fmt: skip
+
+
+def _mixes(alpha: float | str) -> bool:
+    return any(by_epoch.values(alpha))
+
+
+def _check_effect(
+    args: argparse.Namespace, typed: set[str], parser: argparse.ArgumentParser
+) -> None:
+    """End the program where a typed flag has no effect for want of another, or of a lower value."""
+    for name, needed, is_there in _NEEDS:
+        if name in typed and not is_there(args):
+            flag = "--" + name.replace("_", "-")
+            parser.error(f"{flag} has an effect with {needed} only; give that, or leave {flag} out")
+    rate = args.lr * args.batch_size / 256
+    if args.schedule == "cosine" and args.min_lr > rate:
+        parser.error(
+            f"--min-lr {args.min_lr:g} is above the learning rate of {rate:g} at which the cosine "
+            f"begins (--lr {args.lr:g} x {args.batch_size}/256); give a lower one"
+        )
 
 
 def _check_epochs(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:

@@ -22,10 +22,10 @@ class NotFiniteError(Exception):
 
 
 def diverged(what: str, step: int, epoch: int, latest: Path) -> UserError:
-    """Return the error that a loss or a weight is not finite any more.
+    """Return the error that a loss, a weight or logits are not finite any more.
 
     Args:
-        what: "loss" or "weight".
+        what: what is not finite, as in "loss".
         step, epoch: when, the epoch counted from 1.
         latest: the last checkpoint, which may not exist yet.
     """

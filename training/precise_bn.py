@@ -25,7 +25,7 @@ def statistics(
 
     Args:
         model: the network whose weights the statistics are for.
-        batches: images float32 [N, 3, H, W].
+        batches: images float32 [N, C, H, W].
         workers: the processes whose batches count together, equally many in each.
 
     Raises UserError when there is no batch.

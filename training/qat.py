@@ -36,7 +36,7 @@ MOMENTUM = 0.99  # weight of the old ranges at each step
 
 
 class FakeQuantized(M.Module):
-    """The int8 form of a network, computed in float: images [N, 3, H, W] -> logits [N, classes].
+    """The int8 form of a network, computed in float: images [N, C, H, W] -> logits [N, classes].
 
     The parameters are those of `model`. In training mode it also notes the ranges of the
     activations, for `observe`.
@@ -92,7 +92,7 @@ class FakeQuantized(M.Module):
             self.ranges[name] = tuple((MOMENTUM * old + (1 - MOMENTUM) * new).tolist())
 
     def calibrate(self, batches: Iterable[np.ndarray], workers: Workers) -> None:
-        """Set the ranges to the mean of those that batches of images [N, 3, H, W] give."""
+        """Set the ranges to the mean of those that batches of images [N, C, H, W] give."""
         self.ranges = {}
         training = self.training
         self.train()

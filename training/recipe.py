@@ -33,7 +33,7 @@ def arguments(name: str, parser: argparse.ArgumentParser) -> list[str]:
     if not path.is_file():
         path = Path(name)
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError):
         raise UserError(
             f"there is no recipe {name!r}; give a file or one of {', '.join(names())}"

@@ -52,9 +52,9 @@ class RunOptions:
         1,
         at_least=1,
         metavar="N",
-        help="worker processes on this host, which share each batch: one per GPU (not tested), "
-        "or CPU workers joined by MPI where there is no GPU; within an mpiexec of your own, its "
-        "processes are the workers",
+        help="number of worker processes on this host, which share each batch: one per GPU (not "
+        "tested), or CPU workers joined by MPI where there is no GPU; within an mpiexec of your "
+        "own, its processes are the workers",
     )
     tag: str | None = setting(None, help="name of the run (default: date and time)")
     resume: str | None = setting(
@@ -154,8 +154,8 @@ class RunOptions:
         500,
         at_least=0,
         metavar="STEPS",
-        help="steps between saves of latest.pkl, which every epoch ends with too; 0: after epochs "
-        "only",
+        help="number of steps from one save of latest.pkl to the next, beside that after each "
+        "epoch; with 0, only that",
     )
     keep: int = setting(
         0,
@@ -164,15 +164,18 @@ class RunOptions:
         help="keep the weights of the best K and of the last K epochs as epoch-N.pkl, beside "
         "best.pkl and latest.pkl",
     )
-    print_freq: int = setting(20, at_least=1, metavar="STEPS", help="steps between log lines")
+    print_freq: int = setting(
+        20, at_least=1, metavar="STEPS", help="number of steps from one log line to the next"
+    )
     val_batch_size: int = setting(
-        100, at_least=1, metavar="IMAGES", help="images per batch in validation"
+        100, at_least=1, metavar="IMAGES", help="number of images in a batch of the validation"
     )
     workers: int = setting(
         2,
         at_least=0,
         metavar="N",
-        help="processes that decode and augment images; 0: none but this one",
+        help="number of processes that decode and augment images; with 0, the training process "
+        "does",
     )
     stall_timeout: float = setting(
         120.0,
@@ -250,6 +253,6 @@ class RunOptions:
     find_lr: bool = setting(
         False,
         group="instead of training",
-        help="try learning rates from very small to too large on 100 steps, write find_lr.csv and "
-        "find_lr.png, suggest one and exit",
+        help="train 100 steps with learning rates from very small to too large, write find_lr.csv "
+        "and find_lr.png, print the best one and exit",
     )

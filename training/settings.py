@@ -29,13 +29,13 @@ class Settings:
     epochs: int = setting(
         defaults={"": 120, "digits": 12, "--qat": 3},
         at_least=1,
-        help="passes over the training data",
+        help="number of passes over the training data",
     )
     batch_size: int = setting(
         defaults={"": 256, "digits": 64},
         at_least=1,
         metavar="IMAGES",
-        help="images per step, over all workers together",
+        help="number of images in a step, over all workers together",
     )
     lr: float = setting(
         defaults={"": 0.1, "adamw": 5e-4},

@@ -36,7 +36,7 @@ class Teacher:
         self.shift = ((mean - own_mean) / own_std).astype(np.float32).reshape(-1, 1, 1)
 
     def convert(self, images: np.ndarray) -> np.ndarray:
-        """Return images [N, 3, H, W] in the colour order and normalization of the teacher."""
+        """Return images [N, C, H, W] in the colour order and normalization of the teacher."""
         if self.flip:
             images = images[:, ::-1]
         return images * self.scale + self.shift

@@ -63,14 +63,11 @@ def run(work: Work, count: int, hosts: Hosts, timeout: float, advice: str) -> in
     return status
 
 
-def _share_cores(workers: int) -> None:
-    """Let each of the workers on this host compute with its share of the cores.
-
-    Where mpiexec has bound them to some, these are theirs alone.
-    """
-    cores = len(os.sched_getaffinity(0))
-    if cores == os.cpu_count():
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // workers)))
+def _share_cores(sharers: int) -> None:
+    """Let this process compute with its share of the cores that `sharers` workers run on."""
+    if sharers > 1:
+        threads = max(1, len(os.sched_getaffinity(0)) // sharers)
+        os.environ.setdefault("OMP_NUM_THREADS", str(threads))
 
 
 class _Worker:
@@ -104,7 +101,7 @@ class _Worker:
         shared_memory.remove_left_over()
         mpi_environment.check_connection()
         workers = MPI()
-        _share_cores(workers.local_size)
+        _share_cores(workers.sharers)
         mpi_environment.check(workers.size, count)
         self._mpi = workers
         self.name = workers.name(workers.rank)
@@ -138,7 +135,7 @@ class _Worker:
         if count > task.size or self._hosts.count > 1:
             raise UserError(
                 f"Slurm has started the {task.size} workers, which --ngpus {count} and "
-                f"--world-size {self._hosts.count} contradict; leave both away"
+                f"--world-size {self._hosts.count} contradict; leave both out"
             )
         if environment.gpu_count() == 0:
             raise UserError(
@@ -196,7 +193,7 @@ class _Worker:
         MPI's abort discards what mpiexec has not read yet, so the pipes are waited for.
         """
         self._ending.acquire()  # and never released: there is one end, and one reason
-        line = reason + self._advice * self.workers.under_way
+        line = reason + (self._advice if self.workers.under_way else "")
         if self._note is not None:
             self._write(f"{status}\n{line}")
         else:

@@ -108,3 +108,16 @@ def test_split_and_names_in_any_encoding(train, command, image_folder, tmp_path)
     assert len(list((tmp_path / "labelled").iterdir())) == 2
     answer = json.loads(command(*usual, "--json")[1])
     assert {row["image"] for row in answer["images"]} == {*names}
+
+
+def test_classes_that_one_part_lacks(train, image_folder, tmp_path):
+    data = image_folder(train=4, val=2)
+    shutil.rmtree(data / "val/plum")
+    status, output, _ = train(data, "--tag", "a")
+    assert status == 0
+    assert "warning: no validation image is of 1 of the 3 classes: plum\n" in output
+    os.rename(data / "val/pear", data / "val/fox")
+    status, _, error = train(data, "--tag", "b")
+    assert status == 2
+    assert "have the class 'fox', which the training images lack; add training images" in error
+    assert not (tmp_path / "runs/RepVGGA0/b").exists()

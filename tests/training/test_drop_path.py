@@ -104,4 +104,4 @@ def test_drop_path_from_the_command_line(train, tmp_path):
     assert (weights["none"] != weights["half"]).any()
     assert (weights["half"] != weights["again"]).any()
     status, _, err = train("b", "--arch", "RepVGGA0", "--drop-path", 0.1)
-    assert status == 2 and "RepVGGA0 is trained without; leave it away" in err
+    assert status == 2 and "RepVGGA0 is trained without; leave it out" in err

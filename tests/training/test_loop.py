@@ -20,6 +20,7 @@ from training.run_folder import RunFolder
 from training.settings import Settings
 from training.signals import Interrupted
 from training.teacher import Teacher
+from utils import UserError
 from weights import checkpoint
 
 AFFINE = Augmentation(affine=True)
@@ -181,3 +182,36 @@ def test_a_two_headed_network_learns_from_both(tmp_path, rng):
             if not np.array_equal(before[f"{head}.linear.weight"], after[f"{head}.linear.weight"])
         }
         assert heads == moves
+
+
+def test_a_network_that_overflows_in_validation_is_never_the_best(tiny, tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (24, 32, 32, 3), np.uint8)
+    data = Dataset("noise", images, np.arange(24) % 10, list("0123456789"), AFFINE)
+    loaders = [Loader(data, PREPROCESSING, 12, workers=1) for _ in range(2)]
+    model, folder = tiny(), RunFolder(tmp_path)
+    settings = Settings(epochs=1, batch_size=12, lr=0.1)
+    trainer = Trainer(Network(model), Data(*loaders), settings, Run(folder))
+    train_step = trainer.train_step
+
+    def overflow(*arguments):
+        train_step(*arguments)
+        if trainer.step == 2:  # the last one
+            model.linear.bias[3] = np.float32("inf")
+
+    monkeypatch.setattr(trainer, "train_step", overflow)
+    with pytest.raises(UserError, match="logits of 24 validation images became infinite .*step 1 "):
+        trainer.fit()
+    assert not folder.best.exists() and not folder.latest.exists()
+
+
+def test_running_statistics_that_overflow_are_not_saved(train, monkeypatch):
+    save = Trainer.save
+
+    def overflow(trainer):
+        trainer.model.stage0.dense.bn.running_var[:, 3] = np.float32("inf")
+        save(trainer)
+
+    monkeypatch.setattr(Trainer, "save", overflow)
+    with pytest.raises(UserError, match="state of the network became infinite"):
+        train()

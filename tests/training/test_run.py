@@ -333,7 +333,9 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(stra
     status, out = finish("train.py", *flags, "--lr", "1e30", "--warmup-epochs", "0")
     assert status == 2
     last = out.splitlines()[-1]
-    assert re.search(r"error: the (loss|weight) became infinite or not a number at step \d+", last)
+    assert re.search(
+        r"error: the (loss|state of the network) became infinite or not a number at step \d+", last
+    )
     assert "Traceback" not in out
     latest = tmp_path / "RepVGGA0" / "d" / "latest.pkl"
     if latest.exists():
@@ -359,12 +361,19 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(stra
         (["--optimizer", "lamb"], "invalid choice: 'lamb' (choose from 'sgd', 'adamw')"),
         (["--accumulate", "65"], "--accumulate 65 is more than the 64 images"),
         (["--schedule", "step"], "--schedule step and --milestones"),
+        (["--step-factor", "0.1"], "--step-factor has an effect with --schedule step only"),
+        (["--distillation", "hard"], "--distillation has an effect with --teacher only"),
+        (["--mixup", "0.2", "--mix-switch-prob", "0"], "has an effect with --mixup and --cutmix"),
+        (["--crop-scale", "0.5", "1", "--padding-crop", "4"], "with --padding-crop 0 only"),
+        (["--min-lr", "0.03"], "--min-lr 0.03 is above the learning rate of 0.025"),
+        (["--tag", "../other"], "--tag ../other is no folder in"),
+        (["--tag", "."], "--tag . is no folder in"),
         (["--milestones", "3"], "--schedule step and --milestones"),
         (
             ["--schedule", "step", "--milestones", "3", "30", "--epochs", "20"],
             "--milestones 30 is never reached in --epochs 20",
         ),
-        (["--find-lr", "--resume", "auto"], "leave --resume away"),
+        (["--find-lr", "--resume", "auto"], "leave --resume out"),
         (["--crop-scale", "0.08..0.9", "0.5"], "--crop-scale takes the lower number first"),
         (["--warmup-lr", "0.1", "--warmup-epochs", "0"], "--warmup-lr needs --warmup-epochs"),
         (["--freeze", "--pretrained", "a.pkl", "--agc", "0.01"], "which --agc leaves out"),
