@@ -3,8 +3,8 @@
 
 Both forms are compared on random images, and again in float64 where float32 shows a difference.
 Every batch norm and every weight is random too, so that an error in any part of the fusion shows.
-Each kind of block is verified alone, then whole networks. With `--model` it is a checkpoint, with
-its own weights.
+Each kind of block is verified alone, then whole networks. With --model, a checkpoint is verified
+instead, with its own weights.
 """
 
 from __future__ import annotations
@@ -83,62 +83,87 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def comparisons(args: argparse.Namespace) -> Iterator[tuple[str, equivalence.Equivalence]]:
     """Compare both forms of every block and network that the arguments name: (name, result)."""
+    if args.model:
+        yield of_checkpoint(args)
+    else:
+        yield from of_blocks()
+        for name in args.arch:
+            yield of_network(name, args.size)
+
+
+def of_checkpoint(args: argparse.Namespace) -> tuple[str, equivalence.Equivalence]:
+    """Compare both forms of the checkpoint of --model, and print how its images are prepared."""
+    from tqdm import tqdm
+
+    import weights
+    from weights import catalog, checkpoint, preprocessing
+
+    arch = args.arch[0] if args.arch else None
+    saved = checkpoint.read(
+        catalog.locate(args.model),
+        arch,
+        entry=args.entry,
+        stated=preprocessing.of_flags(args),
+        color_matters=False,
+    )
+    if not args.json:
+        for line in preprocessing.lines(saved.preprocessing, saved.classes, saved.origins):
+            tqdm.write(line)
+    network = weights.load(saved, arch, deploy=False, classifier=False)
+    size = args.size or max(saved.preprocessing.size, network.check_size)
+    warn_of_small(network, size)
+    batch = BATCH if network.check_size <= SIZE else LARGE_BATCH
+    return network.arch, compare(network, random_images(batch, network.in_chans, size))
+
+
+def of_blocks() -> Iterator[tuple[str, equivalence.Equivalence]]:
+    """Compare both forms of each kind of block on random maps."""
     import models
     from models import equivalence
 
     import numpy as np
-    from tqdm import tqdm
 
-    import weights
-    from deployment import float64
-    from weights import catalog, checkpoint, preprocessing
-
-    rng = np.random.default_rng(0)
-
-    def random_images(size: int, channels: int = 3, batch: int = BATCH) -> np.ndarray:
-        return rng.standard_normal((batch, channels, size, size)).astype(np.float32)
-
-    def compare(network: M.Module, images: np.ndarray) -> equivalence.Equivalence:
-        return float64.confirmed(equivalence.compare(network, images), network, images[:1])
-
-    if args.model:
-        arch = args.arch[0] if args.arch else None
-        trained = checkpoint.read(
-            catalog.locate(args.model),
-            arch,
-            entry=args.entry,
-            stated=preprocessing.of_flags(args),
-            color_matters=False,
-        )
-        if not args.json:
-            for line in preprocessing.lines(
-                trained.preprocessing, trained.classes, trained.origins
-            ):
-                tqdm.write(line)
-        network = weights.load(trained, arch, deploy=False, classifier=False)
-        size = args.size or max(trained.preprocessing.size, network.check_size)
-        warn_of_small(network, size)
-        batch = BATCH if network.check_size <= SIZE else LARGE_BATCH
-        yield network.arch, compare(network, random_images(size, network.in_chans, batch))
-        return
-    images = random_images(args.size or SIZE)
     for name, (block, config) in models.BLOCKS.items():
         channels = config.get("in_channels") or config["channels"]
-        side = max(14, config.get("kernel_size", 0) + 1)
-        maps = rng.standard_normal((BATCH, channels, side, side))
+        maps = random_images(BATCH, channels, max(14, config.get("kernel_size", 0) + 1))
         # some variances are so small that an epsilon shows in a batch norm of the maps themselves
-        maps = (maps * 10 ** rng.uniform(-2, 0, (channels, 1, 1))).astype(np.float32)
+        scale = 10 ** np.random.default_rng(0).uniform(-2, 0, (channels, 1, 1))
+        maps = (maps * scale).astype(np.float32)
         network = block(**config)
         equivalence.randomize(network, maps)
         yield name, equivalence.compare(network, maps)
-    for name in args.arch:
-        network = models.create(name)
-        shown = images
-        if not args.size and network.check_size > SIZE:
-            shown = random_images(network.check_size, batch=LARGE_BATCH)
-        warn_of_small(network, shown.shape[2])
-        equivalence.randomize(network, shown)
-        yield name, compare(network, shown)
+
+
+def of_network(name: str, size: int | None) -> tuple[str, equivalence.Equivalence]:
+    """Compare both forms of a network with random weights; without a size, at one that suffices."""
+    import models
+    from models import equivalence
+
+    network = models.create(name)
+    is_large = size is None and network.check_size > SIZE
+    batch = LARGE_BATCH if is_large else BATCH
+    side = size or max(SIZE, network.check_size)
+    warn_of_small(network, side)
+    images = random_images(batch, network.in_chans, side)
+    equivalence.randomize(network, images)
+    return name, compare(network, images)
+
+
+def random_images(batch: int, channels: int, size: int) -> np.ndarray:
+    """Return float32 [batch, channels, size, size] of a normal distribution, always the same."""
+    import numpy as np
+
+    shape = batch, channels, size, size
+    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+
+
+def compare(network: M.Module, images: np.ndarray) -> equivalence.Equivalence:
+    """Compare both forms of a network, in float64 where they differ in float32."""
+    from models import equivalence
+
+    from deployment import float64
+
+    return float64.confirmed(equivalence.compare(network, images), network, images[:1])
 
 
 def warn_of_small(network: M.Module, size: int) -> None:

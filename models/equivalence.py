@@ -116,16 +116,26 @@ def compare(model: M.Module, images: np.ndarray, consume: bool = False) -> Equiv
         after = _outputs(deployed, images)
     with np.errstate(invalid="ignore"):  # infinite logits: the errors are then NaN
         error = np.abs(before - after).max()
-        relative_error = error / np.abs(before).max()
+        relative_error = error / np.abs(before).max() if error else error
     pooled_before, pooled_after = (y.reshape(*y.shape[:2], -1).mean(2) for y in (before, after))
     return Equivalence(
         train_parameters=train_parameters,
         deploy_parameters=_parameters(deployed),
         max_abs_error=float(error),
         relative_error=float(relative_error),
-        argmax_agreement=float((pooled_before.argmax(1) == pooled_after.argmax(1)).mean()),
+        argmax_agreement=agreement(pooled_before, pooled_after),
         batch_norms_left=sum("BatchNorm" in type(m).__name__ for m in deployed.modules()),
     )
+
+
+def agreement(some: np.ndarray, others: np.ndarray) -> float:
+    """Return the fraction of the rows of logits [N, classes] with the same class in both.
+
+    Of a single class, the sign of its logit counts: whether its probability is above a half.
+    """
+    if some.shape[1] == 1:
+        return float(((some > 0) == (others > 0)).mean())
+    return float((some.argmax(1) == others.argmax(1)).mean())
 
 
 @contextmanager

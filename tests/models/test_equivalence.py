@@ -203,3 +203,19 @@ def test_verify_expands_a_pattern_of_qa_variants():
 def test_verify_refuses_an_unknown_name(command):
     status, _, err = command("verify", "--arch", "RepVGGZ")
     assert status == 2 and "unknown architecture 'RepVGGZ'; the nearest names are" in err
+
+
+def test_a_classifier_of_zeros_is_equal(tiny, images):
+    model = tiny()
+    equivalence.randomize(model, images)
+    for parameter in model.linear.parameters():
+        parameter._reset(mge.Tensor(np.zeros(parameter.shape, np.float32)))
+    found = equivalence.compare(model, images)
+    assert found.holds and found.relative_error == 0
+
+
+def test_one_class_agrees_by_its_sign():
+    logits = np.array([[1.0], [-2.0], [3.0], [-4.0]])
+    assert equivalence.agreement(logits, logits) == 1
+    assert equivalence.agreement(logits, -logits) == 0
+    assert equivalence.agreement(logits, logits - 2) == 0.75

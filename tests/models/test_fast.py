@@ -720,7 +720,7 @@ def assert_said_once(environment, reason):
         env={**os.environ, **environment},
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, "False False\n")
-    said = f"training without compiled programs, which are faster: {reason}"
+    said = f"training uses REPARAM_CPU=matmul, which is slower than fast: {reason}"
     assert done.stderr.startswith(said)
     assert len(done.stderr.splitlines()) == 1
 

@@ -12,7 +12,9 @@ from . import memory
 from .program import Program
 from .writer import Writer
 
-_KEPT = 2  # traces of a model, and idle programs of each; a program has memory for all its maps
+# a program has memory for all its maps
+_TRACES = 2  # of a model, whose programs are kept
+_IDLE = 2  # programs of a trace that are kept
 
 
 class Programs:
@@ -44,7 +46,7 @@ class Programs:
 
     def release(self, program: Program) -> None:
         """Take back a program, to be used again unless there are others already."""
-        if len(self._idle) < _KEPT:
+        if len(self._idle) < _IDLE:
             self._idle.append(program)
 
 
@@ -57,6 +59,6 @@ def programs_of(model: M.Module, trace: Trace, input_gradient: bool) -> Programs
     recent = _recent.setdefault(model, OrderedDict())
     programs = recent.pop(key, None) or Programs(trace, input_gradient, model.training)
     recent[key] = programs
-    if len(recent) > _KEPT:
+    if len(recent) > _TRACES:
         recent.popitem(last=False)
     return programs

@@ -1,7 +1,7 @@
 """A convolution of a traced network and its gradients, written down as records.
 
-oneDNN computes most of them; own loops and matrix products take the place of its slow ones, as
-does winograd.py.
+oneDNN computes most convolutions. Where it is slow, loops of depthwise_kernels.py or matrix
+products take its place; winograd.py takes the place of wide 3x3 ones.
 """
 
 from __future__ import annotations

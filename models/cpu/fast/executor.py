@@ -42,11 +42,6 @@ class Code(IntEnum):
 
 
 WIDTH = 14
-# as integers, which is what compiled code takes
-(_EXECUTE, _HANDLE, _STATISTICS, _COEFFICIENTS, _COMBINE, _SUMS, _INPUTS, _ADD, _COPY,
- _POOL, _POOL_GRADIENT, _SCALE, _SCALE_GRADIENT,
- _BROADCAST, _SUM_ROWS, _REPEAT, _REPEAT_GRADIENT, _DEPTHWISE, _DEPTHWISE_DATA,
- _DEPTHWISE_WEIGHTS, _PATCHES, _TO_TILES, _FROM_TILES) = map(int, Code)  # fmt: skip
 
 
 @intrinsic
@@ -92,58 +87,58 @@ def run(records, slots, execute, set_handle, stream):
             v = records[i, j]
             a[j] = v if v >= 0 else slots[-v - 1]
         code = a[0]
-        if code == _EXECUTE:
+        if code == Code.EXECUTE:
             failures += _call(execute, a[1], stream, a[2], a[3]) != 0
-        elif code == _HANDLE:
+        elif code == Code.HANDLE:
             failures += _call(set_handle, a[1], a[2], 0, 0) != 0
-        elif code == _STATISTICS:
+        elif code == Code.STATISTICS:
             norm_kernels.statistics(a[1], a[2], a[3], a[4])
-        elif code == _COEFFICIENTS:
+        elif code == Code.COEFFICIENTS:
             norm_kernels.coefficients(
                 a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], _float(a[10]), _float(a[11]),
                 a[12],
             )  # fmt: skip
-        elif code == _COMBINE:
+        elif code == Code.COMBINE:
             norm_kernels.combine(a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9])
-        elif code == _SUMS:
+        elif code == Code.GRADIENT_SUMS:
             norm_kernels.gradient_sums(a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10])
-        elif code == _INPUTS:
+        elif code == Code.GRADIENT_INPUTS:
             norm_kernels.gradient_inputs(
                 a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10], a[11]
             )
-        elif code == _ADD:
+        elif code == Code.ADD:
             map_kernels.add(a[1], a[2], a[3], a[4])
-        elif code == _COPY:
+        elif code == Code.COPY:
             map_kernels.copy(a[1], a[2], a[3])
-        elif code == _POOL:
+        elif code == Code.POOL:
             map_kernels.pool(a[1], a[2], a[3], a[4], a[5])
-        elif code == _POOL_GRADIENT:
+        elif code == Code.POOL_GRADIENT:
             map_kernels.pool_gradient(a[1], a[2], a[3], a[4], a[5])
-        elif code == _SCALE:
+        elif code == Code.SCALE:
             map_kernels.scale(a[1], a[2], a[3], a[4], a[5], a[6])
-        elif code == _SCALE_GRADIENT:
+        elif code == Code.SCALE_GRADIENT:
             map_kernels.scale_gradient(a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8])
-        elif code == _BROADCAST:
+        elif code == Code.BROADCAST:
             map_kernels.broadcast(a[1], a[2], a[3], a[4])
-        elif code == _SUM_ROWS:
+        elif code == Code.SUM_ROWS:
             map_kernels.sum_rows(a[1], a[2], a[3], a[4])
-        elif code == _REPEAT:
+        elif code == Code.REPEAT:
             depthwise_kernels.repeat(a[1], a[2], a[3], a[4], a[5])
-        elif code == _REPEAT_GRADIENT:
+        elif code == Code.REPEAT_GRADIENT:
             depthwise_kernels.repeat_gradient(a[1], a[2], a[3], a[4], a[5])
-        elif code == _DEPTHWISE:
+        elif code == Code.DEPTHWISE:
             depthwise_kernels.forward(a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10])
-        elif code == _DEPTHWISE_DATA:
+        elif code == Code.DEPTHWISE_DATA:
             depthwise_kernels.data_gradient(
                 a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10]
             )
-        elif code == _PATCHES:
+        elif code == Code.PATCHES:
             map_kernels.patches(a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9])
-        elif code == _TO_TILES:
+        elif code == Code.TO_TILES:
             winograd_kernels.to_tiles(a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9])
-        elif code == _FROM_TILES:
+        elif code == Code.FROM_TILES:
             winograd_kernels.from_tiles(a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9])
-        elif code == _DEPTHWISE_WEIGHTS:
+        elif code == Code.DEPTHWISE_WEIGHTS:
             depthwise_kernels.weight_gradient(
                 a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10]
             )

@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 import tempfile
+from fnmatch import fnmatch
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -44,7 +45,7 @@ def load() -> ctypes.CDLL:
     config: Any = numba.config
     if not Path(config.CACHE_DIR).is_dir():
         print(
-            "compiling what training computes with, once for this processor: a minute",
+            "compiling the training loops for this processor, once: about a minute",
             file=sys.stderr,
         )
     return onednn
@@ -97,8 +98,8 @@ def _cache_folder() -> Path:
                     os.replace(copy, users)
     except (OSError, RuntimeError) as error:
         raise NotAvailable(
-            f"there is no folder to keep them in ({error}); set XDG_CACHE_HOME to one that can be "
-            "written"
+            f"there is no folder for compiled code ({error}); "
+            "set XDG_CACHE_HOME to one that can be written"
         ) from None
     if not os.access(users.parent, os.W_OK):
         raise NotAvailable(
@@ -142,13 +143,13 @@ def versions() -> dict[str, str]:
 
 
 def _file_of(package: str, name: str) -> Path:
-    """Return the file called `name` of an installed package. Raises NotAvailable without one."""
+    """Return a package's file whose name matches a pattern. Raises NotAvailable without one."""
     try:
         files = metadata.files(package) or []
     except metadata.PackageNotFoundError:
         raise NotAvailable(f"{package} is not installed") from None
     for file in files:
-        if file.name == name or (name.endswith("*") and file.name.startswith(name[:-1])):
+        if fnmatch(file.name, name):
             return Path(file.locate()).resolve()
     raise NotAvailable(f"{package} has no {name}")
 

@@ -10,9 +10,10 @@ import numpy as np
 
 @dataclass(eq=False)
 class Buffer:
-    """Memory within a program, in floats; its address is known when all records are."""
+    """Memory within a program, whose place is known when all records are."""
 
-    size: int
+    size: int  # in floats
+    offset: int = 0  # from the start of the program's memory, in floats
     address: int = 0
     first: int = -1  # positions of the records that use it, of both passes in a row
     last: int = -1
@@ -49,6 +50,7 @@ Argument = int | Place | Addresses
 
 
 def buffers_of(arguments: Sequence[Argument]) -> Iterator[Buffer]:
+    """Yield the buffers among the arguments, also those of parts and of lists of addresses."""
     for argument in arguments:
         if isinstance(argument, Buffer):
             yield argument
@@ -71,11 +73,11 @@ def arrange(buffers: list[Buffer]) -> int:
         offset = 0
         for other in placed:  # sorted by offset
             if other.first <= buffer.last and buffer.first <= other.last:
-                if offset + size <= other.address:
+                if offset + size <= other.offset:
                     break
-                offset = max(offset, other.address + -(-other.size // 16) * 16)
-        buffer.address = offset
+                offset = max(offset, other.offset + -(-other.size // 16) * 16)
+        buffer.offset = offset
         placed.append(buffer)
-        placed.sort(key=lambda b: b.address)
+        placed.sort(key=lambda b: b.offset)
         total = max(total, offset + size)
     return total

@@ -20,8 +20,7 @@ class Program:
     those that are no longer needed.
 
     Args:
-        written: what it computes, which no other program has.
-
+        written: records of the network; a writer is for one program.
     """
 
     def __init__(self, written: Writer):
@@ -68,7 +67,7 @@ class Program:
         size = arrange(list(buffers))
         self._arena, start = aligned(size, 4096)
         for buffer in buffers:
-            buffer.address = start + 4 * buffer.address
+            buffer.address = start + 4 * buffer.offset
 
     def _value(self, argument: Argument) -> int:
         if isinstance(argument, Slot):

@@ -31,7 +31,9 @@ def available() -> bool:
         from . import momentum, network  # noqa: F401  (what they need is compiled now, or read)
     except Exception as reason:  # numba's of a damaged cache are of many kinds
         line = " ".join(str(reason).split())
-        print(f"training without compiled programs, which are faster: {line}", file=sys.stderr)
+        print(
+            f"training uses REPARAM_CPU=matmul, which is slower than fast: {line}", file=sys.stderr
+        )
         return False
     return True
 
