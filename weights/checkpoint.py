@@ -105,8 +105,8 @@ def of_model(
         validity.check(vars(checkpoint))
     except (TypeError, AttributeError, ValueError) as error:
         raise ValueError(
-            f"a checkpoint of this {model.arch} could not be read back ({error}); set what it says "
-            "right, or save its state_dict()"
+            f"a checkpoint of this {model.arch} could not be read back ({error}); correct what "
+            "the message names, or save the state_dict() alone"
         ) from None
     return checkpoint
 

@@ -66,7 +66,7 @@ def text(report: dict[str, Any]) -> str:
     ]
     # names are those of the file, which may hold what a terminal would obey
     return "\n".join(
-        f"note: {shown(value)}" if label == "note" else f"{label + ': ':14}{shown(value)}"
+        f"note: {shown(value)}" if label == "note" else f"{label + ': ':16}{shown(value)}"
         for label, value in lines
     )
 

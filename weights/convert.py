@@ -170,6 +170,11 @@ def recognize(
     attempt = next(attempt for attempt in attempts if attempt.network is network)
     renaming = network.renaming
     assert_numbers(renaming.tensors, path)
+    if whole := [key for key, value in renaming.tensors.items() if value.dtype.kind in "biu"]:
+        raise ConversionError(
+            f"{path} has weights of whole numbers, as of a quantized network: {some(whole)}; give "
+            "the float weights"
+        )
     note = None
     if stride is None:
         network, note = _with_stride(network, path)
@@ -199,7 +204,7 @@ def recognize(
         state_dict,
         taken.dropped + renaming.dropped,
         taken.name,
-        [other.name for other, _ in fitting if other is not taken],
+        [*dict.fromkeys(other.name for other, _ in fitting if other.name != taken.name)],
         attempt.colour_orders,
         note,
     )

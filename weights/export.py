@@ -69,6 +69,11 @@ def notes(checkpoint: Checkpoint, layout: str) -> list[str]:
             "the activation ranges of the quantization-aware training are not in this file; give "
             f"{checkpoint.path} itself to quantize.py"
         )
+    if "stride" in checkpoint.options:
+        said.append(
+            f"the network has a total stride of {checkpoint.options['stride']}, which the tensors "
+            "do not tell: other projects' code has 32, unless its strides are changed"
+        )
     if layout == "hf" and is_reversed_for_hub(checkpoint):
         said.append("as timm feeds RGB images, the first kernels take them in this folder")
     elif checkpoint.preprocessing.channels != 1:
@@ -84,8 +89,8 @@ def save_for_hub(checkpoint: Checkpoint, folder: str | PathLike) -> list[Path]:
     network for BGR, the input channels of the first kernels are exchanged, and a note of it in the
     metadata makes reading here exchange them back.
 
-    Raises ConversionError for an architecture or a total stride that timm lacks, and for the deploy
-    form, which timm cannot open from a folder.
+    Raises ConversionError for an architecture or a total stride that timm lacks, for the deploy
+    form, which timm cannot open from a folder, and where the folder has other files of these names.
     """
     published = catalog.published("timm", checkpoint.arch)
     if published is None:
@@ -128,10 +133,21 @@ def save_for_hub(checkpoint: Checkpoint, folder: str | PathLike) -> list[Path]:
     config = json.dumps(_config(shown, published.name), indent=2) + "\n"
     card = model_card.write(shown, published)
     files = [folder / name for name in ("config.json", "model.safetensors", "README.md")]
-    write_atomically(files[0], lambda file: file.write(config.encode()))
+    _assert_replaceable(files[0], '"architecture"')
+    _assert_replaceable(files[2], "library_name: timm")
     _save_safetensors(exported, metadata, files[1])
+    write_atomically(files[0], lambda file: file.write(config.encode()))
     write_atomically(files[2], lambda file: file.write(card.encode()))
     return files
+
+
+def _assert_replaceable(file: Path, mark: str) -> None:
+    """Raise ConversionError for an existing file without the mark of those that timm reads."""
+    if file.exists() and mark.encode() not in file.read_bytes():
+        raise convert.ConversionError(
+            f"{file} is there already, and is not of a model for timm; give --save-dir a folder "
+            "of its own"
+        )
 
 
 def is_reversed_for_hub(checkpoint: Checkpoint) -> bool:

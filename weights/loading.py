@@ -112,7 +112,8 @@ def load_state(model: M.Module, state_dict: Tensors, path: str | PathLike) -> No
     """Copy a state dict into a network made by `models.create`.
 
     Raises CheckpointError, naming `path`, unless the state dict has just the tensors of the
-    network, in shapes that fit.
+    network, in shapes that fit, and no variance is negative and every number finite: a ReLU may
+    hide those that are not.
     """
     shapes = models.state_shapes(model)
     if problems := misfits(state_dict, shapes):
@@ -120,6 +121,12 @@ def load_state(model: M.Module, state_dict: Tensors, path: str | PathLike) -> No
             f"{path} does not fit {model.arch} with {model.num_classes} classes: {problems[0]}"
             + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else "")
         )
+    for key, value in state_dict.items():
+        if not np.isfinite(value).all() or (key.endswith("running_var") and value.min() < 0):
+            raise CheckpointError(
+                f"{path} cannot be used: {key} holds numbers that are not finite, or negative "
+                "variances; give a checkpoint of a training that did not diverge"
+            )
 
     def next_tensor(key: str, _: mge.Tensor) -> np.ndarray:
         mge._full_sync()  # otherwise all of them wait in MegEngine's queue as copies

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from . import catalog
 from .checkpoint import OURS, Checkpoint
@@ -102,6 +104,12 @@ def _numbers(values: tuple[float, ...]) -> str:
     return " ".join(f"{value:g}" for value in values)
 
 
+def _without_folders(value: Any) -> str:
+    """Return a value as text, of a path its last part: a card is published, and folders are not."""
+    text = str(value)
+    return text if "://" in text else re.sub(r"[^\s:]*/(?=[^\s/])", "", text.rstrip("/"))
+
+
 def _run_record(checkpoint: Checkpoint) -> dict[str, str]:
     """Return sentences about the run of train.py whose checkpoint this is, as far as it is one.
 
@@ -116,7 +124,7 @@ def _run_record(checkpoint: Checkpoint) -> dict[str, str]:
         arguments = json.loads((folder / "run.json").read_text())["arguments"]
         given = {name: arguments.get(name) for name in _ARGUMENTS}
         record["training"] = ", ".join(
-            f"{name.replace('_', ' ')} {value}"
+            f"{name.replace('_', ' ')} {_without_folders(value)}"
             for name, value in given.items()
             if value not in (None, "None")
         )

@@ -60,7 +60,13 @@ class Attempt:
 
     @property
     def colour_orders(self) -> set[str]:
-        """The colour orders of the layouts that the tensors may have, as far as these have one."""
+        """The colour orders of the layouts that the tensors may have, as far as these have one.
+
+        Both, where another framework than that of the layouts has written the tensors.
+        """
+        framework = _framework(self.entry)
+        if framework is not None and all(r.source.pytorch != framework for r in self.renamings):
+            return {"RGB", "BGR"}
         arch = self.network.arch if self.network is not None else "*"
         usual = [
             r.source.preprocessing for r in self.renamings if fnmatchcase(arch, r.source.archs)
@@ -113,19 +119,28 @@ class Search:
         return Attempt(entry, best, network)
 
 
-def _of_the_same_framework(renamings: list[Renaming], entry: Entry) -> list[Renaming]:
-    """Return the renamings of the framework that wrote an entry, where it shows and one is.
+def _framework(entry: Entry) -> bool | None:
+    """Return whether PyTorch has written an entry, or MegEngine; None where it does not show.
 
     Only PyTorch counts the batches of a batch norm, and only MegEngine has kernels with a dimension
-    for the groups and biases with four. Where neither shows, those of the likelier one come first.
+    for the groups and biases with four.
     """
     counts = any(key.endswith("num_batches_tracked") for key in entry.dropped)
     has_groups = any(
         tensor.ndim == 5 or (tensor.ndim == 4 and key.endswith(".bias"))
         for key, tensor in entry.tensors.items()
     )
-    if counts != has_groups:
-        same = [renaming for renaming in renamings if renaming.source.pytorch == counts]
+    return counts if counts != has_groups else None
+
+
+def _of_the_same_framework(renamings: list[Renaming], entry: Entry) -> list[Renaming]:
+    """Return the renamings of the framework that wrote an entry, where it shows and one is.
+
+    Where it does not show, those of the likelier one come first.
+    """
+    framework = _framework(entry)
+    if framework is not None:
+        same = [renaming for renaming in renamings if renaming.source.pytorch == framework]
         return same or renamings
     likelier = form_of(renamings[0].tensors) == "deploy"  # where MegEngine's biases would show
     return sorted(renamings, key=lambda renaming: renaming.source.pytorch != likelier)

@@ -101,7 +101,9 @@ def test_the_commands_follow(command, saved, tmp_path):
         "convert_pretrained_weight", "--origin-dir", saved, "--save-dir", grey, "--in-chans", 1
     )
     assert (status, err) == (0, "")
-    assert "input:        1 channel: stage0.dense.conv.weight, stage0.pointwise.conv.weight " in out
+    assert (
+        "input:          1 channel: stage0.dense.conv.weight, stage0.pointwise.conv.weight " in out
+    )
     assert command("verify", "--model", grey)[0] == 0
     photos = write_image_folder(tmp_path / "photos", train=6)
 

@@ -223,3 +223,33 @@ def test_a_folder_that_cannot_be_made_is_a_sentence(tmp_path):
         utils.write_atomically(tmp_path / "file" / "latest.pkl", lambda file: None)
     with pytest.raises(UserError, match="cannot save .*: File name too long"):
         utils.write_atomically(tmp_path / ("n" * 300), lambda file: None)
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [("stage1.0.dense.bn.running_var", -0.5), ("stage1.0.dense.bn.weight", np.nan),
+     ("linear.bias", np.inf)],
+)  # fmt: skip
+def test_weights_that_are_not_finite_are_refused_by_every_command(
+    command, network, image_folder, tmp_path, key, value
+):
+    """MegEngine's ReLU turns NaN into 0, so that the logits may look well."""
+    contents = checkpoint.of_model(network, Preprocessing(size=32), list("abcdefg"))
+    contents.state_dict[key] = np.array(contents.state_dict[key])
+    contents.state_dict[key].reshape(-1)[3] = value
+    path = tmp_path / "bad.pkl"
+    checkpoint.save(contents, path)
+    data = image_folder(classes=tuple("abcdefg"), train=2, val=1)
+    for name, *flags in (
+        ("verify", "--model", path),
+        ("predict", data / "val/a/0.jpg", "--model", path),
+        ("test", "--data", data, "--model", path, "--switch-deploy", 1),
+        ("export", "--model", path, "--out", tmp_path / "bad.onnx"),
+        ("quantize", "--model", path, "--calibration", data / "train"),
+        ("convert_pretrained_weight", "--origin-dir", path, "--save-dir", tmp_path / "new.pkl"),
+        ("train", "--data", data, "--pretrained", path, "--save", tmp_path / "runs"),
+    ):
+        status, _, err = command(name, *flags)
+        last = err.splitlines()[-1]
+        assert status == 2 and f"{key} holds numbers that are not finite" in last, (name, err)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["bad.pkl", "photos"]

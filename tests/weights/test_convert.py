@@ -140,12 +140,12 @@ def test_logits_agree_with_the_original_before_and_after_fusion(command, tmp_pat
     )
     assert status == 0, err
     form = "deploy" if "deploy" in case else "train"
-    assert f"architecture: {arch}, {form} form, 1000 classes" in out
+    assert f"architecture:   {arch}, {form} form, 1000 classes" in out
     if "repghost" in case:
         source_line = "repghost (ChengpengChen/RepGhost, or timm, whose keys are the same)"
     else:
         source_line = f"{source} ("
-    assert f"source:       {source_line}" in out and f"colour order: {colour}" in out
+    assert f"source:         {source_line}" in out and f"colour order:   {colour}" in out
     assert re.search(r"sha256: +[0-9a-f]{64}$", out.strip())
     saved = tmp_path / "out" / f"{arch}{'-deploy' if form == 'deploy' else ''}.pkl"
     assert str(saved) in out
@@ -227,7 +227,7 @@ def test_exported_and_converted_back_it_is_the_same_file(command, network, tmp_p
     assert status == 0, err
     (exported,) = (tmp_path / "exported").iterdir()
     assert exported.suffix == (".pkl" if layout in ("basecls", "port") else ".safetensors")
-    assert f"layout:       {layout}" in out
+    assert f"layout:         {layout}" in out
     back = tmp_path / "back.pkl"
     arguments = ["--origin-dir", exported, "--save-dir", back, "--source", layout, "--json"]
     status, out, _ = command("convert_pretrained_weight", *arguments)
@@ -673,3 +673,61 @@ def test_dingxiaoh_splits_stage_three():
     )
     backwards = [(ours, theirs) for theirs, ours in rules]
     assert translate("stage3.11.se.up.bias", backwards) == "stage3_first.blocks.11.post_se.up.bias"
+
+
+def test_files_of_others_in_a_folder_for_the_hub_are_kept(command, ours, tmp_path):
+    flags = ["--origin-dir", ours, "--export", "hf", "--save-dir", tmp_path / "project"]
+    (tmp_path / "project").mkdir()
+    for name, content in (("README.md", "# My project"), ("config.json", "{}")):
+        file = tmp_path / "project" / name
+        file.write_text(content)
+        status, _, err = command("convert_pretrained_weight", *flags)
+        assert status == 2 and f"{file} is there already" in err and file.read_text() == content
+        assert [*(tmp_path / "project").iterdir()] == [file]
+        file.unlink()
+    for _ in range(2):  # its own files are replaced
+        assert command("convert_pretrained_weight", *flags)[0] == 0
+
+
+def test_a_stride_that_the_tensors_do_not_tell_is_said(command, tmp_path):
+    model = models.create("RepVGGA0", 7, stride=16)
+    equivalence.randomize(
+        model, np.random.default_rng(0).standard_normal((2, 3, 32, 32), np.float32)
+    )
+    checkpoint.save(checkpoint.of_model(model, BASECLS), tmp_path / "a.pkl")
+    flags = ["--origin-dir", tmp_path / "a.pkl", "--save-dir", tmp_path / "b.safetensors"]
+    status, out, _ = command("convert_pretrained_weight", *flags, "--export", "repvgg")
+    assert status == 0 and "note:           the network has a total stride of 16, which" in out
+
+
+def test_a_file_of_pytorch_is_not_taken_for_baseclss(command, network, tmp_path):
+    """BaseCls's networks take BGR images; PyTorch's batch counters contradict it."""
+    tensors = convert.export(network.state_dict(), "RepVGGA0", "basecls")
+    tensors |= {key.replace("running_mean", "num_batches_tracked"): np.int64(9)
+                for key in [*tensors] if key.endswith("running_mean")}  # fmt: skip
+    np.savez(tmp_path / "a.npz", **{key: np.asarray(value) for key, value in tensors.items()})
+    flags = ["--origin-dir", tmp_path / "a.npz", "--save-dir", tmp_path / "b.pkl"]
+    status, _, err = command("convert_pretrained_weight", *flags)
+    assert status == 2 and "--color" in err
+    assert command("convert_pretrained_weight", *flags, "--color", "rgb")[0] == 0
+
+
+def test_whole_numbers_are_no_weights(command, network, tmp_path):
+    tensors = convert.export(network.state_dict(), "RepVGGA0", "timm")
+    key = "stem.conv_kxk.conv.weight"
+    as_safetensors(tmp_path / "a.safetensors", tensors | {key: tensors[key].astype(np.int8)})
+    flags = ["--origin-dir", tmp_path / "a.safetensors", "--save-dir", tmp_path / "b.pkl"]
+    status, _, err = command("convert_pretrained_weight", *flags)
+    assert status == 2 and "has weights of whole numbers" in err
+
+
+@pytest.mark.parametrize("name", ["a0.PKL", "a0.onnx", "a0.PTH"])
+def test_the_suffix_of_the_output_in_any_case(command, ours, tmp_path, name):
+    target = tmp_path / name
+    status, _, err = command(
+        "convert_pretrained_weight", "--origin-dir", ours, "--save-dir", target
+    )
+    if name == "a0.PKL":
+        assert status == 0 and target.is_file()
+    else:
+        assert status == 2 and "is written as .pkl" in err and not target.exists()

@@ -139,7 +139,9 @@ def test_images_of_384_pixels_are_not_cropped_and_the_report_says_what_the_sourc
         "--size", 384,
     )  # fmt: skip
     assert status == 0, err
-    assert "size:         384 (--size)" in out and "crop ratio:   1.0 (assumed: images of" in out
+    assert (
+        "size:           384 (--size)" in out and "crop ratio:     1.0 (assumed: images of" in out
+    )
     assert "note: DingXiaoH/RepLKNet-pytorch's own evaluation warps whole images to 384x384" in out
     assert checkpoint.read(tmp_path / "a.pkl").preprocessing.size == 384
     state = {"model": convert.export(state_of(network), "RepLKNet31B", "megengine")}

@@ -127,11 +127,11 @@ def test_the_golden_logits_of_a_network_for_cifar(command, tmp_path):
     status, out, err = command("convert_pretrained_weight", *flags)
     assert status == 0 and err == ""
     for line in (
-        "source:       chenyaofo (chenyaofo/pytorch-cifar-models)",
-        "architecture: RepVGGA0, stride=8, train form, 10 classes",
-        "mean:         125.307 122.961 113.858 (assumed: chenyaofo/pytorch-cifar-models's for "
+        "source:         chenyaofo (chenyaofo/pytorch-cifar-models)",
+        "architecture:   RepVGGA0, stride=8, train form, 10 classes",
+        "mean:           125.307 122.961 113.858 (assumed: chenyaofo/pytorch-cifar-models's for "
         "cifar10_repvgg_a0)",
-        "class names:  10, from 'airplane' on (assumed: chenyaofo/pytorch-cifar-models's for ",
+        "class names:    10, from 'airplane' on (assumed: chenyaofo/pytorch-cifar-models's for ",
     ):
         assert line in out
     found = checkpoint.read(tmp_path / "out" / "RepVGGA0-stride8.pkl")
