@@ -61,6 +61,8 @@ def main(argv: list[str] | None = None) -> int:
         batch, rate = frames_per_second(args.file, args.chip)
         print(f"{args.chip} bs{batch} fps:{rate}")
         return 0
+    for source in (args.labels, args.dump):
+        utils.assert_other_file(source, args.out, "OUT.json")
     result = score(args.dump, args.labels)
     utils.write_atomically(args.out, lambda file: file.write(json.dumps(result).encode()))
     for fact in result["value"]:

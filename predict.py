@@ -93,6 +93,8 @@ def main(argv: list[str] | None = None) -> int:
     for line in preprocessing.lines(net.preprocessing, net.classes, net.origins):
         print(line, file=sys.stderr)
     names = list(sources.expand(args.images))
+    for source in (path, *names) if args.csv else ():
+        utils.assert_other_file(source, args.csv, "--csv")
     with closing(reported(net, names, args)) as results:
         if args.csv:
             bad = write_csv(Path(args.csv), results, min(args.top, net.num_classes))
@@ -168,7 +170,7 @@ def _as_json(result: Result) -> dict[str, Any]:
 
 
 def _line(row: dict[str, Any]) -> str:
-    return f"  {row['probability']:7.2%}  {row['class']:4}  {row['name']}"
+    return f"  {row['probability']:7.2%}  {row['class']:4}  {utils.shown(row['name'])}"
 
 
 def _save(picture: np.ndarray, path: Path) -> None:

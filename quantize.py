@@ -10,8 +10,9 @@ ranges and weights of its training.
 Of a calibrated network, a chart beside the file (.png) shows the signal-to-quantization-noise ratio
 (SQNR) of every layer.
 
-With --max-drop or --min-sqnr, the fewest layers stay in float that hold this floor. They are chosen
-by measurements. If the floor cannot be held, nothing is written and the exit status is 1.
+With --max-drop or --min-sqnr, as few layers as possible are kept in float to stay within that
+limit. They are chosen by measurements. If it cannot be kept, nothing is written and the exit status
+is 1.
 """
 
 from __future__ import annotations
@@ -69,6 +70,14 @@ def main(argv: list[str] | None = None) -> int:
 def write_calibrated(args: argparse.Namespace, target: Path) -> int:
     """Quantize a float network with calibration images; write its file, its chart and a report."""
     photos = _calibration_files(args)
+    chart = target.with_suffix(".png")
+    for file in (target, chart):
+        if file.is_dir():
+            raise utils.UserError(
+                f"{file}, which is to be written, is a folder; give another --out"
+            )
+        for photo in photos:
+            utils.assert_other_file(photo, file, "--out")
     model, preprocessing, metadata = _read(args)
     test = _test_set(args, metadata)
     if test is not None:
@@ -122,7 +131,6 @@ def write_calibrated(args: argparse.Namespace, target: Path) -> int:
         noted["in_float"] = sorted(chosen.scheme.in_float)
     int8.metadata_props.add(key="quantization", value=json.dumps(noted))
     _write(int8, target, images, DIALECTS[args.target])
-    chart = target.with_suffix(".png")
     picture = report.chart(curves)
     write_atomically(chart, lambda file: file.write(picture))
     result = {
@@ -146,11 +154,13 @@ def write_calibrated(args: argparse.Namespace, target: Path) -> int:
 def _calibration_files(args: argparse.Namespace) -> list[ImageFile]:
     """Return the calibration images, and warn where they are few."""
     photos = calibration.files(args.calibration, args.images or IMAGES)
-    if len(photos) < FEW:
+    different = calibration.different(photos)
+    if different < FEW:
+        kind = "" if different == len(photos) else "different "
         print(
-            f"quantize.py: warning: {len(photos)} calibration images are few, and the ranges of "
-            f"the activations a matter of chance; give {FEW} or more, better 64, by --calibration "
-            "and --images",
+            f"quantize.py: warning: {different} {kind}calibration images are few, and the ranges "
+            f"of the activations a matter of chance; give {FEW} or more, better 64, by "
+            "--calibration and --images",
             file=sys.stderr,
         )
     return photos
@@ -260,6 +270,8 @@ def _target(args: argparse.Namespace) -> Path:
     """Return the file to write."""
     if args.out is None:
         model = Path(args.model)
+        if model.is_dir():
+            return Path(f"{model.resolve().name or 'model'}-int8.onnx")
         beside = model if model.is_file() else Path(model.name)
         return beside.with_name(f"{beside.stem}-int8.onnx")
     target = Path(args.out)

@@ -79,7 +79,7 @@ def _report(
     facts = {
         "network": f"{result['arch']}, {first['form']} form",
         "file": str(path),
-        "images": f"{dataset.name}{' ' * bool(dataset.split)}{dataset.split}: {first['total']}",
+        "images": f"{' '.join(filter(None, (dataset.name, dataset.split)))}: {first['total']}",
         "input": f"{given.size} px, {given.color}, {given.interpolation}, "
         f"crop ratio {given.crop_ratio:g}",
         **{key: str(result[key]) for key in ("labels", "tta", "among", "skipped") if key in result},

@@ -122,7 +122,7 @@ class Scorer:
         """Raise UserError for a score that means nothing."""
         if score.total == 0:
             raise UserError(
-                "none of the images could be read; leave --skip-bad-images away, and the first of "
+                "none of the images could be read; leave --skip-bad-images out, and the first of "
                 "them is named"
             )
         if score.not_finite:

@@ -120,7 +120,10 @@ def _convolutions_on_image(model: M.Module) -> list[Conv2d]:
 
     convolutions = [module for module in model.modules() if isinstance(module, Conv2d)]
     hooks = [conv.register_forward_pre_hook(note) for conv in convolutions]
+    training = model.training
+    model.eval()  # so that batch norms keep their statistics
     model(image)
+    model.train(training)
     for hook in hooks:
         hook.remove()
     return on_image

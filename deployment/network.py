@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -147,7 +148,9 @@ def _of_file(path: str | PathLike, arch: str | None, stated: said.Statements) ->
         recorded = recorded_preprocessing(metadata)
     except (KeyError, TypeError, ValueError, AttributeError):
         recorded = None
-    if recorded is None or not {"arch", "num_classes", "classes"} <= metadata.keys():
+    if recorded is not None:
+        refuse_normalizing_twice(path, recorded, stated)
+    if recorded is None or not names_classes(metadata):
         if arch is not None:
             raise UserError(f"{path} does not say which architecture it is of; leave out --arch")
         return _of_elsewhere(path, file, recorded, stated)
@@ -169,10 +172,49 @@ def _of_file(path: str | PathLike, arch: str | None, stated: said.Statements) ->
         class_ids,
         preprocessing,
         file.size or (preprocessing.size, preprocessing.size),
-        file.run,
+        _for_classes(file.run, num_classes, path),
         bool(file.gives_probabilities),
         origins,
     )
+
+
+def names_classes(metadata: Mapping[str, Any]) -> bool:
+    """Return whether a file's metadata have an architecture and classes, as export.py writes."""
+    count, names = metadata.get("num_classes"), metadata.get("classes", ())
+    if not isinstance(metadata.get("arch"), str) or type(count) is not int or count < 1:
+        return False
+    return names is None or (
+        isinstance(names, list) and len(names) == count and all(isinstance(n, str) for n in names)
+    )
+
+
+def refuse_normalizing_twice(
+    path: str | PathLike, recorded: Preprocessing, stated: said.Statements
+) -> None:
+    """Raise UserError where --mean or --std is for a file that takes pixels as they are."""
+    flags = [f"--{name}" for name in ("mean", "std") if name in stated]
+    if flags and not any(recorded.mean) and all(value == 1 for value in recorded.std):
+        raise UserError(
+            f"{path} takes pixels from 0 to 255 and normalizes them itself; leave out "
+            f"{' and '.join(flags)}"
+        )
+
+
+def _for_classes(
+    run: Callable[[np.ndarray], np.ndarray], count: int, path: str | PathLike
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Return `run`, which raises UserError where its logits are not of `count` classes."""
+
+    def checked(images: np.ndarray) -> np.ndarray:
+        logits = run(images)
+        if logits.shape[1] != count:
+            raise UserError(
+                f"{path} says that it has {count} classes, and computes {logits.shape[1]} numbers; "
+                "give the file as export.py wrote it"
+            )
+        return logits
+
+    return checked
 
 
 def recorded_preprocessing(metadata: dict[str, Any]) -> Preprocessing:

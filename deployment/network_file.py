@@ -80,7 +80,7 @@ def properties(metadata: dict[str, str]) -> dict[str, Any]:
 def _value(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text  # a string is stored as it is
 
 

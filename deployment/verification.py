@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from os import PathLike
 from typing import Any, BinaryIO, NamedTuple
 
-from models.equivalence import TOLERANCE
+from models.equivalence import TOLERANCE, agreement
 
 import cv2
 import megengine as mge
@@ -45,8 +45,13 @@ class EquivalenceCheck(NamedTuple):
     @property
     def likely_reason(self) -> str:
         """What may be behind outputs that differ, for a message."""
+        if not np.isfinite(self.relative_error):
+            return "the file computes numbers that are not finite"
         if self.tolerance > TOLERANCE:
-            return "its numbers do not fit into half precision; export it without --half"
+            return (
+                f"half precision costs more than {self.tolerance:g} of the largest; export it "
+                "without --half"
+            )
         return "a network that has not been trained can be so sensitive to rounding"
 
     def __str__(self) -> str:
@@ -109,7 +114,7 @@ def compare(
     pixels: Pixels | None = None,
 ) -> EquivalenceCheck:
     """Compare `model` and `run` on the same images, each with its own preprocessing."""
-    errors, agreement = [], []
+    errors, agreements = [], []
     for n, size in sizes:
         values = (pixels or random_pixels)(model_input, n, size)
         images = _normalized(model_input, values)
@@ -127,8 +132,8 @@ def compare(
             with np.errstate(divide="ignore"):  # the error is infinite where the network gives 0
                 errors.append(error / largest if error else 0)
             if expected.ndim == 2:
-                agreement.append((expected.argmax(1) == actual.argmax(1)).mean())
-    worst = float(min(agreement)) if agreement else None
+                agreements.append(agreement(expected, actual))
+    worst = min(agreements, default=None)
     return EquivalenceCheck(float(np.max(errors)), worst, tolerance)
 
 

@@ -207,9 +207,15 @@ def test_bad_input_is_one_sentence(command, network, photos, tmp_path):
     assert f"cannot read {long}: File name too long" in refused(image, "--model", long)
     (tmp_path / "broken.mge").write_bytes(b"hello")
     assert "cannot read" in refused(image, "--model", tmp_path / "broken.mge")
-    network.model.linear.bias[0] = float("nan")
-    checkpoint.save(checkpoint.of_model(network.model, EXPECTS), network.path)
-    assert "no numbers but NaN" in refused(image, "--model", network.path)
+    file = tmp_path / "nan.onnx"
+    assert command("export", "--model", network.path, "--out", file)[0] == 0
+    exported = onnx.load(file)
+    for tensor in exported.graph.initializer:
+        values = onnx.numpy_helper.to_array(tensor)
+        if values.shape == (len(CLASSES),):
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values * np.float32("nan"), tensor.name))
+    onnx.save(exported, file)
+    assert "no numbers but NaN" in refused(image, "--model", file)
 
 
 @pytest.mark.parametrize("kind", ["onnx", "mge"])
@@ -442,3 +448,50 @@ def test_a_rectangle_of_a_very_long_image(command, network, tmp_path):
     cv2.imwrite(str(tmp_path / "line.png"), np.full((1, 60_000, 3), 90, np.uint8))
     status, out, err = command("predict", tmp_path / "line.png", "--model", path, "--top", 1)
     assert (status, err) == (0, "") and len(out.splitlines()) == 2
+
+
+def test_a_table_does_not_replace_what_is_read(command, network, photos, tmp_path):
+    for file in (network.path, photos / "a.jpg"):
+        before = file.read_bytes()
+        status, _, err = command("predict", photos, "--model", network.path, "--csv", file)
+        assert status == 2 and f"{file} is the file to read; give another name by --csv" in err
+        assert file.read_bytes() == before
+
+
+def test_class_names_cannot_draw_on_the_terminal(command, network, photos, tmp_path):
+    path = tmp_path / "names.pkl"
+    names = [f"\x1b[2J{name}\nall good" for name in CLASSES]
+    checkpoint.save(checkpoint.of_model(network.model, EXPECTS, names), path)
+    status, out, _ = command("predict", photos / "a.jpg", "--model", path, "--top", 1)
+    assert status == 0 and "\x1b" not in out and len(out.splitlines()) == 2
+
+
+def test_a_file_that_normalizes_itself_takes_no_mean(command, network, photos, tmp_path):
+    file = tmp_path / "a.onnx"
+    export = ["export", "--model", network.path, "--out", file, "--fold-normalization"]
+    assert command(*export)[0] == 0
+    flags = ["--model", file, "--mean", 0.5, 0.5, 0.5, "--std", 0.5, 0.5, 0.5]
+    for name, *more in (("predict", photos / "a.jpg"), ("quantize", "--calibration", photos)):
+        status, _, err = command(name, *more, *flags)
+        assert status == 2 and "normalizes them itself; leave out --mean and --std" in err
+
+
+@pytest.mark.parametrize(
+    "key, value, sentence",
+    [
+        ("num_classes", "12", "does not say"),
+        ("classes", json.dumps("abcde"), "does not say"),
+        ("classes", "[" * 200_000, "does not say"),
+        ("both", "", "says that it has 2 classes, and computes"),
+    ],
+)
+def test_changed_metadata_are_a_sentence(command, network, photos, tmp_path, key, value, sentence):
+    file = tmp_path / "a.onnx"
+    assert command("export", "--model", network.path, "--out", file)[0] == 0
+    model = onnx.load(file)
+    changed = {"num_classes": "2", "classes": '["x", "y"]'} if key == "both" else {key: value}
+    for entry in model.metadata_props:
+        entry.value = changed.get(entry.key, entry.value)
+    onnx.save(model, file)
+    status, _, err = command("predict", photos / "a.jpg", "--model", file)
+    assert status == 2 and sentence in err and len(err.splitlines()[-1]) < 500

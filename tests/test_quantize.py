@@ -1,6 +1,7 @@
 """quantize.py: reports, files and errors."""
 
 import json
+import shutil
 from argparse import Namespace
 
 import models
@@ -321,7 +322,7 @@ def test_bad_input_leaves_nothing(command, trained, photos, tmp_path, monkeypatc
     refused("has ONNX opset 11", model=old)
     refused("is in half precision; export it again without --half", model=half)
     refused("gives feature maps; export it again without --features", model=maps)
-    refused("has weights that are no numbers, in", model=tmp_path / "nan.pkl")
+    refused("holds numbers that are not finite, or neg", model=tmp_path / "nan.pkl")
     refused("has weights that are no numbers, in", model=tmp_path / "inf.onnx")
     refused("is no ONNX file", model=tmp_path / "text.onnx")
     refused("there is no file", model=tmp_path / "none.onnx")
@@ -379,3 +380,36 @@ def test_after_training_for_int8_no_images_are_needed(command, trained, photos, 
     checkpoint.save(found, trained)
     status, _, err = command("quantize", "--model", trained, "--out", out)
     assert status == 2 and "has no range of input" in err
+
+
+def test_images_are_not_replaced(command, trained, photos, tmp_path):
+    """The chart has the name of the file, but for its end."""
+    images = tmp_path / "images"
+    images.mkdir()
+    for number, file in enumerate(sorted((photos / "train").rglob("*.jpg"))):
+        cv2.imwrite(str(images / f"{number}.png"), cv2.imread(str(file)))
+    before = (images / "0.png").read_bytes()
+    flags = ["--model", trained, "--calibration", images]
+    status, _, err = command("quantize", *flags, "--out", images / "0.onnx")
+    assert status == 2 and "0.png is the file to read; give another name by --out" in err
+    assert (images / "0.png").read_bytes() == before and not (images / "0.onnx").exists()
+    (tmp_path / "b.png").mkdir()
+    status, _, err = command("quantize", *flags, "--out", tmp_path / "b.onnx")
+    assert status == 2 and "b.png, which is to be written, is a folder" in err
+    assert not (tmp_path / "b.onnx").exists()
+
+
+def test_copies_of_an_image_count_once(command, trained, photos, tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(20):
+        shutil.copy(photos / "train/apple/0.jpg", images / f"{number}.jpg")
+    flags = ["--model", trained, "--calibration", images, "--out", tmp_path / "a.onnx"]
+    status, _, err = command("quantize", *flags)
+    assert status == 0 and "warning: 1 different calibration images are few" in err
+
+
+def test_the_folder_of_a_run_gives_its_name(command, trained, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert command("quantize", "--model", ".", "--calibration", photos)[0] == 0
+    assert (tmp_path / f"{tmp_path.name}-int8.onnx").is_file()

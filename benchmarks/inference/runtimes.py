@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-Runner = Callable[[np.ndarray], np.ndarray]  # float32 [N, 3, H, W] -> logits [N, classes]
+Runner = Callable[[np.ndarray], np.ndarray]  # float32 [N, C, H, W] -> logits [N, classes]
 # load(file or name, threads, streams) -> a function for each stream; they can run in parallel
 Load = Callable[[str, int, int], list[Runner]]
 

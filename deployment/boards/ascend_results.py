@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils import UserError
+from utils import UserError, say_once
 
 from .ascend import read_labels
 
@@ -43,6 +43,8 @@ def score(dump: str | PathLike, labels: str | PathLike) -> dict:
             raise UserError(f"{labels} has no label for {name}, of which {file} is the output")
         best = np.argsort(-outputs, kind="stable")[:5]
         hits[: len(best)] += best == known[name] + (classes == 1001)
+    if missing := len(known) - len(outputs_of):
+        say_once(f"warning: {missing} of the {len(known)} images of {labels} have no output")
     shares = (hits.cumsum() / len(outputs_of)).tolist()[:classes]
     facts = {"Number of images": str(len(outputs_of)), "Number of classes": str(classes)}
     facts |= {

@@ -96,7 +96,7 @@ def names_of(
         config = f"{compiled}_config"
         lines = [] if compiled == "RepGhost" else lines
     elif int16 is None:
-        int16 = _INT16.get(arch)
+        int16 = _INT16.get(arch.partition("-stride")[0])
     compiled += f"_{size}x{size}_nv12"
     if int16:
         nodes = ",\n    ".join(map(_in_int16, int16))

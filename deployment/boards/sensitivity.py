@@ -44,7 +44,7 @@ def most_sensitive(
     Args:
         model: network for any batch size, of opset 13 or higher, its biases corrected for int8.
         bounds: ranges of its activations.
-        images: images to measure on, float32 [N, 3, H, W], normalized.
+        images: images to measure on, float32 [N, C, H, W], normalized.
         expected: logits of the float network for these images, float32 [N, classes].
         count: number of operators; all where there are fewer.
     """

@@ -67,5 +67,10 @@ def assert_disjoint(
             )
 
 
+def different(files: Sequence[ImageFile]) -> int:
+    """Return how many files of different content there are."""
+    return len({_digest(file) for file in files})
+
+
 def _digest(file: ImageFile) -> bytes:
     return hashlib.sha256(content_of(file)).digest()

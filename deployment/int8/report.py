@@ -6,6 +6,8 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from models.equivalence import agreement
+
 import numpy as np
 import onnx
 
@@ -39,7 +41,7 @@ def compare(
     }
     scores = {name: Score() for name in networks}
     powers = {name: np.zeros(2) for name in networks}
-    agreed = dict.fromkeys(networks, 0)
+    agreed = dict.fromkeys(networks, 0.0)
     total = 0
     for images, labels in batches:
         if not len(images):
@@ -50,7 +52,7 @@ def compare(
             (logits,) = session.run(None, {session.get_inputs()[0].name: images})
             expected = logits if expected is None else expected
             powers[name] += graph.powers(expected, logits)
-            agreed[name] += int((logits.argmax(1) == expected.argmax(1)).sum())
+            agreed[name] += agreement(expected, logits) * len(images)
             if labels is not None:
                 scores[name].add(logits, labels, 0.0)
     return [

@@ -14,7 +14,12 @@ from google.protobuf.message import DecodeError
 
 import deployment.source
 from data.transforms import Preprocessing
-from deployment.network import properties, recorded_preprocessing
+from deployment.network import (
+    names_classes,
+    properties,
+    recorded_preprocessing,
+    refuse_normalizing_twice,
+)
 from deployment.onnx_export import export_onnx
 from utils import UserError
 from weights import catalog, checkpoint, formats
@@ -44,7 +49,6 @@ def read(path: str, arch: str | None, stated: said.Statements, entry: str | None
             raise UserError(f"{path} is an exported network, which has no entries to choose from")
         return _read_onnx(catalog.locate(path), arch, stated)
     model, preprocessing, metadata = deployment.source.load(path, arch, entry=entry, stated=stated)
-    _assert_finite(path, {name: tensor.numpy() for name, tensor in model.named_parameters()})
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "float.onnx")
         export_onnx(model, file, preprocessing, size=preprocessing.size, metadata=metadata)
@@ -140,8 +144,9 @@ def _read_onnx(path: Path, arch: str | None, stated: said.Statements) -> Source:
         )
     try:
         preprocessing = recorded_preprocessing(metadata)
-        actual = metadata["arch"]
-        count, metadata["classes"] = metadata["num_classes"], metadata["classes"]
+        if not names_classes(metadata):
+            raise ValueError
+        actual, count = metadata["arch"], metadata["num_classes"]
     except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError(
             f"{path} does not say which network and which preprocessing it has; "
@@ -151,6 +156,7 @@ def _read_onnx(path: Path, arch: str | None, stated: said.Statements) -> Source:
         raise UserError(
             f"{path} is of {actual}, but {arch} was expected; use --arch {actual} or another file"
         )
+    refuse_normalizing_twice(path, preprocessing, stated)
     _assert_finite(str(path), graph.weights(model))
     own = said.of_habit(preprocessing, "the file")
     preprocessing, classes, origins = said.resolve(

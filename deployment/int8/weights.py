@@ -64,9 +64,9 @@ def scales(
 
     scale = max(max |w| / 127, (p1 + p2) / 128, -(n1 + n2) / 128) of a channel's weights w, with p1
     and p2 its two largest and n1 and n2 its two smallest ones, where those of the wrong sign are 0;
-    without `pairs`, the first term alone. A scale of 0 becomes 1. If not `per_channel`, the scale
-    is the largest of all channels. Scales are computed in float64 and rounded up to float32, so
-    that the limits hold after the weights are rounded.
+    without `pairs`, the first term alone. A scale that is no normal number becomes 1. If not
+    `per_channel`, the scale is the largest of all channels. Scales are computed in float64 and
+    rounded up to float32, so that the limits hold after the weights are rounded.
     """
     flat = weights.reshape(len(weights), -1).astype(np.float64)
     needed = np.abs(flat).max(1) / LARGEST
@@ -76,7 +76,7 @@ def scales(
     needed = needed if per_channel else needed.max()
     scale = needed.astype(np.float32)
     scale = np.where(scale < needed, np.nextafter(scale, np.float32(np.inf)), scale)
-    return np.where(scale > 0, scale, np.float32(1))
+    return np.where(scale >= np.finfo(np.float32).tiny, scale, np.float32(1))
 
 
 def largest_pair(values: np.ndarray) -> int:

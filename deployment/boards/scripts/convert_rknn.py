@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 try:
-    import cv2
     import numpy as np
     import onnxruntime
     import pixels
@@ -147,7 +146,7 @@ def _evaluate(rknn: Any, network: dict[str, Any], count: int | None) -> dict[str
     right, simulated, agree, start = 0, 0, 0, time.perf_counter()
     for number, line in enumerate(lines, start=1):
         name, label = line.rsplit(" ", 1)
-        crop = cv2.imread(f"evaluation/{name}")
+        crop = pixels.read_image(f"evaluation/{name}")
         expected = int(np.argmax(of_float(crop)))
         image = pixels.in_network_order(crop, network)[None]
         actual = int(np.argmax(rknn.inference(inputs=[image], data_format=["nhwc"])[0]))

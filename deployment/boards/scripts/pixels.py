@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -16,12 +17,21 @@ import numpy as np
 _BITS = 22  # of the fractions of Pillow's weights
 
 
+def read_image(file: str | Path) -> np.ndarray | None:
+    """Return the image in a file of any name, uint8 BGR [H, W, 3]; None if it cannot be read."""
+    try:  # cv2.imread would end the process where a name is no UTF-8
+        return cv2.imdecode(np.fromfile(str(file), np.uint8), cv2.IMREAD_COLOR)
+    except (OSError, cv2.error):  # also for more pixels than OpenCV takes
+        return None
+
+
 def evaluation_crop(image: np.ndarray, network: dict[str, Any]) -> np.ndarray:
     """Return the centre crop of an image resized to the short side, uint8 BGR [size, size, 3].
 
     These are the pixels on which the accuracy of the network is measured.
     """
     short, size = network["short_side"], network["size"]
+    image = _middle(image, short)
     height, width = image.shape[:2]
     shortest = min(height, width)
     pillow = network["resize_backend"] == "pillow"
@@ -40,6 +50,20 @@ def evaluation_crop(image: np.ndarray, network: dict[str, Any]) -> np.ndarray:
     else:
         top, left = (height - size) // 2, (width - size) // 2
     return image[top : top + size, left : left + size]
+
+
+def _middle(image, short):
+    """Return the part of an image to resize for a centre crop: less than all of a very long one.
+
+    Enlarged to the short side, its long side has at most 2^15 pixels.
+    """
+    height, width = image.shape[:2]
+    low = min(height, width)
+    excess = max(height, width) - (1 << 15) * low // short
+    if low >= short or excess <= 0:
+        return image
+    cut = excess // (2 * low) * low  # at each end; it becomes a multiple of `short`
+    return image[cut : height - cut] if height > width else image[:, cut : width - cut]
 
 
 def letterbox(image: np.ndarray, network: dict[str, Any]) -> np.ndarray:
@@ -123,9 +147,12 @@ def normalized(image: np.ndarray, network: dict[str, Any]) -> np.ndarray:
 def best_classes(logits: np.ndarray, count: int) -> list[tuple[int, float]]:
     """Return the (class, probability) pairs of the `count` best classes of logits [classes].
 
-    The probability of a single class is a sigmoid.
+    The probability of a single class is a sigmoid. Raises ValueError for numbers that are not
+    finite.
     """
     logits = np.asarray(logits, np.float64).reshape(-1)
+    if not np.isfinite(logits).all():
+        raise ValueError("the network computes numbers that are not finite")
     if len(logits) == 1:
         return [(0, 1 / (1 + math.exp(-logits[0])))]
     powers = np.exp(logits - logits.max())

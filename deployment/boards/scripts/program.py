@@ -48,6 +48,8 @@ def main(open_board: Callable, threads: Sequence[int] = (1,)) -> int:
         help="number of calls of a measurement, of one frame each unless the network is compiled "
         "for more (default: 200)")  # fmt: skip
     args = parser.parse_args()
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # for names that the terminal cannot show
     if not args.images and not args.bench:
         parser.error("give images, or --bench")
     if args.top < 1 or args.frames < 1:
@@ -126,10 +128,7 @@ def _with_targets(files, folder):
 
 def _classify(board, network, args, file, target):
     """Print the best classes of an image; returns whether it could be read."""
-    try:
-        image = cv2.imread(str(file))
-    except cv2.error:  # more pixels than OpenCV takes
-        image = None
+    image = pixels.read_image(file)
     if image is None:
         print(f"classify.py: error: cannot read the image {file}", file=sys.stderr)
         return False
@@ -144,8 +143,11 @@ def _classify(board, network, args, file, target):
             f"the compiled network has {np.size(logits)} outputs, and this kit is for "
             f"{len(network['classes'])} classes; give --model the network of this kit"
         )
-    best = pixels.best_classes(logits, args.top)
-    lines = [f"{p:7.2%}  {i:4}  {network['classes'][i]}" for i, p in best]
+    try:
+        best = pixels.best_classes(logits, args.top)
+    except ValueError as error:
+        raise BoardError(f"{error}; compile it anew") from None
+    lines = [f"{p:7.2%}  {i:4}  {_printable(network['classes'][i])}" for i, p in best]
     print(file)
     print("\n".join(lines))
     times = (middle - start, end - middle, perf_counter() - end)
@@ -153,9 +155,18 @@ def _classify(board, network, args, file, target):
     print(
         f"pre-processing {before:.2f} ms, inference {within:.2f} ms, post-processing {after:.2f} ms"
     )
-    if target is not None and not cv2.imwrite(str(target), pixels.with_lines(image, lines)):
-        raise BoardError(f"cannot write {target}")
+    if target is not None:
+        picture = cv2.imencode(".png", pixels.with_lines(image, lines))[1]
+        try:
+            target.write_bytes(picture.tobytes())
+        except OSError as error:
+            raise BoardError(f"cannot write {target}: {error.strerror}") from None
     return True
+
+
+def _printable(name):
+    """Return a name without characters that a terminal obeys."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)
 
 
 def _measure(board, network, frames, threads):

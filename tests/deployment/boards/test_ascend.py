@@ -351,3 +351,13 @@ def test_bad_performance_files(tmp_path, command):
     ):
         status, out, err = command("ascend", "parse", tmp_path / name, chip)
         assert (status, out) == (2, "") and message in err and err.count("\n") == 1
+
+
+def test_missing_outputs_are_said_and_labels_are_kept(tmp_path, command):
+    labels = tmp_path / "labels.txt"
+    labels.write_text("a.jpg 2\nb.jpg 0\nc.jpg 0\n")
+    dump = dumped(tmp_path / "dump", {"a_1.txt": [0, 1, 5]})
+    status, _, err = command("ascend", "score", dump, labels, labels)
+    assert status == 2 and f"{labels} is the file to read; give another name by OUT.json" in err
+    status, _, err = command("ascend", "score", dump, labels, tmp_path / "out.json")
+    assert status == 0 and f"warning: 2 of the 3 images of {labels} have no output" in err

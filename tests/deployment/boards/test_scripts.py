@@ -1,6 +1,7 @@
 """The kits' scripts: pixels as this project makes them, and whole runs on stand-ins for a board."""
 
 import ast
+import os
 import re
 import shutil
 import sys
@@ -27,7 +28,8 @@ WAYS = {
     "opencv, BGR": BASECLS,
     "opencv, bicubic, whole": Preprocessing(interpolation="bicubic", crop_ratio=1.0, size=256),
 }
-SHAPES = [(500, 375), (333, 501), (256, 300), (256, 256), (90, 70), (224, 224), (31, 640)]
+SHAPES = [(500, 375), (333, 501), (256, 300), (256, 256), (90, 70), (224, 224), (31, 640),
+          (6000, 3), (1, 40_000)]  # fmt: skip
 
 
 @pytest.mark.parametrize("preprocessing", WAYS.values(), ids=WAYS)
@@ -227,6 +229,21 @@ def test_every_picture_is_written(make_kit, photos, tmp_path):
     assert sorted(path.name for path in saved.iterdir()) == [
         f"000{i}_1-labelled.png" for i in range(3)
     ]
+
+
+@pytest.mark.parametrize("name", [b"\xe9\xff.png", "中文.png".encode()])
+def test_file_names_in_any_encoding(make_kit, photos, tmp_path, name):
+    file = os.path.join(os.fsencode(tmp_path), b"some", name)
+    os.mkdir(os.path.dirname(file))
+    picture = cv2.imencode(".png", cv2.imread(str(next(photos.rglob("*.jpg")))))[1]
+    with open(file, "wb") as out:
+        out.write(picture.tobytes())
+    script = make_kit("rdk") / "classify.py"
+    plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    flags = [tmp_path / "some", "--save", tmp_path / "saved"]
+    status, out, err = run(script, *flags, runtime="hbm", **plain)
+    assert (status, err) == (0, "") and len(out.splitlines()) == 7
+    assert len(os.listdir(tmp_path / "saved")) == 1
 
 
 def test_what_goes_wrong_on_a_board_is_said(make_kit, tmp_path):
