@@ -16,16 +16,18 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 demo: .venv/runtime ## train ARCH (RepVGGA0) on the digits, fuse it, compare both forms and test it: 2 minutes
-	@rm -rf checkpoints/$(ARCH)/demo
-	$(PYTHON) train.py --arch $(ARCH) --tag demo
-	$(PYTHON) verify.py --arch $(ARCH) --model checkpoints/$(ARCH)/demo/best.pkl
-	$(PYTHON) test.py --arch $(ARCH) --model checkpoints/$(ARCH)/demo/best.pkl --switch-deploy 1
+	$(eval NAME := $(shell $(PYTHON) train.py --arch '$(ARCH)' --show-config | sed -n 's/^arch = //p'))
+	@test -n '$(NAME)'
+	@rm -rf checkpoints/$(NAME)/demo
+	$(PYTHON) train.py --arch $(NAME) --tag demo
+	$(PYTHON) verify.py --arch $(NAME) --model checkpoints/$(NAME)/demo/best.pkl
+	$(PYTHON) test.py --arch $(NAME) --model checkpoints/$(NAME)/demo/best.pkl --switch-deploy 1
 	@printf '%s\n' '' 'What to try next:' \
 	  '  . .venv/bin/activate' \
-	  '  python train.py --data DIR --arch $(ARCH)       your own images: DIR/train/<class>/*.jpg, DIR/val/<class>/*.jpg' \
+	  '  python train.py --data DIR --arch $(NAME)       your own images: DIR/train/<class>/*.jpg, DIR/val/<class>/*.jpg' \
 	  '  python verify.py --arch all                     the equivalence check of every network' \
-	  '  python test.py --model checkpoints/$(ARCH)/demo/best-deploy.pkl --deploy 1' \
-	  '  open checkpoints/$(ARCH)/demo/curves.png        what the training looked like'
+	  '  python test.py --model checkpoints/$(NAME)/demo/best-deploy.pkl --deploy 1' \
+	  '  xdg-open checkpoints/$(NAME)/demo/curves.png    what the training looked like'
 
 test: .venv/runtime .venv/development ## run the tests: about 12 minutes on 2 cores
 	$(PYTHON) -m pytest --numprocesses 2 --dist worksteal -m 'not slow'

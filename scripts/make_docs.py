@@ -101,9 +101,10 @@ def table(rows: list[dict[str, Any]], lines: list[str]) -> str:
 
 
 def caption(record: dict[str, Any], name: str, link: str) -> str:
-    """Return where a table's figures come from: its record, the machine, the date, the versions."""
+    """Return where a table's figures come from: its record, machine, date, versions and note."""
     versions = ", ".join(f"{library} {version}" for library, version in record["versions"].items())
-    facts = "; ".join(filter(None, [record["machine"], record["date"], versions]))
+    note = record.get("note")
+    facts = "; ".join(filter(None, [record["machine"], record["date"], versions, note]))
     return f"\n[{name}]({link}): {facts}\n"
 
 

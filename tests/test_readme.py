@@ -26,7 +26,7 @@ def parts(name):
             fenced = not fenced
             assert not fenced or line.strip() != "```", f"{name}: a fence without its language"
         elif fenced or line.startswith("    "):
-            code.append(line.strip())
+            code.append(re.sub(r"(^|\s+)# .*", "", line.strip()))  # comments are translated
         elif line.startswith("#"):
             levels.append(line.split()[0])
         elif line.startswith("|"):
