@@ -14,10 +14,9 @@ import onnx
 import onnxruntime
 import pytest
 
-import quantize
 from data.transforms import Preprocessing
 from deployment import network
-from deployment.int8 import floor, graph, weights
+from deployment.int8 import floor, graph, quantization, weights
 from deployment.int8.dialects import DIALECTS
 from tests.support import write_image_folder
 from training import qat
@@ -247,7 +246,7 @@ def test_a_drop_that_is_too_large_is_said(hard, monkeypatch, capsys):
     monkeypatch.setattr(graph, "logits", lambda *_: None)
     args = Namespace(min_sqnr=None, max_drop=1.0)
     quantized = Namespace(equalized=None)
-    assert quantize.hold_floor(args, quantized, None, 80.0, list) is none
+    assert quantization.hold_floor(args, quantized, None, 80.0, list) is none
     assert "even with 2 layers in float and one in int8, top-1 drops by 1.50 points, more than " \
         "--max-drop 1; fine-tune" in capsys.readouterr().err  # fmt: skip
 

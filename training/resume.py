@@ -15,8 +15,8 @@ from weights.checkpoint import Checkpoint
 
 from . import flags, identity
 from .groups import Data
-from .run_folder import versions
 from .settings import Settings
+from .versions import versions
 
 
 def record(settings: Settings, data: Data) -> dict[str, Any]:

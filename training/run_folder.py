@@ -7,7 +7,6 @@ import io
 import json
 import math
 import os
-import platform
 import signal
 import sys
 import time
@@ -21,6 +20,7 @@ from tqdm import tqdm
 from utils import UserError, remove_temporary_files, write_atomically
 
 from . import lock
+from .versions import versions
 
 
 class RunFolder:
@@ -122,31 +122,6 @@ class RunFolder:
         if self.silent:
             return
         write_atomically(self.path / name, lambda file: file.write(content))
-
-
-def versions() -> dict[str, str]:
-    """Return the version of everything that decides the bits of a result."""
-    from models import cpu
-
-    import cv2
-    import megengine
-    import numpy
-
-    way, compiled = cpu.path(), {}
-    if way == "fast" and cpu.is_used():
-        from models.cpu import fast
-
-        way, compiled = ("fast", fast.versions()) if fast.available() else ("matmul", {})
-    return {
-        "python": platform.python_version(),
-        "megengine": megengine.__version__,
-        "numpy": numpy.__version__,
-        "opencv": cv2.__version__,
-        "MKL_DEBUG_CPU_TYPE": os.environ.get("MKL_DEBUG_CPU_TYPE", ""),
-        "processor": platform.machine(),
-        "REPARAM_CPU": way,
-        **compiled,
-    }
 
 
 def _curves(history: list[dict[str, float]]) -> bytes:

@@ -83,7 +83,7 @@ class RunOptions:
     stride: int | None = setting(
         None,
         group="network and data",
-        choices=(8, 16, 32),
+        choices=cli.SHARED_FLAGS["--stride"]["choices"],
         help="total stride of the network: with 8 or 16, for small images such as CIFAR's, the "
         "first down-samplings are left out (default: that of --pretrained or --resume, else 32)",
     )

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import models
+from models.staged import STRIDES
 
 from .state import MOST_CHANNELS, class_count, input_channels
 
 _MOST_CLASSES = 1_000_000  # so that a strange file makes no network that fills the memory
 _OPTIONS = {  # of models.create, that every architecture has
     "in_chans": range(1, MOST_CHANNELS + 1),
-    "stride": (8, 16, 32),
+    "stride": STRIDES,
 }
 
 

@@ -697,7 +697,7 @@ def test_a_stride_that_the_tensors_do_not_tell_is_said(command, tmp_path):
     checkpoint.save(checkpoint.of_model(model, BASECLS), tmp_path / "a.pkl")
     flags = ["--origin-dir", tmp_path / "a.pkl", "--save-dir", tmp_path / "b.safetensors"]
     status, out, _ = command("convert_pretrained_weight", *flags, "--export", "repvgg")
-    assert status == 0 and "note:           the network has a total stride of 16, which" in out
+    assert status == 0 and "note: the network has a total stride of 16, which" in out
 
 
 def test_a_file_of_pytorch_is_not_taken_for_baseclss(command, network, tmp_path):
