@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from models.equivalence import agreement
+
 import numpy as np
 
 from data import datasets, readers
@@ -63,7 +65,7 @@ def accuracy(model: str, data: str, step: Callable[[int], object]) -> Rows:
     )
     ways = [(crop, color) for crop in CROPS for color in COLORS]
     scores = {way: Score() for way in ways}
-    agreed = dict.fromkeys(ways, 0)
+    agreed = dict.fromkeys(ways, 0.0)
     for start in range(0, len(dataset), _BATCH):
         numbers = range(start, min(start + _BATCH, len(dataset)))
         images = [dataset.image(i) for i in numbers]
@@ -75,7 +77,7 @@ def accuracy(model: str, data: str, step: Callable[[int], object]) -> Rows:
             logits = np.asarray(net.run(inputs))
             first = logits if first is None else first
             scores[crop, color].add(logits, labels, 0.0)
-            agreed[crop, color] += int((logits.argmax(1) == first.argmax(1)).sum())
+            agreed[crop, color] += agreement(first, logits) * len(images)
         step(len(images))
     return [_row(net, *way, scores[way], agreed[way]) for way in ways]
 
@@ -87,7 +89,9 @@ def _seen(crop: np.ndarray, full_range: bool | None) -> np.ndarray:
     return from_nv12(pixels.nv12(crop), len(crop), full_range)
 
 
-def _row(net: network.Network, crop: str, color: str, score: Score, agreed: int) -> dict[str, Any]:
+def _row(
+    net: network.Network, crop: str, color: str, score: Score, agreed: float
+) -> dict[str, Any]:
     return {
         "arch": net.arch,
         "crop": crop,
