@@ -660,7 +660,7 @@ def test_where_compiled_code_is_kept(monkeypatch, tmp_path):
     assert list(folder.parent.iterdir()) == [folder]
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.raises(libraries.NotAvailable, match="there is no folder to keep them in .* set"):
+    with pytest.raises(libraries.NotAvailable, match="there is no folder for compiled code .* set"):
         libraries._cache_folder()
 
 
@@ -877,7 +877,7 @@ def test_few_idle_programs_are_kept(model, rng):
     with cpu.using("fast"), GradManager().attach(model.parameters()) as grad_manager:
         grad_manager.backward(sum(model(x) for _ in range(4)).sum())
     (programs,) = cache._recent[model].values()
-    assert len(programs._idle) == cache._KEPT
+    assert len(programs._idle) == cache._IDLE
 
 
 def test_what_a_forgotten_program_has_returned_stays(rng):
@@ -906,7 +906,7 @@ def test_programs_are_forgotten(rng):
     with cpu.using("fast"):
         for size in (32, 40, 48):
             model(mge.Tensor(rng.standard_normal((2, 3, size, size)).astype(np.float32)))
-    assert len(cache._recent[model]) == cache._KEPT
+    assert len(cache._recent[model]) == cache._TRACES
     programs = [weakref.ref(compiled) for compiled in cache._recent[model].values()]
     del model
     gc.collect()

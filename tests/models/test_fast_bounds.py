@@ -23,7 +23,7 @@ def gaps(monkeypatch):
     def arrange(buffers):
         offset = 0
         for buffer in buffers:
-            buffer.address = offset
+            buffer.offset = offset
             ends.append(offset + buffer.size)
             offset += -(-buffer.size // 16) * 16 + GAP
         return offset
