@@ -60,7 +60,8 @@ def parse(description: str, argv: Sequence[str] | None = None) -> argparse.Names
         args = parser.parse_args(recipe.arguments(args.recipe, parser) + argv)
     fill_in(args)
     check(args, parser)
-    _check_effect(args, typed, parser)
+    if args.resume in (None, "auto"):  # else they must be those that the run had
+        _check_effect(args, typed, parser)
     check_architecture(args, args.arch if "arch" in typed else None, parser)
     return args
 
@@ -163,6 +164,10 @@ def check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
             parser.error(f"--crop-scale takes the lower number first: --crop-scale {text}")
 
 
+def _mixes(alpha: float | str) -> bool:
+    return any(by_epoch.values(alpha))
+
+
 # flags that have no effect alone, what they need, and whether it is there
 _NEEDS: list[tuple[str, str, Callable[[argparse.Namespace], bool]]] = [
     ("distillation", "--teacher", lambda args: args.teacher is not None),
@@ -179,10 +184,6 @@ _NEEDS: list[tuple[str, str, Callable[[argparse.Namespace], bool]]] = [
     ("crop_scale", "--padding-crop 0",
      lambda args: not any(by_epoch.values(args.padding_crop or 0))),
 ]  # fmt: skip
-
-
-def _mixes(alpha: float | str) -> bool:
-    return any(by_epoch.values(alpha))
 
 
 def _check_effect(
