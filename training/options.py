@@ -195,7 +195,7 @@ def _check_effect(
             flag = "--" + name.replace("_", "-")
             parser.error(f"{flag} has an effect with {needed} only; give that, or leave {flag} out")
     rate = args.lr * args.batch_size / 256
-    if args.schedule == "cosine" and args.min_lr > rate:
+    if "min_lr" in typed and args.min_lr > rate:
         parser.error(
             f"--min-lr {args.min_lr:g} is above the learning rate of {rate:g} at which the cosine "
             f"begins (--lr {args.lr:g} x {args.batch_size}/256); give a lower one"
