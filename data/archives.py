@@ -12,6 +12,7 @@ import os
 import struct
 import tarfile
 import zipfile
+from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -27,7 +28,7 @@ from .members import Members
 
 SUMS = "SHA256SUMS"  # the last file of a tar that packing.py has written
 
-_VERSION = 2
+_VERSION = 3
 _BLOCK = 512  # bytes of a tar's header
 _LABEL_FILES = (".cls", ".json")  # of WebDataset; small, so that the index holds their content
 _LONGEST_LABEL = 1 << 16
@@ -229,12 +230,8 @@ def _files(file: BinaryIO, path: Path, folder: str, end: int) -> Iterator[tuple[
         # tarfile takes what is no header for the end
         if os.pread(file.fileno(), _BLOCK, archive.offset) != bytes(_BLOCK):
             raise tarfile.ReadError("no end of archive")
-        for link, target in links.items():
-            if link.startswith(target + "/"):
-                continue  # to a folder that it is in
-            for name, (offset, size) in known.items():
-                if name.startswith(target + "/"):
-                    yield f"{folder}{link}{name.removeprefix(target)}", offset, size
+        for linked, name in _in_linked_folders(path, links, sorted(known)):
+            yield (folder + linked, *known[name])
     except tarfile.TarError:
         raise UserError(
             f"the tar {shown(path)} is truncated or damaged behind {shown(last)}; give a whole copy"
@@ -248,6 +245,29 @@ def _place(entry: tarfile.TarInfo, known: dict[str, tuple[int, int]]) -> tuple[i
     if entry.issym():
         return known.get(_target(entry))
     return (entry.offset_data, entry.size) if entry.isreg() and not entry.issparse() else None
+
+
+def _in_linked_folders(
+    path: Path, links: dict[str, str], names: list[str]
+) -> Iterator[tuple[str, str]]:
+    """Yield the names of files below links to folders, each with the file's own name.
+
+    A link to a folder that it is in is not followed. Raises UserError where there are so many that
+    they would fill the memory.
+    """
+    left = 10 * len(names)
+    for link, target in links.items():
+        if link.startswith(target + "/"):
+            continue
+        within = slice(*(bisect_left(names, target + end) for end in ("/", "0")))  # "0" follows "/"
+        left -= len(names[within])
+        if left < 0:
+            raise UserError(
+                f"the links to folders in the tar {shown(path)} lead to more than ten times its "
+                "files; give a tar of fewer"
+            )
+        for name in names[within]:
+            yield link + name.removeprefix(target), name
 
 
 def _target(link: tarfile.TarInfo) -> str:

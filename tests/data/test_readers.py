@@ -124,6 +124,13 @@ def test_links_in_a_tar_are_the_files_that_they_lead_to(root, tmp_path):
     assert_same(batches(found, found), batches(expected, expected))
 
 
+def test_links_that_would_fill_the_memory_are_refused(root, tmp_path):
+    for number in range(40):
+        (root / f"val/{number}").symlink_to("../train/apple")
+    with pytest.raises(UserError, match="lead to more than ten times its files"):
+        open_dataset(tar(tmp_path / "photos.tar", root), "val")
+
+
 # ---------------------------------------------------------------- parts of the data
 
 
