@@ -225,14 +225,14 @@ def with_class_order(dataset: Dataset, num_classes: int, classes: list[str] | No
         return _with_numbers(dataset, num_classes, classes)
     order = classes
     wnids = list(imagenet_classes())
-    are_numbers = all(re.fullmatch(r"\d{1,9}", name) for name in dataset.classes)
-    if are_numbers and num_classes == len(wnids) and classes in (None, wnids):
-        numbers = np.array([int(name) for name in dataset.classes], np.int32)
+    numbered = are_numbers(dataset.classes)
+    if numbered and num_classes == len(wnids) and classes in (None, wnids):
+        numbers = np.array([int(name) for name in dataset.classes])
         return _with_numbers(replace(dataset, labels=numbers[dataset.labels]), num_classes, classes)
     if order is None:
         imagenet = num_classes == len(wnids) and set(dataset.classes) <= set(wnids)
         order = wnids if imagenet else dataset.classes
-        if are_numbers and sorted(order, key=int) != list(order):
+        if numbered and sorted(order, key=int) != list(order):
             say_once(
                 f"warning: the class folders of {dataset.name} are numbers, and are taken in the "
                 f"order of their texts, {', '.join(order[:3])} ..., as PyTorch's ImageFolder takes "
@@ -251,14 +251,21 @@ def with_class_order(dataset: Dataset, num_classes: int, classes: list[str] | No
 
 
 def _with_numbers(dataset: Dataset, num_classes: int, classes: list[str] | None) -> Dataset:
-    worst = int(dataset.labels.argmax())
-    if dataset.labels[worst] >= num_classes:
+    odd = np.flatnonzero((dataset.labels < 0) | (dataset.labels >= num_classes))
+    if len(odd):
+        worst = int(odd[-1])
         raise UserError(
             f"the image {shown(dataset.names[worst])} of {dataset.name} has the label "
             f"{dataset.labels[worst]}, but there are the classes 0 to {num_classes - 1}, in the "
             "order of their sorted names; give labels that count so"
         )
-    return replace(dataset, classes=classes or numbered_classes(num_classes))
+    labels = dataset.labels.astype(np.int32, copy=False)
+    return replace(dataset, labels=labels, classes=classes or numbered_classes(num_classes))
+
+
+def are_numbers(texts: Iterable[str]) -> bool:
+    """Return whether all labels are numbers."""
+    return all(re.fullmatch(r"-?\d{1,18}", text) for text in texts)
 
 
 def numbered_classes(count: int) -> list[str]:

@@ -31,7 +31,16 @@ from . import (
 )
 from .files import Contents
 from .keymap import Source, Tensors
-from .search import Attempt, ConversionError, Network, Search, assert_numbers, raise_misfit, some
+from .search import (
+    Attempt,
+    ConversionError,
+    Network,
+    Search,
+    assert_fractions,
+    assert_numbers,
+    raise_misfit,
+    some,
+)
 from .state import class_count, form_of
 
 SOURCES = (
@@ -170,11 +179,7 @@ def recognize(
     attempt = next(attempt for attempt in attempts if attempt.network is network)
     renaming = network.renaming
     assert_numbers(renaming.tensors, path)
-    if whole := [key for key, value in renaming.tensors.items() if value.dtype.kind in "biu"]:
-        raise ConversionError(
-            f"{path} has weights of whole numbers, as of a quantized network: {some(whole)}; give "
-            "the float weights"
-        )
+    assert_fractions(renaming.tensors, path)
     note = None
     if stride is None:
         network, note = _with_stride(network, path)

@@ -259,3 +259,12 @@ def assert_numbers(tensors: Tensors, path: str | PathLike) -> None:
     """Raise ConversionError for tensors of text or of complex numbers."""
     if odd := [key for key, tensor in tensors.items() if tensor.dtype.kind not in "biuf"]:
         raise ConversionError(f"{path} has tensors that are no real numbers: {some(odd)}")
+
+
+def assert_fractions(weights: Tensors, path: str | PathLike) -> None:
+    """Raise ConversionError for weights of whole numbers, as a quantized network has."""
+    if whole := [key for key, tensor in weights.items() if tensor.dtype.kind != "f"]:
+        raise ConversionError(
+            f"{path} has weights of whole numbers, as of a quantized network: {some(whole)}; give "
+            "the float weights"
+        )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -82,11 +81,6 @@ def ordered(
         numbered,
         whole,
     )
-
-
-def are_numbers(texts: Iterable[str]) -> bool:
-    """Return whether all labels are numbers."""
-    return all(re.fullmatch(r"-?\d{1,18}", text) for text in texts)
 
 
 def components(name: str) -> list[str]:

@@ -15,11 +15,11 @@ from typing import NamedTuple
 
 from utils import UserError, shown, text_of
 
-from ..datasets import Dataset
+from ..datasets import Dataset, are_numbers
 from ..folders import LeftOut, image_files, is_image
 from ..members import Members
 from . import devkit
-from .common import Sample, are_numbers, ordered
+from .common import Sample, ordered
 from .places import Place
 
 _NAMES = ("val_label.txt", "val_labels.txt", "val_list.txt", "val.txt", "LOC_val_solution.csv")

@@ -11,10 +11,10 @@ from contextlib import suppress
 
 from utils import UserError, shown
 
-from ..datasets import Dataset
+from ..datasets import Dataset, are_numbers
 from ..folders import LeftOut
 from ..members import Members
-from .common import Sample, are_numbers, image_paths, ordered
+from .common import Sample, image_paths, ordered
 from .places import Place
 
 _KEYS = ("label", "cls", "class", "wnid", "synset", "class_name")  # of a label in .json
@@ -68,22 +68,17 @@ def _key(members: Members, index: int) -> _Key:
 def _labels(members: Members, texts: Mapping[int, str]) -> dict[_Key, str]:
     """Return sample -> label, which a .cls says, or else a .json.
 
-    Raises UserError where two files of a kind give one sample two labels.
+    Raises UserError where two files of a kind give one sample different labels.
     """
-    files: dict[_Key, dict[str, int]] = {}  # sample -> kind of file -> position
-    labels: dict[_Key, str] = {}
+    found: dict[str, dict[_Key, tuple[str, int]]] = {".json": {}, ".cls": {}}  # label and position
     for index, text in texts.items():
-        kind = members.names[index].lower().rpartition(".")[2]
-        label = text.strip() if kind == "cls" else _in_json(text)
-        if not label:
-            continue
-        key = _key(members, index)
-        other = files.setdefault(key, {}).setdefault(kind, index)
-        if other != index and kind == "cls" and label != labels[key]:
-            raise _not_one("labels", members, other, index)
-        if kind == "cls" or "cls" not in files[key]:
-            labels[key] = label
-    return labels
+        kind = ".cls" if members.names[index].lower().endswith(".cls") else ".json"
+        label = text.strip() if kind == ".cls" else _in_json(text)
+        if label:
+            first, at = found[kind].setdefault(_key(members, index), (label, index))
+            if label != first:
+                raise _not_one("labels", members, at, index)
+    return {key: label for labels in found.values() for key, (label, _) in labels.items()}
 
 
 def _image(members: Members, positions: list[int], left_out: LeftOut) -> int:
