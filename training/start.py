@@ -49,8 +49,11 @@ def open_data(args: argparse.Namespace) -> tuple[datasets.Dataset, datasets.Data
 
 def _check_known(val: datasets.Dataset, train: datasets.Dataset) -> None:
     """Raise UserError when validation images are of a class that no training image is of."""
-    unknown = sorted({*val.classes} - {*train.classes})
-    if unknown and not val.numbered:
+    if val.numbered or datasets.are_imagenets_labels(val, len(train.classes), train.classes):
+        return
+    known = datasets.positions(val.classes, train.classes)
+    unknown = sorted({*val.classes} - known.keys())
+    if unknown:
         raise utils.UserError(
             f"the validation images of {val.name} have the class {unknown[0]!r}, which the "
             "training images lack; add training images of it, or remove or rename its folder"
@@ -150,9 +153,12 @@ def _memory_is_short(
     """Return whether the CPU workers of some host need more memory than is free on it."""
     if environment.gpu_count():
         return False
-    images = -(-args.batch_size // (workers.size * args.accumulate))
+    share = -(-args.batch_size // workers.size)
+    images = -(-share // args.accumulate)
     shared_norms = args.sync_bn and workers.size > 1
     operator_by_operator = args.freeze or shared_norms or any(by_epoch.values(args.drop_path))
+    if not operator_by_operator and share % args.accumulate:
+        images += images - 1  # a program for each of the two sizes that the parts have
     need = workers.local_size * low_memory.usual_need(
         model, max(by_epoch.values(args.size)), images, compiled=not operator_by_operator
     )

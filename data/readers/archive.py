@@ -40,7 +40,7 @@ def read(place: Place, members: Members, labels: lists.Labels | None) -> Dataset
     if labels is not None or len(flat) == len(paths):
         names = {index: parts[-1] for index, parts in paths.items()}
         place = place._replace(split=split, whole=whole)
-        return lists.read(place, members, names, labels or lists.beside(where), left_out)
+        return lists.read(place, members, names, labels or lists.beside(where, place), left_out)
     left_out.outside += len(flat)
     samples = [
         Sample(parts[0].removesuffix(".tar"), "/".join(parts[1:]), index)
@@ -66,7 +66,9 @@ def _without_common_folders(
 def _of_split(paths: dict[int, list[str]], place: Place) -> tuple[dict[int, list[str]], str, bool]:
     """Return the paths of a split without its folder, its name, and whether there are no splits."""
     tops = {parts[0] for parts in paths.values() if len(parts) > 1}
-    only_splits = bool(tops) and tops <= _ALL_SPLITS  # else "train" may be a class, a vehicle
+    # "train" alone, beside others, may be a class, a vehicle
+    only_splits = bool(tops) and tops <= _ALL_SPLITS
+    only_splits |= all(tops & {*names} for names in SPLITS.values())
     for name in place.names:
         if name in tops and (only_splits or place.exact):
             inside = {i: parts[1:] for i, parts in paths.items() if parts[0] == name}

@@ -23,10 +23,14 @@ from .common import Sample, ordered
 from .places import Place
 
 _NAMES = ("val_label.txt", "val_labels.txt", "val_list.txt", "val.txt", "LOC_val_solution.csv")
+_NAMES_OF_TRAINING = ("train_label.txt", "train_labels.txt", "train_list.txt", "train.txt")
 
 
 _HEADERS = {"imageid", "image_id", "image", "img", "id", "filename", "file_name", "file", "name",
             "path"}  # fmt: skip
+_LABEL_HEADERS = {"label", "labels", "label_id", "class", "class_id", "classid", "class_name",
+                  "category", "category_id", "target", "wnid", "synset",
+                  "predictionstring"}  # fmt: skip
 
 
 class Labels(NamedTuple):
@@ -46,12 +50,11 @@ def read_labels(path: str | PathLike) -> Labels:
     except OSError as error:
         raise UserError(f"cannot read the labels {shown(path)}: {error.strerror}") from None
     rows = []
+    columns = _columns(lines[0], path) if lines else None
     for number, line in enumerate(lines):
-        if not line.strip():
+        if not line.strip() or (number == 0 and columns is not None):
             continue
-        name, label = _row(line)
-        if number == 0 and name.lower() in _HEADERS:
-            continue
+        name, label = _row(line, columns)
         if not label:
             raise UserError(
                 f"line {number + 1} of {shown(path)} is not NAME LABEL, NAME,LABEL or a row of "
@@ -76,19 +79,49 @@ def read_labels(path: str | PathLike) -> Labels:
     return Labels(path, labels)
 
 
-def _row(line: str) -> tuple[str, str]:
-    """Return name and label of a line; the label is empty where there is none."""
+def _columns(line: str, path: Path) -> tuple[int, int] | None:
+    """Return the columns of name and label in a table whose header `line` is; None for no header.
+
+    Raises UserError where the header has several columns that none is the label's of.
+    """
+    words = [word.lower() for word in (_cells(line) if "," in line else line.split())]
+    names = [i for i, word in enumerate(words) if word in _HEADERS]
+    labels = [i for i, word in enumerate(words) if word in _LABEL_HEADERS]
+    if "," not in line or (len(words) == 2 and not labels):
+        return (0, 1) if len(words) == 2 and names[:1] == [0] else None
+    if not names or (names[0] > 0 and not labels):
+        return None
+    if len(labels) == 1:
+        return names[0], labels[0]
+    raise UserError(
+        f"{shown(path)} has the columns {', '.join(map(shown, words))}, but exactly one called "
+        "label, class, category, target or wnid was expected; give a list of NAME,LABEL"
+    )
+
+
+def _cells(line: str) -> list[str]:
+    try:
+        return [cell.strip() for cell in next(csv.reader([line]))]
+    except csv.Error:  # no text
+        return []
+
+
+def _row(line: str, columns: tuple[int, int] | None) -> tuple[str, str]:
+    """Return name and label of a line; the label is empty where there is none, or several may be.
+
+    `columns` are those of name and label, where a header tells them.
+    """
     if "," in line:
-        try:
-            name, label, *_ = [*next(csv.reader([line])), ""]
-        except csv.Error:  # no text
+        cells = _cells(line)
+        if columns is None and any(cells[2:]):
             return line, ""
+        name, label = (cells[at] if at < len(cells) else "" for at in columns or (0, 1))
         words = label.split()
         # Kaggle's labels go on with the four numbers of a box, and more boxes
         boxes = len(words) > 1 and len(words) % 5 == 0
         if boxes and are_numbers(word for i, word in enumerate(words) if i % 5):
-            return name.strip(), words[0]
-        return name.strip(), label.strip()
+            return name, words[0]
+        return name, label
     parts = line.rsplit(maxsplit=1)
     return (parts[0], parts[1]) if len(parts) == 2 else (line.strip(), "")
 
@@ -98,18 +131,26 @@ def _key(name: str) -> str:
     return name.rpartition(".")[0] if is_image(name) else name
 
 
-def beside(where: Path) -> Labels:
-    """Return the list in or beside a folder, or beside an archive; raise UserError without one."""
+def beside(where: Path, place: Place) -> Labels:
+    """Return the list in or beside a folder, or beside an archive; raise UserError without one.
+
+    The lists of training images are others than those of the validation set.
+    """
+    of_training = "train" in place.names and not place.whole
     for folder in (where, where.parent, where.parent.parent) if where.is_dir() else (where.parent,):
-        candidates = [folder / name for name in _NAMES]
-        candidates += sorted(folder.glob("*devkit*"))
+        candidates = [folder / name for name in (_NAMES_OF_TRAINING if of_training else _NAMES)]
+        if not of_training:
+            candidates += sorted(folder.glob("*devkit*"))
         for file in candidates:
             if file.is_file() or devkit.is_one(file):
                 return read_labels(file)
-    raise UserError(
-        f"the images in {shown(where)} are in no class folders; give their labels by --val-list "
-        f"FILE, or put {_NAMES[0]}, {_NAMES[-1]} or ImageNet's development kit beside them"
+    advice = (
+        f"put them into class folders, or put {_NAMES_OF_TRAINING[0]} beside them"
+        if of_training
+        else "give their labels by --val-list FILE, or put "
+        f"{_NAMES[0]}, {_NAMES[-1]} or ImageNet's development kit beside them"
     )
+    raise UserError(f"the images in {shown(where)} are in no class folders; {advice}")
 
 
 def of_folder(place: Place, labels: Labels | None) -> Dataset:
@@ -118,7 +159,7 @@ def of_folder(place: Place, labels: Labels | None) -> Dataset:
     folder = place.paths[0]
     files = image_files(folder, left_out)
     names = {index: file.name for index, file in enumerate(files)}
-    return read(place, files, names, labels or beside(folder), left_out)
+    return read(place, files, names, labels or beside(folder, place), left_out)
 
 
 def read(

@@ -70,10 +70,12 @@ def find(root: str | Path, split: str, exact: bool) -> Place | None:
             return _folder(path / name, names, exact)
     for folder in (path, path / "data"):  # Hugging Face's data sets have the latter
         files = data_files(folder)
-        if place := _among(folder, files, names, exact):
+        place = _among(folder, files, names, exact)
+        if place is None and files and not any(_is_of(file, _ALL_WORDS) for file in files):
+            place = _all(folder, files, names, exact)
+        if place is not None:
+            _check_gaps(place.paths)
             return place
-        if files and not any(_is_of(file, _ALL_WORDS) for file in files):
-            return _all(folder, files, names, exact)
     if path.is_dir() and not _has_folders(path) and _has_images(path):
         return Place(path, [path], "folder", names, "all images", exact, True)
     return None
@@ -82,13 +84,15 @@ def find(root: str | Path, split: str, exact: bool) -> Place | None:
 def expand(pattern: str) -> list[Path]:
     """Return the files that a pattern names: {0000..1281}, {a,b} and what shells know.
 
-    Raises UserError when there is none, or when one of a range is missing.
+    Raises UserError when there is none, or when one of a range is missing: braces name all of the
+    files, and between those that a shell's pattern finds no number may be left out.
     """
-    texts = list(_braces(pattern))
     files = []
-    for text in texts:
+    for text in _braces(pattern):
         if re.search(r"[*?\[]", text):
-            files += sorted(glob.glob(text))
+            found = sorted(glob.glob(text))
+            _check_gaps([Path(file) for file in found])
+            files += found
         elif os.path.isfile(text):
             files.append(text)
         else:
@@ -98,9 +102,7 @@ def expand(pattern: str) -> list[Path]:
             )
     if not files:
         raise UserError(f"there are no files {shown(pattern)}; give another pattern")
-    paths = [Path(file) for file in files]
-    _check_gaps(paths)
-    return paths
+    return [Path(file) for file in files]
 
 
 def _braces(pattern: str) -> Iterator[str]:
@@ -170,8 +172,6 @@ def _of_files(
                 f"{shown(files[0])} and {shown(file)} hold the same part of the data in two forms; "
                 "give one of them to --data"
             )
-    if files != [source]:  # a file that was named is what is wanted
-        _check_gaps(files)
     title = files[0].name if len(files) == 1 else f"{len(files)} files such as {files[0].name}"
     source = files[0] if len(files) == 1 else source
     return Place(source, files, first, names, shown(title), exact, whole)
@@ -183,6 +183,7 @@ def _folder(folder: Path, names: Sequence[str], exact: bool) -> Place | None:
         return None
     files = data_files(folder)
     if files:
+        _check_gaps(files)
         return _of_files(folder, files, names, exact, whole=False)._replace(split=f"{folder.name}/")
     if _has_images(folder):
         return Place(folder, [folder], "folder", names, f"{folder.name}/", exact, False)
@@ -215,5 +216,6 @@ def _check_gaps(files: list[Path]) -> None:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise UserError(
                 f"the shard {shown(before)}{missing[0]:0{width}d}{shown(after)}{more} is missing "
-                f"in {shown(files[0].parent)}; give the whole set, or a pattern of what is there"
+                f"in {shown(files[0].parent)}; give the whole set, or name those to take "
+                "in braces, such as {0001,0003}"
             )

@@ -62,6 +62,26 @@ def test_folders_with_numbers_are_the_labels_of_imagenet(image_folder, capsys):
         datasets.with_class_order(replace(subset, classes=["0", "10", "1000"]), 1000, None)
 
 
+def test_labels_that_are_numbers_are_names_where_the_classes_are_numbers(image_folder, capsys):
+    subset = datasets.image_folder(image_folder(classes=("0", "1", "10", "2")), "val")
+    listed = replace(subset, labels=np.array([2] * 20, np.int32), numbered=True)
+    assert datasets.with_class_order(listed, 4, subset.classes).labels.tolist() == [3] * 20
+    assert "the label 2 for the class '2', not for '10'" in capsys.readouterr().err
+    listed = replace(listed, labels=np.array([10] * 20, np.int32))  # no position
+    assert datasets.with_class_order(listed, 4, subset.classes).labels.tolist() == [2] * 20
+    listed = replace(listed, labels=np.array([3] * 20, np.int32))  # no name
+    assert datasets.with_class_order(listed, 4, subset.classes).labels.tolist() == [3] * 20
+    assert capsys.readouterr().err == ""
+
+
+def test_numbers_match_whatever_zeros_they_begin_with(image_folder):
+    subset = datasets.image_folder(image_folder(classes=("0", "1", "2")), "val")
+    order = [f"{number:02d}" for number in range(11)]
+    found = datasets.with_class_order(subset, 11, order)
+    assert found.labels.tolist() == subset.labels.tolist() and found.classes == order
+    assert datasets.positions(["7", "a"], ["007", "7", "a"]) == {"7": 1, "a": 2}
+
+
 def test_labels_follow_the_network(image_folder, tmp_path):
     wnids = list(datasets.imagenet_classes())
     assert len(wnids) == 1000 and sorted(wnids) == wnids

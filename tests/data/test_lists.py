@@ -16,6 +16,9 @@ from utils import UserError
         ("id,label\na.jpg,1\nb.jpg,0\n", [0, 1]),
         ("path,label\na.jpg,1\nb.jpg,0\n", [0, 1]),
         ("image_name,label\na.jpg,1\nb.jpg,0\n", [0, 1]),
+        ("image,width,height,label\na.jpg,640,480,1\nb.jpg,10,10,0\n", [0, 1]),
+        ("class,filename,set\ncat,a.jpg,val\nant,b.jpg,val\n", ["ant", "cat"]),
+        ("a.jpg,1,\nb.jpg,0,\n", [0, 1]),
     ],
 )
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
@@ -54,3 +57,34 @@ def test_images_that_a_list_cannot_tell_apart_are_a_sentence(tmp_path):
     (tmp_path / "val_list.txt").write_text("2.jpg 0\n")
     with pytest.raises(UserError, match="two images that a list cannot tell apart"):
         readers.open_dataset(tmp_path, "val")
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("a.jpg,640,480,1\n", "line 1 of .* is not NAME LABEL"),
+        (
+            "image,width,height\na.jpg,640,480\n",
+            "the columns image, width, height, but exactly",
+        ),
+        ("image,label,class\na.jpg,1,cat\n", "has the columns image, label, class, but exactly"),
+    ],
+)
+def test_a_table_whose_label_is_not_told_is_a_sentence(text, said, tmp_path):
+    file = tmp_path / "list.csv"
+    file.write_text(text)
+    with pytest.raises(UserError, match=said):
+        lists.read_labels(file)
+
+
+def test_training_images_do_not_get_the_labels_of_validation(tmp_path):
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+        for name in ("1.jpg", "2.jpg"):
+            Image.new("RGB", (8, 8)).save(tmp_path / split / name)
+    (tmp_path / "val.txt").write_text("1.jpg 0\n2.jpg 1\n")
+    with pytest.raises(UserError, match="put them into class folders, or put train_label.txt"):
+        readers.open_dataset(tmp_path, "train")
+    (tmp_path / "train.txt").write_text("1.jpg 1\n2.jpg 0\n")
+    assert readers.open_dataset(tmp_path, "train").names == ["0/2.jpg", "1/1.jpg"]
+    assert readers.open_dataset(tmp_path, "val").names == ["0/1.jpg", "1/2.jpg"]

@@ -152,6 +152,14 @@ def test_a_part_is_found_by_its_name(root, tmp_path):
         open_dataset(tmp_path / "both", "train")
 
 
+def test_other_folders_beside_the_parts_are_left_out(root, tmp_path):
+    shutil.copytree(root / "val", root / "unlabeled")
+    file = tar(tmp_path / "photos.tar", root)
+    for split in ("train", "val"):
+        found, folder = open_dataset(file, split), open_dataset(root, split)
+        assert not found.whole and found.names == folder.names
+
+
 def test_data_without_parts_needs_holdout_to_train_on(root, tmp_path, command):
     os.rename(root / "train", root / "fruit")
     file = tar(tmp_path / "photos.tar", root / "fruit")
@@ -239,6 +247,8 @@ def test_a_missing_shard_is_named(root, tmp_path):
             f"{folder}/train-{{0000..0003}}.tar", "train")  # fmt: skip
     refused(r"shard train-0002.tar is missing in", folder, "train")
     refused(r"shard train-0002.tar is missing in", f"{folder}/train-*.tar", "train")
+    some = open_dataset(f"{folder}/train-{{0001,0003}}.tar", "train")
+    assert 0 < len(some) < 22
     refused("there are no files .*x-", f"{folder}/x-*.tar", "train")
     refused("no file of .* has val or valid or .* in its name; give a pattern of all parts",
             f"{folder}/train-000[01].tar", "val")  # fmt: skip
