@@ -24,6 +24,7 @@ from .layers import (
     LargeKernel,
     Linear,
     gelu,
+    scale_channels,
 )
 from .mobileone import MobileOneUnit
 from .reparameterizable import Reparameterizable
@@ -81,7 +82,7 @@ class RepMixer(Reparameterizable):
 
     def forward_branches(self, x: mge.Tensor) -> mge.Tensor:
         mixed = self.dense(x) + self.pointwise(x) + self.identity(x)
-        return x + (mixed - self.norm(x)) * self.scale
+        return x + scale_channels(mixed - self.norm(x), self.scale)
 
     def linear_map(self, read: reparam.Read) -> reparam.LinearMap:
         channels = self.dense.conv.in_channels
@@ -118,7 +119,7 @@ class ScaledConv(Reparameterizable):
             self.conv, self.scale = conv, layer_scale(out_channels)
 
     def forward_branches(self, x: mge.Tensor) -> mge.Tensor:
-        return self.conv(x) * self.scale
+        return scale_channels(self.conv(x), self.scale)
 
     def linear_map(self, read: reparam.Read) -> reparam.LinearMap:
         return reparam.scaled(reparam.convolution(self.conv, read), read(self.scale))

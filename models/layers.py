@@ -260,6 +260,13 @@ def relu(x: mge.Tensor) -> mge.Tensor:
     return cpu.relu(x) if cpu.is_used() else F.relu(x)
 
 
+def scale_channels(x: mge.Tensor, factors: mge.Parameter) -> mge.Tensor:
+    """Return x times a factor for each channel: [N, C, H, W] * [C, 1, 1] -> [N, C, H, W]."""
+    if isinstance(x, cpu.Symbol) or not cpu.is_used():
+        return x * factors
+    return cpu.scale_channels(x, factors)
+
+
 def gelu(x: mge.Tensor) -> mge.Tensor:
     """Return x times the normal distribution's probability of at most x."""
     return x.activation("gelu") if isinstance(x, cpu.Symbol) else F.gelu(x)

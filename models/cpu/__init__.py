@@ -23,12 +23,12 @@ from megengine.core._imperative_rt.core2 import is_tracing_module
 from megengine.core.autodiff.grad import Grad
 from megengine.jit.tracing import is_tracing
 
-from .matmul import SMALL_KERNEL, SMALL_MAP, add_bias, batch_norm, conv2d, relu
+from .matmul import SMALL_KERNEL, SMALL_MAP, add_bias, batch_norm, conv2d, relu, scale_channels
 from .symbol import Symbol, Trace
 
 __all__ = ["PATHS", "SMALL_KERNEL", "SMALL_MAP", "Symbol", "add_bias", "batch_norm", "compute",
            "conv2d", "covers", "evaluation", "is_chosen", "is_used", "path", "relu",
-           "update_by_momentum", "using"]  # fmt: skip
+           "scale_channels", "update_by_momentum", "using"]  # fmt: skip
 
 PATHS = ("stock", "matmul", "fast")
 _path: ContextVar[str | None] = ContextVar("path", default=None)

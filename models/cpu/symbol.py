@@ -8,6 +8,7 @@ raises an error, and the network is then computed by MegEngine's operators.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from numbers import Real
@@ -219,12 +220,23 @@ def trace(function: Callable[[Any], Any], shape: tuple[int, int, int, int]) -> T
     return recorded
 
 
+_tracing = threading.RLock()  # one thread at a time changes how modules are called
+
+
 @contextmanager
 def _plain_modules() -> Iterator[None]:
-    """Refuse to call modules that do more than their forward pass says."""
+    """Refuse to call modules that do more than their forward pass says, in this thread."""
+    with _tracing, _checked_calls(threading.get_ident()):
+        yield
+
+
+@contextmanager
+def _checked_calls(thread: int) -> Iterator[None]:
     call = M.Module.__call__
 
     def checked(module: M.Module, *inputs: Any, **named: Any) -> Any:
+        if threading.get_ident() != thread:
+            return call(module, *inputs, **named)
         if module._forward_hooks or module._forward_pre_hooks:
             raise Untraceable("a module has hooks")
         if M.qat.QATModule in type(module).__mro__:  # isinstance takes longer

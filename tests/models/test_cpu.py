@@ -219,24 +219,31 @@ def test_batch_norm(shape):
         close(got, stock, 1e-4)
 
 
-def test_the_gradient_of_a_bias_is_right_while_other_work_goes_on():
-    """With x + bias in its place some of these gradients come out wrong, in every run."""
+@pytest.mark.parametrize(
+    "operator, shape",
+    [(cpu.add_bias, (1, 32, 1, 1)), (cpu.scale_channels, (32, 1, 1))],
+    ids=["bias", "layer scale"],
+)
+def test_gradients_of_channels_are_right_while_other_work_goes_on(operator, shape):
+    """With x + bias or x * scale in its place some of these come out wrong, in every run."""
     rng = np.random.default_rng(0)
-    x, dy = (mge.Tensor(rng.standard_normal((6, 32, 4, 4), np.float32)) for _ in range(2))
-    bias = mge.Parameter(np.zeros((1, 32, 1, 1), np.float32))
+    x, dy = (rng.standard_normal((6, 32, 4, 4), np.float32) for _ in range(2))
+    terms = dy * x if operator is cpu.scale_channels else dy
+    expected = terms.sum((0, 2, 3), np.float64).reshape(shape)
+    x, dy = mge.Tensor(x), mge.Tensor(dy)
+    parameter = mge.Parameter(np.zeros(shape, np.float32))
     others = [mge.Tensor(np.full(n, 1e30, np.float32)) for n in (192, 512, 3072)]
     late = mge.Tensor(np.ones(1 << 20, np.float32))
     for _ in range(20):
         grads = []
         for _ in range(50):
             late + 1.0  # so that what follows waits in the queue
-            with GradManager().attach([bias]) as manager:
-                manager.backward(cpu.add_bias(x, bias), dy)
-            grads.append(bias.grad)
-            bias.grad = None
+            with GradManager().attach([parameter]) as manager:
+                manager.backward(operator(x, parameter), dy)
+            grads.append(parameter.grad)
+            parameter.grad = None
             for other in others:
                 other * 2.0, other * 3.0
-        expected = dy.numpy().sum((0, 2, 3), np.float64).reshape(1, -1, 1, 1)
         for grad in grads:
             close(grad.numpy(), expected, 1e-5)
 

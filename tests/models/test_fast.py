@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import weakref
 
@@ -235,7 +236,7 @@ class LayerScale(M.Module):
         self.scale = mge.Parameter(np.linspace(-2, 3, 12, dtype=np.float32).reshape(12, 1, 1))
 
     def forward(self, x):
-        return x * self.scale
+        return layers.scale_channels(x, self.scale)
 
 
 OPERATIONS = {
@@ -898,6 +899,41 @@ def test_what_a_forgotten_program_has_returned_stays(rng):
             np.testing.assert_array_equal((tensor + 0).numpy(), value)
     assert blocks
     assert memory._lent
+
+
+def test_a_size_that_is_no_longer_used_is_forgotten(rng, monkeypatch):
+    monkeypatch.setattr(cache, "_FORGET", 3)
+    model = models.create("RepGhost050", 10)
+    model.train()
+    small, large = (
+        mge.Tensor(rng.standard_normal((2, 3, size, size)).astype(np.float32)) for size in (32, 40)
+    )
+    with cpu.using("fast"):
+        for x in (small, large, small, large, large, large):
+            model(x)
+        assert len(cache._recent[model]) == 2
+        model(large)
+    (programs,) = cache._recent[model].values()
+    assert programs.results.shapes[0] == (2, 10)
+
+
+def test_another_thread_may_compute_while_a_network_is_traced(model):
+    """Its modules may have hooks; they are called as they are."""
+    hooked = M.Linear(2, 2)
+    calls = []
+    hooked.register_forward_hook(lambda *_: calls.append(1))
+
+    def forward(x):
+        thread = threading.Thread(target=lambda: hooked(mge.Tensor(np.ones((1, 2), np.float32))))
+        thread.start()
+        thread.join()
+        return model.forward(x)
+
+    before = M.Module.__call__
+    symbol.trace(forward, (2, 3, 32, 32))
+    assert calls == [1] and M.Module.__call__ is before
+    with pytest.raises(symbol.Untraceable, match="a module has hooks"):
+        symbol.trace(lambda x: hooked(x), (2, 3, 32, 32))
 
 
 def test_programs_are_forgotten(rng):

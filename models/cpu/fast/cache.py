@@ -15,6 +15,7 @@ from .writer import Writer
 # a program has memory for all its maps
 _TRACES = 2  # of a model, whose programs are kept
 _IDLE = 2  # programs of a trace that are kept
+_FORGET = 100  # computations of a model after which a trace that none of them was of is dropped
 
 
 class Programs:
@@ -23,6 +24,7 @@ class Programs:
     A second program is made where the backward pass of one forward pass comes after another one.
 
     Attributes:
+        unused: number of computations of the model since the last one of this trace.
         results: memory of the map and of the new running statistics.
         gradients: memory of the gradients: that of the input, if it is computed, is the first.
     """
@@ -30,6 +32,7 @@ class Programs:
     def __init__(self, trace: Trace, input_gradient: bool, backward: bool):
         self._arguments = trace.operations, input_gradient, backward
         self._idle: list[Program] = []
+        self.unused = 0
         first, last = trace.operations[0].shape, trace.operations[-1].shape
         statistics = [
             tuple(tensor.shape)
@@ -58,6 +61,11 @@ def programs_of(model: M.Module, trace: Trace, input_gradient: bool) -> Programs
     key = tuple(trace.operations), input_gradient, model.training
     recent = _recent.setdefault(model, OrderedDict())
     programs = recent.pop(key, None) or Programs(trace, input_gradient, model.training)
+    programs.unused = 0
+    for other in [*recent]:
+        recent[other].unused += 1
+        if recent[other].unused > _FORGET:  # as after a change of --size
+            del recent[other]
     recent[key] = programs
     if len(recent) > _TRACES:
         recent.popitem(last=False)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
+import threading
 import weakref
 from collections.abc import Iterable, Sequence
 from math import prod
@@ -93,6 +94,7 @@ class Block:
 
 # Blocks whose tensors MegEngine may still use, whatever became of the pools that they are of.
 _lent: list[Block] = []
+_settling = threading.Lock()  # or two threads would release a block twice
 # What MegEngine's threads may use while the interpreter ends is never freed.
 for _immortal in (_lent, _dropped):
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(_immortal))
@@ -121,11 +123,11 @@ class Pool:
 
 def settle() -> None:
     """Wait for all that MegEngine has queued; then release the blocks dropped before that."""
-    dropped = [block for block in _lent if block.is_dropped]
-    full_sync()
-    if dropped:
-        _lent[:] = [block for block in _lent if block not in dropped]
-    for block in dropped:
-        pool = block.pool()
-        if pool is not None:
-            pool.release(block)
+    with _settling:
+        dropped = [block for block in [*_lent] if block.is_dropped]
+        full_sync()
+        for block in dropped:
+            _lent.remove(block)
+            pool = block.pool()
+            if pool is not None:
+                pool.release(block)

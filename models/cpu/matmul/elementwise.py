@@ -124,6 +124,24 @@ def add_bias(x: Tensor, bias: Tensor) -> Tensor:
     return _AddBias()(x, bias)
 
 
+class _ScaleChannels(Function):
+    """x * factors with a gradient that is always right; see `_AddBias`."""
+
+    def forward(self, x: Tensor, factors: Tensor) -> Tensor:
+        self.x, self.factors = x, factors
+        return x * factors
+
+    def backward(self, dy: Tensor) -> tuple[Tensor, Tensor]:
+        x, self.x = self.x, None
+        dfactors = _reduce(dy * x, "sum")
+        return dy * self.factors, dfactors.reshape(self.factors.shape)
+
+
+def scale_channels(x: Tensor, factors: Tensor) -> Tensor:
+    """Return x * factors: [N, C, H, W] * [C, 1, 1] -> [N, C, H, W]."""
+    return _ScaleChannels()(x, factors)
+
+
 class _Relu(Function):
     """ReLU with the gradient of ReLU6, which is the same below 6.
 
