@@ -6,8 +6,8 @@ can be tried at once. Results go to SAVE/ARCH/TAG: latest.pkl (to resume from), 
 and to deploy), metrics.csv, curves.png, log.txt, run.json and events for TensorBoard.
 
 --size, --weight-decay, --drop-path, --auto-augment and the numbers of the augmentation may change
-by epoch: 160@0,192@38 is 160 from the start and 192 after 38 epochs, and 1e-4..1e-5 falls along
-half a cosine (numbers that are not whole).
+by epoch: 160@0,192@38 is 160 from the start and 192 after 38 epochs. Those that take fractions may
+also follow half a cosine: 1e-4..1e-5 falls from 1e-4 to 1e-5.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ def train(args: argparse.Namespace, workers: Workers) -> int:
     from training import agreement, folders, messages, resume, start, starting_point
 
     train_set, val_set = start.open_data(args)
+    agreement.on_data(train_set, val_set, workers)
     seen = folders.find(args)
     resume_from, unshared = agreement.on_checkpoint(seen, workers)
     if resume_from is None and args.pretrained is None and (args.freeze or args.qat):
@@ -114,11 +115,12 @@ def fit(args: argparse.Namespace, trainer: Trainer) -> int:
             with trainer.stop:
                 log(find_lr.suggest(trainer))
             return 0
+        resumed = trainer.step > 0
         trainer.fit()
     except signals.Interrupted as interrupted:
         log(messages.interruption(args, trainer, interrupted))
         return 128 + interrupted.signal
-    for line in messages.summarize(trainer):
+    for line in messages.summarize(trainer, resumed):
         log(line)
     return 0
 

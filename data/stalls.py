@@ -40,6 +40,14 @@ class Patience:
         return self.limit > 0 and self._waited > self.limit + extra
 
 
+class _Ended(BaseException):
+    """What ends a batch, on its way through decoders that take every Exception for a bad image."""
+
+    def __init__(self, reason: BaseException):
+        super().__init__(reason)
+        self.reason = reason
+
+
 @contextmanager
 def watched(
     images: Sequence[object], limit: float, while_waiting: Callable[[], object]
@@ -59,9 +67,12 @@ def watched(
         at = row
 
     def look(_number: int, _frame: object) -> None:
-        while_waiting()
+        try:
+            while_waiting()
+        except BaseException as error:
+            raise _Ended(error) from None
         if patience.ends(at, tick):
-            raise stalled(images[at], limit)
+            raise _Ended(stalled(images[at], limit))
 
     if threading.current_thread() is not threading.main_thread():
         yield note
@@ -70,6 +81,8 @@ def watched(
     signal.setitimer(signal.ITIMER_REAL, tick, tick)
     try:
         yield note
+    except _Ended as ended:
+        raise ended.reason from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous or signal.SIG_DFL)

@@ -1,4 +1,4 @@
-"""The checkpoint that all workers resume from, also where their hosts share no folder."""
+"""What all workers must have in common before they train: their data, and their checkpoint."""
 
 from __future__ import annotations
 
@@ -9,7 +9,35 @@ from pathlib import Path
 
 import numpy as np
 
+from data.datasets import Dataset
+from utils import UserError
+
+from . import identity
 from .distributed import Workers
+
+
+def on_data(train: Dataset, val: Dataset, workers: Workers) -> None:
+    """Raise UserError naming a worker that sees other images than worker 0. All must call it."""
+    if workers.size == 1:
+        return
+    described = {"training_images": len(train), **identity.describe(train, val)}
+    parts = {
+        "classes": ["classes"],
+        "training images": ["training_images", "training_names"],
+        "validation images": ["validation"],
+    }
+    row: list[int] = []
+    for keys in parts.values():
+        checksum = zlib.crc32(repr([described[key] for key in keys]).encode())
+        row += divmod(checksum, 1 << 16)  # in halves, which are exact as float32 too
+    rows = workers.gather(row)
+    different = np.argwhere(rows != rows[0])
+    if len(different):
+        rank, column = different[0].tolist()
+        raise UserError(
+            f"{workers.name(rank)} has other {[*parts][column // 2]} than worker 0; give all hosts "
+            "the same data under the same path"
+        )
 
 
 def on_checkpoint(path: Path | None, workers: Workers) -> tuple[Path | None, str | None]:

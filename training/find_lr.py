@@ -46,21 +46,27 @@ def rates(steps: int) -> np.ndarray:
 def losses_at(trainer: Trainer, rates: Iterable[float]) -> Iterator[float]:
     """Yield the loss of a training step at each learning rate, one after the other.
 
-    Ends early when a loss is not finite. The trainer is not to be trained with afterwards.
+    Steps whose images cannot be read are left out. Ends early when a loss is not finite. The
+    trainer is not to be trained with afterwards.
     """
     rates = list(rates)
     trainer.start()
-    while trainer.step < len(rates):
+    done, before = 0, -1
+    while before < done < len(rates):
+        before = done
         with closing(trainer.batches()) as batches:
             for images, labels in batches:
                 trainer.outcomes.score = Score()
-                trainer.train_step(images, labels, rates[trainer.step])
+                trainer.train_step(images, labels, rates[done])
                 try:
                     trainer.settle()
                 except UserError:
                     return
+                if trainer.outcomes.score.total == 0:
+                    continue
                 yield trainer.outcomes.score.mean_loss
-                if trainer.step == len(rates):
+                done += 1
+                if done == len(rates):
                     return
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from data import datasets
 
 from . import signals
+from .distributed import Workers
 from .loop import Trainer
 
 
@@ -61,16 +62,24 @@ def interruption(
     return line + f"saved {latest}; go on with the same command and --resume {latest}"
 
 
-def summarize(trainer: Trainer) -> list[str]:
+def _count(indices: set[int], workers: Workers) -> int:
+    """Return how many different indices all workers have together."""
+    most = int(workers.gather([len(indices)]).max())
+    rows = workers.gather([*indices, *[-1] * (most - len(indices))])
+    return len(np.setdiff1d(rows, -1))
+
+
+def summarize(trainer: Trainer, resumed: bool) -> list[str]:
     """Return the last lines of a finished run: bad images, and the best accuracy.
 
     All workers must call it.
     """
     lines = []
-    skipped = sum(len(loader.skipped) for loader in (trainer.data.train, trainer.data.val))
-    skipped = int(trainer.workers.gather([skipped]).sum())
+    loaders = trainer.data.train, trainer.data.val
+    skipped = sum(_count(loader.skipped, trainer.workers) for loader in loaders)
     if skipped:
-        lines.append(f"{skipped} bad images were skipped")
+        since = " since the run was resumed" if resumed else ""
+        lines.append(f"{skipped} bad images were skipped{since}")
     best, latest = trainer.best.row(trainer.history), trainer.run.folder.latest
     if best is None:
         return [*lines, f"no epoch was left to train; the network of the last one: {latest}"]

@@ -62,7 +62,11 @@ def check(
         )
     now = record(settings, data)
     warnings = _check_epochs(recorded["settings"]["epochs"], settings.epochs, extend)
-    _check_fields(Settings, {**recorded["settings"], "epochs": settings.epochs}, now["settings"])
+    _check_fields(
+        Settings,
+        _as_typed({**recorded["settings"], "epochs": settings.epochs}),
+        _as_typed(now["settings"]),
+    )
     if recorded.get("augmentation") is not None:  # the oldest runs have no record of it
         _check_fields(Augmentation, recorded["augmentation"], now["augmentation"])
     if checkpoint.preprocessing != data.val.preprocessing:
@@ -127,6 +131,12 @@ def _check_images(
     if recorded.get("training_names") in (None, now["training_names"]):
         return []
     return ["warning: training images have other names, and so another order, than before"]
+
+
+def _as_typed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings whose learning rate is that of --lr, for 256 images."""
+    lr = settings["lr"] * 256 / settings["batch_size"]
+    return {**settings, "lr": float(f"{lr:.12g}")}
 
 
 def _check_fields(owner: type, recorded: Mapping[str, Any], now: Mapping[str, Any]) -> None:

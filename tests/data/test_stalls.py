@@ -1,5 +1,6 @@
 """Images that cannot be read in time, workers that outlive nobody, and the reason of a kill."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -39,6 +40,26 @@ def test_an_image_that_stalls_is_an_error_that_names_it(val, workers):
     assert 0.4 < time.monotonic() - begun < 15
     assert gone(data_workers())
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def test_a_decoder_that_takes_every_error_for_a_bad_image_does_not_hold_up_a_signal(val):
+    """Pillow's decoders raise errors of many kinds, and all of them are caught."""
+
+    class Stop(Exception):
+        pass
+
+    def stop():
+        raise Stop
+
+    with pytest.raises(Stop), stalls.watched(val.images, 10.0, stop) as note:
+        note(0)
+        with contextlib.suppress(Exception):
+            time.sleep(5)
+        pytest.fail("the signal was lost")
+    with pytest.raises(UserError, match="takes more than"):  # noqa: SIM117
+        with stalls.watched(val.images, 0.2, lambda: None):
+            with contextlib.suppress(Exception):
+                time.sleep(5)
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -8,7 +8,16 @@ import megengine.module as M
 import numpy as np
 import pytest
 
-from training import agreement, distributed, low_memory, memory, shared_memory, start
+from data import datasets
+from training import (
+    agreement,
+    distributed,
+    low_memory,
+    memory,
+    messages,
+    shared_memory,
+    start,
+)
 from training.distributed import Workers
 from utils import UserError
 
@@ -70,6 +79,58 @@ def test_memory_is_charged_by_host(monkeypatch, free, short):
     assert len(folder.lines) == short
     if short:
         assert "may take 4.0 GB, and 3.0 GB are free" in folder.lines[0]
+
+
+@pytest.mark.parametrize(
+    "what", ["classes", "training images", "number", "validation images", "nothing"]
+)
+def test_all_hosts_must_have_the_same_data(what, image_folder, tmp_path):
+    sets = []
+    for host in ("a", "b"):
+        root = image_folder(tmp_path / host)
+        if host == "b" and what == "classes":
+            (root / "train" / "apple").rename(root / "train" / "aubergine")
+            (root / "val" / "apple").rename(root / "val" / "aubergine")
+        first = sorted((root / "train").rglob("*.jpg"))[0]
+        if host == "b" and what == "training images":
+            first.rename(first.with_name("other.jpg"))
+        if host == "b" and what == "number":
+            first.unlink()
+        if host == "b" and what == "validation images":
+            sorted((root / "val").rglob("*.jpg"))[0].unlink()
+        sets.append([datasets.image_folder(root, split) for split in ("train", "val")])
+    rows = []
+
+    class Recorder(Workers):
+        size = 2
+
+        def gather(self, values):
+            rows.append(values)
+            return np.array([values, values], np.float64)
+
+    agreement.on_data(*sets[1], Recorder())
+    if what == "nothing":
+        agreement.on_data(*sets[0], Others(0, rows[0]))
+        return
+    said = "training images" if what == "number" else what
+    with pytest.raises(UserError, match=f"^worker 1 on node-b has other {said} than worker 0"):
+        agreement.on_data(*sets[0], Others(0, rows[0]))
+    agreement.on_data(*sets[0], Workers())
+
+
+def test_bad_images_that_several_workers_have_met_count_once():
+    answers = [[[2], [1]], [[3, 5], [5, -1]]]
+
+    class Two(Workers):
+        size = 2
+
+        def gather(self, values):
+            answer = np.array(answers.pop(0), np.float64)
+            assert answer[0].tolist() == list(values)
+            return answer
+
+    assert messages._count({3, 5}, Two()) == 2
+    assert messages._count({3, 5}, Workers()) == 2 and messages._count(set(), Workers()) == 0
 
 
 def test_left_over_shared_memory_is_removed_and_that_in_use_is_not(tmp_path):

@@ -100,7 +100,7 @@ def test_the_memory_is_estimated_for_the_way_in_which_the_run_goes_on(
 @pytest.mark.parametrize(
     "settings, now, sentence",
     [
-        ({"lr": 0.2}, data(), "had lr 0.1, and now it is 0.2"),
+        ({"lr": 0.2}, data(), "had lr 6.4, and now it is 12.8"),  # as --lr has it, for 256 images
         ({"custom_l2": False}, data(), "had custwd True, and now it is False"),
         ({"milestones": (0.5,)}, data(), r"had milestones \(0.5, 1.5\), and now it is \(0.5,\)"),
         ({}, data(replace(AUGMENTATION, mixup=0.0)), "had mixup 0.2, and now it is 0.0"),
