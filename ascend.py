@@ -35,8 +35,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     command.add_argument(
         "labels",
         metavar="LABELS",
-        help="label file of the kit, val_label.txt; of 1001 outputs the first is taken for a "
-        "background class, which it does not count",
+        help="label file of the kit, val_label.txt; if the network has 1001 outputs, the first one "
+        "is taken for a background class that the labels do not count",
     )
     command.add_argument("out", metavar="OUT.json", help="JSON file to write the accuracies to")
     about = "compute images per second from the performance file of ais_bench or the benchmark tool"

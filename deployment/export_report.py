@@ -24,12 +24,14 @@ def text(report: dict[str, Any]) -> str:
         runtime = "MegEngine's runtime"
     colors = {1: "grey", 3: images["color"]}.get(images["channels"], "several channels")
     outputs = report.get("outputs") or [report["output"]]
+    count = report["num_classes"]
+    classes = f"{count} classes" if count else "no classifier"
     how = "on photographs, in float16, " if report.get("half") else ""
     lines = [
         ("source", report["source"]),
         (
             "architecture",
-            f"{report['arch']}{options}, {report['form']} form, {report['num_classes']} classes",
+            f"{report['arch']}{options}, {report['form']} form, {classes}",
         ),
         (
             "input",

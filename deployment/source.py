@@ -42,6 +42,7 @@ def load(
         model = model if keep_branches else models.to_deploy(model)
         source: dict[str, Any] = {"source": "random weights"}
         preprocessing, classes = Preprocessing(), None
+        num_classes = model.num_classes
     else:
         path = catalog.locate(path)
         contents = checkpoint.read(path, arch, entry=entry, stated=stated)
@@ -53,13 +54,14 @@ def load(
         model = weights.load(contents, arch, deploy=not keep_branches, classifier=classifier)
         preprocessing, classes = contents.preprocessing, contents.classes
         source = {"source": shown(path.name), "source_sha256": files.sha256(path)}
+        num_classes = contents.num_classes
         if set(contents.origins.values()) != {"the file"}:
             source["origins"] = contents.origins
     return model, preprocessing, {
         "arch": model.arch,
         "options": model.options,
         "form": "train" if keep_branches else "deploy",
-        "num_classes": model.num_classes,
+        "num_classes": num_classes,
         "classes": classes,
         **source,
     }  # fmt: skip

@@ -176,8 +176,14 @@ def labelled_images(
     if not files:
         raise UserError(f"there are no images in {data}; give a folder that has some in it")
     known = read_labels(labels)
+    seen: dict[str, Path] = {}
     for file in files:
         label = known.get(_key(file.name))
+        if (other := seen.setdefault(_key(file.name), file)) != file:
+            raise UserError(
+                f"{other} and {file} are called {_key(file.name)!r} up to the first dot, by which "
+                "labels and outputs are found; rename one of them"
+            )
         if label is None or not 0 <= label < num_classes:
             what = "no label" if label is None else f"the label {label}"
             raise UserError(
@@ -243,4 +249,4 @@ def read_labels(path: str | PathLike) -> dict[str, int]:
 
 
 def _key(file_name: str) -> str:
-    return file_name.split(".")[0]
+    return file_name.replace("\\", "/").rpartition("/")[2].split(".")[0]

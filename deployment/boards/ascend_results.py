@@ -15,7 +15,10 @@ import numpy as np
 
 from utils import UserError, say_once
 
+from . import kit
 from .ascend import read_labels
+
+_WITH_BACKGROUND = 1001
 
 
 def score(dump: str | PathLike, labels: str | PathLike) -> dict:
@@ -27,11 +30,13 @@ def score(dump: str | PathLike, labels: str | PathLike) -> dict:
             of ais_bench, NAME_0.npy, NAME_0.bin (float32) or NAME_0.txt does.
         labels: file to read by `read_labels`.
 
-    Of 1001 classes, the first is the background, which the labels do not count. Raises UserError
-    when an output is malformed or its image has no label.
+    Of 1001 outputs, the first is the background, which the labels do not count, unless the kit's
+    network.json beside the labels has as many classes. Raises UserError when an output is
+    malformed, is not of the kit's network, or its image has no label.
     """
     outputs_of = _output_files(Path(dump))
     known = read_labels(labels)
+    expected = _classes_beside(Path(labels))
     hits = np.zeros(5, int)
     classes, first = None, next(iter(outputs_of.values()))
     for name, file in outputs_of.items():
@@ -39,10 +44,21 @@ def score(dump: str | PathLike, labels: str | PathLike) -> dict:
         if classes not in (None, len(outputs)):
             raise UserError(f"{file} has {len(outputs)} outputs, but {first} {classes}")
         classes = len(outputs)
+        if expected is not None and classes not in (expected, _WITH_BACKGROUND):
+            raise UserError(
+                f"{file} has {classes} outputs, but the kit's network has {expected} classes; "
+                "compile it with an output of float32, or give its outputs as .npy"
+            )
         if name not in known:
             raise UserError(f"{labels} has no label for {name}, of which {file} is the output")
+        right = known[name] + (classes == _WITH_BACKGROUND != expected)
+        if not 0 <= right < classes:
+            raise UserError(
+                f"{labels} gives {name} the label {known[name]}, but {file} has {classes} outputs; "
+                "give the val_label.txt of its kit"
+            )
         best = np.argsort(-outputs, kind="stable")[:5]
-        hits[: len(best)] += best == known[name] + (classes == 1001)
+        hits[: len(best)] += best == right
     if missing := len(known) - len(outputs_of):
         say_once(f"warning: {missing} of the {len(known)} images of {labels} have no output")
     shares = (hits.cumsum() / len(outputs_of)).tolist()[:classes]
@@ -54,6 +70,14 @@ def score(dump: str | PathLike, labels: str | PathLike) -> dict:
         "title": "Overall statistical evaluation",
         "value": [{"key": key, "value": value} for key, value in facts.items()],
     }
+
+
+def _classes_beside(labels: Path) -> int | None:
+    """Return the number of classes in the network.json of the kit that the labels are of."""
+    try:
+        return len(json.loads((labels.parent / kit.NETWORK).read_text(encoding="utf-8"))["classes"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _output_files(dump: Path) -> dict[str, Path]:
@@ -90,7 +114,9 @@ def _files_of_summary(file: Path) -> dict[str, Path]:
         ) from None
     if not named:
         raise UserError(f"{file} lists no outputs; run ais_bench with --output")
-    folder = file.parent / file.stem.removesuffix("_summary")  # where it was copied from the board
+    # where it was copied from the board; of older releases the summary is inside the folder
+    folder = file.parent / file.stem.removesuffix("_summary")
+    folder = folder if folder.is_dir() else file.parent
     return {
         name: path if path.is_file() else folder / path.name for name, path in sorted(named.items())
     }

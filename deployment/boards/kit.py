@@ -26,19 +26,25 @@ NETWORK = "network.json"
 def new_folder(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary folder that is renamed to `path` at the end and removed after an error.
 
-    So are the parents of `path` that had to be made.
+    So are the parents of `path` that had to be made. An empty folder that is there stays the same
+    one, as it may be the working directory or a mount point: it gets the contents.
 
     Raises UserError when `path` exists and is not an empty folder, and when it cannot be written.
     """
     path = Path(path).resolve()
     made = [parent for parent in path.parents if not parent.exists()]
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    name = f".{path.name}.{os.getpid()}.tmp"
+    temporary = path / name if path.is_dir() else path.with_name(name)
     try:
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
             raise UserError(f"{path} exists already and is not empty; give a new folder")
         temporary.mkdir(parents=True)
         yield temporary
-        os.replace(temporary, path)
+        if temporary.parent == path:
+            for content in temporary.iterdir():
+                os.replace(content, path / content.name)
+        else:
+            os.replace(temporary, path)
     except OSError as error:
         raise UserError(
             f"cannot write the folder {path}: {error.strerror or error}; "

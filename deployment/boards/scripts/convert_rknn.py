@@ -11,11 +11,12 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 try:
+    from importlib import metadata
+
     import numpy as np
     import onnxruntime
     import pixels
@@ -60,11 +61,18 @@ def main() -> int:
     for path in (args.out, args.json):
         if path and not Path(path).resolve().parent.is_dir():
             parser.error(f"there is no folder {Path(path).parent} to write {path} to")
+        if path and not os.access(str(Path(path).resolve().parent), os.W_OK):
+            parser.error(
+                f"the folder {Path(path).parent} cannot be written; give another for {path}"
+            )
     if args.qdq and not Path(args.qdq).is_file():
         parser.error(f"there is no {args.qdq}; write it by quantize.py --target rknn")
     out, qdq, report = (path and Path(path).resolve() for path in (args.out, args.qdq, args.json))
     os.chdir(folder)  # what dataset.txt names is relative to it
-    network = json.loads(Path("network.json").read_text(encoding="utf-8"))
+    try:
+        network = json.loads(Path("network.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        parser.error(f"cannot read {folder / 'network.json'}; it is a file of the kit")
     try:
         if _missing:
             raise ToolkitError(
@@ -112,17 +120,49 @@ def _build(
     _check("config", status)
     file = str(qdq or f"{network['name']}.onnx")
     try:
-        (entry,) = _session(file).get_inputs()
+        session = _session(file)
+        (entry,) = session.get_inputs()
     except Exception:  # onnxruntime's are of many kinds
         raise ToolkitError(
             f"{file} is no ONNX file with one input; write it by quantize.py --target rknn"
         ) from None
+    if qdq:
+        _check_same(session, _session(f"{network['name']}.onnx"), file)
     shape = [1, 3, network["size"], network["size"]]  # an int8 file may take any batch size
     status = rknn.load_onnx(model=file, inputs=[entry.name], input_size_list=[shape])
     _check("load_onnx", status)
     quantize = not (args.float16 or qdq)
     _check("build", rknn.build(do_quantization=quantize, dataset="dataset.txt"))
     return rknn, time.perf_counter() - start
+
+
+def _check_same(
+    quantized: onnxruntime.InferenceSession, of_kit: onnxruntime.InferenceSession, file: str
+) -> None:
+    """Raise ToolkitError where a quantized file says that it is not of the kit's network.
+
+    The toolkit normalizes images for it as for the kit's network, whose ONNX file is the other one.
+    """
+    said, expected = (_statements(session) for session in (quantized, of_kit))
+    for key, value in expected.items():
+        if said.get(key, value) != value:
+            raise ToolkitError(
+                f"{file} has {key} {said[key]}, but the network of this kit has {value}; make it "
+                "of the checkpoint that the kit was made of: quantize.py --model CHECKPOINT "
+                "--target rknn"
+            )
+
+
+def _statements(session: onnxruntime.InferenceSession) -> dict[str, Any]:
+    """Return what a file of export.py or quantize.py says of its network and of its input."""
+    said = session.get_modelmeta().custom_metadata_map
+    statements = {key: said[key] for key in ("arch", "options", "num_classes") if key in said}
+    try:
+        preprocessing = json.loads(said.get("preprocessing", "{}"))
+    except ValueError:
+        preprocessing = {}
+    keys = ("size", "color", "mean", "std")
+    return {**statements, **{key: preprocessing[key] for key in keys if key in preprocessing}}
 
 
 def _version() -> str | None:
@@ -147,9 +187,14 @@ def _evaluate(rknn: Any, network: dict[str, Any], count: int | None) -> dict[str
     for number, line in enumerate(lines, start=1):
         name, label = line.rsplit(" ", 1)
         crop = pixels.read_image(f"evaluation/{name}")
-        expected = int(np.argmax(of_float(crop)))
+        if crop is None:
+            raise ToolkitError(f"cannot read evaluation/{name}; copy it from the kit")
+        expected = _class(of_float(crop))
         image = pixels.in_network_order(crop, network)[None]
-        actual = int(np.argmax(rknn.inference(inputs=[image], data_format=["nhwc"])[0]))
+        outputs = rknn.inference(inputs=[image], data_format=["nhwc"])
+        if not outputs:
+            raise ToolkitError("inference failed; the toolkit's message is above")
+        actual = _class(outputs[0])
         right += expected == int(label)
         simulated += actual == int(label)
         agree += actual == expected
@@ -162,6 +207,11 @@ def _evaluate(rknn: Any, network: dict[str, Any], count: int | None) -> dict[str
         "agreement": round(100 * agree / count, 2),
         "seconds_per_image": round((time.perf_counter() - start) / count, 3),
     }
+
+
+def _class(logits: np.ndarray) -> int:
+    """Return the class of the largest logit; of a single one, whether it is above 0."""
+    return int(np.argmax(logits)) if np.size(logits) > 1 else int(np.max(logits) > 0)
 
 
 def _float_network(network: dict[str, Any]) -> Callable:

@@ -154,7 +154,8 @@ def best_classes(logits: np.ndarray, count: int) -> list[tuple[int, float]]:
     if not np.isfinite(logits).all():
         raise ValueError("the network computes numbers that are not finite")
     if len(logits) == 1:
-        return [(0, 1 / (1 + math.exp(-logits[0])))]
+        odds = math.exp(-abs(logits[0]))
+        return [(0, (1 if logits[0] >= 0 else odds) / (1 + odds))]
     powers = np.exp(logits - logits.max())
     probabilities = powers / powers.sum()
     order = np.argsort(-probabilities, kind="stable")[:count]
@@ -162,8 +163,11 @@ def best_classes(logits: np.ndarray, count: int) -> list[tuple[int, float]]:
 
 
 def with_lines(image: np.ndarray, lines: Sequence[str]) -> np.ndarray:
-    """Return a copy of the image, enlarged to 400 pixels at least, with lines of text on it."""
-    factor = max(1.0, 400 / min(image.shape[:2]))
+    """Return a copy of the image with lines of text on it.
+
+    It is enlarged to 400 pixels, but not beyond 4,000 on its long side.
+    """
+    factor = max(1.0, min(400 / min(image.shape[:2]), 4000 / max(image.shape[:2])))
     picture = cv2.resize(image, None, fx=factor, fy=factor)
     scale = min(picture.shape[:2]) / 800
     step = int(36 * scale) + 4

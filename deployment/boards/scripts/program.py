@@ -18,6 +18,8 @@ import cv2
 import numpy as np
 import pixels
 
+_KEYS = {"name", "model", "size", "short_side", "resize_backend", "interpolation", "color", "mean",
+         "std", "classes"}  # fmt: skip
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 
@@ -75,9 +77,13 @@ def main(open_board: Callable, threads: Sequence[int] = (1,)) -> int:
 def _read_network(file):
     """Return the content of network.json."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        network = json.loads(file.read_text(encoding="utf-8"))
+        missing = _KEYS - network.keys()
+    except (OSError, ValueError, AttributeError):
         raise BoardError(f"cannot read {file}; copy it from the kit, beside classify.py") from None
+    if missing:
+        raise BoardError(f"{file} has no {min(missing)}; copy all files of one kit")
+    return network
 
 
 def _open(open_board, model, network):
@@ -90,6 +96,19 @@ def _open(open_board, model, network):
         raise BoardError(
             f"the runtime cannot load {model} ({error}); compile it for this board, as README.txt "
             "says"
+        ) from None
+
+
+def _run(board, prepared):
+    """Return the logits; the errors of the runtimes are of many kinds."""
+    try:
+        return board.run(prepared)
+    except BoardError:
+        raise
+    except Exception as error:
+        raise BoardError(
+            f"the runtime failed on an input of {prepared.dtype} {list(prepared.shape)} ({error}); "
+            "compile the network of this kit as README.txt says"
         ) from None
 
 
@@ -136,7 +155,7 @@ def _classify(board, network, args, file, target):
     crop = pixels.letterbox if args.letterbox else pixels.evaluation_crop
     prepared = board.prepare(crop(image, network))
     middle = perf_counter()
-    logits = board.run(prepared)
+    logits = _run(board, prepared)
     end = perf_counter()
     if np.size(logits) != len(network["classes"]):
         raise BoardError(
@@ -173,7 +192,7 @@ def _measure(board, network, frames, threads):
     """Print the mean latency of `run` and the frames/s for each number of threads."""
     size = network["size"]
     prepared = board.prepare(np.full((size, size, 3), 127, np.uint8))
-    board.run(prepared)
+    _run(board, prepared)
     calls = f"{frames} calls of {board.batch} frames" if board.batch > 1 else f"{frames} frames"
     print(f"{network['name']}: {calls}, input prepared once")
     for count in threads:

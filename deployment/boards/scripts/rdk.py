@@ -56,8 +56,10 @@ class Board:
         for module, kind in _RUNTIMES:
             try:
                 runtime = importlib.import_module(module)
-            except ImportError:
+            except ModuleNotFoundError:
                 continue
+            except ImportError as error:  # such as of a library that it needs
+                raise program.BoardError(f"cannot load {module}: {error}") from None
             self._model = kind(runtime, path)
             break
         else:

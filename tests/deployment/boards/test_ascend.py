@@ -234,6 +234,39 @@ def ais_bench(folder, rows, form, rate=407.16, batch=1):
     return path
 
 
+def test_outputs_are_those_of_the_kits_network(tmp_path):
+    labels = tmp_path / "val_label.txt"
+    labels.write_text("a.jpg 3\n")
+    (tmp_path / "network.json").write_text(json.dumps({"classes": ["c"] * 4}))
+    with pytest.raises(UserError, match="has 2 outputs, but the kit's network has 4 classes"):
+        ascend_results.score(dumped(tmp_path / "half", {"a_1.txt": [1, 2]}), labels)
+    (tmp_path / "network.json").write_text(json.dumps({"classes": ["c"] * 1001}))
+    dump = dumped(tmp_path / "all", {"a_1.txt": np.eye(1001, dtype=int)[3]})
+    assert facts(ascend_results.score(dump, labels))[2] == "100.0%"  # no background class
+    labels.write_text("a.jpg 1001\n")
+    with pytest.raises(UserError, match="the label 1001, but .* has 1001 outputs; give the val"):
+        ascend_results.score(dump, labels)
+
+
+def test_a_summary_inside_its_folder(tmp_path):
+    summary = ais_bench(tmp_path / "result", {"c": [1, 3]}, "npy")
+    inside = tmp_path / "result" / "sumary.json"  # as older releases spell it
+    summary.rename(inside)
+    (tmp_path / "labels.txt").write_text("val/c.jpg 1\n")
+    assert facts(ascend_results.score(inside, tmp_path / "labels.txt"))[2] == "100.0%"
+
+
+def test_two_images_with_the_same_name_are_refused(tmp_path, deployed, rng):
+    for folder in ("a", "b"):
+        (tmp_path / "images" / folder).mkdir(parents=True)
+        Image.fromarray(rng.integers(0, 256, (9, 9, 3), np.uint8)).save(
+            tmp_path / "images" / folder / "1.png"
+        )
+    (tmp_path / "labels.txt").write_text("1.png 3\n")
+    with pytest.raises(UserError, match="a/1.png and .*b/1.png are called '1' up to the first dot"):
+        ascend.labelled_images(tmp_path / "images", tmp_path / "labels.txt", 10, None)
+
+
 @pytest.mark.parametrize("form", ["npy", "bin", "txt"])
 def test_scores_of_ais_bench(tmp_path, command, form):
     labels = tmp_path / "labels.txt"

@@ -1,6 +1,8 @@
 """export.py --kit: from the command line to a folder, and what it refuses."""
 
+import contextlib
 import json
+import os
 
 import models
 
@@ -9,6 +11,7 @@ import onnx
 import pytest
 
 from data.transforms import Preprocessing
+from deployment.boards import kit
 from tests.support import write_image_folder
 from weights import checkpoint
 
@@ -112,3 +115,18 @@ def test_what_a_kit_refuses(command, trained, photos, tmp_path):
         assert sorted(tmp_path.rglob("*")) == before
     status, _, err = command("export", "--model", trained, *rdk)
     assert status == 2 and "--kit rdk-x5 needs --out" in err
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_an_empty_folder_stays_the_same_one(tmp_path, monkeypatch, fails):
+    """It may be the working directory, or a mount point, which cannot be replaced."""
+    (tmp_path / "kit").mkdir()
+    monkeypatch.chdir(tmp_path / "kit")
+    before = os.stat(".").st_ino
+    with contextlib.suppress(ZeroDivisionError), kit.new_folder(".") as folder:
+        (folder / "images").mkdir()
+        (folder / "README.txt").write_text("text")
+        1 / (not fails)
+    assert os.stat(tmp_path / "kit").st_ino == before
+    assert sorted(os.listdir(".")) == ([] if fails else ["README.txt", "images"])
+    assert os.listdir(tmp_path) == ["kit"]

@@ -109,7 +109,8 @@ def test_the_conversion(network, photos, test_images, tmp_path):
 
 def test_a_quantized_file_is_not_quantized_again(network, photos, test_images, tmp_path):
     out = tmp_path / "kit"
-    rknn.write_kit(network, replace(BASECLS, size=32), photos / "train", out, 4, None, test_images)
+    said = {"arch": "RepVGGA0"}
+    rknn.write_kit(network, replace(BASECLS, size=32), photos / "train", out, 4, said, test_images)
     flags = ["--qdq", out / "RepVGGA0.onnx", "--evaluate", 0, "--out", tmp_path / "a.rknn"]
     status, said, err = run(out / "convert.py", *flags, runtime="toolkit")
     assert status == 0 and "top1" not in said and (tmp_path / "a.rknn").is_file(), err
@@ -128,12 +129,27 @@ def test_a_quantized_file_is_not_quantized_again(network, photos, test_images, t
         (tmp_path / "hidden" / name / "__init__.py").write_text("raise ImportError('none')")
     status, _, err = run(out / "convert.py", PYTHONPATH=str(tmp_path / "hidden"))
     assert status == 2 and "cannot import rknn-toolkit2 (none)" in err and "Traceback" not in err
+    for key, value in (("arch", "RepVGGA1"), ("preprocessing", '{"color": "RGB"}')):
+        proto = onnx.load(out / "RepVGGA0.onnx")
+        next(entry for entry in proto.metadata_props if entry.key == key).value = value
+        onnx.save(proto, tmp_path / "other.onnx")
+        flags = ["--qdq", tmp_path / "other.onnx", "--evaluate", 0]
+        status, _, err = run(out / "convert.py", *flags, runtime="toolkit")
+        key = "arch" if key == "arch" else "color"
+        assert status == 2 and f"other.onnx has {key} " in err and "of this kit has" in err
     (tmp_path / "best.pkl").write_bytes(b"no network")
     flags = ["--qdq", tmp_path / "best.pkl"]
     status, _, err = run(out / "convert.py", *flags, runtime="toolkit")
     assert status == 2 and "best.pkl is no ONNX file with one input; write it by" in err
     status, _, err = run(out / "convert.py", "--evaluate", -1)
     assert status == 2 and "--evaluate must be at least 0" in err
+    evaluated = next((out / "evaluation").iterdir())
+    evaluated.rename(tmp_path / "moved.png")
+    status, _, err = run(out / "convert.py", runtime="toolkit")
+    assert status == 2 and f"cannot read evaluation/{evaluated.name}; copy it" in err
+    (out / "network.json").rename(tmp_path / "network.json")
+    status, _, err = run(out / "convert.py", runtime="toolkit")
+    assert status == 2 and "network.json; it is a file of the kit" in err
     for flag, path, said in (
         ("--qdq", "none.onnx", "there is no none.onnx; write it by quantize.py --target rknn"),
         ("--json", "none/a.json", "there is no folder none to write none/a.json to"),

@@ -78,6 +78,20 @@ def test_letterbox_shows_the_whole_image():
         assert set(np.unique(boxed)) <= {9, 127}
 
 
+def test_a_single_logit_of_any_size():
+    assert [pixels.best_classes([x], 1) for x in (-800.0, 0.0, 800.0)] == [
+        [(0, 0.0)],
+        [(0, 0.5)],
+        [(0, 1.0)],
+    ]
+
+
+def test_a_thin_picture_is_not_enlarged_beyond_the_memory():
+    thin = np.zeros((1, 3000, 3), np.uint8)
+    assert pixels.with_lines(thin, ["0.5  1  cat"]).shape[:2] == (1, 4000)
+    assert pixels.with_lines(np.zeros((100, 200, 3), np.uint8), []).shape[:2] == (400, 800)
+
+
 def test_the_best_classes():
     assert pixels.best_classes([0.0], 5) == [(0, 0.5)]
     logits = np.array([1000.0, 1002.0, 1001.0, 1002.0])
@@ -276,6 +290,15 @@ def test_what_goes_wrong_on_a_board_is_said(make_kit, tmp_path):
     image = next((tmp_path / "photos").rglob("*.jpg"))
     status, _, err = run(other / "classify.py", image, "--model", model, runtime="hbm")
     assert status == 2 and "has 6 outputs, and this kit is for 5 classes" in err
+    (other / "network.json").write_text(settings.replace('"std"', '"deviation"'))
+    status, _, err = run(other / "classify.py", image, "--model", model, runtime="hbm")
+    assert status == 2 and "network.json has no std; copy all files of one kit" in err
+    for flags in ([image], ["--bench"]):
+        status, _, err = run(script, *flags, runtime="hbm", OUTPUT="nonsense")
+        assert status == 2 and "the runtime failed on an input of uint8 [1536] (" in err
+    (tmp_path / "hbm_runtime.py").write_text("raise ImportError('libhbrt4.so: not found')")
+    status, _, err = run(script, image, PYTHONPATH=str(tmp_path))
+    assert status == 2 and "cannot load hbm_runtime: libhbrt4.so: not found" in err
     (other / "network.json").unlink()
     status, _, err = run(other / "classify.py", image, runtime="hbm")
     assert status == 2 and f"cannot read {other / 'network.json'}; copy it" in err
