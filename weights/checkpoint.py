@@ -179,6 +179,9 @@ def read(
         preprocessing.check_color(path, said, stated or {})
     habit, stronger = dict(foreign.habit), {**said, **(stated or {})}
     size, _ = stronger.get("size", habit["size"])
+    published, _ = habit["size"]
+    if "crop_ratio" not in stronger and size < published > 224 and habit["crop_ratio"][0] == 1:
+        habit["crop_ratio"] = 0.875, "assumed: usual for images smaller than the source's"
     if "crop_ratio" not in stronger and foreign.is_for_warped_images(size):
         habit["crop_ratio"] = 1.0, "assumed: images of this side are not cropped by the source"
         foreign.note = foreign.note or replknet.note_of_warping(size)
@@ -245,7 +248,9 @@ def _of_contents(contents: dict[str, Any], path: str | PathLike) -> Checkpoint:
             note=None,
         )
         validity.check(vars(checkpoint))
-        return checkpoint
+        # others may have made its weights smaller: networks compute in float32
+        weights = {k: np.asarray(v, np.float32) for k, v in checkpoint.state_dict.items()}
+        return replace(checkpoint, state_dict=weights)
     except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise CheckpointError(
             f"{path} is not a checkpoint of this version of the project ({error})"

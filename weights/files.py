@@ -19,6 +19,8 @@ from utils import UserError
 
 from . import archives, formats, safetensors_file, torch_file
 
+_MARKS = ("architecture", "pretrained_cfg")  # keys of timm's config.json, one at least
+
 # Names of the weights in a folder that stands for a network, the first that is there.
 _IN_FOLDER = (
     *("best.pkl", "model.safetensors", "model.safetensors.index.json"),
@@ -135,17 +137,25 @@ def in_folder(path: str | PathLike) -> Path:
 
 
 def _config_beside(path: Path) -> dict[str, Any] | None:
-    """Return the config.json of the folder whose weights are in `path`."""
+    """Return timm's config.json of the folder whose weights are in `path`; None without one.
+
+    Beside a file that is not called as timm's are, a config.json may be of anything.
+    """
     file = path.parent / "config.json"
+    of_timm = path.name in _IN_FOLDER
     try:
-        if not file.is_file() or (path.name not in _IN_FOLDER and in_folder(path.parent) != path):
+        if not file.is_file() or (not of_timm and in_folder(path.parent) != path):
             return None
         config = json.loads(file.read_text())
     except UserError:  # one of several files, of which config.json need not speak
         return None
     except (OSError, ValueError, RecursionError) as error:
+        if not of_timm:
+            return None
         raise UserError(f"cannot read {file}: {error}; mend it or remove it") from None
-    return config if isinstance(config, dict) else None
+    if not isinstance(config, dict) or not (of_timm or {*_MARKS} & config.keys()):
+        return None
+    return config
 
 
 def sha256(path: str | PathLike) -> str:

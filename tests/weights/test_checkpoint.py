@@ -89,6 +89,18 @@ def test_pretrained_takes_either_form(network, saved):
         assert same_weights(fused, models.to_deploy(network))
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_weights_of_another_precision_are_read_as_float32(network, saved, dtype):
+    path = saved["train"]
+    contents = pickle.loads(path.read_bytes())
+    state = {name: value.astype(dtype) for name, value in contents["state_dict"].items()}
+    path.write_bytes(pickle.dumps({**contents, "state_dict": state}))
+    read = checkpoint.read(path)
+    assert {value.dtype for value in read.state_dict.values()} == {np.dtype(np.float32)}
+    model = weights.load(path, deploy=True)
+    assert {parameter.dtype for parameter in model.parameters()} == {np.dtype(np.float32)}
+
+
 def test_the_wrong_checkpoint_is_a_sentence(saved):
     with pytest.raises(CheckpointError, match="of RepVGGA0, but RepVGGA1 was expected; use --arch"):
         weights.load(saved["train"], "RepVGGA1", 7)

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from data.transforms import BASECLS, TORCHVISION, Preprocessing
+from tests.support import change_architecture
 from tests.weights.torch_writer import whole, write_zip
 from utils import UserError
 from weights import catalog, checkpoint, convert, export, preprocessing
@@ -446,3 +447,24 @@ def test_every_published_name_has_a_licence_or_says_that_it_is_unknown():
 
 def test_architectures_of_the_catalog_exist():
     assert {entry.arch for entry in catalog.PUBLISHED} <= set(models.list_models())
+
+
+@pytest.mark.parametrize(
+    "stated, expected",
+    [
+        ({}, (320, 1.0)),
+        ({"size": (224, "--size")}, (224, 0.875)),
+        ({"size": (384, "--size")}, (384, 1.0)),
+        ({"size": (224, "--size"), "crop_ratio": (0.95, "--crop-ratio")}, (224, 0.95)),
+    ],
+)
+def test_smaller_images_than_the_sources_are_cropped_as_usual(
+    stated, expected, tmp_path, monkeypatch
+):
+    small = {"depths": (1, 1, 1, 1), "width": (0.25, 0.25, 0.25, 0.25), "se": "before"}
+    change_architecture(monkeypatch, "RepVGGD2se", models.repvgg.RepVGG, small)
+    tensors = convert.export(state_of("RepVGGD2se", classes=1000), "RepVGGD2se", "repvgg")
+    path = tmp_path / "d2se.pth"
+    path.write_bytes(pickle.dumps(tensors))
+    found = checkpoint.read(path, "RepVGGD2se", stated=stated).preprocessing
+    assert (found.size, found.crop_ratio) == expected

@@ -541,6 +541,15 @@ def test_a_folder_with_config_json(tensors, tmp_path):
         files.read(folder)
 
 
+def test_a_config_json_of_something_else_is_not_read(tensors, tmp_path):
+    path = pickled(tensors, tmp_path / "mine.pth")
+    for text in ("{// no JSON", '{"mean": [1, 2, 3], "optimizer": "sgd"}', "[1]"):
+        (tmp_path / "config.json").write_text(text)
+        assert files.read(path).config is None
+    (tmp_path / "config.json").write_text('{"architecture": "repghostnet_050"}')
+    assert files.read(path).config == {"architecture": "repghostnet_050"}
+
+
 def test_folders_of_other_kinds(tensors, tmp_path):
     with pytest.raises(UserError, match="is a folder without weights"):
         catalog.locate(tmp_path)
