@@ -99,7 +99,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--labels",
         metavar="FILE",
         help="JSON file with the right classes of each image, such as ImageNet-ReaL's real.json, "
-        "instead of the names of the folders; images without any are left out",
+        "instead of the names of the folders; images that have no class in it are not counted",
     )
     how.add_argument(
         "--only-present-classes",

@@ -78,7 +78,8 @@ class RunOptions:
     recipe: str | None = setting(
         None,
         metavar="NAME",
-        help="flags from recipes/NAME.conf or from a file; flags that are typed win",
+        help="read settings from recipes/NAME.conf or from a file; flags on the command line "
+        "override them",
     )
     stride: int | None = setting(
         None,
@@ -145,7 +146,7 @@ class RunOptions:
     skip_bad_images: bool = setting(
         False,
         group="network and data",
-        help="leave corrupt images out, with a count, instead of stopping",
+        help="skip images that cannot be decoded and log how many, instead of stopping",
     )
     save: Path = setting(  # noqa: RUF009
         Path("checkpoints"), metavar="DIR", help="folder for results, which go to DIR/ARCH/TAG"
@@ -154,8 +155,8 @@ class RunOptions:
         500,
         at_least=0,
         metavar="STEPS",
-        help="number of steps from one save of latest.pkl to the next, beside that after each "
-        "epoch; with 0, only that",
+        help="save latest.pkl every STEPS steps as well as after every epoch; 0: only after every "
+        "epoch",
     )
     keep: int = setting(
         0,
@@ -174,22 +175,22 @@ class RunOptions:
         2,
         at_least=0,
         metavar="N",
-        help="number of processes that decode and augment images; with 0, the training process "
-        "does",
+        help="number of processes that decode and augment images; 0: the training process decodes "
+        "them itself",
     )
     stall_timeout: float = setting(
         120.0,
         at_least=0,
         metavar="SECONDS",
-        help="seconds after which an image that cannot be read, as on a network drive that is "
-        "gone, ends the run with its name; 0: wait forever",
+        help="stop the run, naming the file, when reading one image takes longer than this, as on "
+        "a network drive that is gone; 0: wait forever",
     )
     low_memory: bool | None = setting(
         None,
         negatable=True,
-        help="compute activations again instead of keeping them: the same result, but for "
-        "rounding, from less memory, in several times the time (default: only where a run on a CPU "
-        "would not fit into the free memory)",
+        help="recompute activations in the backward pass instead of storing them (activation "
+        "checkpointing): the same result except for rounding, with less memory and in several "
+        "times the time (default: only where a run on a CPU would not fit into the free memory)",
     )
     world_size: int = setting(
         1,
@@ -224,14 +225,14 @@ class RunOptions:
         group="several processes",
         above=0,
         metavar="SECONDS",
-        help="time without a sign of life from a worker, as when its host has lost its power or "
-        "its network, after which the run ends on all hosts",
+        help="stop the run on all hosts when no heartbeat of a worker has arrived for this long, "
+        "as when its host has lost its power or its network",
     )
     dtr: str | None = setting(
         None,
         metavar="SIZE",
-        help="drop activations above this much memory, such as 5GB, and compute them again (GPUs "
-        "only; not tested)",
+        help="recompute activations instead of storing them once they take more than this much "
+        "memory, such as 5GB (dynamic tensor rematerialization; GPUs only; not tested)",
     )
     list_archs: bool = setting(
         False,
@@ -253,6 +254,7 @@ class RunOptions:
     find_lr: bool = setting(
         False,
         group="instead of training",
-        help="train 100 steps with learning rates from very small to too large, write find_lr.csv "
-        "and find_lr.png, print the best one and exit",
+        help="run a learning-rate range test: 100 steps with --lr rising from 1e-5 to 10; write "
+        "find_lr.csv and find_lr.png, print the --lr at which the loss falls most steeply, and "
+        "exit",
     )

@@ -47,11 +47,9 @@ class Settings:
         "sgd", choices=("sgd", "adamw"), help="rule that updates the weights from the gradients"
     )
     momentum: float = setting(
-        0.9, at_least=0, at_most=1, metavar="M", help="momentum of --optimizer sgd"
+        0.9, at_least=0, at_most=1, metavar="M", help="momentum factor of SGD; 0: none"
     )
-    nesterov: bool = setting(
-        False, negatable=True, help="use Nesterov's momentum with --optimizer sgd"
-    )
+    nesterov: bool = setting(False, negatable=True, help="use Nesterov's momentum in SGD")
     weight_decay: float = setting(
         1e-4,
         defaults={"": 1e-4, "adamw": 0.025},
@@ -135,7 +133,7 @@ class Settings:
         at_least=0,
         metavar="LR",
         help="learning rate of the first step of the warm-up; not scaled with the batch size "
-        "(default: one step's rise)",
+        "(default: the learning rate divided by the number of warm-up steps plus 1)",
     )
     accumulate: int = setting(
         1,
@@ -222,7 +220,8 @@ class Settings:
     )
     amp: bool = setting(
         False,
-        help="compute in half precision where that is safe (GPUs only; not tested)",
+        help="automatic mixed precision: compute in half precision where the operators allow it "
+        "(GPUs only; not tested)",
     )
     freeze: bool = setting(
         False,
