@@ -12,8 +12,8 @@ A page marks the place of a table, and says there which record it shows and how:
     <!-- end -->
 
 A line with " = " is a column: its heading, and the format of its cells with the names of a row's
-values. A line with " -> " replaces a cell that reads so, for another language. Without columns
-every value of the rows is shown. A value that a row does not have is "-". The line
+values. A line with " -> " replaces a cell, or the record's note, that reads so, for another
+language. Without columns every value of the rows is shown. A value that a row does not have is "-". The line
 
     group variant by threads, batch
 
@@ -85,10 +85,15 @@ def grouped(rows: list[dict[str, Any]], line: str) -> list[dict[str, Any]]:
     return list(groups.values())
 
 
+def translations(lines: list[str]) -> dict[str, str]:
+    """Return what the lines "TEXT -> OTHER TEXT" say of cells, and of the record's note."""
+    return dict(line.split(" -> ", 1) for line in lines if " -> " in line and " = " not in line)
+
+
 def table(rows: list[dict[str, Any]], lines: list[str]) -> str:
     """Return a Markdown table of the rows, as the lines of the page's marker say."""
     columns = dict(line.split(" = ", 1) for line in lines if " = " in line)
-    words = dict(line.split(" -> ", 1) for line in lines if " -> " in line and " = " not in line)
+    words = translations(lines)
     for line in lines:
         if line.startswith("group "):
             rows = grouped(rows, line)
@@ -100,10 +105,11 @@ def table(rows: list[dict[str, Any]], lines: list[str]) -> str:
     return "".join(f"| {' | '.join(cells)} |\n" for cells in written)
 
 
-def caption(record: dict[str, Any], name: str, link: str) -> str:
+def caption(record: dict[str, Any], name: str, link: str, lines: list[str]) -> str:
     """Return where a table's figures come from: its record, machine, date, versions and note."""
     versions = ", ".join(f"{library} {version}" for library, version in record["versions"].items())
-    note = record.get("note")
+    note = record.get("note", "")
+    note = translations(lines).get(note, note)
     facts = "; ".join(filter(None, [record["machine"], record["date"], versions, note]))
     return f"\n[{name}]({link}): {facts}\n"
 
@@ -117,7 +123,7 @@ def filled(root: Path, page: Path) -> str:
         name = block["name"]
         record = read_record(root, name)
         link = os.path.relpath(record_file(root, name), page.parent)
-        shown = table(record["figures"], lines) + caption(record, name, link)
+        shown = table(record["figures"], lines) + caption(record, name, link, lines)
         return block["begin"] + shown + block["end"]
 
     if text.count("<!-- results ") != len(_BLOCK.findall(text)):

@@ -219,6 +219,13 @@ def test_a_table_is_written_from_its_record(documentation, lines, heading, row):
     assert make_docs.outdated(root) == {}
 
 
+def test_a_note_is_translated(documentation):
+    record = RECORD[:-1] + ', "note": "by hand"}'
+    root, _ = documentation("<!-- results speed\nby hand -> 手工\n-->\n<!-- end -->\n", record)
+    (text,) = make_docs.outdated(root).values()
+    assert "[speed](results/speed.json): a box; 2026; x 1; 手工\n" in text
+
+
 FAULTY = {
     "no such record": ("<!-- results other -->\n<!-- end -->\n", RECORD, "other.json is missing"),
     "no end": ("<!-- results speed -->\n", RECORD, "without <!-- end -->"),
