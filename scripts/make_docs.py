@@ -13,7 +13,8 @@ A page marks the place of a table, and says there which record it shows and how:
 
 A line with " = " is a column: its heading, and the format of its cells with the names of a row's
 values. A line with " -> " replaces a cell, or the record's note, that reads so, for another
-language. Without columns every value of the rows is shown. A value that a row does not have is "-". The line
+language. Without columns every value of the rows is shown. A value that a row does not have is "-".
+The line
 
     group variant by threads, batch
 
