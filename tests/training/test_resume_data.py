@@ -120,7 +120,7 @@ def test_more_epochs_need_extend(saved, images):
         with pytest.raises(UserError, match="had epochs 2, and now it is 1; give --epochs 2"):
             resume.check(before, shorter, data, extend)
     assert resume.check(before, SETTINGS, data, extend=True) == []
-    with pytest.raises(UserError, match=re.escape("had lr 0.1, and now it is 0.2")):
+    with pytest.raises(UserError, match=re.escape("had lr 6.4, and now it is 12.8")):
         resume.check(before, replace(longer, lr=0.2), data, extend=True)
 
 

@@ -266,7 +266,7 @@ def test_resuming_something_else_is_a_sentence(straight, command, tmp_path):
         return command("train", *shared, *save, "--resume", folder / file, *flags)
 
     status, _, err = resume("--lr", "0.2")
-    assert status == 2 and "had lr 0.003125, and now it is 0.00625; give the same flags" in err
+    assert status == 2 and "had lr 0.1, and now it is 0.2; give the same flags" in err
     status, _, err = resume("--arch", "RepVGGA1")
     assert status == 2 and "of RepVGGA0, but RepVGGA1 was expected" in err
     status, _, err = resume(file="best.pkl")
