@@ -39,7 +39,7 @@ def test_a_record_of_each_command(command, folder, photos, small_checkpoint, mon
         contents = json.loads(text)
         assert list(contents)[:5] == ["command", "date", "machine", "versions", "figures"]
         assert make_docs.read_record(folder.parent.parent, f"{name}-1.0") == contents
-        assert name in make_docs.caption(contents, f"{name}-1.0", "a.json")
+        assert name in make_docs.caption(contents, f"{name}-1.0", "a.json", [])
         assert contents["command"].startswith(f"python {name}.py ")
         assert contents["date"] == date.today().isoformat()
         assert f"{len(os.sched_getaffinity(0))} cores, " in contents["machine"]

@@ -76,6 +76,8 @@ def test_a_network_that_rounding_moves_is_not_refused(command, monkeypatch, tmp_
     from data.transforms import Preprocessing
     from weights import checkpoint
 
+    # float32's error is 6e-6 to 2e-5, by the processor
+    monkeypatch.setattr(equivalence, "TOLERANCE", 1e-6)
     mge.random.seed(0)
     model = models.create("RepViTM0_9")
     for layer in model.modules():
