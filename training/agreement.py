@@ -13,7 +13,7 @@ from data.datasets import Dataset
 from utils import UserError
 
 from . import identity
-from .distributed import Workers
+from .distributed import Workers, halves
 
 
 def on_data(train: Dataset, val: Dataset, workers: Workers) -> None:
@@ -29,7 +29,7 @@ def on_data(train: Dataset, val: Dataset, workers: Workers) -> None:
     row: list[int] = []
     for keys in parts.values():
         checksum = zlib.crc32(repr([described[key] for key in keys]).encode())
-        row += divmod(checksum, 1 << 16)  # in halves, which are exact as float32 too
+        row += halves(checksum)
     rows = workers.gather(row)
     different = np.argwhere(rows != rows[0])
     if len(different):
@@ -50,8 +50,7 @@ def on_checkpoint(path: Path | None, workers: Workers) -> tuple[Path | None, str
         return path, None
     content = path.read_bytes() if path is not None and path.is_file() else None
     checksum = zlib.crc32(content or b"")
-    # in halves, which are exact as float32 too
-    rows = workers.gather((content is not None, checksum >> 16, checksum & 0xFFFF))
+    rows = workers.gather((content is not None, *halves(checksum)))
     different = np.flatnonzero((rows != rows[0]).any(axis=1)).tolist()
     if not different:
         return path, None

@@ -236,6 +236,11 @@ def synchronize_batch_norms(model: M.Module, workers: Workers) -> None:
             module.all_reduce = all_reduce
 
 
+def halves(checksum: int) -> tuple[int, int]:
+    """Return the upper and the lower half of 32 bits, which `Workers.gather` keeps exactly."""
+    return divmod(checksum, 1 << 16)
+
+
 def check_equal(model: M.Module, workers: Workers) -> None:
     """Raise UserError unless all processes hold the same bits of weights and statistics.
 
@@ -244,8 +249,7 @@ def check_equal(model: M.Module, workers: Workers) -> None:
     checksum = 0
     for value in model.state_dict().values():
         checksum = zlib.crc32(np.ascontiguousarray(value), checksum)
-    # in halves, which are exact as float32 too
-    checksums = workers.gather((checksum >> 16, checksum & 0xFFFF))
+    checksums = workers.gather(halves(checksum))
     different = np.flatnonzero((checksums != checksums[0]).any(axis=1))
     if len(different):
         name = workers.name(int(different[0]))

@@ -51,8 +51,8 @@ def losses_at(trainer: Trainer, rates: Iterable[float]) -> Iterator[float]:
     """
     rates = list(rates)
     trainer.start()
-    done, before = 0, -1
-    while before < done < len(rates):
+    done = 0
+    while done < len(rates):
         before = done
         with closing(trainer.batches()) as batches:
             for images, labels in batches:
@@ -68,6 +68,8 @@ def losses_at(trainer: Trainer, rates: Iterable[float]) -> Iterator[float]:
                 done += 1
                 if done == len(rates):
                     return
+        if done == before:  # no image of an epoch could be read
+            return
 
 
 def smoothed(losses: Iterable[float]) -> list[float]:

@@ -134,7 +134,7 @@ def _check_images(
 
 
 def _as_typed(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings whose learning rate is that of --lr, for 256 images."""
+    """Return settings whose learning rate is that of --lr, to 12 digits."""
     lr = settings["lr"] * 256 / settings["batch_size"]
     return {**settings, "lr": float(f"{lr:.12g}")}
 

@@ -179,12 +179,10 @@ def read(
         preprocessing.check_color(path, said, stated or {})
     habit, stronger = dict(foreign.habit), {**said, **(stated or {})}
     size, _ = stronger.get("size", habit["size"])
-    published, _ = habit["size"]
-    if "crop_ratio" not in stronger and size < published > 224 and habit["crop_ratio"][0] == 1:
-        habit["crop_ratio"] = 0.875, "assumed: usual for images smaller than the source's"
-    if "crop_ratio" not in stronger and foreign.is_for_warped_images(size):
-        habit["crop_ratio"] = 1.0, "assumed: images of this side are not cropped by the source"
-        foreign.note = foreign.note or replknet.note_of_warping(size)
+    if "crop_ratio" not in stronger:
+        habit["crop_ratio"] = foreign.crop_ratio(size)
+        if foreign.is_for_warped_images(size):
+            foreign.note = foreign.note or replknet.note_of_warping(size)
     if "the file" in {origin for _, origin in said.values()}:  # exported here, it has no names
         habit.pop("classes", None)
     checkpoint = _resolved(of_foreign(foreign, path), habit, said, stated or {})

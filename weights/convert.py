@@ -121,6 +121,15 @@ class Foreign:
             habit["classes"] = [*published.classes], origin
         return habit
 
+    def crop_ratio(self, size: Any) -> tuple[float, str]:
+        """Return the crop ratio for images of this side, and where it is from."""
+        usual, (published, _) = self.habit["crop_ratio"], self.habit["size"]
+        if self.is_for_warped_images(size):
+            return 1.0, "assumed: images of this side are not cropped by the source"
+        if usual[0] == 1 and size < published > 224:
+            return 0.875, "assumed: usual for images smaller than the source's"
+        return usual
+
     def is_for_warped_images(self, size: Any) -> bool:
         """Return whether the source's evaluation warps images to this side and crops nothing."""
         return self.source is replknet.PYTORCH and type(size) is int and size >= replknet.WARPED

@@ -67,15 +67,15 @@ def _of_split(paths: dict[int, list[str]], place: Place) -> tuple[dict[int, list
     """Return the paths of a split without its folder, its name, and whether there are no splits."""
     tops = {parts[0] for parts in paths.values() if len(parts) > 1}
     # "train" alone, beside others, may be a class, a vehicle
-    only_splits = bool(tops) and tops <= _ALL_SPLITS
-    only_splits |= all(tops & {*names} for names in SPLITS.values())
+    are_splits = bool(tops) and tops <= _ALL_SPLITS
+    are_splits |= all(tops & {*names} for names in SPLITS.values())
     for name in place.names:
-        if name in tops and (only_splits or place.exact):
+        if name in tops and (are_splits or place.exact):
             inside = {i: parts[1:] for i, parts in paths.items() if parts[0] == name}
             return inside, f"{name}/", False
     if not place.whole:
         return paths, place.split, False
-    if only_splits or place.exact:
+    if are_splits or place.exact:
         wanted = " or ".join(f"{name}/" for name in place.names)
         advice = "for training, --holdout 0.1 takes a tenth of train/"
         if place.exact:

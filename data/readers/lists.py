@@ -87,9 +87,9 @@ def _columns(line: str, path: Path) -> tuple[int, int] | None:
     words = [word.lower() for word in (_cells(line) if "," in line else line.split())]
     names = [i for i, word in enumerate(words) if word in _HEADERS]
     labels = [i for i, word in enumerate(words) if word in _LABEL_HEADERS]
-    if "," not in line or (len(words) == 2 and not labels):
-        return (0, 1) if len(words) == 2 and names[:1] == [0] else None
-    if not names or (names[0] > 0 and not labels):
+    if len(words) == 2 and names[:1] == [0]:
+        return 0, 1
+    if "," not in line or not names or (names[0] > 0 and not labels):
         return None
     if len(labels) == 1:
         return names[0], labels[0]

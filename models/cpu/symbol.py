@@ -226,25 +226,20 @@ _tracing = threading.RLock()  # one thread at a time changes how modules are cal
 @contextmanager
 def _plain_modules() -> Iterator[None]:
     """Refuse to call modules that do more than their forward pass says, in this thread."""
-    with _tracing, _checked_calls(threading.get_ident()):
-        yield
+    with _tracing:
+        thread, call = threading.get_ident(), M.Module.__call__
 
-
-@contextmanager
-def _checked_calls(thread: int) -> Iterator[None]:
-    call = M.Module.__call__
-
-    def checked(module: M.Module, *inputs: Any, **named: Any) -> Any:
-        if threading.get_ident() != thread:
+        def checked(module: M.Module, *inputs: Any, **named: Any) -> Any:
+            if threading.get_ident() != thread:
+                return call(module, *inputs, **named)
+            if module._forward_hooks or module._forward_pre_hooks:
+                raise Untraceable("a module has hooks")
+            if M.qat.QATModule in type(module).__mro__:  # isinstance takes longer
+                raise Untraceable("a module simulates quantization")
             return call(module, *inputs, **named)
-        if module._forward_hooks or module._forward_pre_hooks:
-            raise Untraceable("a module has hooks")
-        if M.qat.QATModule in type(module).__mro__:  # isinstance takes longer
-            raise Untraceable("a module simulates quantization")
-        return call(module, *inputs, **named)
 
-    M.Module.__call__ = checked
-    try:
-        yield
-    finally:
-        M.Module.__call__ = call
+        M.Module.__call__ = checked
+        try:
+            yield
+        finally:
+            M.Module.__call__ = call
