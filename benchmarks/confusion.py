@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from data.datasets import Dataset, class_names
+from data.class_names import in_english
+from data.datasets import Dataset
 
 from .predictions import Predictions, right_classes
 from .report import as_png
@@ -86,7 +87,7 @@ def confusion(dataset: Dataset, predictions: Predictions) -> Confusion:
     else:
         hits = (predictions.classes == right[:, None]).any(axis=1)
     top5 = np.bincount(np.searchsorted(used, right), weights=hits, minlength=len(used))
-    names = class_names(dataset.classes, len(dataset.classes))
+    names = in_english(dataset.classes, len(dataset.classes))
     return Confusion(
         [dataset.classes[i] for i in used], [names[i] for i in used], matrix, top5.astype(int)
     )

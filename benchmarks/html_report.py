@@ -16,7 +16,8 @@ import cv2
 import numpy as np
 
 import utils
-from data.datasets import Dataset, class_names
+from data.class_names import in_english
+from data.datasets import Dataset
 from data.transforms import Preprocessing
 
 from . import confusion
@@ -179,7 +180,7 @@ def _mistakes(dataset: Dataset, predictions: Predictions, preprocessing: Preproc
     wrong = wrong[np.argsort(-predictions.probabilities[wrong, 0], kind="stable")][:MISTAKES]
     if not len(wrong):
         return '<p class="note">There is none.</p>'
-    names = class_names(dataset.classes, len(dataset.classes))
+    names = in_english(dataset.classes, len(dataset.classes))
     figures = []
     for i in wrong.tolist():
         picture = preprocessing.evaluation_crop(dataset.image(predictions.images[i]))

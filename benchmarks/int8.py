@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from data import datasets, readers
+from data import class_order, datasets, readers
 from data.loader import Loader
 from data.transforms import Preprocessing
 from deployment.int8 import calibration, ptq, report, source
@@ -48,7 +48,7 @@ def _rows(
 ) -> list[dict]:
     model, preprocessing, metadata = net
     test = readers.open_dataset(args.data, "val", labels=args.val_list)
-    test = datasets.with_class_order(test, metadata["num_classes"], metadata["classes"])
+    test = class_order.with_class_order(test, metadata["num_classes"], metadata["classes"])
     photos = calibration.files(args.calibration, args.images)
     calibration.assert_disjoint(photos, test.images)
     images = calibration.read(photos, preprocessing)

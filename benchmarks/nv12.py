@@ -14,7 +14,7 @@ from models.equivalence import agreement
 
 import numpy as np
 
-from data import datasets, readers
+from data import class_order, readers
 from data.evaluation import Score
 from deployment import network
 from deployment.boards import kit
@@ -60,7 +60,7 @@ def accuracy(model: str, data: str, step: Callable[[int], object]) -> Rows:
     if net.preprocessing.channels != 3 or net.size[1] != side or side % 2:
         raise UserError(f"{model} does not take square colour images of an even side, as NV12 has")
     settings = kit.network_settings(net.preprocessing)
-    dataset = datasets.with_class_order(
+    dataset = class_order.with_class_order(
         readers.open_dataset(data, "val"), net.num_classes, net.class_ids
     )
     ways = [(crop, color) for crop in CROPS for color in COLORS]

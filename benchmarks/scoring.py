@@ -12,7 +12,7 @@ from models import cpu
 import megengine.module as M
 from tqdm import tqdm
 
-from data import datasets, labels, readers
+from data import class_order, datasets, labels, readers
 from data.evaluation import Score, evaluate
 from data.holdout import hold_out
 from data.loader import Loader
@@ -67,7 +67,7 @@ class Scorer:
             self.say(f"testing on {dataset.split} of {dataset.name}: {len(dataset)} images")
         for warning in datasets.left_out([dataset]):
             self.say(warning)
-        dataset = datasets.with_class_order(dataset, num_classes, classes)
+        dataset = class_order.with_class_order(dataset, num_classes, classes)
         if args.labels is not None:
             before, dataset = len(dataset), labels.with_labels(dataset, args.labels)
             self.say(

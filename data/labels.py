@@ -18,7 +18,8 @@ import numpy as np
 
 from utils import UserError, shown
 
-from .datasets import Dataset, imagenet_classes
+from .class_names import imagenet_classes
+from .datasets import Dataset
 
 _NUMBER = re.compile(r"(\d+)\.\w+$")  # in ILSVRC2012_val_00000293.JPEG
 

@@ -24,7 +24,8 @@ import cli
 import utils
 
 from . import packing, readers
-from .datasets import Dataset, left_out, with_class_order
+from .class_order import with_class_order
+from .datasets import Dataset, left_out
 from .decoding import BadImageError, ImageFile, decode_content, read
 from .resizing import by_pillow
 

@@ -12,7 +12,7 @@ import megengine as mge
 import numpy as np
 
 import weights
-from data import datasets, long_images
+from data import class_names, long_images
 from data.transforms import TORCHVISION, Preprocessing
 from utils import UserError
 from weights import checkpoint
@@ -53,7 +53,7 @@ class Network:
     @property
     def classes(self) -> list[str]:
         """Readable name of each class."""
-        return datasets.class_names(self.class_ids, self.num_classes)
+        return class_names.in_english(self.class_ids, self.num_classes)
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
         """Return an image, uint8 BGR [H, W, 3], as input of the network, float32 [C, *size]."""

@@ -10,7 +10,7 @@ from models import cpu, environment
 import megengine.module as M
 
 import utils
-from data import by_epoch, datasets, readers
+from data import by_epoch, class_order, datasets, readers
 from data.holdout import hold_out
 from data.loader import Loader
 from weights.checkpoint import Checkpoint
@@ -43,15 +43,15 @@ def open_data(args: argparse.Namespace) -> tuple[datasets.Dataset, datasets.Data
         else:
             val = readers.open_dataset(args.data, "val", labels=args.val_list)
             _check_known(val, train)
-            val = datasets.with_class_order(val, len(train.classes), train.classes)
+            val = class_order.with_class_order(val, len(train.classes), train.classes)
     return replace(train, augment=options.augmentation(args, train.augment)), val
 
 
 def _check_known(val: datasets.Dataset, train: datasets.Dataset) -> None:
     """Raise UserError when validation images are of a class that no training image is of."""
-    if val.numbered or datasets.are_imagenets_labels(val, len(train.classes), train.classes):
+    if val.numbered or class_order.are_imagenets_labels(val, len(train.classes), train.classes):
         return
-    known = datasets.positions(val.classes, train.classes)
+    known = class_order.positions(val.classes, train.classes)
     unknown = sorted({*val.classes} - known.keys())
     if unknown:
         raise utils.UserError(

@@ -11,7 +11,8 @@ import numpy as np
 from utils import UserError, shown
 
 from ..augment import Augmentation
-from ..datasets import Dataset, numbered_classes
+from ..class_names import numbered_classes
+from ..datasets import Dataset
 from ..folders import LeftOut, is_hidden, is_image
 from ..members import Members
 

@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 from utils import UserError, shown, text_of
 
-from ..datasets import Dataset, are_numbers
+from ..class_names import are_numbers
+from ..datasets import Dataset
 from ..folders import LeftOut, image_files, is_image
 from ..members import Members
 from . import devkit

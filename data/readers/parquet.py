@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from utils import UserError, cache_folder, shown
 
 from .. import packing
-from ..datasets import imagenet_classes, numbered_classes
+from ..class_names import imagenet_classes, numbered_classes
 from ..folders import is_image
 from ..formats import FORMATS, identify
 from .places import Place

@@ -11,7 +11,8 @@ from contextlib import suppress
 
 from utils import UserError, shown
 
-from ..datasets import Dataset, are_numbers
+from ..class_names import are_numbers
+from ..datasets import Dataset
 from ..folders import LeftOut
 from ..members import Members
 from .common import Sample, image_paths, ordered

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from data import datasets, readers, sources
+from data import class_order, datasets, readers, sources
 from data.decoding import BadImageError, ImageFile, read
 from data.transforms import Preprocessing
 from utils import UserError, text_of
@@ -160,13 +160,13 @@ def labelled_images(
         data: folder of images that the file `labels` labels; without `labels`, a folder with
             val/CLASS/IMAGE or test/CLASS/IMAGE.
         labels: file to read by `read_labels`.
-        num_classes, classes: classes of the network; see datasets.with_class_order.
+        num_classes, classes: classes of the network; see class_order.with_class_order.
 
     Raises UserError when there are no images, an image has no label, or the classes do not match.
     """
     if labels is None:
         dataset = readers.open_dataset(data, "val")
-        dataset = datasets.with_class_order(dataset, num_classes, classes)
+        dataset = class_order.with_class_order(dataset, num_classes, classes)
         if isinstance(dataset.images, np.ndarray):
             raise UserError(f"{data} holds pixels; give image files, from which the kit is made")
         return dataset.images, dataset.labels.tolist()

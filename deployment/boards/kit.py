@@ -14,7 +14,7 @@ import models
 
 import megengine.module as M
 
-from data import datasets
+from data import class_names
 from data.transforms import Preprocessing
 from utils import UserError
 
@@ -86,7 +86,7 @@ def write_scripts(
         "name": models.variant_name(model.arch, model.options),
         "model": compiled,
         **network_settings(preprocessing),
-        "classes": datasets.class_names((metadata or {}).get("classes"), model.num_classes),
+        "classes": class_names.in_english((metadata or {}).get("classes"), model.num_classes),
     }
     text = json.dumps(network, indent=1)
     (folder / NETWORK).write_text(text + "\n", encoding="utf-8")

@@ -14,7 +14,7 @@ import onnx
 from tqdm import tqdm
 
 import utils
-from data import datasets, readers
+from data import class_order, datasets, readers
 from data.decoding import ImageFile
 from data.loader import Loader
 from data.transforms import Preprocessing
@@ -241,7 +241,7 @@ def _test_set(args: argparse.Namespace, metadata: dict) -> datasets.Dataset | No
     if not args.data:
         return None
     test = readers.open_dataset(args.data, "val", labels=args.val_list)
-    return datasets.with_class_order(test, metadata["num_classes"], metadata["classes"])
+    return class_order.with_class_order(test, metadata["num_classes"], metadata["classes"])
 
 
 def _target(args: argparse.Namespace) -> Path:

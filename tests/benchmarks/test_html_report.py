@@ -16,7 +16,7 @@ import pytest
 
 import weights
 from benchmarks import predictions
-from data import datasets
+from data import class_names, datasets
 from data.transforms import Preprocessing
 from tests.support import write_image_folder
 from weights import checkpoint
@@ -191,7 +191,7 @@ def test_mirrored_images_count_half(test, saved, photos, tmp_path):
     np.testing.assert_allclose(np.exp(one).sum(axis=1), 1, atol=1e-5)
 
 
-WNIDS = list(datasets.imagenet_classes())
+WNIDS = list(class_names.imagenet_classes())
 
 
 @pytest.fixture
@@ -256,4 +256,4 @@ def test_a_choice_among_the_classes_that_are_there(test, tmp_path, imagenet):
     heading, *_ = read(report / "confusion.csv")
     assert heading[1:] == [WNIDS[3], WNIDS[500], WNIDS[900]]  # nothing else was chosen
     names = [line["name"] for line in csv.DictReader((report / "per_class.csv").open())]
-    assert names == [datasets.imagenet_classes()[w] for w in heading[1:]]
+    assert names == [class_names.imagenet_classes()[w] for w in heading[1:]]

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from data import datasets
+from data import class_names, class_order, datasets
 from utils import UserError
 
 
@@ -49,58 +49,58 @@ def test_what_is_missing_is_named(image_folder, tmp_path):
 def test_folders_with_numbers_are_the_labels_of_imagenet(image_folder, capsys):
     root = image_folder(classes=("0", "217", "10"))
     subset = datasets.image_folder(root, "val")
-    wnids = list(datasets.imagenet_classes())
+    wnids = list(class_names.imagenet_classes())
     for classes in (None, wnids):
-        scored = datasets.with_class_order(subset, 1000, classes)
+        scored = class_order.with_class_order(subset, 1000, classes)
         assert scored.labels.tolist() == [0] * 5 + [10] * 5 + [217] * 5
         assert scored.classes == wnids
     assert capsys.readouterr().err == ""
-    other = datasets.with_class_order(replace(subset, classes=["0", "10", "9"]), 3, None)
+    other = class_order.with_class_order(replace(subset, classes=["0", "10", "9"]), 3, None)
     assert other.classes == ["0", "10", "9"]
     assert "taken in the order of their texts, 0, 10, 9 ..., as PyTorch" in capsys.readouterr().err
     with pytest.raises(UserError, match="has the label 1000, but there are the classes 0 to 999"):
-        datasets.with_class_order(replace(subset, classes=["0", "10", "1000"]), 1000, None)
+        class_order.with_class_order(replace(subset, classes=["0", "10", "1000"]), 1000, None)
 
 
 def test_labels_that_are_numbers_are_names_where_the_classes_are_numbers(image_folder, capsys):
     subset = datasets.image_folder(image_folder(classes=("0", "1", "10", "2")), "val")
     listed = replace(subset, labels=np.array([2] * 20, np.int32), numbered=True)
-    assert datasets.with_class_order(listed, 4, subset.classes).labels.tolist() == [3] * 20
+    assert class_order.with_class_order(listed, 4, subset.classes).labels.tolist() == [3] * 20
     assert "the label 2 for the class '2', not for '10'" in capsys.readouterr().err
     listed = replace(listed, labels=np.array([10] * 20, np.int32))  # no position
-    assert datasets.with_class_order(listed, 4, subset.classes).labels.tolist() == [2] * 20
+    assert class_order.with_class_order(listed, 4, subset.classes).labels.tolist() == [2] * 20
     listed = replace(listed, labels=np.array([3] * 20, np.int32))  # no name
-    assert datasets.with_class_order(listed, 4, subset.classes).labels.tolist() == [3] * 20
+    assert class_order.with_class_order(listed, 4, subset.classes).labels.tolist() == [3] * 20
     assert capsys.readouterr().err == ""
 
 
 def test_numbers_match_whatever_zeros_they_begin_with(image_folder):
     subset = datasets.image_folder(image_folder(classes=("0", "1", "2")), "val")
     order = [f"{number:02d}" for number in range(11)]
-    found = datasets.with_class_order(subset, 11, order)
+    found = class_order.with_class_order(subset, 11, order)
     assert found.labels.tolist() == subset.labels.tolist() and found.classes == order
-    assert datasets.positions(["7", "a"], ["007", "7", "a"]) == {"7": 1, "a": 2}
+    assert class_order.positions(["7", "a"], ["007", "7", "a"]) == {"7": 1, "a": 2}
 
 
 def test_labels_follow_the_network(image_folder, tmp_path):
-    wnids = list(datasets.imagenet_classes())
+    wnids = list(class_names.imagenet_classes())
     assert len(wnids) == 1000 and sorted(wnids) == wnids
     assert (wnids[0], wnids[217], wnids[701]) == ("n01440764", "n02102040", "n03888257")
     root = image_folder(tmp_path / "imagenette", classes=("n01440764", "n02102040", "n03888257"))
     subset = datasets.image_folder(root, "val")
-    over_all = datasets.with_class_order(subset, 1000, None)
+    over_all = class_order.with_class_order(subset, 1000, None)
     assert over_all.labels.tolist() == [0] * 5 + [217] * 5 + [701] * 5
-    own = datasets.with_class_order(subset, 3, ["n03888257", "n02102040", "n01440764"])
+    own = class_order.with_class_order(subset, 3, ["n03888257", "n02102040", "n01440764"])
     assert own.labels.tolist() == [2] * 5 + [1] * 5 + [0] * 5
-    assert datasets.with_class_order(subset, 3, None).labels.tolist() == subset.labels.tolist()
+    assert class_order.with_class_order(subset, 3, None).labels.tolist() == subset.labels.tolist()
     with pytest.raises(UserError, match="has 3 classes, but the network was trained on 10"):
-        datasets.with_class_order(subset, 10, None)
+        class_order.with_class_order(subset, 10, None)
     with pytest.raises(UserError, match="does not know 'n01440764'"):
-        datasets.with_class_order(subset, 2, ["cat", "dog"])
+        class_order.with_class_order(subset, 2, ["cat", "dog"])
 
 
 def test_names_of_classes():
-    imagenet = datasets.class_names(None, 1000)
+    imagenet = class_names.in_english(None, 1000)
     assert (imagenet[0], imagenet[99], imagenet[701]) == ("tench", "goose", "parachute")
-    assert datasets.class_names(["n03888257", "cat"], 2) == ["parachute", "cat"]
-    assert datasets.class_names(None, 3) == ["0", "1", "2"]
+    assert class_names.in_english(["n03888257", "cat"], 2) == ["parachute", "cat"]
+    assert class_names.in_english(None, 3) == ["0", "1", "2"]

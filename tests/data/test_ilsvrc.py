@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from data import datasets
+from data import class_names, class_order
 from data.readers import open_dataset
 from tests.data.forms import add
 from utils import UserError
@@ -68,9 +68,9 @@ def test_classes_are_in_the_order_of_the_wnids_and_not_in_that_of_the_kit(root):
     for index in range(len(val)):  # these images tell their class by a colour
         channel = SYNSETS.index(val.classes[val.labels[index]])
         assert val.image(index).mean((0, 1)).argmax() == channel
-    scored = datasets.with_class_order(val, 1000, None)
+    scored = class_order.with_class_order(val, 1000, None)
     assert scored.labels.tolist() == [0, 217, 217, 701, 701]
-    wnids = list(datasets.imagenet_classes())
+    wnids = list(class_names.imagenet_classes())
     assert [wnids[label] for label in scored.labels] == [val.classes[label] for label in val.labels]
 
 

@@ -9,7 +9,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from data import datasets, packing
+from data import class_names, datasets, packing
 from data.readers import open_dataset
 from tests.data.forms import images
 from tests.data.test_readers import assert_same, batches, cache, root  # noqa: F401
@@ -94,7 +94,7 @@ def test_numbers_without_names_and_files_without_them(root, tmp_path):  # noqa: 
 
 
 def test_imagenets_english_names_become_wnids(root, tmp_path):  # noqa: F811
-    words = [f"{name}, and so on" for name in datasets.imagenet_classes().values()]
+    words = [f"{name}, and so on" for name in class_names.imagenet_classes().values()]
     rows = [(label, f"{label}.jpg", b"-") for label in (217, 0, 701)]
     parquet.write_table(table(rows, words), tmp_path / "test.parquet")
     val = open_dataset(tmp_path / "test.parquet", "val")

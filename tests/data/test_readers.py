@@ -10,7 +10,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from data import archives, datasets
+from data import archives, class_order, datasets
 from data.decoding import BadImageError
 from data.holdout import hold_out
 from data.loader import Loader
@@ -59,7 +59,7 @@ def test_every_form_gives_the_batches_of_class_folders(form, root, tmp_path):
     for _ in range(2):  # without an index, and with it
         train = open_dataset(data, "train")
         val = open_dataset(data, "val", labels=labels)
-        val = datasets.with_class_order(val, len(train.classes), train.classes)
+        val = class_order.with_class_order(val, len(train.classes), train.classes)
         assert_same(batches(train, val), batches(*expected))
     assert_same(batches(train, val, workers=2), batches(*expected))
     if not train.numbered:
@@ -258,7 +258,7 @@ def test_labels_are_checked(root, tmp_path):
     folder = shards(root, "val", tmp_path / "shards", count=1)
     val = open_dataset(folder, "val")
     with pytest.raises(UserError, match="plum.* has the label 2, but there are the classes 0 to 1"):
-        datasets.with_class_order(val, 2, ["apple", "pear"])
+        class_order.with_class_order(val, 2, ["apple", "pear"])
     with tarfile.open(folder / "val-0000.tar", "a") as archive:
         add(archive, "more.jpg", (root / "val/pear/1.jpg").read_bytes())
     refused(r"the image \S+val-0000.tar/more.jpg has no label: no .cls of its name", folder, "val")

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from data import datasets
+from data import class_order, datasets
 from data.loader import Loader
 from data.transforms import Preprocessing
 from training import resume
@@ -23,7 +23,7 @@ SETTINGS = Settings(2, 4, 0.1)
 
 def folder(root):
     sets = [datasets.image_folder(root, split) for split in ("train", "val")]
-    sets[1] = datasets.with_class_order(sets[1], len(sets[0].classes), sets[0].classes)
+    sets[1] = class_order.with_class_order(sets[1], len(sets[0].classes), sets[0].classes)
     return Data(*(Loader(dataset, SMALL, 4) for dataset in sets))
 
 
