@@ -28,10 +28,11 @@ from weights import (
     channels,
     checkpoint,
     conversion_report,
-    convert,
     export,
     files,
+    layouts,
     preprocessing,
+    recognition,
 )
 from weights.state import MOST_CHANNELS
 
@@ -49,7 +50,7 @@ HUB = "hf"  # --export: the folder that timm and the Hugging Face hub expect
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """Return the parsed command line; end the process with a sentence for a wrong one."""
-    sources = sorted({source.name for source in convert.SOURCES})
+    sources = sorted({source.name for source in layouts.SOURCES})
     parser = cli.ArgumentParser(__doc__, EXAMPLES)
     what = parser.add_argument_group("what to convert")
     what.add_argument(
@@ -162,7 +163,7 @@ def check_fusion(path: Path, args: argparse.Namespace) -> equivalence.Equivalenc
         del again
         check = float64.confirmed(check, model, images[:1])
     if not check.holds:
-        raise convert.ConversionError(
+        raise recognition.ConversionError(
             f"{path} was not converted: fusing it moves the logits by "
             f"{check.relative_error:.1e} of the largest, above {equivalence.TOLERANCE:.0e}"
         )
@@ -180,7 +181,7 @@ def target_path(save_dir: str, source: Path, converted: checkpoint.Checkpoint, s
     is_folder = save_dir.endswith(os.sep) or os.path.isdir(path)  # False for a name too long
     is_file = ending == suffix and not is_folder
     if ending in (*archives.SUFFIXES, ".onnx", ".mge") and not is_file and not is_folder:
-        raise convert.ConversionError(
+        raise recognition.ConversionError(
             f"--save-dir {save_dir} is written as {suffix}; give a name with this suffix, or a "
             "folder"
         )

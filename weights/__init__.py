@@ -8,7 +8,7 @@ From a file to a network, a module a step:
 
     catalog      name of published weights or URL -> local file (by download)
     files        file -> contents: what a pickle, PyTorch, safetensors or .npz file holds
-    convert      contents of another repository's file -> layout, architecture, tensors renamed
+    recognition  contents of another repository's file -> layout, architecture, tensors renamed
     checkpoint   either -> Checkpoint; and back into a file
     loading      Checkpoint -> network
 """

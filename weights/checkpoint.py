@@ -18,10 +18,10 @@ import numpy as np
 from data.transforms import Preprocessing
 from utils import UserError, say_once, write_atomically
 
-from . import convert, files, preprocessing, replknet, validity
+from . import files, preprocessing, recognition, replknet, validity
 from .keymap import Tensors
 from .own import NAME as OWN_LAYOUT
-from .state import form_of
+from .state import form_of, with_reversed_channels
 
 OURS = "this project"  # the source of checkpoints in the layout written here
 
@@ -148,7 +148,7 @@ def read(
         stride: total stride that the network must have; None for the one that the file tells.
 
     Raises UserError when the file is missing, broken or asks for code, or nothing tells its colour
-    order, CheckpointError or weights.convert.ConversionError when it holds something else.
+    order, CheckpointError or weights.recognition.ConversionError when it holds something else.
     """
     contents = files.read(path)
     if _is_ours(contents.tree):
@@ -168,9 +168,9 @@ def read(
         return _resolved(checkpoint, own, stated or {})
     recorded = preprocessing.recorded_stride(contents.tree, contents.metadata)
     _check_stride(path, stride, recorded)
-    foreign = convert.recognize(contents, path, arch, source, entry, stride or recorded)
+    foreign = recognition.recognize(contents, path, arch, source, entry, stride or recorded)
     if contents.metadata.get(preprocessing.CHANNELS) == "reversed":
-        foreign.state_dict = convert.with_reversed_channels(foreign.state_dict)
+        foreign.state_dict = with_reversed_channels(foreign.state_dict)
     said = preprocessing.of_file(
         contents.tree, contents.metadata, contents.config, foreign.num_classes
     )
@@ -255,7 +255,7 @@ def _of_contents(contents: dict[str, Any], path: str | PathLike) -> Checkpoint:
         ) from None
 
 
-def of_foreign(foreign: convert.Foreign, path: str | PathLike) -> Checkpoint:
+def of_foreign(foreign: recognition.Foreign, path: str | PathLike) -> Checkpoint:
     """Return another repository's recognized checkpoint as one of this project.
 
     Its preprocessing is the habit of that repository.

@@ -14,9 +14,10 @@ import numpy as np
 
 from utils import write_atomically
 
-from . import catalog, convert, mmpretrain, model_card, preprocessing
+from . import catalog, layouts, mmpretrain, model_card, preprocessing, recognition
 from .checkpoint import Checkpoint
 from .keymap import Tensors
+from .state import with_reversed_channels
 
 PICKLED = ("basecls", "megengine", "own", "port")  # the others' files are safetensors
 
@@ -27,13 +28,13 @@ def tensors(checkpoint: Checkpoint, layout: str) -> Tensors:
     Raises ConversionError when the tensors, converted back, are not the same to the last bit.
     """
     state_dict = checkpoint.state_dict
-    exported = convert.export(state_dict, checkpoint.arch, layout)
+    exported = layouts.export(state_dict, checkpoint.arch, layout)
     stride = checkpoint.options.get("stride", 32)
-    again = convert.recognize(
+    again = recognition.recognize(
         exported, checkpoint.path, checkpoint.arch, layout, stride=stride
     ).state_dict
     if any(not np.array_equal(again[key], value) for key, value in state_dict.items()):
-        raise convert.ConversionError(f"{layout} cannot hold {checkpoint.arch} exactly")
+        raise recognition.ConversionError(f"{layout} cannot hold {checkpoint.arch} exactly")
     return exported
 
 
@@ -94,28 +95,28 @@ def save_for_hub(checkpoint: Checkpoint, folder: str | PathLike) -> list[Path]:
     """
     published = catalog.published("timm", checkpoint.arch)
     if published is None:
-        names = [name for name in convert.layouts(checkpoint.arch) if name != "timm"]
-        raise convert.ConversionError(
+        names = [name for name in layouts.names(checkpoint.arch) if name != "timm"]
+        raise recognition.ConversionError(
             f"timm has no {checkpoint.arch}; --export writes it in the layouts {', '.join(names)}"
         )
     if "stride" in checkpoint.options:
-        raise convert.ConversionError(
+        raise recognition.ConversionError(
             f"timm has no {checkpoint.arch} with a total stride of {checkpoint.options['stride']}, "
             f"which {checkpoint.path} has; use --export timm for the tensors alone"
         )
     if checkpoint.form == "deploy":
-        raise convert.ConversionError(
+        raise recognition.ConversionError(
             f"{checkpoint.path} is in deploy form, which timm opens after fusing only; give the "
             "train form to --export hf, or use --export timm"
         )
     if not checkpoint.num_classes:
-        raise convert.ConversionError(
+        raise recognition.ConversionError(
             f"{checkpoint.path} is a backbone without a classifier, which timm cannot open from a "
             "folder; use --export timm for the tensors alone"
         )
     channels = checkpoint.preprocessing.channels
     if channels > 3 and checkpoint.preprocessing.color == "BGR":
-        raise convert.ConversionError(
+        raise recognition.ConversionError(
             f"{checkpoint.path} takes {channels} channels that begin with BGR, and timm feeds RGB; "
             "use --export timm for the tensors alone"
         )
@@ -125,7 +126,7 @@ def save_for_hub(checkpoint: Checkpoint, folder: str | PathLike) -> list[Path]:
         metadata[preprocessing.CHANNELS] = "reversed"
         shown = replace(
             checkpoint,
-            state_dict=convert.with_reversed_channels(checkpoint.state_dict),
+            state_dict=with_reversed_channels(checkpoint.state_dict),
             preprocessing=checkpoint.preprocessing.in_color_order("RGB"),
         )
     folder = Path(folder)
@@ -144,7 +145,7 @@ def save_for_hub(checkpoint: Checkpoint, folder: str | PathLike) -> list[Path]:
 def _assert_replaceable(file: Path, mark: str) -> None:
     """Raise ConversionError for an existing file without the mark of those that timm reads."""
     if file.exists() and mark.encode() not in file.read_bytes():
-        raise convert.ConversionError(
+        raise recognition.ConversionError(
             f"{file} is there already, and is not of a model for timm; give --save-dir a folder "
             "of its own"
         )

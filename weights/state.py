@@ -11,6 +11,8 @@ from typing import Any
 import models
 from models import init
 
+import numpy as np
+
 from .keymap import Tensors
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -107,3 +109,16 @@ def misfits(state_dict: Tensors, shapes: Shapes) -> list[str]:
         if key in state_dict and not fits(state_dict[key].shape, shape)
     ]
     return problems
+
+
+def with_reversed_channels(state_dict: Tensors) -> Tensors:
+    """Return a state dict whose network takes RGB images where the given one's takes BGR.
+
+    The kernels with three input channels are those that read the image.
+    """
+    return {
+        key: np.ascontiguousarray(value[:, ::-1])
+        if value.ndim == 4 and value.shape[1] == 3
+        else value
+        for key, value in state_dict.items()
+    }

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.support import write_image_folder
-from weights import checkpoint, convert, timm
+from weights import checkpoint, layouts, timm
 
 FLAGS = ["--size", "32", "--batch-size", "8", "--epochs", "1", "--tag", "t", "--print-freq", "1"]
 
@@ -23,7 +23,7 @@ def pretrained(tmp_path_factory):
     images = np.random.default_rng(0).standard_normal((8, 3, 32, 32)).astype(np.float32)
     equivalence.randomize(model, images)
     state = {key: np.array(value) for key, value in model.state_dict().items()}
-    (root / "basecls.pkl").write_bytes(pickle.dumps(convert.export(state, "RepVGGA0", "basecls")))
+    (root / "basecls.pkl").write_bytes(pickle.dumps(layouts.export(state, "RepVGGA0", "basecls")))
     deployed = checkpoint.of_model(models.to_deploy(model), timm.REPVGG.preprocessing)
     checkpoint.save(deployed, root / "deploy.pkl")
     write_image_folder(root / "data", train=4, val=2)

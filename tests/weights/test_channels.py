@@ -14,7 +14,7 @@ import pytest
 import weights
 from data.transforms import BASECLS, Preprocessing
 from tests.support import slow_but, write_image_folder
-from weights import channels, checkpoint, convert, state
+from weights import channels, checkpoint, layouts, recognition, state
 
 ARCHS = ["RepVGGA0", "RepGhost050", "RepViTM0_6"]
 EXPECTS = Preprocessing("BGR", BASECLS.mean, BASECLS.std, 32)
@@ -87,8 +87,8 @@ def test_the_first_kernel_tells_the_channels(arch, deploy):
 def test_another_layout_tells_its_channels():
     model = models.create("RepGhost050", 3, in_chans=4)
     state_dict = checkpoint.of_model(model, EXPECTS).state_dict
-    tensors = convert.export(state_dict, "RepGhost050", "repghost")
-    foreign = convert.recognize(tensors, "a.pth", "RepGhost050")
+    tensors = layouts.export(state_dict, "RepGhost050", "repghost")
+    foreign = recognition.recognize(tensors, "a.pth", "RepGhost050")
     assert foreign.options == {"in_chans": 4}
     assert checkpoint.of_foreign(foreign, "a.pth").preprocessing.channels == 4
 

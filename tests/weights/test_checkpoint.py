@@ -18,7 +18,7 @@ from tests.support import ROOT
 from utils import UserError
 from weights import checkpoint
 from weights.checkpoint import CheckpointError
-from weights.convert import ConversionError
+from weights.recognition import ConversionError
 
 
 @pytest.fixture(scope="module")

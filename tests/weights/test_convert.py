@@ -26,7 +26,7 @@ from data.transforms import BASECLS
 from tests.golden import weights as golden_weights
 from tests.support import ONE_OF_EACH, ROOT, WITH_OTHER_BLOCKS, slow_but
 from tests.weights.torch_writer import Call, whole, write_legacy, write_zip
-from weights import catalog, checkpoint, convert, dingxiaoh, files, port, timm
+from weights import catalog, checkpoint, dingxiaoh, files, layouts, port, recognition, timm
 from weights.keymap import translate
 from weights.state import form_of, shapes_of
 
@@ -158,7 +158,7 @@ def test_logits_agree_with_the_original_before_and_after_fusion(command, tmp_pat
         logits = network(mge.Tensor(image)).numpy()
         assert np.abs(logits - expected).max() <= 1e-4 * np.abs(expected).max()
     # and back, bit for bit
-    exported = convert.export(found.state_dict, arch, source)
+    exported = layouts.export(found.state_dict, arch, source)
     assert {key: value.shape for key, value in exported.items()} == {
         key: value.shape for key, value in tensors.items()
     }
@@ -183,8 +183,8 @@ def numbered(shape, first):
 def test_every_layout_is_the_same_in_both_directions(arch, form):
     shapes = shapes_of(arch, 5, form)
     state = {key: numbered(shape, i + 1) for i, (key, shape) in enumerate(shapes.items())}
-    for layout in {s.name for s in convert.SOURCES if fnmatchcase(arch, s.archs)}:
-        again = convert.recognize(convert.export(state, arch, layout), "file", source=layout)
+    for layout in {s.name for s in layouts.SOURCES if fnmatchcase(arch, s.archs)}:
+        again = recognition.recognize(layouts.export(state, arch, layout), "file", source=layout)
         assert (again.source.name, again.arch, again.dropped) == (
             *(layout, arch),
             [key for key in again.dropped if key.endswith("num_batches_tracked")],
@@ -196,9 +196,9 @@ def test_every_layout_is_the_same_in_both_directions(arch, form):
 def test_a_qa_variant_in_deploy_form_is_its_twin_unless_asked_for():
     shapes = shapes_of("RepVGGA0-qa", 5, "deploy")
     state = {key: numbered(shape, i + 1) for i, (key, shape) in enumerate(shapes.items())}
-    tensors = convert.export(state, "RepVGGA0-qa", "timm")
-    assert convert.recognize(tensors, "file").arch == "RepVGGA0"
-    assert convert.recognize(tensors, "file", "RepVGGA0-qa").arch == "RepVGGA0-qa"
+    tensors = layouts.export(state, "RepVGGA0-qa", "timm")
+    assert recognition.recognize(tensors, "file").arch == "RepVGGA0"
+    assert recognition.recognize(tensors, "file", "RepVGGA0-qa").arch == "RepVGGA0-qa"
 
 
 @pytest.fixture(scope="module")
@@ -298,7 +298,7 @@ def test_the_file_that_is_read_is_never_replaced(command, ours, tmp_path, name, 
 def test_names_in_a_file_cannot_draw_on_the_terminal(command, tmp_path):
     shapes = shapes_of("RepGhost050", 5, "train")
     state = {k: np.full(v, 0.01, np.float32) for k, v in shapes.items()}
-    theirs = convert.export(state, "RepGhost050", "repghost")
+    theirs = layouts.export(state, "RepGhost050", "repghost")
     strange = {f"model.{key}": value for key, value in theirs.items()}
     strange["loss.x\x1b[2J\nverified: all"] = np.zeros(3, np.float32)
     (tmp_path / "a.pkl").write_bytes(pickle.dumps(strange))
@@ -325,7 +325,7 @@ def test_timms_names_of_mobileone(form, count):
     """Counts and names as timm 1.0.31's own networks have them."""
     shapes = shapes_of("MobileOneS4", 1000, form)
     state = {key: numbered(shape, 1) for key, shape in shapes.items()}
-    exported = convert.export(state, "MobileOneS4", "timm")
+    exported = layouts.export(state, "MobileOneS4", "timm")
     assert len(exported) == count
     assert exported["stages.2.10.attn.fc1.weight"].shape == (56, 896, 1, 1)
     branches = {
@@ -370,7 +370,7 @@ def test_what_does_not_fit_is_named_and_nothing_is_saved(
     command, network, tmp_path, damage, sentence
 ):
     tensors = {
-        k: np.array(v) for k, v in convert.export(state_of(network), "RepVGGA0", "repvgg").items()
+        k: np.array(v) for k, v in layouts.export(state_of(network), "RepVGGA0", "repvgg").items()
     }
     damage(tensors)
     origin = tmp_path / "damaged.pkl"
@@ -383,7 +383,7 @@ def test_what_does_not_fit_is_named_and_nothing_is_saved(
 
 def test_contradicting_the_architecture_names_both(command, network, ours, tmp_path):
     origin = tmp_path / "origin.pkl"
-    as_pickle(origin, convert.export(state_of(network), "RepVGGA0", "timm"))
+    as_pickle(origin, layouts.export(state_of(network), "RepVGGA0", "timm"))
     for path in (origin, ours):
         arguments = ["--origin-dir", path, "--save-dir", tmp_path / "x.pkl", "--model-arch"]
         status, _, err = command("convert_pretrained_weight", *arguments, "RepVGGB1")
@@ -395,18 +395,18 @@ def test_contradicting_the_architecture_names_both(command, network, ours, tmp_p
 
 
 def test_baseclss_deployed_networks_keep_their_branches_and_lose_the_copy(network):
-    tensors = convert.export(state_of(network), "RepVGGA0", "basecls")
-    fused = convert.export(state_of(models.to_deploy(network)), "RepVGGA0", "basecls")
+    tensors = layouts.export(state_of(network), "RepVGGA0", "basecls")
+    fused = layouts.export(state_of(models.to_deploy(network)), "RepVGGA0", "basecls")
     copies = {key: value for key, value in fused.items() if "rbr_reparam" in key}
     assert len(copies) == 44 and len(tensors | copies) == 334  # as BaseCls's own file has
-    foreign = convert.recognize(tensors | copies, "file")
+    foreign = recognition.recognize(tensors | copies, "file")
     assert sorted(foreign.dropped) == sorted(copies)
     assert (foreign.source.name, form_of(foreign.state_dict)) == ("basecls", "train")
     assert foreign.state_dict.keys() == state_of(network).keys()
     for key in [key for key in tensors if key.startswith("stage1.0.rbr_")]:
         del tensors[key]  # one block in deploy form: no network
-    with pytest.raises(convert.ConversionError, match="fits no architecture"):
-        convert.recognize(tensors | copies, "file")
+    with pytest.raises(recognition.ConversionError, match="fits no architecture"):
+        recognition.recognize(tensors | copies, "file")
 
 
 @pytest.mark.parametrize("source", slow_but(["timm"], ["repghost", "timm"]))
@@ -435,12 +435,12 @@ def test_repghosts_own_deploy_form_has_batch_norms_left(source):
         if not re.search(r"(fusion_bn\.0|cheap_operation\.1)\.num_batches_tracked", key)
     }
     assert len(tensors) == 384
-    foreign = convert.recognize(tensors, "file", source=source)
+    foreign = recognition.recognize(tensors, "file", source=source)
     assert (foreign.arch, form_of(foreign.state_dict)) == ("RepGhost100", "deploy")
-    exported = convert.export(foreign.state_dict, "RepGhost100", source)
+    exported = layouts.export(foreign.state_dict, "RepGhost100", source)
     assert {k: v.shape for k, v in exported.items()} == {k: v.shape for k, v in tensors.items()}
     for state in (tensors, exported):
-        again = convert.recognize(state, "file")
+        again = recognition.recognize(state, "file")
         model = weights.load(checkpoint.of_foreign(again, "file"))
         model.eval()
         logits = model(mge.Tensor(golden_weights.image(int(archive["size"])))).numpy()
@@ -448,9 +448,9 @@ def test_repghosts_own_deploy_form_has_batch_norms_left(source):
         assert np.abs(logits - expected).max() <= 1e-4 * np.abs(expected).max()
     del tensors["blocks.1.0.bn_dw.running_var"]
     with pytest.raises(
-        convert.ConversionError, match="stage1.0.depthwise.reparam.weight is missing"
+        recognition.ConversionError, match="stage1.0.depthwise.reparam.weight is missing"
     ):
-        convert.recognize(tensors, "file")
+        recognition.recognize(tensors, "file")
 
 
 def test_timms_deploy_forms_of_two_families_have_the_same_keys():
@@ -458,7 +458,7 @@ def test_timms_deploy_forms_of_two_families_have_the_same_keys():
     for arch in ("RepVGGA0", "RepVGGD2se", "MobileOneS0", "MobileOneS4"):
         shapes = shapes_of(arch, 5, "deploy")
         state = {key: numbered(shape, 1) for key, shape in shapes.items()}
-        foreign = convert.recognize(convert.export(state, arch, "timm"), "file")
+        foreign = recognition.recognize(layouts.export(state, arch, "timm"), "file")
         assert (foreign.source.name, foreign.arch) == ("timm", arch)
 
 
@@ -472,11 +472,13 @@ def test_the_ports_auxiliary_bias_becomes_part_of_the_mean(images):
     assert "stage3_second.blocks.11.post_se.up.weight" in theirs
     theirs["stage1_aux.downsample.conv.bias"] = np.full((1, 160, 1, 1), 0.25, np.float32)
     theirs["stage1_aux.downsample.bn.running_mean"] = np.ones(160, np.float32)
-    foreign = convert.recognize(theirs, "file")
+    foreign = recognition.recognize(theirs, "file")
     assert (foreign.arch, foreign.source.name) == ("RepVGGplusL2pse", "port")
     wrong = theirs | {"stage1_aux.downsample.conv.bias": np.zeros(7, np.float32)}
-    with pytest.raises(convert.ConversionError, match="stage1_aux.downsample.conv.bias is unknown"):
-        convert.recognize(wrong, "file")
+    with pytest.raises(
+        recognition.ConversionError, match="stage1_aux.downsample.conv.bias is unknown"
+    ):
+        recognition.recognize(wrong, "file")
     mean = foreign.state_dict["stage1_aux.downsample.bn.running_mean"]
     np.testing.assert_array_equal(mean.ravel(), np.full(160, 0.75, np.float32))
 
@@ -497,7 +499,7 @@ def whole_files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     shapes = shapes_of("RepGhost050", 5, "train")
     state = {key: np.full(shape, 0.1, np.float32) for key, shape in shapes.items()}
-    tensors = convert.export(state, "RepGhost050", "timm")
+    tensors = layouts.export(state, "RepGhost050", "timm")
     for name, write in (
         *(("a.pkl", as_pickle), ("a.pth", as_pth), ("old.pth", as_legacy_pth)),
         *(("a.safetensors", as_safetensors), ("a.npz", lambda path, t: np.savez(path, **t))),
@@ -530,7 +532,7 @@ def test_broken_files_are_one_sentence(command, whole_files, tmp_path, name):
 @pytest.mark.slow  # RepVGGs are built to see that it is none of them
 def test_an_npz_file_is_read(network, tmp_path):
     path = tmp_path / "weights.npz"
-    np.savez(path, **convert.export(state_of(network), "RepVGGA0", "repvgg"))
+    np.savez(path, **layouts.export(state_of(network), "RepVGGA0", "repvgg"))
     model = weights.load(path)
     for key, value in network.state_dict().items():
         np.testing.assert_array_equal(model.state_dict()[key], value)
@@ -555,7 +557,7 @@ def test_loading_reads_the_file_once_and_converting_twice(
     path = ours
     if layout == "timm":
         path = tmp_path / "timm.pkl"
-        as_pickle(path, convert.export(state_of(network), "RepVGGA0", "timm"))
+        as_pickle(path, layouts.export(state_of(network), "RepVGGA0", "timm"))
     reads, read = [], files.read
     monkeypatch.setattr(files, "read", lambda path: reads.append(path) or read(path))
     weights.load(path)
@@ -568,7 +570,7 @@ def test_loading_reads_the_file_once_and_converting_twice(
 def test_a_url_is_downloaded_into_the_cache(command, network, server, tmp_path, monkeypatch):
     monkeypatch.setenv("REPARAM_CACHE", str(tmp_path / "cache"))
     folder, address = server
-    as_pickle(folder / "a0.pkl", convert.export(state_of(network), "RepVGGA0", "basecls"))
+    as_pickle(folder / "a0.pkl", layouts.export(state_of(network), "RepVGGA0", "basecls"))
     arguments = ["--origin-dir", f"{address}/a0.pkl", "--save-dir", tmp_path / "out.pkl"]
     status, _, err = command("convert_pretrained_weight", *arguments)
     assert status == 0, err
@@ -612,9 +614,9 @@ print("peak", int(status.split("VmHWM:")[1].split()[0]) * 1024)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
 def test_converting_a_large_network_takes_less_than_three_times_its_file(tmp_path):
     write = (
-        "import sys, pickle, utils, models, numpy as np; from weights import convert\n"
+        "import sys, pickle, utils, models, numpy as np; from weights import layouts\n"
         "state = {k: np.array(v) for k, v in models.create('RepVGGB3').state_dict().items()}\n"
-        "pickle.dump(convert.export(state, 'RepVGGB3', 'basecls'), open(sys.argv[1], 'wb'))"
+        "pickle.dump(layouts.export(state, 'RepVGGB3', 'basecls'), open(sys.argv[1], 'wb'))"
     )
     origin = tmp_path / "b3.pkl"
     subprocess.run([sys.executable, "-c", write, str(origin)], cwd=ROOT, check=True)
@@ -643,7 +645,7 @@ def test_one_head_and_the_legacy_form_of_repvit_are_told_from_the_tensors(
 ):
     model = models.create("RepViTM0_6", 3, **options)
     equivalence.randomize(model, images)
-    theirs = convert.export(state_of(model), "RepViTM0_6", layout)
+    theirs = layouts.export(state_of(model), "RepViTM0_6", layout)
     legacy = any("token_mixer" in key and "conv1.bn" in key for key in theirs)
     assert legacy == ("legacy" in options)
     assert any("dist" in key for key in theirs) == ("heads" not in options)
@@ -702,7 +704,7 @@ def test_a_stride_that_the_tensors_do_not_tell_is_said(command, tmp_path):
 
 def test_a_file_of_pytorch_is_not_taken_for_baseclss(command, network, tmp_path):
     """BaseCls's networks take BGR images; PyTorch's batch counters contradict it."""
-    tensors = convert.export(network.state_dict(), "RepVGGA0", "basecls")
+    tensors = layouts.export(network.state_dict(), "RepVGGA0", "basecls")
     tensors |= {key.replace("running_mean", "num_batches_tracked"): np.int64(9)
                 for key in [*tensors] if key.endswith("running_mean")}  # fmt: skip
     np.savez(tmp_path / "a.npz", **{key: np.asarray(value) for key, value in tensors.items()})
@@ -713,7 +715,7 @@ def test_a_file_of_pytorch_is_not_taken_for_baseclss(command, network, tmp_path)
 
 
 def test_whole_numbers_are_no_weights(command, network, tmp_path):
-    tensors = convert.export(network.state_dict(), "RepVGGA0", "timm")
+    tensors = layouts.export(network.state_dict(), "RepVGGA0", "timm")
     key = "stem.conv_kxk.conv.weight"
     as_safetensors(tmp_path / "a.safetensors", tensors | {key: tensors[key].astype(np.int8)})
     flags = ["--origin-dir", tmp_path / "a.safetensors", "--save-dir", tmp_path / "b.pkl"]

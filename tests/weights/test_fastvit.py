@@ -10,7 +10,7 @@ import weights
 from data.transforms import Preprocessing
 from tests.golden import weights as golden_weights
 from tests.weights.test_convert import golden, numbered
-from weights import checkpoint, convert
+from weights import checkpoint, layouts, recognition
 from weights.state import form_of, shapes_of
 
 # words of the branches: k x k, 1x1, identity; fused unit, fused patch embedding; its two kernels
@@ -85,18 +85,18 @@ def test_the_sources_fused_form_is_folded_the_rest_of_the_way(source):
     assert len(tensors) == 462
     fused = as_the_source_fuses(tensors, source)
     assert len(fused) == 156
-    foreign = convert.recognize(fused, "file")
+    foreign = recognition.recognize(fused, "file")
     assert (foreign.source.name, foreign.arch) == (source, "FastViTT8")
     assert form_of(foreign.state_dict) == "deploy" and len(foreign.state_dict) == 106
     said = checkpoint.of_foreign(foreign, "file").preprocessing
     assert said == Preprocessing(
         size=256, crop_ratio=0.9, interpolation="bicubic", resize_backend="pillow"
     )
-    exported = convert.export(foreign.state_dict, "FastViTT8", source)
+    exported = layouts.export(foreign.state_dict, "FastViTT8", source)
     assert {k: v.shape for k, v in exported.items()} == {k: v.shape for k, v in fused.items()}
     expected = archive["logits"]
     for state in (fused, exported):
-        model = weights.load(checkpoint.of_foreign(convert.recognize(state, "file"), "file"))
+        model = weights.load(checkpoint.of_foreign(recognition.recognize(state, "file"), "file"))
         model.eval()
         logits = model(mge.Tensor(golden_weights.image(int(archive["size"])))).numpy()
         assert np.abs(logits - expected).max() <= 1e-4 * np.abs(expected).max()
@@ -108,8 +108,8 @@ def test_a_fused_file_without_a_part_is_refused(source, part):
     tensors, _ = golden(f"{source}-fastvit_t8")
     fused = as_the_source_fuses(tensors, source)
     del fused[next(key for key in fused if key.endswith(part))]
-    with pytest.raises(convert.ConversionError, match=r"stage1\.0\.ffn\.\w+\.reparam\.weight"):
-        convert.recognize(fused, "file")
+    with pytest.raises(recognition.ConversionError, match=r"stage1\.0\.ffn\.\w+\.reparam\.weight"):
+        recognition.recognize(fused, "file")
 
 
 @pytest.mark.parametrize("arch, train, fused", [("FastViTT12", 530, 182), ("FastViTS12", 530, 182)])
@@ -118,15 +118,15 @@ def test_the_exported_files_have_as_many_tensors_as_the_sources(arch, train, fus
         shapes = shapes_of(arch, 1000, form)
         state = {key: numbered(shape, 1) for key, shape in shapes.items()}
         for source in WORDS:
-            assert len(convert.export(state, arch, source)) == count
+            assert len(layouts.export(state, arch, source)) == count
 
 
 def test_names_as_the_sources_spell_them():
     assert {models.canonical_name(n) for n in ("fastvit_t8", "FastViT-T8")} == {"FastViTT8"}
     state = {k: numbered(s, 1) for k, s in shapes_of("FastViTT8", 1000, "train").items()}
-    apple = convert.export(state, "FastViTT8", "apple")
+    apple = layouts.export(state, "FastViTT8", "apple")
     assert apple["network.1.proj.0.lkb_origin.conv.weight"].shape == (96, 1, 7, 7)
     assert apple["network.4.3.token_mixer.layer_scale"].shape == (192, 1, 1)
     assert apple["conv_exp.se.reduce.weight"].shape == (48, 768, 1, 1)
-    timm = convert.export(state, "FastViTT8", "timm")
+    timm = layouts.export(state, "FastViTT8", "timm")
     assert timm["stages.2.blocks.3.mlp.conv.bn.num_batches_tracked"].dtype == np.int64

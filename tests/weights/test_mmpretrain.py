@@ -13,7 +13,7 @@ import pytest
 from data.transforms import Preprocessing
 from tests.support import change_architecture
 from tests.weights.test_convert import GOLDEN, as_pth, numbered, state_of
-from weights import catalog, checkpoint, convert, entries, files, mmpretrain
+from weights import catalog, checkpoint, entries, files, layouts, mmpretrain, recognition
 from weights.state import form_of, shapes_of
 
 
@@ -37,7 +37,7 @@ def test_files_that_mmengine_wrote(name):
 def theirs(arch, form, classes=5):
     shapes = shapes_of(arch, classes, form)
     state = {key: numbered(shape, 1) for key, shape in shapes.items()}
-    return convert.export(state, arch, "mmpretrain")
+    return layouts.export(state, arch, "mmpretrain")
 
 
 @pytest.mark.parametrize(
@@ -81,12 +81,14 @@ def test_a_backbone_beside_other_modules_is_read(arch):
         **{f"neck.fpn_convs.{i}.conv.weight": np.zeros((8, 8, 3, 3)) for i in range(12)},
         "bbox_head.cls.bias": np.zeros(80),
     }
-    foreign = convert.recognize({"state_dict": {**backbone, **others}}, "file")
+    foreign = recognition.recognize({"state_dict": {**backbone, **others}}, "file")
     assert (foreign.source.name, foreign.arch, foreign.num_classes) == ("mmpretrain", arch, 0)
     assert foreign.entry == "state_dict.backbone" and set(others) <= set(foreign.dropped)
     strange = {**backbone, "backbone.stage5.x.weight": np.zeros(3)}
-    with pytest.raises(convert.ConversionError, match="that no rule knows: backbone.stage5.x.wei"):
-        convert.recognize(strange, "file")
+    with pytest.raises(
+        recognition.ConversionError, match="that no rule knows: backbone.stage5.x.wei"
+    ):
+        recognition.recognize(strange, "file")
 
 
 @pytest.mark.parametrize("arch", ["RepVGGA0", "MobileOneS0"])
@@ -98,7 +100,7 @@ def test_a_backbone_has_no_classifier(arch, form, prefix):
         for key, value in theirs(arch, form).items()
         if key.startswith("backbone.")
     }
-    foreign = convert.recognize({"meta": {"epoch": 1}, "state_dict": tensors}, "file")
+    foreign = recognition.recognize({"meta": {"epoch": 1}, "state_dict": tensors}, "file")
     assert (foreign.source.name, foreign.arch, foreign.num_classes) == ("mmpretrain", arch, 0)
     assert form_of(foreign.state_dict) == form
 
@@ -110,7 +112,7 @@ def test_their_deploy_form_of_d2se_is_another_network(command, tmp_path, monkeyp
     images = np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype(np.float32)
     equivalence.randomize(model, images)
     for network, said in ((model, False), (models.to_deploy(model), True)):
-        tensors = convert.export(state_of(network), "RepVGGD2se", "mmpretrain")
+        tensors = layouts.export(state_of(network), "RepVGGD2se", "mmpretrain")
         as_pth(tmp_path / "d2se.pth", tensors)
         flags = ["--origin-dir", tmp_path / "d2se.pth", "--save-dir", tmp_path / "out.pkl"]
         flags += ["--model-arch", "RepVGGD2se"]

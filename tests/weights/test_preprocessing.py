@@ -17,7 +17,7 @@ from data.transforms import BASECLS, TORCHVISION, Preprocessing
 from tests.support import change_architecture
 from tests.weights.torch_writer import whole, write_zip
 from utils import UserError
-from weights import catalog, checkpoint, convert, export, preprocessing
+from weights import catalog, checkpoint, export, layouts, preprocessing, recognition
 from weights.state import shapes_of
 
 HABIT = preprocessing.of_habit(TORCHVISION, "assumed: theirs")
@@ -175,7 +175,7 @@ def test_class_names_that_are_none_or_too_few_are_refused(tmp_path):
 
 
 def test_a_folder_of_the_hub_says_its_preprocessing(tmp_path):
-    tensors = convert.export(state_of("RepGhost050"), "RepGhost050", "timm")
+    tensors = layouts.export(state_of("RepGhost050"), "RepGhost050", "timm")
     save_file(
         {key: np.ascontiguousarray(value) for key, value in tensors.items()},
         tmp_path / "model.safetensors",
@@ -198,7 +198,7 @@ def test_a_folder_of_the_hub_says_its_preprocessing(tmp_path):
 
 
 def test_the_arguments_of_timms_training_count(tmp_path):
-    tensors = convert.export(state_of("RepGhost050"), "RepGhost050", "repghost")
+    tensors = layouts.export(state_of("RepGhost050"), "RepGhost050", "repghost")
     kinds = {"float32": "torch.FloatStorage", "int64": "torch.LongStorage"}
     tree = {key: whole(kinds[str(value.dtype)], value) for key, value in tensors.items()}
     args = Namespace(model="x", img_size=192, crop_pct=0.9, mean=[0.5, 0.4, 0.3], std=None,
@@ -234,8 +234,8 @@ def test_the_arguments_of_timms_training_count(tmp_path):
 def test_habits_are_those_that_each_source_publishes(
     source, arch, crop_ratio, size, interpolation, backend
 ):
-    layout = next(s for s in convert.SOURCES if s.name == source and s.archs[:6] == arch[:6])
-    foreign = convert.Foreign(layout, arch, {}, 1000, {}, [])
+    layout = next(s for s in layouts.SOURCES if s.name == source and s.archs[:6] == arch[:6])
+    foreign = recognition.Foreign(layout, arch, {}, 1000, {}, [])
     found, _, origins = preprocessing.resolve(foreign.habit, classes=1000, path="a")
     assert (found.crop_ratio, found.size) == (crop_ratio, size)
     assert (found.interpolation, found.resize_backend) == (interpolation, backend)
@@ -266,7 +266,7 @@ SMALL = ("RepVGGA0", "RepVGGA0-qa", "MobileOneS1", "RepViTM0_6", "RepGhost050")
     "layout, arch",
     [
         (source.name, arch)
-        for source in convert.SOURCES
+        for source in layouts.SOURCES
         for arch in [
             name
             for name in (*SMALL, "FastViTT8")  # RepLKNet's: test_replknet.py
@@ -373,7 +373,7 @@ def test_channels_that_timm_feeds(tmp_path):
         before = checkpoint.Checkpoint("RepVGGA0", "train", 10, None, said, state)
         before.options = {"in_chans": channels}
         if channels == 4:
-            with pytest.raises(convert.ConversionError, match="takes 4 channels that begin"):
+            with pytest.raises(recognition.ConversionError, match="takes 4 channels that begin"):
                 export.save_for_hub(before, tmp_path / "four")
             assert not (tmp_path / "four").exists()
         else:
@@ -411,7 +411,7 @@ def test_what_timm_cannot_open_is_refused(tmp_path, arch, form, sentence):
         form, classes = "train", 0
     state = {key: np.zeros(shape, np.float32) for key, shape in shapes_of(arch, 10, form).items()}
     small = checkpoint.Checkpoint(arch, form, classes, None, TORCHVISION, state)
-    with pytest.raises(convert.ConversionError, match=sentence):
+    with pytest.raises(recognition.ConversionError, match=sentence):
         export.save_for_hub(small, tmp_path / "hub")
     assert not (tmp_path / "hub").exists()
 
@@ -428,7 +428,9 @@ def test_a_total_stride_is_kept_by_files_and_refused_for_the_hub(tmp_path):
         assert (again.options, again.note) == ({"stride": 8}, None)
         with pytest.raises(checkpoint.CheckpointError, match="stride of 8, but --stride 32 was"):
             checkpoint.read(tmp_path / name, stride=32)
-    with pytest.raises(convert.ConversionError, match="with a total stride of 8, which the check"):
+    with pytest.raises(
+        recognition.ConversionError, match="with a total stride of 8, which the check"
+    ):
         export.save_for_hub(small, tmp_path / "hub")
 
 
@@ -463,7 +465,7 @@ def test_smaller_images_than_the_sources_are_cropped_as_usual(
 ):
     small = {"depths": (1, 1, 1, 1), "width": (0.25, 0.25, 0.25, 0.25), "se": "before"}
     change_architecture(monkeypatch, "RepVGGD2se", models.repvgg.RepVGG, small)
-    tensors = convert.export(state_of("RepVGGD2se", classes=1000), "RepVGGD2se", "repvgg")
+    tensors = layouts.export(state_of("RepVGGD2se", classes=1000), "RepVGGD2se", "repvgg")
     path = tmp_path / "d2se.pth"
     path.write_bytes(pickle.dumps(tensors))
     found = checkpoint.read(path, "RepVGGD2se", stated=stated).preprocessing

@@ -30,7 +30,7 @@ import weights
 from tests.support import ONE_OF_EACH, slow_but
 from tests.weights.torch_writer import Call, Global, Storage, whole, write_legacy, write_zip
 from utils import UserError
-from weights import catalog, checkpoint, convert, files, formats
+from weights import catalog, checkpoint, files, formats, layouts, recognition
 from weights.state import form_of, shapes_of
 
 ARCH = "RepGhost050"
@@ -45,7 +45,7 @@ def tensors():
 def in_layout(arch, layout, classes=5, form="train", value=0.5):
     shapes = shapes_of(arch, classes, form)
     state = {key: np.full(shape, value, np.float32) for key, shape in shapes.items()}
-    return convert.export(state, arch, layout)
+    return layouts.export(state, arch, layout)
 
 
 def pickled(contents, path, protocol=4):
@@ -110,22 +110,22 @@ NESTED = {
 
 @pytest.mark.parametrize("name", NESTED)
 def test_weights_are_found_wherever_they_are_nested(tensors, name, capfd):
-    foreign = convert.recognize(NESTED[name](tensors), "file")
+    foreign = recognition.recognize(NESTED[name](tensors), "file")
     assert (foreign.arch, foreign.num_classes, foreign.others) == (ARCH, 5, [])
     assert foreign.state_dict.keys() == shapes_of(ARCH, 5, "train").keys()
     assert not any(key.endswith("classifier.weight") for key in foreign.dropped)
 
 
 def test_what_is_left_out_is_reported(tensors):
-    foreign = convert.recognize(NESTED["Lightning"](tensors), "file")
+    foreign = recognition.recognize(NESTED["Lightning"](tensors), "file")
     assert "criterion.weight" in foreign.dropped and foreign.entry == "state_dict.model"
-    foreign = convert.recognize(NESTED["counters"](tensors), "file")
+    foreign = recognition.recognize(NESTED["counters"](tensors), "file")
     assert {"total_ops", "conv_stem.total_params"} <= set(foreign.dropped)
 
 
 def test_an_unknown_tensor_in_a_layer_is_still_an_error(tensors):
-    with pytest.raises(convert.ConversionError, match="no rule knows: extra.scale"):
-        convert.recognize({"model": {**tensors, "extra.scale": np.ones(3)}}, "file")
+    with pytest.raises(recognition.ConversionError, match="no rule knows: extra.scale"):
+        recognition.recognize({"model": {**tensors, "extra.scale": np.ones(3)}}, "file")
 
 
 # ---------------------------------------------------------------- several sets of weights
@@ -167,24 +167,24 @@ def test_of_two_sets_the_one_that_is_evaluated_is_taken_and_the_other_is_named(
 
 def test_student_and_teacher_in_one_state_dict(tensors):
     both = {**prefixed("student.", tensors), **prefixed("teacher.", tensors)}
-    foreign = convert.recognize({"state_dict": both}, "file")
+    foreign = recognition.recognize({"state_dict": both}, "file")
     assert (foreign.entry, foreign.others) == ("state_dict.teacher", ["state_dict.student"])
-    assert convert.recognize({"state_dict": both}, "f", entry="student").others == []
+    assert recognition.recognize({"state_dict": both}, "f", entry="student").others == []
 
 
 def test_a_fused_network_beside_its_old_train_form(tensors):
     """As mmengine's scripts leave it: the raw weights of before the fusion are larger."""
     fused = in_layout("RepVGGA0", "repvgg", form="deploy")
     raw = prefixed("module.", in_layout("RepVGGA0", "repvgg"))
-    foreign = convert.recognize({"ema_state_dict": raw, "state_dict": fused}, "file")
+    foreign = recognition.recognize({"ema_state_dict": raw, "state_dict": fused}, "file")
     assert (foreign.entry, form_of(foreign.state_dict)) == ("state_dict", "deploy")
 
 
 def test_the_architecture_that_is_asked_for_decides_first():
     student, teacher = in_layout("RepVGGA0", "timm"), in_layout("RepVGGB0", "timm")
     contents = {"student": student, "teacher": teacher}
-    assert convert.recognize(contents, "file").arch == "RepVGGB0"
-    assert convert.recognize(contents, "file", "RepVGGA0").entry == "student"
+    assert recognition.recognize(contents, "file").arch == "RepVGGB0"
+    assert recognition.recognize(contents, "file", "RepVGGA0").entry == "student"
 
 
 # ---------------------------------------------------------------- what stands beside the weights
@@ -623,7 +623,7 @@ def test_own_state_dicts_of_every_network_are_recognized(arch, form):
         key: np.broadcast_to(np.float32(1), shape)
         for key, shape in shapes_of(arch, 5, form).items()
     }
-    foreign = convert.recognize(state, "file")
+    foreign = recognition.recognize(state, "file")
     assert foreign.source.name == "own" and foreign.source.preprocessing is None
     fused_twin = arch.removesuffix("-qa") if form == "deploy" else arch
     assert (foreign.arch, foreign.num_classes) == (fused_twin, 5)
@@ -635,23 +635,23 @@ def test_qarepvggs_own_keys():
     assert {"stage1.0.rbr_1x1.weight", "stage1.0.bn.weight", "stage1.0.rbr_dense.bn.bias"} <= set(
         theirs
     )
-    foreign = convert.recognize({"state_dict": prefixed("module.", theirs)}, "file")
+    foreign = recognition.recognize({"state_dict": prefixed("module.", theirs)}, "file")
     assert (foreign.source.name, foreign.arch) == ("qarepvgg", "RepVGGA0-qa")
     fused = in_layout("RepVGGA0-qa", "qarepvgg", form="deploy")
-    assert convert.recognize(fused, "file", "RepVGGA0-qa").arch == "RepVGGA0-qa"
-    assert convert.recognize(fused, "file", source="qarepvgg").arch == "RepVGGA0-qa"
+    assert recognition.recognize(fused, "file", "RepVGGA0-qa").arch == "RepVGGA0-qa"
+    assert recognition.recognize(fused, "file", source="qarepvgg").arch == "RepVGGA0-qa"
     plain = in_layout("RepVGGA0", "repvgg")
-    with pytest.raises(convert.ConversionError, match="fits no architecture; the nearest"):
-        convert.recognize(plain, "file", source="qarepvgg")
-    with pytest.raises(convert.ConversionError, match="which layout 'qarepvgg' does not have"):
-        convert.recognize(plain, "file", "RepVGGA0", source="qarepvgg")
-    with pytest.raises(convert.ConversionError, match="fits no architecture"):
-        convert.recognize({k: v for k, v in theirs.items() if k != "stage0.bn.weight"}, "file")
+    with pytest.raises(recognition.ConversionError, match="fits no architecture; the nearest"):
+        recognition.recognize(plain, "file", source="qarepvgg")
+    with pytest.raises(recognition.ConversionError, match="which layout 'qarepvgg' does not have"):
+        recognition.recognize(plain, "file", "RepVGGA0", source="qarepvgg")
+    with pytest.raises(recognition.ConversionError, match="fits no architecture"):
+        recognition.recognize({k: v for k, v in theirs.items() if k != "stage0.bn.weight"}, "file")
 
 
 def test_averaged_weights_that_are_no_whole_network_are_named(tensors):
     averaged = {k: v for k, v in tensors.items() if "running_" not in k and "num_b" not in k}
-    foreign = convert.recognize({"model": tensors, "ema": {"shadow": averaged}}, "file")
+    foreign = recognition.recognize({"model": tensors, "ema": {"shadow": averaged}}, "file")
     assert foreign.entry == "model"
     assert "the averaged weights 'ema.shadow' are not taken, as they lack what a" in foreign.note
     assert "running_mean is missing" in foreign.note
@@ -730,7 +730,7 @@ def test_a_tree_that_is_too_deep_is_a_sentence(tensors, tmp_path, level):
     assert read(pickled(nested(tensors, level, 100), tmp_path / "deep.pkl")).arch == ARCH
     tree = nested(tensors, level, 101)
     with pytest.raises(UserError, match="deeper.pkl has dicts and lists .* more than 100 deep"):
-        convert.recognize(tree, "deeper.pkl")
+        recognition.recognize(tree, "deeper.pkl")
     code = b"\x80\x02" + b"}U\x01a" * 5000 + b"}" + b"s" * 5000 + b"."
     (tmp_path / "deepest.pkl").write_bytes(code)
     with pytest.raises(UserError, match="deepest.pkl has dicts and lists"):

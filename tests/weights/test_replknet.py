@@ -15,7 +15,7 @@ import weights
 from data.transforms import BASECLS, TORCHVISION, Preprocessing
 from tests.support import change_architecture
 from tests.weights.test_convert import state_of
-from weights import checkpoint, convert, export
+from weights import checkpoint, export, layouts, recognition
 from weights.channels import with_input_channels
 from weights.state import form_of
 
@@ -41,7 +41,7 @@ def batch_norm(tensors, name):
 
 
 def logits(state, images):
-    model = weights.load(checkpoint.of_foreign(convert.recognize(state, "file"), "file"))
+    model = weights.load(checkpoint.of_foreign(recognition.recognize(state, "file"), "file"))
     model.eval()
     return model(mge.Tensor(images)).numpy()
 
@@ -51,7 +51,7 @@ def assert_same(found, expected):
 
 
 def test_pytorchs_names(network):
-    theirs = convert.export(state_of(network), "RepLKNet31B", "replknet")
+    theirs = layouts.export(state_of(network), "RepLKNet31B", "replknet")
     for key, shape in {
         "stem.3.bn.running_var": (4,),
         "stages.0.blocks.0.prelkb_bn.weight": (4,),
@@ -64,7 +64,7 @@ def test_pytorchs_names(network):
         "head.weight": (CLASSES, 16),
     }.items():
         assert theirs[key].shape == shape, key
-    foreign = convert.recognize(theirs, "file")
+    foreign = recognition.recognize(theirs, "file")
     assert (foreign.source.name, foreign.arch) == ("replknet", "RepLKNet31B")
     said = checkpoint.of_foreign(foreign, "file").preprocessing
     assert said == replace(TORCHVISION, interpolation="bicubic")
@@ -73,7 +73,7 @@ def test_pytorchs_names(network):
 
 
 def test_pytorchs_merged_form_is_folded_the_rest_of_the_way(network, images):
-    theirs = dict(convert.export(state_of(network), "RepLKNet31B", "replknet"))
+    theirs = dict(layouts.export(state_of(network), "RepLKNet31B", "replknet"))
     for key in [key for key in theirs if key.endswith("lkb_origin.conv.weight")]:
         prefix = key.removesuffix(".lkb_origin.conv.weight")
         kernel, small = theirs.pop(key), theirs.pop(f"{prefix}.small_conv.conv.weight")
@@ -84,28 +84,28 @@ def test_pytorchs_merged_form_is_folded_the_rest_of_the_way(network, images):
         kernel[:, :, pad : pad + 5, pad : pad + 5] += small * gain5[:, None, None, None]
         theirs[f"{prefix}.lkb_reparam.weight"] = kernel.astype(np.float32)
         theirs[f"{prefix}.lkb_reparam.bias"] = (shift + shift5).astype(np.float32)
-    foreign = convert.recognize(theirs, "file")
+    foreign = recognition.recognize(theirs, "file")
     assert form_of(foreign.state_dict) == "deploy"
-    exported = convert.export(foreign.state_dict, "RepLKNet31B", "replknet")
+    exported = layouts.export(foreign.state_dict, "RepLKNet31B", "replknet")
     assert {k: v.shape for k, v in exported.items()} == {k: v.shape for k, v in theirs.items()}
     network.eval()
     expected = network(mge.Tensor(images)).numpy()
     assert_same(logits(theirs, images), expected)
     assert_same(logits(exported, images), expected)
     del theirs["stages.2.blocks.4.prelkb_bn.weight"]
-    with pytest.raises(convert.ConversionError, match=r"stage3\.3\.enter\.reparam\.weight is "):
-        convert.recognize(theirs, "file")
+    with pytest.raises(recognition.ConversionError, match=r"stage3\.3\.enter\.reparam\.weight is "):
+        recognition.recognize(theirs, "file")
 
 
 def test_megengines_deploy_form_keeps_the_last_norm(network, images):
     """Its names, and the norm folded into the classifier."""
-    train = convert.export(state_of(network), "RepLKNet31B", "megengine")
+    train = layouts.export(state_of(network), "RepLKNet31B", "megengine")
     assert train["blocks.3.dw.dw_large.conv.weight"].shape == (8, 1, 1, 9, 9)
-    theirs = convert.export(state_of(models.to_deploy(network)), "RepLKNet31B", "megengine")
+    theirs = layouts.export(state_of(models.to_deploy(network)), "RepLKNet31B", "megengine")
     for key in ("stem.6.weight", "blocks.0.dw.bias", "blocks.26.mlp.fc2.weight", "norm.weight"):
         assert key in theirs, key
     norm = {key: train[key] for key in train if key.startswith(("norm.", "head."))}
-    foreign = convert.recognize(theirs | norm, "file")
+    foreign = recognition.recognize(theirs | norm, "file")
     assert foreign.source.name == "megengine"
     said = checkpoint.of_foreign(foreign, "file").preprocessing
     assert said == replace(BASECLS, interpolation="bicubic")
@@ -113,14 +113,14 @@ def test_megengines_deploy_form_keeps_the_last_norm(network, images):
     network.eval()
     assert_same(logits(theirs | norm, images), network(mge.Tensor(images)).numpy())
     broken = {key: value for key, value in (theirs | norm).items() if key != "norm.running_mean"}
-    with pytest.raises(convert.ConversionError, match="norm.weight is unknown"):
-        convert.recognize(broken, "file")
+    with pytest.raises(recognition.ConversionError, match="norm.weight is unknown"):
+        recognition.recognize(broken, "file")
 
 
 def test_images_of_384_pixels_are_not_cropped_and_the_report_says_what_the_source_does(
     network, command, tmp_path
 ):
-    theirs = convert.export(state_of(network), "RepLKNet31B", "replknet")
+    theirs = layouts.export(state_of(network), "RepLKNet31B", "replknet")
     path = tmp_path / "a.pth"
     for args, stated, size, crop_ratio in (
         ({}, {}, 224, 0.875),
@@ -144,7 +144,7 @@ def test_images_of_384_pixels_are_not_cropped_and_the_report_says_what_the_sourc
     )
     assert "note: DingXiaoH/RepLKNet-pytorch's own evaluation warps whole images to 384x384" in out
     assert checkpoint.read(tmp_path / "a.pkl").preprocessing.size == 384
-    state = {"model": convert.export(state_of(network), "RepLKNet31B", "megengine")}
+    state = {"model": layouts.export(state_of(network), "RepLKNet31B", "megengine")}
     path.write_bytes(pickle.dumps({**state, "args": {"input_size": 384}}))
     assert checkpoint.read(path).preprocessing.crop_ratio == 0.875  # which is not known to warp
 
@@ -152,12 +152,12 @@ def test_images_of_384_pixels_are_not_cropped_and_the_report_says_what_the_sourc
 @pytest.mark.parametrize("form", ["train", "deploy"])
 def test_own_names_and_grey_images(network, form):
     state = state_of(network if form == "train" else models.to_deploy(network))
-    foreign = convert.recognize(state, "file")
+    foreign = recognition.recognize(state, "file")
     assert (foreign.source.name, foreign.arch, foreign.options) == ("own", "RepLKNet31B", {})
     converted, _ = with_input_channels(checkpoint.of_foreign(foreign, "file"), 1)
     for layout in ("own", "megengine", "replknet"):
-        theirs = convert.export(converted.state_dict, "RepLKNet31B", layout)
-        grey = convert.recognize(theirs, "file")
+        theirs = layouts.export(converted.state_dict, "RepLKNet31B", layout)
+        grey = recognition.recognize(theirs, "file")
         assert (grey.source.name, grey.options) == (layout, {"in_chans": 1})
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from tests.support import ONE_OF_EACH, slow_but
 from utils import UserError
-from weights import convert, state
+from weights import recognition, state
 from weights.state import shapes_of
 
 
@@ -29,4 +29,4 @@ def test_a_file_makes_no_network_for_images_of_any_number_of_channels():
     }
     assert state.input_channels(tensors | first) == 3
     with pytest.raises(UserError, match=r"stage0.dense.conv.weight has shape \(48, 1000000,"):
-        convert.recognize(tensors | first, "file", "RepVGGA0")
+        recognition.recognize(tensors | first, "file", "RepVGGA0")

@@ -15,7 +15,7 @@ import weights
 from data.transforms import Preprocessing
 from tests.golden import weights as golden_weights
 from tests.weights.test_convert import as_pth, golden, numbered, state_of
-from weights import catalog, checkpoint, chenyaofo, convert, export
+from weights import catalog, checkpoint, chenyaofo, export, layouts, recognition
 from weights.state import shapes_of
 
 NOTE = "a total stride of 32 is assumed"
@@ -34,13 +34,13 @@ def theirs(arch, classes, form, stride, layout="repvgg"):
     """A file's tensors, nearly all zero."""
     shapes = shapes_of(arch, classes, form, **({} if stride == 32 else {"stride": stride}))
     state = {key: numbered(shape, 1) for key, shape in shapes.items()}
-    return convert.export(state, arch, layout)
+    return layouts.export(state, arch, layout)
 
 
 @pytest.mark.parametrize("arch, layout", [("RepVGGA0", "repvgg"), ("RepVGGA1", "timm")])
 def test_a_train_form_with_the_identity_has_a_stride_of_8(arch, layout):
     tensors = theirs(arch, 5, "train", 8, layout)
-    foreign = convert.recognize(tensors, "file")
+    foreign = recognition.recognize(tensors, "file")
     assert (foreign.arch, foreign.options, foreign.note) == (arch, {"stride": 8}, None)
     assert len(tensors) == 356
 
@@ -49,10 +49,12 @@ def test_a_train_form_with_the_identity_has_a_stride_of_8(arch, layout):
 @pytest.mark.parametrize("arch, layout", [("RepVGGA0", "repvgg"), ("RepVGGA1", "timm")])
 def test_a_train_form_with_the_identity_is_no_other_network(arch, layout):
     tensors = theirs(arch, 5, "train", 8, layout)
-    with pytest.raises(convert.ConversionError, match="does not fit RepVGGA2"):
-        convert.recognize(tensors, "file", "RepVGGA2")
-    with pytest.raises(convert.ConversionError, match=r"stride of 16 .*stage1\.0\.identity\S+ is"):
-        convert.recognize(tensors, "file", arch, stride=16)
+    with pytest.raises(recognition.ConversionError, match="does not fit RepVGGA2"):
+        recognition.recognize(tensors, "file", "RepVGGA2")
+    with pytest.raises(
+        recognition.ConversionError, match=r"stride of 16 .*stage1\.0\.identity\S+ is"
+    ):
+        recognition.recognize(tensors, "file", arch, stride=16)
 
 
 @pytest.mark.parametrize(
@@ -70,34 +72,34 @@ def test_a_train_form_with_the_identity_is_no_other_network(arch, layout):
 )
 def test_what_may_be_for_cifar_is_said(arch, form, classes, said):
     tensors = theirs(arch, classes, form, 32)
-    foreign = convert.recognize(tensors, "file")
+    foreign = recognition.recognize(tensors, "file")
     assert foreign.options == {}
     assert (said is None) == (foreign.note is None)
     if said is not None:
         assert NOTE in foreign.note and "--stride 8" in foreign.note and said in foreign.note
     for stride in (8, 32):
         if said is not None or stride == 32:
-            decided = convert.recognize(tensors, "file", stride=stride)
+            decided = recognition.recognize(tensors, "file", stride=stride)
             assert decided.options == ({} if stride == 32 else {"stride": 8})
             assert decided.note is None
-    assert convert.recognize(theirs(arch, classes, form, 32, "timm"), "file").note is None
+    assert recognition.recognize(theirs(arch, classes, form, 32, "timm"), "file").note is None
 
 
 @pytest.mark.parametrize("arch, form", [("RepVGGA2", "train"), ("RepVGGA0", "deploy")])
 def test_a_backbone_may_be_for_cifar_too(arch, form):
     tensors = theirs(arch, 1000, form, 32)
     backbone = {key: value for key, value in tensors.items() if not key.startswith("linear.")}
-    note = convert.recognize(backbone, "file").note
+    note = recognition.recognize(backbone, "file").note
     assert NOTE in note and "--stride 8" in note
     assert f"cifar10_{arch[:6].lower()}_{arch[6:].lower()}-" in note and " or cifar100_" in note
-    decided = convert.recognize(backbone, "file", stride=8)
+    decided = recognition.recognize(backbone, "file", stride=8)
     assert (decided.note, decided.options, decided.num_classes) == (None, {"stride": 8}, 0)
 
 
 def test_the_report_and_the_name_say_it(command, network, tmp_path):
     deployed = models.to_deploy(network)
     origin = tmp_path / "a0.pth"
-    as_pth(origin, convert.export(state_of(deployed), "RepVGGA0", "repvgg"))
+    as_pth(origin, layouts.export(state_of(deployed), "RepVGGA0", "repvgg"))
     flags = ["convert_pretrained_weight", "--origin-dir", origin, "--save-dir", tmp_path / "out"]
     status, out, err = command(*flags)
     (line,) = [line for line in out.splitlines() if NOTE in line]
@@ -114,7 +116,7 @@ def test_the_report_and_the_name_say_it(command, network, tmp_path):
 
 def test_the_note_goes_to_stderr_where_a_file_is_read_directly(capfd, network, tmp_path):
     origin = tmp_path / "a0.pth"
-    as_pth(origin, convert.export(state_of(models.to_deploy(network)), "RepVGGA0", "repvgg"))
+    as_pth(origin, layouts.export(state_of(models.to_deploy(network)), "RepVGGA0", "repvgg"))
     weights.load(origin)
     err = capfd.readouterr().err
     assert err.startswith(f"note: {origin}: {NOTE}") and len(err.splitlines()) == 1
@@ -142,7 +144,7 @@ def test_the_golden_logits_of_a_network_for_cifar(command, tmp_path):
         network.eval()
         logits = network(mge.Tensor(golden_weights.image(32))).numpy()
         assert np.abs(logits - expected).max() <= 1e-4 * np.abs(expected).max()
-    exported = convert.export(found.state_dict, "RepVGGA0", "repvgg")
+    exported = layouts.export(found.state_dict, "RepVGGA0", "repvgg")
     assert all(np.array_equal(exported[key], tensors[key]) for key in tensors)
 
 
@@ -175,17 +177,19 @@ def test_the_catalog_has_the_networks_for_cifar(arch, classes):
 def test_the_stride_of_a_state_dict_in_own_names_is_said_to_be_assumed(
     arch, classes, form, strides
 ):
-    foreign = convert.recognize(theirs(arch, classes, form, 32, "own"), "file")
+    foreign = recognition.recognize(theirs(arch, classes, form, 32, "own"), "file")
     assert foreign.options == {}
     if strides is None:
         assert foreign.note is None
     else:
         assert f"{NOTE}, as the tensors do not tell it from {strides}; conv" in foreign.note
-    assert convert.recognize(theirs(arch, classes, form, 32, "own"), "f", stride=16).note is None
+    assert (
+        recognition.recognize(theirs(arch, classes, form, 32, "own"), "f", stride=16).note is None
+    )
 
 
 def test_a_published_file_is_told_by_its_digest(network, tmp_path, monkeypatch):
-    tensors = convert.export(state_of(models.to_deploy(network)), "RepVGGA0", "repvgg")
+    tensors = layouts.export(state_of(models.to_deploy(network)), "RepVGGA0", "repvgg")
     as_pth(tmp_path / "a0.pth", tensors)
     digest = hashlib.sha256((tmp_path / "a0.pth").read_bytes()).hexdigest()[:8]
     name = f"cifar10_repvgg_a0-{digest}.pt"

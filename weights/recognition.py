@@ -1,9 +1,8 @@
-"""Other repositories' layouts: recognizing the contents of a file, and exporting ours to one."""
+"""Recognizing the contents of a file in another repository's layout."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from os import PathLike
 from typing import Any
 
@@ -13,21 +12,15 @@ from data import foreign, unpickle
 from data.transforms import BASECLS
 
 from . import (
-    apple,
-    basecls,
     catalog,
     chenyaofo,
     dingxiaoh,
     entries,
-    fastvit,
+    layouts,
     mmpretrain,
     own,
-    port,
     preprocessing,
-    repghost,
     replknet,
-    repvit,
-    timm,
 )
 from .files import Contents
 from .keymap import Source, Tensors
@@ -42,35 +35,6 @@ from .search import (
     some,
 )
 from .state import class_count, form_of
-
-SOURCES = (
-    basecls.REPVGG,
-    dingxiaoh.REPVGG,
-    dingxiaoh.REPVGG_PLUS,
-    dingxiaoh.QAREPVGG,
-    timm.REPVGG,
-    own.REPVGG,  # before the port's, whose names are the same but for RepVGGplus
-    own.REPVGG_PLUS,
-    own.MOBILEONE,
-    own.REPVIT,
-    own.REPGHOST,
-    own.FASTVIT,
-    own.REPLKNET,
-    port.REPVGG,
-    port.REPVGG_PLUS,
-    apple.MOBILEONE,
-    timm.MOBILEONE,
-    repghost.REPGHOST,
-    repghost.TIMM,
-    repvit.THU,
-    repvit.TIMM,
-    fastvit.APPLE,
-    fastvit.TIMM,
-    replknet.MEGENGINE,
-    replknet.PYTORCH,
-    mmpretrain.REPVGG,
-    mmpretrain.MOBILEONE,
-)
 
 Fit = tuple[entries.Entry, Network]  # an entry whose tensors are those of a network
 
@@ -162,7 +126,7 @@ def recognize(
     """
     if not isinstance(contents, Contents):
         contents = Contents(contents)
-    sources = [layout for layout in SOURCES if source in (None, layout.name)]
+    sources = [layout for layout in layouts.SOURCES if source in (None, layout.name)]
     with unpickle.reading(path):
         candidates = entries.entries(contents.tree)
     attempts = [
@@ -222,43 +186,6 @@ def recognize(
         attempt.colour_orders,
         note,
     )
-
-
-def export(state_dict: Tensors, arch: str, name: str) -> Tensors:
-    """Return a state dict of this project, in either form, in the layout called `name`.
-
-    Raises ConversionError when that layout has no such architecture, or no place for a tensor.
-    """
-    sources = [source for source in SOURCES if fnmatchcase(arch, source.archs)]
-    source = next((source for source in sources if source.name == name), None)
-    if source is None:
-        raise ConversionError(
-            f"{name} has no {arch}; it can be exported as {', '.join(layouts(arch))}"
-        )
-    try:
-        return source.from_ours(state_dict)
-    except KeyError as error:
-        raise ConversionError(
-            f"{name} has no place for {error.args[0]} of {arch}; export the other form"
-        ) from None
-
-
-def layouts(arch: str) -> list[str]:
-    """Return the names of the layouts that have an architecture."""
-    return sorted({source.name for source in SOURCES if fnmatchcase(arch, source.archs)})
-
-
-def with_reversed_channels(state_dict: Tensors) -> Tensors:
-    """Return a state dict whose network takes RGB images where the given one's takes BGR.
-
-    The kernels with three input channels are those that read the image.
-    """
-    return {
-        key: np.ascontiguousarray(value[:, ::-1])
-        if value.ndim == 4 and value.shape[1] == 3
-        else value
-        for key, value in state_dict.items()
-    }
 
 
 # ---------------------------------------------------------------- stride and entry
