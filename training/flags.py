@@ -16,7 +16,7 @@ from utils import UserError
 _SITUATIONS = {  # with defaults of their own
     "": "",
     "digits": " without --data",
-    "adamw": " with --optimizer adamw",
+    "adamw": " with --optimizer adamw or muon",
     "--qat": " with --qat",
 }
 

@@ -85,7 +85,7 @@ def fill_in(args: argparse.Namespace) -> None:
     holds = {
         "": True,
         "digits": args.data is None,
-        "adamw": args.optimizer == "adamw",
+        "adamw": args.optimizer in ("adamw", "muon"),
         "--qat": args.qat,
     }
     missing = {name for name, value in vars(args).items() if value is None}

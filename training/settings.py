@@ -44,10 +44,13 @@ class Settings:
         "with --qat the default is a hundredth of the usual one",
     )
     optimizer: str = setting(
-        "sgd", choices=("sgd", "adamw"), help="rule that updates the weights from the gradients"
+        "sgd",
+        choices=("sgd", "adamw", "muon"),
+        help="rule that updates the weights from the gradients: sgd, adamw, or muon, which "
+        "orthogonalizes the changes of convolutions and leaves all else to adamw",
     )
     momentum: float = setting(
-        0.9, at_least=0, at_most=1, metavar="M", help="momentum factor of SGD; 0: none"
+        0.9, at_least=0, at_most=1, metavar="M", help="momentum factor of SGD and Muon; 0: none"
     )
     nesterov: bool = setting(False, negatable=True, help="use Nesterov's momentum in SGD")
     weight_decay: float = setting(
@@ -56,7 +59,8 @@ class Settings:
         at_least=0,
         metavar="DECAY",
         by_epoch=True,
-        help="weight decay of the parameters that --decay-rule names; decoupled with adamw",
+        help="weight decay of the parameters that --decay-rule names; decoupled with adamw and "
+        "muon",
     )
     decay_rule: str = setting(
         "repvgg",

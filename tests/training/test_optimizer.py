@@ -1,5 +1,7 @@
 """Which parameters decay, what the losses are, and the optimizers against their definitions."""
 
+import copy
+
 import models
 from models import cpu
 
@@ -172,16 +174,23 @@ def test_adamw_agrees_with_megengines_own(rng):
     np.testing.assert_allclose(ours.weight.numpy(), theirs.weight.numpy(), rtol=1e-4, atol=1e-6)
 
 
-def test_adamw_goes_on_from_its_state_with_the_same_bits(rng):
-    gradients = list(rng.standard_normal((8, 2, 3)).astype(np.float32))
+@pytest.mark.parametrize(
+    ("name", "layer", "shape"),
+    [
+        ("adamw", mge.module.Linear(3, 2), (2, 3)),
+        ("muon", mge.module.Conv2d(3, 2, 1), (2, 3, 1, 1)),
+    ],
+)
+def test_an_optimizer_goes_on_from_its_state_with_the_same_bits(rng, name, layer, shape):
+    gradients = list(rng.standard_normal((8, *shape)).astype(np.float32))
+    start = {key: value.copy() for key, value in layer.state_dict().items()}
 
     def fresh(weights=None):
-        module = mge.module.Linear(3, 2)
+        module = copy.deepcopy(layer)
         module.load_state_dict(weights or start)
         groups = optimizer.parameter_groups(module, weight_decay=0.1)
-        return module, optimizer.make("adamw", groups, 0.1)
+        return module, optimizer.make(name, groups, 0.1)
 
-    start = mge.module.Linear(3, 2).state_dict()
     module, adamw = fresh()
     train_adamw(module, gradients, [0.1] * 8, adamw)
     first, adamw = fresh()
@@ -190,6 +199,83 @@ def test_adamw_goes_on_from_its_state_with_the_same_bits(rng):
     resumed.load_state_dict(adamw.state_dict())
     train_adamw(second, gradients[3:], [0.1] * 5, resumed)
     assert np.array_equal(module.weight.numpy(), second.weight.numpy())
+
+
+def newton_schulz(matrix):
+    """In float64, five steps on the matrix itself."""
+    x = matrix / np.linalg.norm(matrix)
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x
+
+
+@pytest.mark.parametrize("shape", [(8, 30), (30, 8), (6, 6), (1, 9)])
+def test_orthogonal_has_the_singular_vectors_of_its_matrix(rng, shape):
+    matrix = rng.standard_normal(shape)
+    result = optimizer.orthogonal(mge.Tensor(matrix, dtype="float32")).numpy()
+    expected = newton_schulz(matrix if shape[0] <= shape[1] else matrix.T)
+    np.testing.assert_allclose(result if result.shape == expected.shape else result.T, expected,
+                               atol=1e-5)  # fmt: skip
+    u, values, v = np.linalg.svd(matrix, full_matrices=False)
+    assert 0.6 < np.diag(u.T @ result @ v.T).min() <= np.diag(u.T @ result @ v.T).max() < 1.25
+    assert values.max() > 1.25 or shape[0] == 1  # the test's matrices are not orthogonal themselves
+
+
+def test_orthogonal_keeps_zeros_and_does_not_see_the_scale(rng):
+    assert not optimizer.orthogonal(mge.Tensor(np.zeros((3, 4), np.float32))).numpy().any()
+    matrix = mge.Tensor(rng.standard_normal((3, 4)), dtype="float32")
+    results = [optimizer.orthogonal(matrix * scale).numpy() for scale in (1, 1e-9, 1e9)]
+    np.testing.assert_allclose(results[1], results[0], atol=2e-3)
+    np.testing.assert_allclose(results[2], results[0], atol=1e-5)
+
+
+def step(name, layer, gradients, decay=0.0, **options):
+    """Train the layer by the optimizer `name`: a step for each of the lists of gradients."""
+    groups = optimizer.parameter_groups(layer, weight_decay=decay)
+    rule = optimizer.make(name, groups, 0.1, **options)
+    for step, gradient in enumerate(gradients):
+        optimizer.set_learning_rate(rule, 0.1 / (step + 1))
+        for parameter, values in zip(layer.parameters(), gradient, strict=True):
+            parameter.grad = mge.Tensor(values)
+        rule.step().clear_grad()
+    return [parameter.numpy() for parameter in layer.parameters()]
+
+
+def test_muon_is_its_definition_for_kernels_and_adamw_for_the_rest(rng):
+    layer = mge.module.Sequential(
+        mge.module.Conv2d(4, 6, 3),
+        mge.module.BatchNorm2d(6),
+        mge.module.Conv2d(6, 6, 3, groups=2),
+        mge.module.Linear(6, 2),
+    )
+    gradients = [
+        [rng.standard_normal(p.shape).astype(np.float32) for p in layer.parameters()]
+        for _ in range(4)
+    ]
+    kernel = next(i for i, p in enumerate(layer.parameters()) if p.shape == (6, 4, 3, 3))
+    expected = list(layer.parameters())[kernel].numpy().astype(np.float64)
+    velocity = np.zeros((6, 36))
+    for number, gradient in enumerate(gradients):
+        g, rate = gradient[kernel].reshape(6, 36).astype(np.float64), 0.1 / (number + 1)
+        velocity = 0.8 * velocity + g
+        change = newton_schulz(g + 0.8 * velocity).reshape(expected.shape)
+        expected = (1 - rate * 0.5) * expected - 0.2 * rate * 6 * change  # the root of 36
+    adamw = step("adamw", copy.deepcopy(layer), gradients, 0.5)
+    muon = step("muon", copy.deepcopy(layer), gradients, 0.5, momentum=0.8)
+    np.testing.assert_allclose(muon[kernel], expected, atol=1e-5)
+    for i in range(len(gradients[0])):
+        assert np.array_equal(muon[i], adamw[i]) == (i != kernel)
+
+
+def test_muon_leaves_matrices_that_would_cost_too_much_to_adamw(rng, monkeypatch):
+    layer = mge.module.Conv2d(4, 3, 1, bias=False)
+    gradients = [[rng.standard_normal((3, 4, 1, 1)).astype(np.float32)]]
+    small = step("muon", copy.deepcopy(layer), gradients)
+    monkeypatch.setattr(optimizer.Muon, "LARGEST_SIDE", 2)
+    large = step("muon", copy.deepcopy(layer), gradients)
+    adamw = step("adamw", copy.deepcopy(layer), gradients)
+    assert np.array_equal(large[0], adamw[0]) and not np.array_equal(small[0], adamw[0])
 
 
 def test_layer_decay_lowers_the_rate_from_the_classifier_to_the_stem(tiny):

@@ -358,7 +358,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(stra
         (["--warmup-epochs", "12"], "leaves nothing of --epochs 12"),
         (["--nesterov", "--momentum", "0"], "--nesterov needs a --momentum above 0"),
         (["--nesterov", "--optimizer", "adamw"], "--nesterov is for --optimizer sgd"),
-        (["--optimizer", "lamb"], "invalid choice: 'lamb' (choose from 'sgd', 'adamw')"),
+        (["--optimizer", "lamb"], "invalid choice: 'lamb' (choose from 'sgd', 'adamw', 'muon')"),
         (["--accumulate", "65"], "--accumulate 65 is more than the 64 images"),
         (["--schedule", "step"], "--schedule step and --milestones"),
         (["--step-factor", "0.1"], "--step-factor has an effect with --schedule step only"),
