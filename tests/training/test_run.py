@@ -28,7 +28,7 @@ SMALL = ["--arch", "RepVGGA0", "--size", "32", "--batch-size", "8", "--epochs", 
          "--print-freq", "1", "--warmup-epochs", "1", "--nesterov"]  # fmt: skip
 # a network with dropout, and all that has state or changes a step; 2 epochs, a teacher to come
 EVERYTHING = ["--arch", "RepGhost050", "--size", "32", "--batch-size", "8", "--epochs", "2",
-              "--print-freq", "1", "--optimizer", "adamw", "--lr", "0.02", "--accumulate", "2",
+              "--print-freq", "1", "--optimizer", "muon", "--lr", "0.02", "--accumulate", "2",
               "--decay-rule", "timm", "--label-smoothing", "0.1", "--ema", "0.9",
               "--agc", "0.02", "--clip-norm", "1", "--precise-bn", "8", "--schedule", "step",
               "--milestones", "0.5", "1.5", "--warmup-epochs", "0.3", "--warmup-lr", "1e-6",
