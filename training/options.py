@@ -175,7 +175,7 @@ _NEEDS: list[tuple[str, str, Callable[[argparse.Namespace], bool]]] = [
     ("distillation_temperature", "--teacher", lambda args: args.teacher is not None),
     ("step_factor", "--schedule step", lambda args: args.schedule == "step"),
     ("min_lr", "--schedule cosine", lambda args: args.schedule == "cosine"),
-    ("momentum", "--optimizer sgd", lambda args: args.optimizer == "sgd"),
+    ("momentum", "--optimizer sgd or muon", lambda args: args.optimizer in ("sgd", "muon")),
     ("mix_prob", "--mixup or --cutmix", lambda args: _mixes(args.mixup) or _mixes(args.cutmix)),
     ("mix_switch_prob", "--mixup and --cutmix",
      lambda args: _mixes(args.mixup) and _mixes(args.cutmix)),

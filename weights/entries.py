@@ -34,6 +34,7 @@ _AVERAGED = re.compile(r"(?:^|[^a-z])(?:ema|averaged?|avg|swa|teacher|shadow|mom
 _DEEPEST = 100  # levels of dicts and lists
 _PLACES = 8  # in which one dict of arrays counts as a set of weights
 _SMALL = 10  # tensors: what is smaller is a part of no network
+_SMALLEST = 20  # MobileOneS0's train form has 12 times as many tensors as its deploy form
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,11 @@ class Entry:
 def entries(tree: Any) -> list[Entry]:
     """Return the dicts of arrays in a tree, the largest first.
 
-    Those with less than a tenth of its tensors are left out. Raises unpickle.UnsuitableError for a
-    tree that is nested deeper than any checkpoint is.
+    Those with less than a `_SMALLEST`th of its tensors are left out. Raises
+    unpickle.UnsuitableError for a tree that is nested deeper than any checkpoint is.
     """
     every = sorted(_entries(tree, (), (), Counter()), key=lambda entry: -len(entry.tensors))
-    return [entry for entry in every if 10 * len(entry.tensors) >= len(every[0].tensors)]
+    return [entry for entry in every if _SMALLEST * len(entry.tensors) >= len(every[0].tensors)]
 
 
 def _entries(

@@ -51,11 +51,10 @@ def save(checkpoint: Checkpoint, layout: str, path: str | PathLike) -> None:
     content: dict[str, Any] = {
         "state_dict": OrderedDict(sorted(exported.items())),
         preprocessing.RECORD: asdict(checkpoint.preprocessing),
+        preprocessing.STRIDE: checkpoint.options.get("stride", 32),
     }
     if checkpoint.classes is not None:
         content["classes"] = checkpoint.classes
-    if "stride" in checkpoint.options:
-        content[preprocessing.STRIDE] = checkpoint.options["stride"]
     write_atomically(path, lambda file: pickle.dump(content, file))
 
 
@@ -157,11 +156,13 @@ def is_reversed_for_hub(checkpoint: Checkpoint) -> bool:
 
 
 def _metadata(checkpoint: Checkpoint) -> dict[str, str]:
-    metadata = {"format": "pt", preprocessing.RECORD: json.dumps(asdict(checkpoint.preprocessing))}
+    metadata = {
+        "format": "pt",
+        preprocessing.RECORD: json.dumps(asdict(checkpoint.preprocessing)),
+        preprocessing.STRIDE: str(checkpoint.options.get("stride", 32)),
+    }
     if checkpoint.classes is not None:
         metadata["classes"] = json.dumps(checkpoint.classes)
-    if "stride" in checkpoint.options:
-        metadata[preprocessing.STRIDE] = str(checkpoint.options["stride"])
     return metadata
 
 

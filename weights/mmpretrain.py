@@ -112,7 +112,7 @@ PUBLISHED = {
 
 def note(arch: str, form: str) -> str | None:
     """Return what is to be said of a network whose function is another one in MMPretrain's code."""
-    if (arch, form) != ("RepVGGD2se", "deploy"):
+    if not _lacks_gates(arch, form):
         return None
     return (
         "the squeeze-and-excitation of the train form is applied, as it belongs to the network; "
@@ -122,9 +122,19 @@ def note(arch: str, form: str) -> str | None:
 
 def note_of_export(arch: str, form: str) -> str | None:
     """Return what is to be said of writing such a network for MMPretrain."""
-    if note(arch, form) is None:
+    if not _lacks_gates(arch, form):
         return None
+    advice = (
+        "use the layout repvgg, whose code has it"
+        if arch.endswith("-qa")  # whose train form MMPretrain does not have
+        else "export the train form, whose logits are the same"
+    )
     return (
         "MMPretrain's own code leaves out the squeeze-and-excitation of a deploy form, so that its "
-        "logits of this file are others; export the train form, whose logits are the same"
+        f"logits of this file are others; {advice}"
     )
+
+
+def _lacks_gates(arch: str, form: str) -> bool:
+    """Return whether MMPretrain's code leaves out this network's squeeze-and-excitation."""
+    return arch.removesuffix("-qa") == "RepVGGD2se" and form == "deploy"

@@ -32,7 +32,7 @@ LABELS = {
     "classes": "class names",
 }
 RECORD = "preprocessing"  # of safetensors' metadata, and beside "state_dict" in an exported pickle
-STRIDE = "total_stride"  # of both too, where it is not 32
+STRIDE = "total_stride"  # of both too
 CHANNELS = "input_channels"  # of the metadata: "reversed" where not in the record's colour order
 _FLAGS = {field: "--" + field.replace("_", "-") for field in LABELS} | {
     "classes": "--class-names",

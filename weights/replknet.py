@@ -143,6 +143,9 @@ def _fold(ours: Tensors) -> Tensors:
     folded = batch_norm.fold_before(ours, "norm", "linear")
     if folded is not None:
         ours["linear.weight"], ours["linear.bias"] = folded
+    elif not ours.keys() & {"linear.weight", "linear.bias"}:
+        # of a backbone, whose features are those before this norm
+        ours = {key: tensor for key, tensor in ours.items() if not key.startswith("norm.")}
     return ours
 
 

@@ -103,6 +103,7 @@ class Search:
         for view in entries.views(entry):
             whole = any(a.network is not None and a.entry.path == entry.path for a in inner)
             inner += [] if whole else self.attempts(view, views=not attempt.is_known)
+        inner = [inner_one for inner_one in inner if not _loses_the_classifier(attempt, inner_one)]
         fitting = [inner_one for inner_one in inner if inner_one.network is not None]
         return fitting or [attempt, *inner]
 
@@ -117,6 +118,12 @@ class Search:
         best = _of_the_same_framework(best, entry)
         network = None if best[0].unknown else _fitting_network(best, self.arch, self.stride)
         return Attempt(entry, best, network)
+
+
+def _loses_the_classifier(outer: Attempt, inner: Attempt) -> bool:
+    """Return whether an attempt passes over a classifier that the rules know around it."""
+    outside, inside = (class_count(a.renamings[0].tensors) for a in (outer, inner))
+    return outer.is_known and outside is not None and inside is None
 
 
 def _framework(entry: Entry) -> bool | None:
@@ -238,11 +245,9 @@ def raise_misfit(
     if stride not in (None, 32):
         where += f" with a total stride of {stride}"
     if arch is not None:
-        if arch not in networks:
-            raise ConversionError(
-                f"{where} does not fit {arch}, which layout {first.source.name!r} does not have"
-            )
-        raise ConversionError(f"{where} does not fit {arch}: {some(networks[arch].problems)}")
+        if arch in networks:
+            raise ConversionError(f"{where} does not fit {arch}: {some(networks[arch].problems)}")
+        where += f" holds no {arch} and"
     nearest = min(networks.values(), key=lambda network: len(network.problems))
     raise ConversionError(
         f"{where} fits no architecture; the nearest is {nearest.arch}, but {some(nearest.problems)}"

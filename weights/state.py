@@ -24,8 +24,9 @@ def form_of(names: Iterable[str]) -> str:
 
 
 def class_count(state_dict: Tensors) -> int | None:
-    """Return the number of classes, from the classifier; None where there is no classifier."""
-    heads = (state_dict.get(key) for key in ("linear.weight", "head.linear.weight"))
+    """Return the number of classes, from the classifier; None where nothing of it is there."""
+    names = [f"{head}.{p}" for p in ("weight", "bias") for head in ("linear", "head.linear")]
+    heads = (state_dict.get(key) for key in names)
     return next((len(head) for head in heads if head is not None and head.ndim and head.size), None)
 
 

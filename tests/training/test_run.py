@@ -363,6 +363,8 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(stra
         (["--schedule", "step"], "--schedule step and --milestones"),
         (["--step-factor", "0.1"], "--step-factor has an effect with --schedule step only"),
         (["--distillation", "hard"], "--distillation has an effect with --teacher only"),
+        (["--optimizer", "adamw", "--momentum", "0.8"], "with --optimizer sgd or muon only"),
+        (["--optimizer", "muon", "--momentum", "2"], "argument --momentum"),
         (["--mixup", "0.2", "--mix-switch-prob", "0"], "has an effect with --mixup and --cutmix"),
         (["--crop-scale", "0.5", "1", "--padding-crop", "4"], "with --padding-crop 0 only"),
         (["--min-lr", "0.03"], "--min-lr 0.03 is above the learning rate of 0.025"),

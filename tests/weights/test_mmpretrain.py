@@ -92,6 +92,24 @@ def test_a_backbone_beside_other_modules_is_read(arch):
 
 
 @pytest.mark.parametrize("arch", ["RepVGGA0", "MobileOneS0"])
+@pytest.mark.parametrize("key", ["data_preprocessor.mean", "head.loss_module.class_weight"])
+def test_an_unknown_tensor_does_not_cost_the_classifier(arch, key):
+    tensors = theirs(arch, "deploy") | {key: np.zeros(5, np.float32)}
+    with pytest.raises(recognition.ConversionError, match=f"no rule knows: {key}$"):
+        recognition.recognize({"meta": {}, "state_dict": tensors}, "file")
+
+
+def test_the_small_entry_of_a_fused_network_is_found_beside_stale_weights():
+    """What tools/convert_models/reparameterize_model.py of MMPretrain leaves in a file."""
+    raw = {f"module.{key}": value for key, value in theirs("MobileOneS0", "train").items()}
+    tree = {"state_dict": theirs("MobileOneS0", "deploy"), "ema_state_dict": raw}
+    foreign = recognition.recognize(tree, "file")
+    assert (foreign.entry, foreign.others) == ("state_dict", ["ema_state_dict"])
+    assert form_of(foreign.state_dict) == "deploy"
+    assert recognition.recognize(tree, "file", entry="state_dict").entry == "state_dict"
+
+
+@pytest.mark.parametrize("arch", ["RepVGGA0", "MobileOneS0"])
 @pytest.mark.parametrize("form", ["train", "deploy"])
 @pytest.mark.parametrize("prefix", ["backbone.", ""])
 def test_a_backbone_has_no_classifier(arch, form, prefix):
@@ -147,6 +165,13 @@ def test_exports_say_what_they_lack_and_what_is_another_network_there(
         assert len(notes) == len(said) and all(a in b for a, b in zip(said, notes, strict=True))
         status, out, err = command("convert_pretrained_weight", *flags, "--json")
         assert [f"note: {note}" for note in json.loads(out)["export_notes"]] == notes
+
+
+def test_the_advice_on_a_deploy_form_can_be_followed():
+    assert "export the train form" in mmpretrain.note_of_export("RepVGGD2se", "deploy")
+    assert "use the layout repvgg" in mmpretrain.note_of_export("RepVGGD2se-qa", "deploy")
+    assert "repvgg" in layouts.names("RepVGGD2se-qa")
+    assert mmpretrain.note_of_export("RepVGGB1-qa", "deploy") is None
 
 
 def test_class_names_are_those_of_the_data_set_where_there_are_as_many():

@@ -643,10 +643,25 @@ def test_qarepvggs_own_keys():
     plain = in_layout("RepVGGA0", "repvgg")
     with pytest.raises(recognition.ConversionError, match="fits no architecture; the nearest"):
         recognition.recognize(plain, "file", source="qarepvgg")
-    with pytest.raises(recognition.ConversionError, match="which layout 'qarepvgg' does not have"):
+    with pytest.raises(recognition.ConversionError, match="holds no RepVGGA0 and fits"):
         recognition.recognize(plain, "file", "RepVGGA0", source="qarepvgg")
     with pytest.raises(recognition.ConversionError, match="fits no architecture"):
         recognition.recognize({k: v for k, v in theirs.items() if k != "stage0.bn.weight"}, "file")
+
+
+@pytest.mark.parametrize(
+    "arch, layout, key",
+    [
+        ("RepVGGA0", "repvgg", "linear.weight"),
+        ("MobileOneS0", "timm", "head.fc.weight"),
+        ("RepGhost050", "repghost", "classifier.weight"),
+        ("FastViTT8", "apple", "head.weight"),
+    ],
+)
+def test_a_classifier_without_its_weight_is_no_backbone(arch, layout, key):
+    theirs = in_layout(arch, layout)
+    with pytest.raises(recognition.ConversionError, match=f"is {arch}, but linear.weight is miss"):
+        recognition.recognize({k: v for k, v in theirs.items() if k != key}, "file")
 
 
 def test_averaged_weights_that_are_no_whole_network_are_named(tensors):

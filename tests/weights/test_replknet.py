@@ -117,6 +117,17 @@ def test_megengines_deploy_form_keeps_the_last_norm(network, images):
         recognition.recognize(broken, "file")
 
 
+@pytest.mark.parametrize("layout", ["megengine", "replknet"])
+def test_a_backbone_may_have_the_norm_behind_it(network, layout):
+    """It is no part of the features, and the deploy form has none."""
+    train = layouts.export(state_of(network), "RepLKNet31B", layout)
+    theirs = layouts.export(state_of(models.to_deploy(network)), "RepLKNet31B", layout)
+    theirs |= {key: value for key, value in train.items() if key.startswith("norm.")}
+    theirs = {key: value for key, value in theirs.items() if not key.startswith("head.")}
+    foreign = recognition.recognize(theirs, "file")
+    assert foreign.num_classes == 0 and "norm.weight" not in foreign.state_dict
+
+
 def test_images_of_384_pixels_are_not_cropped_and_the_report_says_what_the_source_does(
     network, command, tmp_path
 ):

@@ -224,6 +224,15 @@ def test_the_layouts_hold_it_and_exports_record_it(command, network, tmp_path):
     assert json.loads(noted["options"]) == {"stride": 8}
 
 
+@pytest.mark.parametrize("layout, suffix", [("repvgg", ".pth.tar"), ("own", ".safetensors")])
+def test_a_stride_of_32_is_recorded_too_and_need_not_be_assumed(layout, suffix, tmp_path):
+    model = models.to_deploy(models.create("RepVGGA0", 10))
+    path = tmp_path / f"exported{suffix}"
+    export.save(checkpoint.of_model(model, Preprocessing(size=32)), layout, path)
+    again = checkpoint.read(path)
+    assert again.note is None and again.options == {}
+
+
 @pytest.mark.slow
 def test_training_with_it(command, image_folder, tmp_path):
     data = image_folder(train=8, val=2)
