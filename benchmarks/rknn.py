@@ -20,13 +20,16 @@ def runs(kits: list[str], algorithms: list[str]) -> Iterator[tuple[Path, list[st
     Raises UserError for a folder that is no Rockchip kit with images to evaluate on.
     """
     for kit in map(Path, kits):
-        if not ((kit / "convert.py").is_file() and (kit / "val_label.txt").is_file()):
+        try:
+            own = json.loads((kit / NETWORK).read_text())["name"]
+        except (OSError, ValueError, KeyError, TypeError):
+            own = None
+        if not own or not all((kit / name).is_file() for name in ("convert.py", "val_label.txt")):
             raise UserError(
                 f"{kit} is no kit with images to simulate; write one by export.py --kit rknn --data"
             )
         for algorithm in algorithms:
             yield kit, ["--algorithm", algorithm]
-        own = json.loads((kit / NETWORK).read_text())["name"]
         for file in sorted(kit.glob("*.onnx")):
             if file.stem != own:
                 yield kit, ["--qdq", str(file)]

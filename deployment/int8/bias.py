@@ -68,12 +68,8 @@ def correct(
     raw = {}  # of quantized tensors, what nodes read that read float
     left = Counter(name for node in model.graph.node for name in node.input)
     left[result] = 1
-    read_raw = {
-        name
-        for node in model.graph.node
-        if qdq.reads_float(node, ranges, scheme)
-        for name in node.input
-    }
+    in_float = qdq.float_readers(model, ranges, scheme)
+    read_raw = {name for node in model.graph.node if node.name in in_float for name in node.input}
 
     def quantize(name: str) -> None:
         if name in ranges:
@@ -91,7 +87,7 @@ def correct(
         if node.op_type in graph.LAYERS and node.name not in kept:
             int8 = qdq.int8_weights(node, weights, bounds.get(node.name), scheme)
             constants[node.input[1]] = int8.weights
-        given = {**tensors, **raw} if qdq.reads_float(node, ranges, scheme) else tensors
+        given = {**tensors, **raw} if node.name in in_float else tensors
         tensors[name] = _run(node, model, given, constants)
         if node.op_type in graph.LAYERS and len(node.input) > 2:
             shift = target[name] - _mean(tensors[name])

@@ -7,6 +7,7 @@ onnx-tensorrt 10.1; the rules of Rockchip's are what RKNN-Toolkit2 2.5.0 was see
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
@@ -73,8 +74,9 @@ class Dialect:
             addition and ReLU in one kernel; otherwise both operands and the sum have one.
         before_pools: whether the input of a global average pooling has a pair.
         before_flatten: whether a pair stands in front of a Flatten instead of behind it.
-        whole_pools: whether a global average pooling that reads int8 has to write int8, so that one
-            whose output has no pair reads its input as it is.
+        whole: what, if it reads int8, has to be followed by a pair, so that otherwise it reads its
+            inputs as they are: "nothing"; "pools", by one right behind a global average pooling;
+            or "operators", those and, behind it or what follows, every operator without weights.
         batch: batch size of the file; None for any.
     """
 
@@ -87,7 +89,7 @@ class Dialect:
     skip_alone: bool = False
     before_pools: bool = False
     before_flatten: bool = False
-    whole_pools: bool = False
+    whole: Literal["nothing", "pools", "operators"] = "nothing"
     batch: int | None = None
 
 
@@ -104,9 +106,9 @@ DIALECTS = {  # value of quantize.py --target
         skip_alone=True,
         before_pools=True,
         before_flatten=True,
-        whole_pools=True,
+        whole="operators",
     ),
-    "rknn": Dialect("RKNN-Toolkit2", range(13, 20), before_flatten=True, whole_pools=True, batch=1),
+    "rknn": Dialect("RKNN-Toolkit2", range(13, 20), before_flatten=True, whole="pools", batch=1),
 }
 
 

@@ -52,24 +52,42 @@ def activations(model: onnx.ModelProto, scheme: Scheme = _DEFAULT) -> list[str]:
         if len(following) == 1 and following[0].op_type == "Relu":
             chosen.remove(name)
             chosen.add(following[0].output[0])
+    found, chosen = None, chosen - skipped
+    while found != chosen:  # a tensor less may leave the operator before it in float
+        found = chosen
+        in_float = float_readers(model, found, scheme)
+        chosen = {
+            name
+            for name in found
+            if not in_float.issuperset(node.name for node in users.get(name, []))
+        }
     ordered = [graph.input[0].name, *(name for node in graph.node for name in node.output)]
-    return [
-        name
-        for name in ordered
-        if name in chosen - skipped
-        and not all(reads_float(node, chosen, scheme) for node in users.get(name, []))
-    ]
+    return [name for name in ordered if name in chosen]
 
 
-def reads_float(node: NodeProto, quantized: Collection[str], scheme: Scheme) -> bool:
-    """Return whether a node reads its inputs as they are where they are `quantized` tensors.
+def float_readers(
+    model: onnx.ModelProto, quantized: Collection[str], scheme: Scheme
+) -> frozenset[str]:
+    """Return the names of the nodes that read their inputs as they are, also `quantized` ones.
 
-    The layers in float do, and so does a pooling that the runtime computes in int8 only whole, with
-    a quantized output, where its output is not quantized.
+    The layers in float do, and so do operators without weights that the runtime computes in int8
+    only if their results are quantized, where these are not: see `Dialect.whole`.
     """
-    if node.op_type == "GlobalAveragePool" and scheme.dialect.whole_pools:
-        return node.output[0] not in quantized
-    return node.name in scheme.in_float
+    names, users, stays_float = {*scheme.in_float}, consumers(model), {}
+    for node in reversed(model.graph.node):
+        stays_float[node.name] = any(
+            reader is None or reader.op_type in LAYERS or stays_float[reader.name]
+            for name in node.output
+            for reader in users.get(name, [None])
+            if name not in quantized or (reader is not None and reader.name in names)
+        )
+        if node.op_type == "GlobalAveragePool":
+            is_partial = scheme.dialect.whole != "nothing" and node.output[0] not in quantized
+        else:
+            is_partial = scheme.dialect.whole == "operators" and stays_float[node.name]
+        if is_partial and node.op_type not in (*LAYERS, "Flatten"):  # which only moves values
+            names.add(node.name)
+    return frozenset(names)
 
 
 def _around_addition(
@@ -128,7 +146,7 @@ def to_qdq(
     values = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     initializers = {tensor.name: tensor for tensor in graph.initializer}
     grid, bounds = scheme.dialect.grid, input_ranges(model, ranges, scheme)
-    kept = float_weights(model, scheme)
+    kept, in_float = float_weights(model, scheme), float_readers(model, ranges, scheme)
     steps = {name: grid.scale_and_zero(*ends) for name, ends in ranges.items()}
     nodes: list[NodeProto] = []
 
@@ -172,7 +190,7 @@ def to_qdq(
     if graph.input[0].name in steps:
         activation(graph.input[0].name)
     for node in [*graph.node]:
-        if not reads_float(node, steps, scheme):
+        if node.name not in in_float:
             inputs = layer(node) if node.op_type in LAYERS and node.name not in kept else node.input
             node.input[:] = [f"{name}.dequantized" if name in steps else name for name in inputs]
         nodes.append(node)

@@ -59,12 +59,16 @@ def main() -> int:
             "this kit has no images to simulate; write it by export.py --kit rknn --data DIR"
         )
     for path in (args.out, args.json):
+        if path and Path(path).is_dir():
+            parser.error(f"{path} is a folder; give the name of a file in it")
         if path and not Path(path).resolve().parent.is_dir():
             parser.error(f"there is no folder {Path(path).parent} to write {path} to")
         if path and not os.access(str(Path(path).resolve().parent), os.W_OK):
             parser.error(
                 f"the folder {Path(path).parent} cannot be written; give another for {path}"
             )
+        if path and Path(path).exists() and not os.access(path, os.W_OK):
+            parser.error(f"{path} is there and cannot be written; give another name")
     if args.qdq and not Path(args.qdq).is_file():
         parser.error(f"there is no {args.qdq}; write it by quantize.py --target rknn")
     out, qdq, report = (path and Path(path).resolve() for path in (args.out, args.qdq, args.json))
@@ -79,7 +83,7 @@ def main() -> int:
                 f"cannot import rknn-toolkit2 ({_missing}); run this in an environment that has it"
             )
         rknn, seconds = _build(args, network, qdq)
-        _check("export_rknn", rknn.export_rknn(str(out or network["model"])))
+        _call(rknn.export_rknn, str(out or network["model"]))
         result = {
             "network": network["name"],
             "target": args.target,
@@ -88,7 +92,7 @@ def main() -> int:
             "toolkit": _version(),
         }
         if args.evaluate != 0 and Path("val_label.txt").is_file():
-            _check("init_runtime", rknn.init_runtime())
+            _call(rknn.init_runtime)
             result.update(_evaluate(rknn, network, args.evaluate))
         rknn.release()
     except ToolkitError as error:
@@ -107,17 +111,14 @@ def _build(
     """Return the toolkit's network and the seconds that it took to build."""
     start = time.perf_counter()
     rknn = RKNN(verbose=False)
-    try:
-        status = rknn.config(
-            mean_values=[network["mean"]],
-            std_values=[network["std"]],
-            target_platform=args.target,
-            quantized_algorithm=args.algorithm,
-            quant_img_RGB2BGR=network["color"] == "BGR",
-        )
-    except ValueError as error:  # whose message is a traceback that ends with the reason
-        raise ToolkitError(str(error).strip().splitlines()[-1]) from None
-    _check("config", status)
+    _call(
+        rknn.config,
+        mean_values=[network["mean"]],
+        std_values=[network["std"]],
+        target_platform=args.target,
+        quantized_algorithm=args.algorithm,
+        quant_img_RGB2BGR=network["color"] == "BGR",
+    )
     file = str(qdq or f"{network['name']}.onnx")
     try:
         session = _session(file)
@@ -129,10 +130,9 @@ def _build(
     if qdq:
         _check_same(session, _session(f"{network['name']}.onnx"), file)
     shape = [1, 3, network["size"], network["size"]]  # an int8 file may take any batch size
-    status = rknn.load_onnx(model=file, inputs=[entry.name], input_size_list=[shape])
-    _check("load_onnx", status)
+    _call(rknn.load_onnx, model=file, inputs=[entry.name], input_size_list=[shape])
     quantize = not (args.float16 or qdq)
-    _check("build", rknn.build(do_quantization=quantize, dataset="dataset.txt"))
+    _call(rknn.build, do_quantization=quantize, dataset="dataset.txt")
     return rknn, time.perf_counter() - start
 
 
@@ -172,9 +172,20 @@ def _version() -> str | None:
         return None
 
 
-def _check(step: str, status: int) -> None:
-    if status != 0:
-        raise ToolkitError(f"{step} failed; the toolkit's message is above")
+def _call(method: Callable, *arguments: Any, **named: Any) -> Any:
+    """Return what a method of the toolkit returns; raise ToolkitError where it fails.
+
+    Methods fail in three ways: with a status other than 0, with None, and, in newer versions, with
+    an exception whose message is a traceback that ends with the reason.
+    """
+    try:
+        result = method(*arguments, **named)
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
+        raise ToolkitError(f"{method.__name__} failed: {reason}") from None
+    if result is None or (isinstance(result, int) and result != 0):
+        raise ToolkitError(f"{method.__name__} failed; the toolkit's message is above")
+    return result
 
 
 def _evaluate(rknn: Any, network: dict[str, Any], count: int | None) -> dict[str, Any]:
@@ -191,10 +202,7 @@ def _evaluate(rknn: Any, network: dict[str, Any], count: int | None) -> dict[str
             raise ToolkitError(f"cannot read evaluation/{name}; copy it from the kit")
         expected = _class(of_float(crop))
         image = pixels.in_network_order(crop, network)[None]
-        outputs = rknn.inference(inputs=[image], data_format=["nhwc"])
-        if not outputs:
-            raise ToolkitError("inference failed; the toolkit's message is above")
-        actual = _class(outputs[0])
+        actual = _class(_call(rknn.inference, inputs=[image], data_format=["nhwc"])[0])
         right += expected == int(label)
         simulated += actual == int(label)
         agree += actual == expected

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 from dataclasses import replace
 
@@ -120,7 +121,12 @@ def test_a_quantized_file_is_not_quantized_again(network, photos, test_images, t
     status, _, err = run(out / "convert.py", "--evaluate", 2, runtime="toolkit", REFUSE="1")
     assert status == 2 and err.endswith("build failed; the toolkit's message is above\n")
     status, _, err = run(out / "convert.py", "--target", "rk9", runtime="toolkit")
-    assert status == 2 and err.endswith("error: ValueError: Invalid target_platform 'rk9'!\n")
+    assert status == 2 and err.endswith(
+        "error: config failed: ValueError: Invalid target_platform 'rk9'!\n"
+    )
+    for method in ("load_onnx", "build", "export_rknn", "init_runtime", "inference"):
+        status, _, err = run(out / "convert.py", runtime="toolkit", RAISE=method)
+        assert status == 2 and err.endswith(f"error: {method} failed: RuntimeError: no {method}\n")
     status, _, err = run(out / "convert.py")
     assert status == 2 and "cannot import rknn-toolkit2" in err and "Traceback" not in err
     hidden = ("cv2", "onnxruntime")  # as for the system's Python, not the environment's
@@ -153,6 +159,8 @@ def test_a_quantized_file_is_not_quantized_again(network, photos, test_images, t
     for flag, path, said in (
         ("--qdq", "none.onnx", "there is no none.onnx; write it by quantize.py --target rknn"),
         ("--json", "none/a.json", "there is no folder none to write none/a.json to"),
+        ("--json", ".", "error: . is a folder; give the name of a file in it"),
+        ("--out", str(out), "is a folder; give the name of a file in it"),
     ):
         status, _, err = run(out / "convert.py", flag, path, runtime="toolkit")
         assert status == 2 and said in err
@@ -193,8 +201,13 @@ def test_the_benchmark_runs_every_conversion(
     monkeypatch.setenv("REFUSE", "1")
     status, _, err = command("benchmark", *flags)
     assert status == 2 and "--algorithm normal: convert.py: error: build failed" in err
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for name in ("convert.py", "val_label.txt"):
+        shutil.copyfile(out / name, broken / name)
     for folder, python, message in (
         (photos, sys.executable, "is no kit with images to simulate"),
+        (broken, sys.executable, "is no kit with images to simulate"),
         (out, "none/python", "cannot run none/python: No such file"),
     ):
         status, _, err = command("benchmark", "rknn", "--kit", folder, "--python", python)

@@ -65,7 +65,7 @@ def test_every_layer_can_be_in_float(kind, target, float_onnx):
     every = {*qdq.activations(model, Scheme(dialect=dialect))}
     pools = [n for n in model.graph.node if n.op_type == "GlobalAveragePool"]
     flattened = {n.output[0]: n.input[0] for n in model.graph.node if n.op_type == "Flatten"}
-    pooled = {pool.output[0] for pool in pools if dialect.whole_pools}
+    pooled = {pool.output[0] for pool in pools if dialect.whole != "nothing"}
     for node in graph.layers(model):
         scheme = Scheme(dialect=dialect, in_float=frozenset([node.name]))
         chosen = qdq.activations(model, scheme)

@@ -52,6 +52,21 @@ def test_every_family_follows_every_rule(kind):
     assert {text: check(int8) for text, check in RULES.items() if check(int8)} == {}
 
 
+@pytest.mark.parametrize("kind", SMALL)
+def test_with_a_layer_in_float_what_reads_int8_still_ends_in_it(kind):
+    """But for the rules that layers in float break themselves."""
+    model, images = network(kind)
+    scheme = Scheme(limited=False, dialect=TENSORRT)
+    held = ranges.histograms(model, qdq.activations(model, scheme), images)
+    bounds = {name: ranges.minmax(histogram, TENSORRT.grid) for name, histogram in held.items()}
+    kept = [text for text in RULES if text.startswith(("an operator without", "a tensor", "quant"))]
+    for node in graph.layers(model):
+        mixed = replace(scheme, in_float=frozenset([node.name]))
+        chosen = {name: bounds[name] for name in qdq.activations(model, mixed)}
+        int8 = qdq.to_qdq(model, chosen, mixed)
+        assert {text: RULES[text](int8) for text in kept if RULES[text](int8)} == {}, node.name
+
+
 @pytest.mark.parametrize("kind", ["MobileOne", "RepViT", "FastViT"])
 def test_onnxruntime_computes_it_nearly_as_exactly_as_its_own_file(kind):
     """Values behind a ReLU have 127 steps instead of 255, which is 6 dB."""
