@@ -77,7 +77,7 @@ def train(args: argparse.Namespace, workers: Workers) -> int:
     if args.show_samples is not None:
         if workers.rank == 0:
             shown = train_set, network.preprocessing, args.seed, args.show_samples
-            print(contact_sheet.write_samples(*shown))
+            print(contact_sheet.write_samples(*shown, args.skip_bad_images))
         return 0
     stride = network.model.options.get("stride")
     folder = folders.open_folder(args, seen, silent=workers.rank > 0, stride=stride)

@@ -35,6 +35,8 @@ def run(args: argparse.Namespace, workers: Workers) -> int:
     Raises UserError for a model file or images that cannot be used.
     """
     say = print if workers.rank == 0 and not args.json else lambda _: None
+    if args.report is not None:  # now, as a test may take hours
+        html_report.make_folder(args.report)
     path = catalog.locate(args.model) if args.model else checkpoint.newest_best()
     if not args.model:
         say(f"testing the newest checkpoint, {path}")

@@ -88,15 +88,20 @@ def write(
     page = Template((Path(__file__).parent / "report_template.html").read_text())
     text = page.substitute(title=html.escape(title), body="\n".join(filter(None, body)))
     files["report.html"] = text.encode(errors="escaped")
+    make_folder(folder)
+    for name, content in files.items():
+        utils.write_atomically(folder / name, lambda file, content=content: file.write(content))
+    return folder / "report.html"
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder of a report; raise UserError where that is impossible."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise utils.UserError(
             f"cannot write to {folder}: {error.strerror}; give another --report"
         ) from None
-    for name, content in files.items():
-        utils.write_atomically(folder / name, lambda file, content=content: file.write(content))
-    return folder / "report.html"
 
 
 def _data(content: bytes, kind: str) -> str:

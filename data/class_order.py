@@ -51,6 +51,14 @@ def with_class_order(dataset: Dataset, num_classes: int, classes: list[str] | No
     return replace(dataset, labels=new[dataset.labels], classes=list(order))
 
 
+def in_imagenets_order(dataset: Dataset) -> Dataset:
+    """Return `dataset` with ImageNet's labels where its class folders are called 0 to 999."""
+    numbers = dataset.classes if are_numbers(dataset.classes) else ()
+    if dataset.numbered or sorted(map(int, numbers)) != list(range(1000)):
+        return dataset
+    return with_class_order(dataset, 1000, None)
+
+
 def are_imagenets_labels(dataset: Dataset, num_classes: int, classes: list[str] | None) -> bool:
     """Return whether the names of the classes are ImageNet's labels, 0 to 999, for a network."""
     wnids = list(imagenet_classes())

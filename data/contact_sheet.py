@@ -17,10 +17,17 @@ from .transforms import Preprocessing
 _TILE, _CAPTION, _GAP, _COLUMNS = 160, 34, 8, 8  # pixels; tiles per row
 
 
-def write_samples(dataset: Dataset, preprocessing: Preprocessing, seed: int, file: Path) -> str:
+def write_samples(
+    dataset: Dataset, preprocessing: Preprocessing, seed: int, file: Path, skip_bad: bool = False
+) -> str:
     """Write a contact sheet of one small batch as it is trained on; return a line about it."""
-    loader = Loader(dataset, preprocessing, min(64, len(dataset)), workers=0)
+    loader = Loader(dataset, preprocessing, min(64, len(dataset)), workers=0, skip_bad=skip_bad)
     images, labels = next(loader.training(seed, epoch=0))
+    if not len(images):
+        raise utils.UserError(
+            "none of the first images could be read; run without --skip-bad-images, which names "
+            "the first of them"
+        )
     augment = loader.augmentation(epoch=0)
     if augment.mixup or augment.cutmix:
         rng = np.random.default_rng(seed)

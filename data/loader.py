@@ -155,7 +155,9 @@ class Loader:
         memory, and normalizing is the copy out of it.
         """
         if bad and not self.skip_bad:
-            raise BadImageError(f"{bad[min(bad)]}, or leave such files out with --skip-bad-images")
+            raise BadImageError(
+                f"{bad[min(bad)]}; train.py and test.py leave such files out with --skip-bad-images"
+            )
         self.skipped.update(int(samples[row, 0]) for row in bad)
         kept = [row for row in range(len(samples)) if row not in bad]
         images = self._array(len(kept), pixels.shape[1])

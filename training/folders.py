@@ -23,8 +23,10 @@ def find(args: argparse.Namespace) -> Path | None:
         # which total stride --pretrained has is not known before it is read
         unknown = args.pretrained is not None and args.stride is None
         homes = [_home(args, stride) for stride in (STRIDES if unknown else [args.stride])]
-        folders = (home / args.tag if args.tag else home for home in homes)
-        candidates = (checkpoint.newest(folder, "latest.pkl") for folder in folders)
+        if args.tag:  # a run may be in a folder below that of another
+            candidates = (_existing(home / args.tag / "latest.pkl") for home in homes)
+        else:
+            candidates = (checkpoint.newest(home, "latest.pkl") for home in homes)
         return max(filter(None, candidates), key=lambda file: file.stat().st_mtime, default=None)
     return None if args.resume is None else Path(args.resume)
 
@@ -51,6 +53,11 @@ def open_folder(
         raise UserError(
             f"{path} already holds a run; go on with it by --resume auto, or name a new --tag"
         )
+    if folder.metrics.exists() and not folder.latest.exists():  # which is written before it
+        raise UserError(
+            f"{path} holds a run without its latest.pkl, from which it could go on; name a new "
+            "--tag, or move the folder away"
+        )
     return folder
 
 
@@ -64,6 +71,10 @@ def bring_best(best: Path | None, folder: RunFolder) -> None:
     """Copy the best.pkl of the run that is resumed into its folder, unless it is there."""
     if best is not None and not folder.best.exists():
         folder.write(folder.best.name, best.read_bytes())
+
+
+def _existing(file: Path) -> Path | None:
+    return file if file.exists() else None
 
 
 def _home(args: argparse.Namespace, stride: int | None) -> Path:
@@ -85,6 +96,6 @@ def _belongs_to_another(path: Path) -> bool:
     with suppress(OSError):
         try:
             path.mkdir(parents=True)
-        except FileExistsError:
-            return True
+        except FileExistsError:  # or a folder above it is a link to nothing
+            return path.is_dir()
     return False

@@ -156,6 +156,21 @@ def check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
             "--freeze trains the classifier alone, which --agc leaves out, and keeps the "
             "statistics that --precise-bn replaces; leave these out"
         )
+    trunk = {  # what changes only layers before the classifier
+        "--layer-decay": args.layer_decay != 1,
+        "--sync-bn": args.sync_bn,
+        "--custwd": args.custwd,
+        "--drop-path": any(by_epoch.values(args.drop_path)),
+        "--optimizer muon": args.optimizer == "muon",
+        "--low-memory": args.low_memory,
+    }
+    if args.freeze and (idle := [flag for flag, is_given in trunk.items() if is_given]):
+        parser.error(
+            f"--freeze trains the classifier alone, where {idle[0]} has no effect; leave one of "
+            "the two out"
+        )
+    if args.find_lr and args.show_samples is not None:
+        parser.error("--find-lr and --show-samples are run one at a time; leave one of them out")
     _check_epochs(args, parser)
     for epoch in (*by_epoch.starts(args.crop_scale), args.epochs) if args.crop_scale else ():
         low, high = by_epoch.value_at(tuple(args.crop_scale), epoch, args.epochs)
@@ -172,7 +187,8 @@ def _mixes(alpha: float | str) -> bool:
 _NEEDS: list[tuple[str, str, Callable[[argparse.Namespace], bool]]] = [
     ("distillation", "--teacher", lambda args: args.teacher is not None),
     ("distillation_alpha", "--teacher", lambda args: args.teacher is not None),
-    ("distillation_temperature", "--teacher", lambda args: args.teacher is not None),
+    ("distillation_temperature", "--distillation soft",
+     lambda args: args.teacher is not None and args.distillation == "soft"),
     ("step_factor", "--schedule step", lambda args: args.schedule == "step"),
     ("min_lr", "--schedule cosine", lambda args: args.schedule == "cosine"),
     ("momentum", "--optimizer sgd or muon", lambda args: args.optimizer in ("sgd", "muon")),

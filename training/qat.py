@@ -27,6 +27,7 @@ from onnx import NodeProto, helper, numpy_helper
 
 from deployment.int8 import dialects, graph, qdq, weights
 from deployment.onnx_graph import to_onnx
+from utils import UserError
 
 from .distributed import Workers
 
@@ -57,6 +58,9 @@ class FakeQuantized(M.Module):
         deployed.eval()
         onnx = to_onnx(deployed, (64, 64), 13, 1, "input", "logits")  # of any size
         self._activations = set(qdq.activations(onnx))
+        schemes = [dialects.Scheme(dialect=dialect) for dialect in dialects.DIALECTS.values()]
+        # some runtimes need the ranges of further tensors, which training does not round
+        self._noted = {name for scheme in schemes for name in qdq.activations(onnx, scheme)}
         self._nodes = [_Node(node) for node in onnx.graph.node]
         self._seen: list[dict[str, list[mge.Tensor]]] = []
         self._weights: dict[str, mge.Tensor] | None = None  # in evaluation
@@ -83,16 +87,23 @@ class FakeQuantized(M.Module):
 
         An activation without a range gets just the one that was seen.
         """
-        names = sorted(self._activations)
+        names = sorted(self._noted)
         bounds = [[float(b.numpy()) for n in names for b in seen[n]] for seen in self._seen]
         self._seen = []
-        observed = workers.gather(np.mean(bounds, axis=0)).mean(axis=0).reshape(-1, 2)
+        means = np.mean(bounds, axis=0) if bounds else np.zeros(2 * len(names))
+        has_seen, *observed = workers.gather([len(bounds) > 0, *means]).T
+        if not has_seen.any():  # all images of this step were left out
+            return
+        observed = np.average(observed, axis=1, weights=has_seen).reshape(-1, 2)
         for name, new in zip(names, observed, strict=True):
             old = np.array(self.ranges.get(name, new))
             self.ranges[name] = tuple((MOMENTUM * old + (1 - MOMENTUM) * new).tolist())
 
     def calibrate(self, batches: Iterable[np.ndarray], workers: Workers) -> None:
-        """Set the ranges to the mean of those that batches of images [N, C, H, W] give."""
+        """Set the ranges to the mean of those that batches of images [N, C, H, W] give.
+
+        Raises UserError where no worker has any image.
+        """
         self.ranges = {}
         training = self.training
         self.train()
@@ -100,6 +111,11 @@ class FakeQuantized(M.Module):
             self(mge.Tensor(images))
         self.train(training)
         self.observe(workers)
+        if not self.ranges:
+            raise UserError(
+                "none of the first images could be read, so the activations have no ranges; run "
+                "without --skip-bad-images, which names the first of them"
+            )
 
     def _fake_quantized_weights(self) -> dict[str, mge.Tensor]:
         """Return every parameter of the deploy form by name, kernels and matrices rounded to int8,
@@ -115,13 +131,12 @@ class FakeQuantized(M.Module):
         return dict(self._weights)
 
     def _activation(self, name: str, x: mge.Tensor) -> mge.Tensor:
-        if name not in self._activations:
-            return x
-        if self.training:
+        if self.training and name in self._noted:
             if not self._seen or name in self._seen[-1]:
                 self._seen.append({})
             self._seen[-1][name] = [_reduce(x.detach(), mode) for mode in ("min", "max")]
-        return fake_quantize(x, *self.ranges[name]) if name in self.ranges else x
+        is_rounded = name in self._activations and name in self.ranges
+        return fake_quantize(x, *self.ranges[name]) if is_rounded else x
 
 
 # ---------------------------------------------------------------- rounding

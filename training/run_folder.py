@@ -69,6 +69,11 @@ class RunFolder:
         """Path of the weights with the best validation accuracy so far."""
         return self.path / "best.pkl"
 
+    @property
+    def metrics(self) -> Path:
+        """Path of the table of all epochs."""
+        return self.path / "metrics.csv"
+
     def of_epoch(self, epoch: int) -> Path:
         """Path of the weights after epoch 1, 2, ..., where the run keeps them."""
         return self.path / f"epoch-{epoch}.pkl"
@@ -112,7 +117,7 @@ class RunFolder:
         writer = csv.DictWriter(text, list(history[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(history)
-        self.write("metrics.csv", text.getvalue().encode())
+        self.write(self.metrics.name, text.getvalue().encode())
         if last or time.monotonic() > self._drawn + 10:  # drawing takes half a second
             self.write("curves.png", _curves(history))
             self._drawn = time.monotonic()

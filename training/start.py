@@ -32,7 +32,7 @@ def open_data(args: argparse.Namespace) -> tuple[datasets.Dataset, datasets.Data
     if args.data is None:
         train, val = datasets.digits()
     else:
-        train = readers.open_dataset(args.data, "train")
+        train = class_order.in_imagenets_order(readers.open_dataset(args.data, "train"))
         if args.holdout is not None:
             train, val = hold_out(train, args.holdout, args.seed)
         elif train.whole and args.val_list is None:
@@ -42,6 +42,11 @@ def open_data(args: argparse.Namespace) -> tuple[datasets.Dataset, datasets.Data
             )
         else:
             val = readers.open_dataset(args.data, "val", labels=args.val_list)
+            if train.whole and val.whole:
+                raise utils.UserError(
+                    f"all images of {args.data} would be both for training and for validation; "
+                    "give --holdout 0.1 instead of --val-list, or data with the parts train and val"
+                )
             _check_known(val, train)
             val = class_order.with_class_order(val, len(train.classes), train.classes)
     return replace(train, augment=options.augmentation(args, train.augment)), val
@@ -67,7 +72,8 @@ def needs_low_memory(
 
     `way` is how a CPU computes where memory is not short, see models.cpu.
     """
-    if args.low_memory is not None or args.qat:
+    # a frozen trunk keeps no activations
+    if args.low_memory is not None or args.qat or args.freeze:
         return bool(args.low_memory)
     with cpu.using(way):
         return _memory_is_short(args, model, workers, folder)
@@ -156,7 +162,7 @@ def _memory_is_short(
     share = -(-args.batch_size // workers.size)
     images = -(-share // args.accumulate)
     shared_norms = args.sync_bn and workers.size > 1
-    operator_by_operator = args.freeze or shared_norms or any(by_epoch.values(args.drop_path))
+    operator_by_operator = shared_norms or any(by_epoch.values(args.drop_path))
     if not operator_by_operator and share % args.accumulate:
         images += images - 1  # a program for each of the two sizes that the parts have
     need = workers.local_size * low_memory.usual_need(

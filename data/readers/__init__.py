@@ -37,25 +37,32 @@ def open_dataset(
     """
     known: Labels | None = None if labels is None else lists.read_labels(labels)
     if (small := cifar.read(Path(root), split)) is not None:
+        _assert_unlabelled(root, known)
         return small
     place = places.find(root, split, exact)
     if place is None:
         dataset = image_folder(root, split, exact)
-        if known is not None:
-            raise UserError(
-                f"{shown(root)} has class folders for this part of the data, so there is nothing "
-                f"to label by {shown(known.file)}; leave --val-list out"
-            )
+        _assert_unlabelled(root, known)
         return dataset
     if place.kind == "folder":
         return lists.of_folder(place, known)
     if place.kind == "idx":
+        _assert_unlabelled(root, known)
         return idx.read(place)
     if place.kind == "parquet":
         place = parquet.unpack(place)
     members, texts = archives.all_members(place.paths)
     labelled = webdataset.read(place, members, texts) if known is None else None
     return labelled or archive.read(place, members, known)
+
+
+def _assert_unlabelled(root: str | Path, labels: Labels | None) -> None:
+    """Raise UserError for a list that would label images which have labels."""
+    if labels is not None:
+        raise UserError(
+            f"this part of {shown(root)} has labels of its own, so there is nothing to label by "
+            f"{shown(labels.file)}; leave --val-list out"
+        )
 
 
 def is_archive(path: Path) -> bool:

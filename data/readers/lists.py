@@ -148,8 +148,8 @@ def beside(where: Path, place: Place) -> Labels:
     advice = (
         f"put them into class folders, or put {_NAMES_OF_TRAINING[0]} beside them"
         if of_training
-        else "give their labels by --val-list FILE, or put "
-        f"{_NAMES[0]}, {_NAMES[-1]} or ImageNet's development kit beside them"
+        else f"put {_NAMES[0]}, {_NAMES[-1]} or ImageNet's development kit beside them, or, for "
+        "validation and tests, give their labels by --val-list FILE"
     )
     raise UserError(f"the images in {shown(where)} are in no class folders; {advice}")
 

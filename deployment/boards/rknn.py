@@ -48,9 +48,12 @@ Convert on a PC (x86-64), in an environment of its own:
   rknn/bin/python convert.py --target rk3588 --algorithm kl_divergence
   rknn/bin/python convert.py --target rk3588 --qdq {arch}-int8.onnx
 
-The last one takes ranges and weights from a file of quantize.py --target rknn. The toolkit prints
-"E RKNN: Unkown op target: 0", which has no consequence. A file is for one chip (RK3566 and RK3568
-share one).
+The last one takes ranges and weights from the file that this project's command writes:
+
+  python quantize.py --model CHECKPOINT --calibration DIR --target rknn --out {arch}-int8.onnx
+
+The toolkit prints "E RKNN: Unkown op target: 0", which has no consequence. A file is for one chip
+(RK3566 and RK3568 share one).
 
 Copy {arch}.rknn, {scripts} into one folder on the board,
 install rknn-toolkit-lite2 there, and run:

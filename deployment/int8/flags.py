@@ -101,7 +101,8 @@ def parse(
         "--out",
         metavar="FILE",
         help="file to write (default: NAME-int8.onnx beside the model file, or in the working "
-        "directory where that is a folder, a URL or SOURCE:NAME)",
+        "directory where that is a folder, a URL or SOURCE:NAME; NAME-int8-TARGET.onnx with "
+        "--target tensorrt or rknn)",
     )
     cli.add_flags(parser, "--json")
     add_more(parser)

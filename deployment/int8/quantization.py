@@ -22,7 +22,7 @@ from utils import write_atomically
 from weights import preprocessing as said
 from weights.files import sha256
 
-from . import calibration, dialects, floor, graph, ptq, report, runtime, source
+from . import calibration, dialects, floor, graph, ptq, qdq, report, runtime, source
 from .dialects import DIALECTS, Scheme
 
 BATCH = 25  # batch size of the evaluation
@@ -86,8 +86,10 @@ def write_calibrated(
         outcome = hold_floor(args, chosen, images, top1, batches)
         if not outcome.holds:
             return None
+        kept = qdq.float_weights(model, outcome.quantized.scheme)
         held["floor"] = {
-            "in_float": outcome.in_float,
+            "in_float": [name for name in outcome.sensitivity if name in kept],
+            "chosen": outcome.in_float,
             "sensitivity_db": outcome.sensitivity,
             "reached": outcome.quality,
             "reached_unit": "dB" if top1 is None else "points of top-1 gained over float",
@@ -98,7 +100,7 @@ def write_calibrated(
             files = {"float": model, "int8": int8, "mixed": mixed}
             times = time_files(files, preprocessing.size)
             held["floor"]["latency_ms"] = {kind: ms for (kind, _), ms in times.items()}
-            int8, name = mixed, f"{name}, {len(outcome.in_float)} in float"
+            int8, name = mixed, f"{name}, {len(kept)} in float"
             rows += report.compare({"float": model, name: int8}, batches())[1:]
     tensors = [*chosen.bounds]
     curves = {
@@ -117,7 +119,7 @@ def write_calibrated(
     # files are published, and paths are of one machine
     noted: dict = {**settings, "calibration_folder": Path(args.calibration).resolve().name}
     if chosen.scheme.in_float:
-        noted["in_float"] = sorted(chosen.scheme.in_float)
+        noted["in_float"] = sorted(qdq.float_weights(model, chosen.scheme))
     int8.metadata_props.add(key="quantization", value=json.dumps(noted))
     _write(int8, target, images, DIALECTS[args.target])
     picture = report.chart(curves)
@@ -247,11 +249,13 @@ def _test_set(args: argparse.Namespace, metadata: dict) -> datasets.Dataset | No
 def _target(args: argparse.Namespace) -> Path:
     """Return the file to write."""
     if args.out is None:
+        usual = DIALECTS[args.target] == DIALECTS["onnxruntime"]
+        ending = "-int8.onnx" if usual else f"-int8-{args.target}.onnx"
         model = Path(args.model)
         if model.is_dir():
-            return Path(f"{model.resolve().name or 'model'}-int8.onnx")
+            return Path(f"{model.resolve().name or 'model'}{ending}")
         beside = model if model.is_file() else Path(model.name)
-        return beside.with_name(f"{beside.stem}-int8.onnx")
+        return beside.with_name(f"{beside.stem}{ending}")
     target = Path(args.out)
     if target.suffix != ".onnx":
         raise utils.UserError(f"--out {target} does not end in .onnx; give another name")

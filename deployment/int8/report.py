@@ -130,6 +130,11 @@ def _floor(held: Mapping[str, Any]) -> list[tuple[str, str]]:
         return [("in float", "no layer; int8 holds the floor")]
     alone = held["sensitivity_db"]
     names = ", ".join(f"{name} {alone[name]:.1f} dB" for name in held["in_float"])
+    if others := [name for name in held["in_float"] if name not in held["chosen"]]:
+        names += (
+            f"; {', '.join(others)} because the runtime computes a convolution in int8 only if its "
+            "output is int8 too"
+        )
     times = held["latency_ms"]
     return [
         ("in float", f"{len(held['in_float'])} layers of {len(alone)}, with the SQNR of the logits "

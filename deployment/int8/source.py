@@ -26,7 +26,7 @@ from weights import catalog, checkpoint, formats
 from weights import preprocessing as said
 
 from . import graph, qdq
-from .dialects import DIALECTS, Scheme
+from .dialects import Scheme
 
 
 class Source(NamedTuple):
@@ -90,14 +90,9 @@ def with_trained_ranges(
     bounds = qdq.with_flattened(model, bounds)
     names = qdq.activations(model, scheme)
     if missing := [name for name in names if name not in bounds]:
-        dialect = scheme.dialect
-        reason = (
-            "it was trained by another version of this project"
-            if dialect == DIALECTS["onnxruntime"]
-            else f"{dialect.runtime} needs it, and the training does not"
-        )
         raise UserError(
-            f"{path} has no range of {missing[0]}: {reason}; "
+            f"{path} has no range of {missing[0]}, which {scheme.dialect.runtime} needs: it was "
+            "trained by an earlier version of this project; "
             "calibrate it by quantize.py --calibration, or train it again by train.py --qat"
         )
     return qdq.to_qdq(model, {name: bounds[name] for name in names}, scheme)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import weights
-from benchmarks import predictions
+from benchmarks import accuracy, predictions
 from data import class_names, datasets
 from data.transforms import Preprocessing
 from tests.support import write_image_folder
@@ -89,6 +89,14 @@ def test(command, saved):
         return json.loads(out)
 
     return run
+
+
+def test_the_folder_is_made_before_the_test(command, saved, tmp_path, photos, monkeypatch):
+    """Whose result would be lost otherwise."""
+    monkeypatch.setattr(accuracy, "_test_checkpoint", None)
+    flags = ["--model", saved, "--data", photos, "--report", "/proc/none/report"]
+    status, _, err = command("test", *flags)
+    assert status == 2 and "cannot write to /proc/none/report: " in err
 
 
 def test_the_report_has_the_numbers_of_its_tables(test, saved, tmp_path, photos):

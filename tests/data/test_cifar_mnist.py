@@ -111,9 +111,9 @@ def test_cifar(tmp_path, make, folder, form, packed):
     assert sum(map(len, hold_out(open_dataset(root, "train"), 0.5, 0))) == len(parts["train"][1])
 
 
-def refused(sentence, path, split="val"):
+def refused(sentence, path, split="val", labels=None):
     with pytest.raises(UserError, match=sentence) as error:
-        open_dataset(path, split)
+        open_dataset(path, split, labels=labels)
     assert len(str(error.value).splitlines()) == 1
 
 
@@ -173,6 +173,14 @@ def test_mnist(tmp_path, packed):
         assert dataset.labels.tolist() == labels.tolist() and dataset.classes == [*"0123456789"]
     single = next((tmp_path / "mnist").glob("t10k-images*"))
     assert len(open_dataset(single, "val")) == 12
+
+
+def test_a_list_for_images_that_have_labels_is_refused(tmp_path):
+    (tmp_path / "labels.txt").write_text("0.png 1\n")
+    files, _ = cifar10("py")
+    mnist(tmp_path / "mnist", False)
+    for root in (write(tmp_path, files, "cifar-10-batches-py", False), tmp_path / "mnist"):
+        refused("has labels of its own, .*leave --val-list", root, labels=tmp_path / "labels.txt")
 
 
 def test_fashion_mnist_is_told_by_its_first_labels(tmp_path):

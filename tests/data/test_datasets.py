@@ -62,6 +62,17 @@ def test_folders_with_numbers_are_the_labels_of_imagenet(image_folder, capsys):
         class_order.with_class_order(replace(subset, classes=["0", "10", "1000"]), 1000, None)
 
 
+def test_training_images_in_folders_with_numbers_have_the_labels_of_imagenet(image_folder):
+    """All 1,000 of them: a pretrained classifier is kept, so that its order counts."""
+    few = datasets.image_folder(image_folder(classes=("0", "1", "10", "2")), "train")
+    assert class_order.in_imagenets_order(few) is few
+    names = sorted(map(str, range(1000)))
+    labels = np.array([names.index("10"), names.index("999")], np.int32)
+    train = class_order.in_imagenets_order(replace(few, labels=labels, classes=names))
+    assert train.labels.tolist() == [10, 999]
+    assert train.classes == list(class_names.imagenet_classes())
+
+
 def test_labels_that_are_numbers_are_names_where_the_classes_are_numbers(image_folder, capsys):
     subset = datasets.image_folder(image_folder(classes=("0", "1", "10", "2")), "val")
     listed = replace(subset, labels=np.array([2] * 20, np.int32), numbered=True)

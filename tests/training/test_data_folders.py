@@ -43,6 +43,20 @@ def test_holdout_is_recorded_and_checked(train, command, image_folder, tmp_path)
     assert status == 2 and "so it needs that" in error
 
 
+def test_images_are_not_for_training_and_for_validation_at_once(train, image_folder, tmp_path):
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    images = sorted(image_folder(train=4, val=1).rglob("train/*/*"))
+    for number, file in enumerate(images):
+        shutil.copy(file, flat / f"{number}{file.suffix}")
+    status, _, error = train(flat)
+    assert status == 2 and "are in no class folders; put val_label.txt" in error
+    names = sorted(file.name for file in flat.iterdir())
+    (flat / "val_label.txt").write_text("".join(f"{name} {len(name) % 2}\n" for name in names))
+    status, _, error = train(flat, "--val-list", flat / "val_label.txt")
+    assert status == 2 and "would be both for training and for validation; give --holdout" in error
+
+
 def test_warnings_come_before_training_and_names_are_escaped(train, image_folder, tmp_path):
     data = image_folder(train=4, val=1)
     for split in ("train", "val"):

@@ -18,8 +18,9 @@ from data.datasets import Dataset
 from data.evaluation import evaluate
 from data.loader import Loader
 from data.transforms import Preprocessing
-from deployment.int8 import dialects, qdq, weights
+from deployment.int8 import dialects, graph, qdq, source, weights
 from deployment.onnx_graph import to_onnx
+from tests.deployment.networks import SMALL
 from training import qat
 from training.distributed import Workers
 from training.groups import Data, Network, Run
@@ -27,6 +28,7 @@ from training.loop import Trainer
 from training.run_folder import RunFolder
 from training.settings import Settings
 from training.signals import Interrupted
+from utils import UserError
 from weights import checkpoint, loading
 
 PREPROCESSING = Preprocessing(size=32, crop_ratio=1.0)
@@ -113,6 +115,33 @@ def network(tiny):
         return model, quantized, images
 
     return make
+
+
+def test_steps_without_images_change_no_range(network):
+    _, quantized, _ = network("dense")
+    before = dict(quantized.ranges)
+    quantized.observe(Workers())
+    assert quantized.ranges == before
+    with pytest.raises(UserError, match="none of the first images could be read"):
+        quantized.calibrate([], Workers())
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_every_runtime_finds_the_ranges_that_it_needs(kind):
+    model = SMALL[kind]()
+    images = np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype(np.float32)
+    equivalence.randomize(model, images)
+    quantized = qat.FakeQuantized(model)
+    quantized.calibrate([images], Workers())
+    deployed = models.to_deploy(model)
+    deployed.eval()
+    onnx = to_onnx(deployed, (32, 32), 17, "batch", "input", "logits")
+    for dialect in dialects.DIALECTS.values():
+        scheme = dialects.Scheme(dialect=dialect)
+        found = qdq.with_flattened(onnx, quantized.ranges)
+        assert found.keys() >= {*qdq.activations(onnx, scheme)}
+        with_ranges = source.with_trained_ranges("file", onnx, quantized.ranges, scheme)
+        assert graph.logits(with_ranges, images).shape == (2, 10)
 
 
 @pytest.mark.parametrize(

@@ -365,6 +365,20 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(stra
         (["--distillation", "hard"], "--distillation has an effect with --teacher only"),
         (["--optimizer", "adamw", "--momentum", "0.8"], "with --optimizer sgd or muon only"),
         (["--optimizer", "muon", "--momentum", "2"], "argument --momentum"),
+        (
+            ["--teacher", "RepVGGA0:a.pkl", "--distillation-temperature", "2"],
+            "has an effect with --distillation soft only",
+        ),
+        (
+            ["--freeze", "--pretrained", "a.pkl", "--layer-decay", "0.5"],
+            "--freeze trains the classifier alone, where --layer-decay has no effect",
+        ),
+        (
+            ["--freeze", "--pretrained", "a.pkl", "--optimizer", "muon"],
+            "where --optimizer muon has no effect",
+        ),
+        (["--freeze", "--pretrained", "a.pkl", "--low-memory"], "where --low-memory has no effect"),
+        (["--find-lr", "--show-samples"], "leave one of them out"),
         (["--mixup", "0.2", "--mix-switch-prob", "0"], "has an effect with --mixup and --cutmix"),
         (["--crop-scale", "0.5", "1", "--padding-crop", "4"], "with --padding-crop 0 only"),
         (["--min-lr", "0.03"], "--min-lr 0.03 is above the learning rate of 0.025"),

@@ -81,6 +81,33 @@ def test_no_run_is_overwritten(tmp_path):
     assert open_folder(arguments(tmp_path, tag="b", resume="auto")).path == folder.path
 
 
+def test_a_run_whose_latest_checkpoint_is_gone_is_not_overwritten(tmp_path):
+    folder = open_folder(arguments(tmp_path, tag="a"))
+    folder.write("best.pkl", b"")  # a run that was killed in its first epoch may begin anew
+    assert open_folder(arguments(tmp_path, tag="a", resume="auto")).path == folder.path
+    folder.write("metrics.csv", b"")
+    for resume in (None, "auto"):
+        with pytest.raises(UserError, match=f"{folder.path} holds a run without its latest.pkl"):
+            open_folder(arguments(tmp_path, tag="a", resume=resume))
+
+
+def test_with_a_tag_runs_in_folders_below_are_others(tmp_path):
+    outer = open_folder(arguments(tmp_path, tag="sweep"))
+    inner = open_folder(arguments(tmp_path, tag="sweep/lr1"))
+    inner.write("latest.pkl", b"")
+    assert folders.find(arguments(tmp_path, tag="sweep", resume="auto")) is None
+    outer.write("latest.pkl", b"")
+    os.utime(outer.latest, (0, 0))
+    assert folders.find(arguments(tmp_path, tag="sweep", resume="auto")) == outer.latest
+    assert folders.find(arguments(tmp_path, resume="auto")) == inner.latest
+
+
+def test_a_link_to_nothing_is_no_folder_of_another_run(tmp_path):
+    (tmp_path / "checkpoints").symlink_to(tmp_path / "unmounted")
+    with pytest.raises(UserError, match="cannot write to the output folder"):
+        open_folder(arguments(tmp_path / "checkpoints"))
+
+
 def test_the_total_stride_of_pretrained_weights_is_in_the_folders_name(tmp_path):
     args = arguments(tmp_path, tag="a", pretrained="a.pkl")
     folder = folders.open_folder(args, folders.find(args), silent=False, stride=8)

@@ -45,6 +45,16 @@ def test_wrong_flags_are_refused(command, arguments, message):
     assert re.search(message, err)
 
 
+def test_a_contact_sheet_leaves_bad_images_out_where_asked(command, tmp_path, image_folder):
+    data = image_folder()
+    next((data / "train").glob("*/*")).write_bytes(b"no image")
+    flags = ["--data", data, "--size", 48, "--show-samples", tmp_path / "sheet.png"]
+    status, _, err = command("train", *flags)
+    assert status == 2 and "leave such files out with --skip-bad-images" in err
+    status, out, err = command("train", *flags, "--skip-bad-images")
+    assert status == 0 and "47 samples of photos" in out, err
+
+
 def test_a_contact_sheet_is_written_and_nothing_else(command, tmp_path, image_folder):
     data = image_folder()
     arguments = ["--show-samples", tmp_path / "sheet.png", "--save", tmp_path / "runs"]
