@@ -25,12 +25,12 @@ from data.augment import Augmentation
 from data.datasets import Dataset
 from data.loader import Loader
 from data.transforms import Preprocessing
-from training import find_lr, launch, scheduler
+from training import cluster, find_lr, launch
 from training.distributed import MPI, Workers
-from training.groups import Data, Network, Run
 from training.loop import Trainer
 from training.run_folder import RunFolder
 from training.settings import Settings
+from training.trainer_inputs import Data, Network, Run
 from utils import UserError
 
 from .training_step import Point
@@ -107,7 +107,7 @@ def main() -> None:
     """Run one of the workers; if it fails, all end."""
     environment.tune_for_training()
     arch, size, batch, steps, folder = sys.argv[1:]
-    workers = Workers() if scheduler.mpi_rank() is None else MPI()
+    workers = Workers() if cluster.mpi_rank() is None else MPI()
     try:
         seconds = work(Point(arch, int(size), int(batch)), int(steps), workers)
     except Exception as error:

@@ -26,9 +26,9 @@ import utils
 from data import processes
 from utils import UserError
 
-from . import scheduler, signals, worker
+from . import cluster, signals, worker
+from .cluster import ONE_HOST, Hosts
 from .distributed import Workers
-from .scheduler import ONE_HOST, Hosts
 from .worker import FOLDER, Work
 from .worker_monitor import WorkerMonitor
 
@@ -62,7 +62,7 @@ def run(
 
     Raises UserError where the machine does not allow it.
     """
-    if scheduler.mpi_rank() is not None or scheduler.slurm_task(count) is not None:
+    if cluster.mpi_rank() is not None or cluster.slurm_task(count) is not None:
         return worker.run(work, count, hosts, timeout, advice)
     available = environment.gpu_count()
     if available and count * hosts.count > 1:

@@ -28,13 +28,13 @@ from weights.checkpoint import Checkpoint
 
 from . import accumulation, changes, distributed, drop_path, low_memory, precise_bn, resume
 from .best import BestEpoch
-from .groups import Data, Network, Run, check_any, check_sizes
 from .objective import Objective
 from .outcomes import NotFiniteError, Outcomes, diverged
 from .report import Report
 from .settings import Settings
 from .signals import Interrupted, StopSignal
 from .swap import swapped
+from .trainer_inputs import Data, Network, Run, check_any, check_sizes
 from .update import Update
 
 CALIBRATION_BATCHES = 4  # for the first ranges of activations in quantization-aware training

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from utils import UserError
 
+from .cluster import MPI_VARIABLES, Hosts
 from .distributed import MPI
-from .scheduler import MPI_VARIABLES, Hosts
 
 
 def check_connection() -> None:

@@ -14,8 +14,8 @@ from utils import UserError
 from weights.checkpoint import Checkpoint
 
 from . import flags, identity
-from .groups import Data
 from .settings import Settings
+from .trainer_inputs import Data
 from .versions import versions
 
 

@@ -17,11 +17,11 @@ from weights.checkpoint import Checkpoint
 
 from . import constant_norms, gpu, low_memory, memory, options
 from .distributed import Workers
-from .groups import Data, Network, Run
 from .loop import Trainer
 from .run_folder import RunFolder
 from .starting_point import StartingPoint
 from .teacher import open_teacher
+from .trainer_inputs import Data, Network, Run
 
 
 def open_data(args: argparse.Namespace) -> tuple[datasets.Dataset, datasets.Dataset]:

@@ -14,9 +14,9 @@ from megengine.autodiff import GradManager
 from . import gradients, optimizer
 from .distributed import Workers
 from .ema import WeightAverage
-from .groups import Network
 from .parameters import kinds
 from .settings import Settings
+from .trainer_inputs import Network
 
 
 class Update:

@@ -24,9 +24,9 @@ import utils
 from data import processes
 from utils import UserError
 
-from . import mpi_environment, rendezvous, scheduler, shared_memory, signals
+from . import cluster, mpi_environment, rendezvous, shared_memory, signals
+from .cluster import ONE_HOST, Hosts
 from .distributed import MPI, NCCL, Workers
-from .scheduler import ONE_HOST, Hosts
 from .signs_of_life import SignsOfLife
 from .worker_monitor import end_file
 
@@ -48,7 +48,7 @@ def run(work: Work, count: int, hosts: Hosts, timeout: float, advice: str) -> in
         workers.gather([status])  # nobody leaves, and so ends the others, while one still works
         this.leave(status)
     except UserError as error:
-        if this.name is None and scheduler.mpi_rank():
+        if this.name is None and cluster.mpi_rank():
             time.sleep(0.5)
             os._exit(2)  # the environment is wrong in all alike, and the first says so for all
         if this.workers.rank:
@@ -95,7 +95,7 @@ class _Worker:
         Raises UserError where the flags or the environment contradict mpiexec or Slurm, or the
         others do not come.
         """
-        task = scheduler.slurm_task(count)
+        task = cluster.slurm_task(count)
         if task is not None:
             return self._join_slurm(task, count)
         shared_memory.remove_left_over()
@@ -130,7 +130,7 @@ class _Worker:
         place = workers.rank, workers.size, workers.local_rank
         return self._join_gpus(*place, address, port, workers.hosts)
 
-    def _join_slurm(self, task: scheduler.Task, count: int) -> Workers:
+    def _join_slurm(self, task: cluster.Task, count: int) -> Workers:
         self.name = f"worker {task.rank} on {socket.gethostname()}"
         if count > task.size or self._hosts.count > 1:
             raise UserError(
@@ -160,7 +160,7 @@ class _Worker:
     def _join_gpus(
         self, rank: int, size: int, device: int, address: str, port: int, hosts: Sequence[str] = ()
     ) -> NCCL:
-        devices, device = gpus.visible(), scheduler.gpu(device)
+        devices, device = gpus.visible(), cluster.gpu(device)
         if device >= environment.gpu_count():
             raise UserError(
                 f"{socket.gethostname()} has {environment.gpu_count()} GPUs, and this is worker "

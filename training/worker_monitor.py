@@ -13,7 +13,7 @@ from pathlib import Path
 from data import cgroup
 
 from . import rendezvous, signals
-from .scheduler import ONE_HOST, Hosts
+from .cluster import ONE_HOST, Hosts
 
 _GRACE = 2.0  # seconds that mpiexec has to end the other workers
 

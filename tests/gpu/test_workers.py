@@ -14,7 +14,7 @@ import pytest
 
 from tests.support import ROOT, write_image_folder
 from tests.training.test_run import equal
-from training import launch, scheduler
+from training import cluster, launch
 from utils import UserError
 
 STAND_IN = ROOT / "tests" / "gpu" / "stand_in.py"
@@ -273,20 +273,20 @@ def test_under_slurm(train, free_port):
     ],
 )
 def test_the_first_host_of_slurms_list(hosts, first):
-    assert scheduler.first_host(hosts) == first
+    assert cluster.first_host(hosts) == first
 
 
 def test_slurms_variables():
     variables = {"SLURM_NTASKS": "8", "SLURM_PROCID": "5", "SLURM_LOCALID": "1"}
     variables |= {"SLURM_NODELIST": "n[1-2]"}
-    task = scheduler.slurm_task(1, variables)
+    task = cluster.slurm_task(1, variables)
     assert (task.rank, task.size, task.local_rank, task.address) == (5, 8, 1, "n1")
-    assert scheduler.slurm_task(4, variables) is None  # a batch script, which starts four itself
-    assert scheduler.slurm_task(1, variables | {"PMI_RANK": "5"}) is None
-    assert scheduler.slurm_task(1, {}) is None
-    assert scheduler.gpu(task.local_rank, variables) == 1
-    assert scheduler.gpu(task.local_rank, variables | {"SLURM_GPUS_PER_TASK": "1"}) == 0
+    assert cluster.slurm_task(4, variables) is None  # a batch script, which starts four itself
+    assert cluster.slurm_task(1, variables | {"PMI_RANK": "5"}) is None
+    assert cluster.slurm_task(1, {}) is None
+    assert cluster.gpu(task.local_rank, variables) == 1
+    assert cluster.gpu(task.local_rank, variables | {"SLURM_GPUS_PER_TASK": "1"}) == 0
     with pytest.raises(UserError, match="are to be whole numbers"):
-        scheduler.slurm_task(1, variables | {"SLURM_PROCID": "x"})
+        cluster.slurm_task(1, variables | {"SLURM_PROCID": "x"})
     with pytest.raises(UserError, match="give the first host by --dist-addr"):
-        scheduler.first_host("a b")
+        cluster.first_host("a b")

@@ -8,7 +8,7 @@ import pytest
 
 from data import cgroup
 from tests.support import ROOT
-from training import launch, mpi_environment, scheduler, worker
+from training import cluster, launch, mpi_environment, worker
 from training.signals import StopSignal
 from training.worker_monitor import WorkerMonitor
 from utils import UserError
@@ -31,11 +31,11 @@ def environment(monkeypatch):
 
 
 def test_the_rank_of_any_mpiexec_is_seen(environment):
-    assert scheduler.mpi_rank() is None
+    assert cluster.mpi_rank() is None
     environment(OMPI_COMM_WORLD_RANK=3)
-    assert scheduler.mpi_rank() == 3
+    assert cluster.mpi_rank() == 3
     environment(PMI_RANK=1)
-    assert scheduler.mpi_rank() == 1
+    assert cluster.mpi_rank() == 1
 
 
 @pytest.mark.parametrize(
@@ -79,14 +79,14 @@ def test_a_connection_that_is_not_there_is_refused(environment):
 # two workers print how many they are, and their parent what is left of the input
 PROGRAM = """
 import sys, utils
-from training import launch, scheduler
+from training import launch, cluster
 def work(workers):
     if workers.rank == 0:
         print(workers.size, "workers", flush=True)
     return 0
 def main():
     status = launch.run(work, 2)
-    if scheduler.mpi_rank() is None:  # the parent
+    if cluster.mpi_rank() is None:  # the parent
         print(sys.stdin.read())
     return status
 utils.run(main)

@@ -14,12 +14,12 @@ from data.augment import Augmentation
 from data.datasets import Dataset
 from data.loader import Loader
 from data.transforms import Preprocessing
-from training.groups import Data, Network, Run
 from training.loop import Trainer
 from training.run_folder import RunFolder
 from training.settings import Settings
 from training.signals import Interrupted
 from training.teacher import Teacher
+from training.trainer_inputs import Data, Network, Run
 from utils import UserError
 from weights import checkpoint
 

@@ -23,11 +23,11 @@ from deployment.onnx_graph import to_onnx
 from tests.deployment.networks import SMALL
 from training import qat
 from training.distributed import Workers
-from training.groups import Data, Network, Run
 from training.loop import Trainer
 from training.run_folder import RunFolder
 from training.settings import Settings
 from training.signals import Interrupted
+from training.trainer_inputs import Data, Network, Run
 from utils import UserError
 from weights import checkpoint, loading
 

@@ -14,8 +14,8 @@ from data.datasets import Dataset
 from data.loader import Loader
 from data.transforms import Preprocessing
 from training import resume, start
-from training.groups import Data
 from training.settings import Settings
+from training.trainer_inputs import Data
 from utils import UserError
 from weights import checkpoint
 

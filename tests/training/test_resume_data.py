@@ -12,8 +12,8 @@ from data.loader import Loader
 from data.transforms import Preprocessing
 from training import resume
 from training.best import BestEpoch
-from training.groups import Data
 from training.settings import Settings
+from training.trainer_inputs import Data
 from utils import UserError
 from weights import checkpoint
 

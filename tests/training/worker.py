@@ -20,10 +20,10 @@ from data import datasets, transforms
 from data.augment import Augmentation
 from data.loader import Loader
 from training import launch
-from training.groups import Data, Network, Run
 from training.loop import Trainer
 from training.run_folder import RunFolder
 from training.settings import Settings
+from training.trainer_inputs import Data, Network, Run
 
 
 class Failing(Loader):

@@ -1,4 +1,4 @@
-"""The place of this process in a run that a scheduler or mpiexec has started, by its variables."""
+"""The place of this process in a run that mpiexec or Slurm has started, by their variables."""
 
 from __future__ import annotations
 
