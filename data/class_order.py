@@ -86,7 +86,7 @@ def _values(names: Sequence[str]) -> dict[int, int] | None:
 
 
 def _named(dataset: Dataset, classes: Sequence[str] | None) -> Dataset:
-    """Return the data set with positions for labels where they are the names of the classes.
+    """Return the data set with positions in `classes` instead of labels that are class names.
 
     That is so where all names are numbers, other ones than their positions, as of the folders 1,
     10 and 2, and each label is a name. Where the labels may also be positions, it is said.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 
 import cv2
@@ -49,6 +49,7 @@ class Dataset:
     labels: np.ndarray
     classes: list[str]
     augment: Augmentation
+    _: KW_ONLY
     folder: Path | None = None
     split: str = ""
     left_out: LeftOut = field(default_factory=LeftOut)
@@ -141,10 +142,10 @@ def image_folder(root: str | Path, split: str, exact: bool = False) -> Dataset:
         np.array(labels, np.int32),
         classes,
         Augmentation(),
-        folder,
-        f"{folder.name}/",
-        left_out,
-        [os.fspath(file)[above:] for file in images],
+        folder=folder,
+        split=f"{folder.name}/",
+        left_out=left_out,
+        names=[os.fspath(file)[above:] for file in images],
     )
 
 

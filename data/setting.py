@@ -41,8 +41,8 @@ def setting(
         check: is given the text and raises UserError unless it is valid.
         varies: without the flag the value depends on something else, so the flag has no default.
         by_epoch: the value may change by epoch, see data/by_epoch.py.
-        defaults: such values, by situation: "" for any, then those that replace it, such as
-            {"": 120, "digits": 12}.
+        defaults: values without the flag, by situation: "" for any, then those that replace it, as
+            in {"": 120, "digits": 12}.
         negatable: a switch that also has a --no- form.
         value_if_bare: what the flag means without a value.
     """

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import traceback
 from collections import deque
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from contextlib import suppress
 from mmap import mmap
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
+from queue import SimpleQueue
 from typing import BinaryIO, cast
 
 import cv2
@@ -96,8 +98,7 @@ class Workers:
             self._memory.progress[:] = -1  # nobody has begun
             self._workers = [_Worker(memory) for _ in range(count)]
         for number, worker in enumerate(self._workers):
-            with suppress(OSError):  # a worker that has died is noticed when it is waited for
-                worker.connection.send((prepare, number, (count, slots, batch, size)))
+            worker.send((prepare, number, (count, slots, batch, size)))
 
     def __enter__(self) -> Workers:
         return self
@@ -110,8 +111,7 @@ class Workers:
         """Begin a batch; at most `slots` may be under way."""
         slot = self._submitted % self._slots
         for number, worker in enumerate(self._workers):
-            with suppress(OSError):
-                worker.connection.send((slot, jobs[number :: self.count]))
+            worker.send((slot, jobs[number :: self.count]))
         self._batches.append(jobs)
         self._submitted += 1
 
@@ -172,10 +172,16 @@ class Workers:
 
 
 class _Worker:
-    """A process and the connection to it."""
+    """A process, the connection to it, and a thread that sends.
+
+    A large message waits until the process reads it, which it does not while it hangs; the parent
+    is to notice that, and waits for answers alone.
+    """
 
     def __init__(self, memory: int):
         self.connection, theirs = Pipe()
+        self._messages: SimpleQueue[object] = SimpleQueue()
+        self._sender = threading.Thread(target=self._send_all, daemon=True)
         environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", **_KEEP_FREED_MEMORY}
         with theirs, signals_held_back():
             self.process = subprocess.Popen(
@@ -185,12 +191,25 @@ class _Worker:
                 env=environment,
                 start_new_session=True,  # Ctrl-C is for the parent
             )
+        self._sender.start()
+
+    def send(self, message: object) -> None:
+        """Send a message after those before it; returns at once."""
+        self._messages.put(message)
+
+    def _send_all(self) -> None:
+        with suppress(OSError):  # a worker that has died is noticed when it is waited for
+            while (message := self._messages.get()) is not None:
+                self.connection.send(message)
 
     def close(self) -> None:
-        self.connection.close()
         self.process.kill()  # it has nothing to lose
         with suppress(subprocess.TimeoutExpired):  # while a network drive does not answer
             self.process.wait(5)
+        self._messages.put(None)
+        self._sender.join(1)
+        if not self._sender.is_alive():  # which otherwise still writes to the connection
+            self.connection.close()
 
 
 def _anonymous_file() -> BinaryIO:

@@ -78,8 +78,8 @@ class Settings:
         above=0,
         at_most=1,
         metavar="FACTOR",
-        help="factor of the learning rate from each block to the one before it, for fine-tuning: "
-        "the classifier has the whole rate and the stem the lowest",
+        help="multiply the learning rate of a layer by this once for each block between it and the "
+        "classifier, for fine-tuning: the stem has the lowest rate",
     )
     drop_path: float = setting(
         0.0,

@@ -81,8 +81,8 @@ def read(path: Path, split: str) -> Dataset | None:
         np.concatenate(labels).astype(np.int32),
         classes,
         Augmentation(),
-        path,
-        "train/" if names[split] == "train" else "test/",
+        folder=path,
+        split="train/" if names[split] == "train" else "test/",
     )
 
 

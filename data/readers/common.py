@@ -75,12 +75,12 @@ def ordered(
         np.array(numbers, np.int32),
         classes,
         Augmentation(),
-        source,
-        split,
-        left_out,
-        [f"{row.label}/{row.name}" for row in rows],
-        numbered,
-        whole,
+        folder=source,
+        split=split,
+        left_out=left_out,
+        names=[f"{row.label}/{row.name}" for row in rows],
+        numbered=numbered,
+        whole=whole,
     )
 
 

@@ -55,8 +55,8 @@ def read(place: Place) -> Dataset:
         labels.astype(np.int32),
         list(_FASHION) if fashion else classes,
         replace(DIGITS, affine=False, flip=0.5) if fashion else DIGITS,
-        place.source,
-        place.split,
+        folder=place.source,
+        split=place.split,
         whole=place.whole,
     )
 

@@ -7,7 +7,9 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
+import numpy as np
 import psutil
 import pytest
 
@@ -40,6 +42,17 @@ def test_an_image_that_stalls_is_an_error_that_names_it(val, workers):
     assert 0.4 < time.monotonic() - begun < 15
     assert gone(data_workers())
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def test_a_stall_is_noticed_behind_messages_that_the_worker_does_not_read(val):
+    """Those about 4,000 images are larger than the buffer of a pipe."""
+    images = [val.images[4], *([val.images[0]] * 3999)]
+    many = replace(val, images=images * 4, labels=np.zeros(16000, np.int32))
+    batches, begun = Loader(many, SMALL, 4000, 1, stall_timeout=0.5).evaluation(), time.monotonic()
+    with pytest.raises(UserError, match=rf"{val.images[4]} takes more than 0\.5 s; look at"):
+        next(batches)
+    assert time.monotonic() - begun < 90  # the worker starts first, for which it has 60 s
+    assert gone(data_workers())
 
 
 def test_a_decoder_that_takes_every_error_for_a_bad_image_does_not_hold_up_a_signal(val):
