@@ -86,6 +86,7 @@ clean: ## remove the virtual environment and what pip has built (checkpoints sta
 .venv/packages: requirements.txt | .venv/created
 	@echo "installing the pinned requirements into .venv (once; MegEngine alone is 0.9 GB)"
 	@grep -E '^(setuptools|wheel)==' requirements.txt | $(PIP) install --no-deps -r /dev/stdin
+	@grep -E '^megengine==' requirements.txt | $(PIP) install --no-deps -r /dev/stdin # stays if the next is interrupted
 	@$(PIP) install --no-deps --no-build-isolation -r requirements.txt
 	@$(PIP) check
 	@touch $@

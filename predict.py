@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> int:
     for line in preprocessing.lines(net.preprocessing, net.classes, net.origins):
         print(line, file=sys.stderr)
     names = list(sources.expand(args.images))
-    for source in (path, *names) if args.csv else ():
+    for source in (path, args.class_names, *args.images, *names) if args.csv else ():
         utils.assert_other_file(source, args.csv, "--csv")
     with closing(reported(net, names, args)) as results:
         if args.csv:

@@ -7,8 +7,8 @@ mean output. A few images without labels suffice for calibration. With --data, t
 measured on other images. A network trained by train.py --qat is not calibrated: the file gets the
 ranges and weights of its training.
 
-Of a calibrated network, a chart beside the file (.png) shows the signal-to-quantization-noise ratio
-(SQNR) of every layer.
+For a calibrated network, a chart (.png, beside the file) shows the signal-to-quantization-noise
+ratio (SQNR) of every layer.
 
 With --max-drop or --min-sqnr, as few layers as possible are kept in float to stay within that
 limit. They are chosen by measurements. If it cannot be kept, nothing is written and the exit status

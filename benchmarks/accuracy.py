@@ -147,6 +147,8 @@ class _Running(M.Module):
 def _test_checkpoint(scorer: Scorer, stated: preprocessing.Statements) -> dict[str, Any]:
     """Return the results of a checkpoint, in each form that the arguments ask for."""
     args, path = scorer.args, scorer.path
+    if args.size is not None:
+        stated = {**stated, "size": (args.size, "--size")}
     contents = checkpoint.read(path, args.arch, entry=args.entry, stated=stated)
     for line in preprocessing.lines(contents.preprocessing, contents.classes, contents.origins):
         scorer.say(line)
@@ -161,7 +163,7 @@ def _test_checkpoint(scorer: Scorer, stated: preprocessing.Statements) -> dict[s
             "give the train-form file it was fused from"
         )
     model = weights.load(contents, args.arch)
-    given = replace(contents.preprocessing, size=args.size or contents.preprocessing.size)
+    given = contents.preprocessing
     scorer.open(given, contents.num_classes, contents.classes)
     result = {
         "arch": model.arch,

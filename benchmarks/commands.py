@@ -73,7 +73,7 @@ def networks(args: argparse.Namespace, batches: list[int]) -> Iterator[tuple]:
     for arch in args.arch or ([None] if args.model else ["RepVGGA0"]):
         network = candidates.load(arch, args.model, args.entry)
         if args.int8:
-            candidates.check_int8(args.int8, network.arch, args.size, batches)
+            candidates.check_int8(args.int8, network, args.size, batches)
         for variant, reason in candidates.left_out(network).items():
             print(f"{network.arch}: {variant} left out: {reason}", file=sys.stderr)
         yield network, Settings(args.rounds, args.seconds, tuple(args.variants))
@@ -205,10 +205,12 @@ def measure_int8(args: argparse.Namespace) -> tuple[str, Rows]:
 
 def measure_nv12(args: argparse.Namespace) -> tuple[str, Rows]:
     """Measure the accuracy for each way from an image to the network."""
+    from weights import preprocessing
+
     from . import nv12
 
     with progress(unit="image") as bar:
-        rows = nv12.accuracy(args.model, args.data, bar.update)
+        rows = nv12.accuracy(args.model, args.data, preprocessing.of_flags(args), bar.update)
     return f"{rows[0]['arch']} in float, images of {args.data}", rows
 
 

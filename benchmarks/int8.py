@@ -8,6 +8,8 @@ from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
+import models
+
 import numpy as np
 import onnx
 
@@ -56,7 +58,7 @@ def _rows(
     speeds = _speeds({name: networks[name] for name in TIMED}, preprocessing.size, args)
     return [
         {
-            "arch": metadata["arch"],
+            "arch": _kind(metadata)[0],
             "scheme": row.name,
             "sqnr": None if row.name in trained else row.sqnr,  # it has weights of its own
             "agreement": row.agreement,
@@ -103,7 +105,7 @@ def _trained(
         if kind not in kinds or kind in trained:
             which = "another --qat file is" if kind in trained else "no --model is"
             raise UserError(
-                f"--qat {path} is of {metadata['arch']} for {metadata['num_classes']} classes, and "
+                f"--qat {path} is of {kind[0]} for {metadata['num_classes']} classes, and "
                 f"{which}; give one of each for the same classes"
             )
         int8 = source.with_trained_ranges(path, model, bounds, Scheme())
@@ -113,7 +115,8 @@ def _trained(
 
 def _kind(metadata: Mapping[str, Any]) -> tuple:
     """Return what a network and the one that --qat has made of it have in common."""
-    return metadata["arch"], metadata["num_classes"], tuple(metadata["classes"] or ())
+    name = models.variant_name(metadata["arch"], metadata.get("options") or {})
+    return name, metadata["num_classes"], tuple(metadata["classes"] or ())
 
 
 def _batches(test: datasets.Dataset, preprocessing: Preprocessing) -> Iterator:

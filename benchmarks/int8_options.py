@@ -75,6 +75,7 @@ def add_nv12(commands: argparse._SubParsersAction) -> None:
         "published weights",
     )
     cli.add_flags(nv12, "--data", required=True)
+    cli.add_preprocessing_flags(nv12)
 
 
 def add_rknn(commands: argparse._SubParsersAction) -> None:

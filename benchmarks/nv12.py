@@ -20,7 +20,7 @@ from deployment import network
 from deployment.boards import kit
 from deployment.boards.scripts import pixels
 from utils import UserError
-from weights import catalog
+from weights import catalog, preprocessing
 
 from .report import Rows
 
@@ -45,17 +45,20 @@ def from_nv12(packed: np.ndarray, side: int, full_range: bool) -> np.ndarray:
     return np.clip(np.rint(np.stack([blue, green, red], axis=-1)), 0, 255).astype(np.uint8)
 
 
-def accuracy(model: str, data: str, step: Callable[[int], object]) -> Rows:
+def accuracy(
+    model: str, data: str, stated: preprocessing.Statements, step: Callable[[int], object]
+) -> Rows:
     """Return a row with the accuracy for each way from an image to the network.
 
     Args:
         model: checkpoint or file of export.py, as `catalog.locate` takes it.
         data: labelled validation images.
+        stated: preprocessing that the flags say.
         step: called with the number of images after each batch.
 
     Raises UserError for a network that takes no squares with even sides, of colours.
     """
-    net = network.load(catalog.locate(model))
+    net = network.load(catalog.locate(model), stated=stated)
     side = net.size[0]
     if net.preprocessing.channels != 3 or net.size[1] != side or side % 2:
         raise UserError(f"{model} does not take square colour images of an even side, as NV12 has")

@@ -187,7 +187,7 @@ LAYOUTS = {  # sub-command -> layout
         value="agreement",
         unit="images with the class of the float network, percent",
         bar="ranges",
-        panel=(),
+        panel=("network",),
     ),
     "nv12": Layout(
         {
@@ -221,12 +221,12 @@ def write_report(args: argparse.Namespace, title: str, rows: Rows, layout: Layou
     Raises UserError when a file cannot be written.
     """
     print(json_text(rows) if args.json else f"{title}\n{table(rows, layout)}")
+    if args.record:  # first, as it has all figures
+        record.write(args.record, rows)
     if args.csv:
         write_atomically(args.csv, lambda file: file.write(as_csv(rows)))
     if args.chart:
         write_atomically(args.chart, lambda file: file.write(chart(title, rows, layout)))
-    if args.record:
-        record.write(args.record, rows)
 
 
 def table(rows: Rows, layout: Layout) -> str:
@@ -299,7 +299,7 @@ def _draw(axes: Any, rows: Rows, layout: Layout, colors: list) -> None:
     axes.invert_yaxis()
     axes.margins(x=0.12)
     axes.set_xlabel(layout.unit)
-    units = {"arch": "{}", "size": "{} px", "batch": "batch {}"}
+    units = {"arch": "{}", "network": "{}", "size": "{} px", "batch": "batch {}"}
     axes.set_title(
         ", ".join(units[name].format(rows[0][name]) for name in layout.panel), loc="left"
     )

@@ -128,6 +128,8 @@ class Workers:
                 self._wait(number)
                 answer = worker.connection.recv()
             except (EOFError, OSError):
+                if worker.failure:
+                    raise RuntimeError(f"a message was not sent:\n{worker.failure}") from None
                 raise self._death(number) from None
             if isinstance(answer, str):
                 raise RuntimeError(f"preparing {self._at(number)} failed:\n{answer}")
@@ -180,6 +182,7 @@ class _Worker:
 
     def __init__(self, memory: int):
         self.connection, theirs = Pipe()
+        self.failure = ""  # of the thread
         self._messages: SimpleQueue[object] = SimpleQueue()
         self._sender = threading.Thread(target=self._send_all, daemon=True)
         environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", **_KEEP_FREED_MEMORY}
@@ -198,9 +201,14 @@ class _Worker:
         self._messages.put(message)
 
     def _send_all(self) -> None:
-        with suppress(OSError):  # a worker that has died is noticed when it is waited for
+        try:
             while (message := self._messages.get()) is not None:
                 self.connection.send(message)
+        except OSError:
+            pass  # a worker that has died is noticed when it is waited for
+        except BaseException:
+            self.failure = traceback.format_exc()
+            self.process.kill()  # so that the parent stops waiting
 
     def close(self) -> None:
         self.process.kill()  # it has nothing to lose

@@ -18,6 +18,7 @@ from tests.support import change_architecture, write_image_folder
 
 environment.tune_for_training()
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two tests run at a time
+os.environ["no_proxy"] = os.environ["NO_PROXY"] = "127.0.0.1,localhost"  # where test servers are
 
 # a shell's background job ignores Ctrl-C, and nohup SIGHUP: these tests and what they start do not
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -8,7 +8,7 @@ import sys
 import sysconfig
 import venv
 import zipfile
-from shutil import copytree, ignore_patterns
+from shutil import copy2, copytree, ignore_patterns
 
 import models
 
@@ -40,8 +40,9 @@ print([tuple(m.shape) for m in maps], *rm.profile(net, 224), *rm.profile(deploye
 def wheel(tmp_path_factory):
     """The wheel, built without a network from a copy, in which setuptools may leave its folders."""
     source, out = (tmp_path_factory.mktemp(name) for name in ("source", "wheel"))
-    unwanted = ignore_patterns(".*", "__pycache__", "checkpoints", "build", "*.egg-info")
-    copytree(ROOT, source, ignore=unwanted, dirs_exist_ok=True)
+    copytree(ROOT / "models", source / "models", ignore=ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "LICENSE"):
+        copy2(ROOT / name, source)
     offline = ["--no-deps", "--no-build-isolation", "--no-index"]
     subprocess.run([*PIP, "wheel", *offline, "--wheel-dir", out, source], check=True)
     (file,) = out.iterdir()

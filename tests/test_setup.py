@@ -41,7 +41,7 @@ OTHER = "exit 1"  # a Python of another version fails the check
 
 
 def test_python_310_on_path(find):
-    done = find(python310=f'exec {sys.executable} "$@"')
+    done = find(python310=f'exec "{sys.executable}" "$@"')
     assert (done.returncode, done.stdout.strip()) == (0, sys.executable)
 
 
@@ -54,7 +54,7 @@ def test_a_pyenv_that_holds_one_though_it_is_not_active(find, tmp_path):
 
 
 def test_uv(find):
-    done = find(python3=OTHER, uv=f'[ "$1 $2" = "python find" ] && echo {sys.executable}')
+    done = find(python3=OTHER, uv=f'[ "$1 $2" = "python find" ] && echo "{sys.executable}"')
     assert (done.returncode, done.stdout.strip()) == (0, sys.executable)
 
 

@@ -156,19 +156,6 @@ def check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
             "--freeze trains the classifier alone, which --agc leaves out, and keeps the "
             "statistics that --precise-bn replaces; leave these out"
         )
-    trunk = {  # what changes only layers before the classifier
-        "--layer-decay": args.layer_decay != 1,
-        "--sync-bn": args.sync_bn,
-        "--custwd": args.custwd,
-        "--drop-path": any(by_epoch.values(args.drop_path)),
-        "--optimizer muon": args.optimizer == "muon",
-        "--low-memory": args.low_memory,
-    }
-    if args.freeze and (idle := [flag for flag, is_given in trunk.items() if is_given]):
-        parser.error(
-            f"--freeze trains the classifier alone, where {idle[0]} has no effect; leave one of "
-            "the two out"
-        )
     if args.find_lr and args.show_samples is not None:
         parser.error("--find-lr and --show-samples are run one at a time; leave one of them out")
     _check_epochs(args, parser)
@@ -210,6 +197,19 @@ def _check_effect(
         if name in typed and not is_there(args):
             flag = "--" + name.replace("_", "-")
             parser.error(f"{flag} has an effect with {needed} only; give that, or leave {flag} out")
+    trunk = {  # what changes only layers before the classifier
+        "layer_decay": ("--layer-decay", args.layer_decay != 1),
+        "sync_bn": ("--sync-bn", args.sync_bn),
+        "custwd": ("--custwd", args.custwd),
+        "optimizer": ("--optimizer muon", args.optimizer == "muon"),
+        "low_memory": ("--low-memory", args.low_memory),
+    }
+    idle = [flag for name, (flag, is_on) in trunk.items() if name in typed and is_on]
+    if args.freeze and idle:
+        parser.error(
+            f"--freeze trains the classifier alone, where {idle[0]} has no effect; leave one of "
+            "the two out"
+        )
     rate = args.lr * args.batch_size / 256
     if "min_lr" in typed and args.min_lr > rate:
         parser.error(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -84,8 +85,9 @@ def left_out(network: Network) -> dict[str, str]:
     if missing:
         verb = "are" if len(missing) > 1 else "is"
         reasons["PyTorch"] = f"{' and '.join(missing)} {verb} not installed"
-    elif timm_name(network.arch) is None:
-        reasons["PyTorch"] = f"timm has no {network.arch}"
+    elif timm_name(network.arch) is None or network.deploy.options:
+        name = models.variant_name(network.arch, network.deploy.options)
+        reasons["PyTorch"] = f"timm has no {name}"
     return reasons
 
 
@@ -96,8 +98,11 @@ def timm_name(arch: str) -> str | None:
     return next(names, None)
 
 
-def check_int8(path: str, arch: str, size: int, batches: Iterable[int]) -> None:
-    """Raise UserError unless the file is a quantized ONNX network of `arch` for such images."""
+def check_int8(path: str, network: Network, size: int, batches: Iterable[int]) -> None:
+    """Raise UserError unless the file is the network quantized, as ONNX, for such images.
+
+    That it is, is taken from its metadata, as far as it has any.
+    """
     import onnx
 
     try:
@@ -108,9 +113,15 @@ def check_int8(path: str, arch: str, size: int, batches: Iterable[int]) -> None:
     if not any("Quant" in node.op_type or "Integer" in node.op_type or "QLinear" in node.op_type
                for node in graph.node):  # fmt: skip
         raise UserError(f"{path} is not quantized: nothing in it is int8; give one that is")
-    actual = next((entry.value for entry in proto.metadata_props if entry.key == "arch"), arch)
-    if actual != arch:
-        raise UserError(f"{path} is of {actual}, but {arch} is timed; give --arch {actual}")
+    said = {entry.key: entry.value for entry in proto.metadata_props}
+    if "arch" in said:
+        actual = models.variant_name(said["arch"], json.loads(said.get("options", "{}")))
+        timed = models.variant_name(network.arch, network.deploy.options)
+        if actual != timed:
+            raise UserError(
+                f"{path} is of {actual}, but {timed} is timed; give the checkpoint that it was "
+                "made of by --model"
+            )
     shape = [d.dim_value for d in graph.input[0].type.tensor_type.shape.dim]  # 0: any size
     for batch in batches:
         if len(shape) != 4 or any(
@@ -169,8 +180,8 @@ def candidates(network: Network, size: int, int8: str | None = None) -> Iterator
         ]
         if int8 is not None:
             available += [
-                Candidate("int8, onnxruntime", "onnxruntime", int8, deployed),
-                Candidate("int8, precise", "onnxruntime_precise", int8, deployed),
+                Candidate("int8, onnxruntime", "onnxruntime", os.path.abspath(int8), deployed),
+                Candidate("int8, precise", "onnxruntime_precise", os.path.abspath(int8), deployed),
             ]
         if "OpenVINO" not in unavailable:
             available.append(

@@ -171,7 +171,7 @@ def test_the_image_that_a_worker_died_at_is_the_one_named(train):
         data_workers()[0].kill()
         os.close(writer)
 
-    threading.Thread(target=kill).start()
+    threading.Thread(target=kill, daemon=True).start()
     with pytest.raises(UserError, match=f"data worker 1 of 2 .* at the image {stuck};"):
         list(Loader(train, SMALL, 7, 2).evaluation())
 

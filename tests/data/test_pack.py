@@ -44,7 +44,9 @@ def test_packed_images_are_the_same(root, tmp_path, run):  # noqa: F811
     status, _, err = run(root, tmp_path / "a.tar", "--size", 20)
     assert status == 2 and "a.tar is there already, and of other images or settings" in err
     sums = subprocess.run(["tar", "xf", "a.tar"], cwd=tmp_path, check=True)
-    sums = subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=tmp_path, capture_output=True)
+    english = {**os.environ, "LC_ALL": "C"}
+    check = ["sha256sum", "-c", "SHA256SUMS"]
+    sums = subprocess.run(check, cwd=tmp_path, capture_output=True, env=english)
     assert sums.returncode == 0 and sums.stdout.count(b": OK") == 31
 
 

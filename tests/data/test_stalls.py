@@ -143,7 +143,7 @@ def test_workers_ignore_signals_from_their_start(image_folder):
                     worker.send_signal(number)
                 sent.add(worker.pid)
 
-    sender = threading.Thread(target=send)
+    sender = threading.Thread(target=send, daemon=True)
     sender.start()
     next(batches)
     sender.join()

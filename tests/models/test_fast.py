@@ -29,6 +29,11 @@ from training import optimizer
 
 pytest.importorskip("numba", reason="the extra [fast] is not installed")
 
+from models import environment
+
+if not environment.processor_has("avx2"):
+    pytest.skip("the compiled programs need AVX2", allow_module_level=True)
+
 from models.cpu.fast import cache, executor, libraries, memory, network
 from models.cpu.fast.program import Program
 from models.cpu.fast.writer import Writer

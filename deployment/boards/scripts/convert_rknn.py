@@ -72,6 +72,10 @@ def main() -> int:
     if args.qdq and not Path(args.qdq).is_file():
         parser.error(f"there is no {args.qdq}; write it by quantize.py --target rknn")
     out, qdq, report = (path and Path(path).resolve() for path in (args.out, args.qdq, args.json))
+    kept = {qdq, *(path for path in folder.iterdir() if path.suffix != ".rknn")}
+    for path in filter(None, (out, report)):
+        if path in kept or (path == out and path == report):
+            parser.error(f"{path} is a file of the kit, or for something else; give another name")
     os.chdir(folder)  # what dataset.txt names is relative to it
     try:
         network = json.loads(Path("network.json").read_text(encoding="utf-8"))
@@ -128,12 +132,22 @@ def _build(
             f"{file} is no ONNX file with one input; write it by quantize.py --target rknn"
         ) from None
     if qdq:
+        _check_quantized(session, file)
         _check_same(session, _session(f"{network['name']}.onnx"), file)
     shape = [1, 3, network["size"], network["size"]]  # an int8 file may take any batch size
     _call(rknn.load_onnx, model=file, inputs=[entry.name], input_size_list=[shape])
     quantize = not (args.float16 or qdq)
     _call(rknn.build, do_quantization=quantize, dataset="dataset.txt")
     return rknn, time.perf_counter() - start
+
+
+def _check_quantized(session: onnxruntime.InferenceSession, file: str) -> None:
+    """Raise ToolkitError for a file that is not of quantize.py --target rknn."""
+    said = session.get_modelmeta().custom_metadata_map.get("quantization", "{}")
+    if json.loads(said).get("target") != "rknn":
+        raise ToolkitError(
+            f"{file} is no int8 file for Rockchip; write one by quantize.py --target rknn"
+        )
 
 
 def _check_same(
@@ -183,7 +197,7 @@ def _call(method: Callable, *arguments: Any, **named: Any) -> Any:
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
         raise ToolkitError(f"{method.__name__} failed: {reason}") from None
-    if result is None or (isinstance(result, int) and result != 0):
+    if result is None or result == [] or (isinstance(result, int) and result != 0):
         raise ToolkitError(f"{method.__name__} failed; the toolkit's message is above")
     return result
 
