@@ -72,10 +72,11 @@ def main() -> int:
     if args.qdq and not Path(args.qdq).is_file():
         parser.error(f"there is no {args.qdq}; write it by quantize.py --target rknn")
     out, qdq, report = (path and Path(path).resolve() for path in (args.out, args.qdq, args.json))
-    kept = {qdq, *(path for path in folder.iterdir() if path.suffix != ".rknn")}
-    for path in filter(None, (out, report)):
-        if path in kept or (path == out and path == report):
-            parser.error(f"{path} is a file of the kit, or for something else; give another name")
+    kept = {qdq, folder / "network.json"}
+    kept |= {*folder.glob("*.py"), *folder.glob("*.onnx"), *folder.glob("*.txt")}
+    for path in (out, report):
+        if path and (path in kept or out == report):
+            parser.error(f"{path} would replace another file; give another name")
     os.chdir(folder)  # what dataset.txt names is relative to it
     try:
         network = json.loads(Path("network.json").read_text(encoding="utf-8"))

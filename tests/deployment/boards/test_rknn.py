@@ -108,16 +108,27 @@ def test_the_conversion(network, photos, test_images, tmp_path):
     assert f"float_top1: {top1}\n" in said
 
 
+def said_to_be_int8(source, file, **changed):
+    """A copy of an ONNX file with the metadata of those of quantize.py --target rknn."""
+    proto = onnx.load(source)
+    proto.metadata_props.add(key="quantization", value='{"target": "rknn"}')
+    for entry in proto.metadata_props:
+        entry.value = changed.get(entry.key, entry.value)
+    onnx.save(proto, file)
+    return file
+
+
 def test_a_quantized_file_is_not_quantized_again(network, photos, test_images, tmp_path):
     out = tmp_path / "kit"
     said = {"arch": "RepVGGA0"}
     rknn.write_kit(network, replace(BASECLS, size=32), photos / "train", out, 4, said, test_images)
-    flags = ["--qdq", out / "RepVGGA0.onnx", "--evaluate", 0, "--out", tmp_path / "a.rknn"]
+    int8 = said_to_be_int8(out / "RepVGGA0.onnx", tmp_path / "int8.onnx")
+    flags = ["--qdq", int8, "--evaluate", 0, "--out", tmp_path / "a.rknn"]
     status, said, err = run(out / "convert.py", *flags, runtime="toolkit")
     assert status == 0 and "top1" not in said and (tmp_path / "a.rknn").is_file(), err
     calls = json.loads((out / "calls.json").read_text())
     assert calls["build"][0] is False and calls["config"]["quant_img_RGB2BGR"] is True
-    assert calls["load_onnx"][0] == str(out / "RepVGGA0.onnx")
+    assert calls["load_onnx"][0] == str(int8)
     status, _, err = run(out / "convert.py", "--evaluate", 2, runtime="toolkit", REFUSE="1")
     assert status == 2 and err.endswith("build failed; the toolkit's message is above\n")
     status, _, err = run(out / "convert.py", "--target", "rk9", runtime="toolkit")
@@ -136,13 +147,14 @@ def test_a_quantized_file_is_not_quantized_again(network, photos, test_images, t
     status, _, err = run(out / "convert.py", PYTHONPATH=str(tmp_path / "hidden"))
     assert status == 2 and "cannot import rknn-toolkit2 (none)" in err and "Traceback" not in err
     for key, value in (("arch", "RepVGGA1"), ("preprocessing", '{"color": "RGB"}')):
-        proto = onnx.load(out / "RepVGGA0.onnx")
-        next(entry for entry in proto.metadata_props if entry.key == key).value = value
-        onnx.save(proto, tmp_path / "other.onnx")
+        said_to_be_int8(out / "RepVGGA0.onnx", tmp_path / "other.onnx", **{key: value})
         flags = ["--qdq", tmp_path / "other.onnx", "--evaluate", 0]
         status, _, err = run(out / "convert.py", *flags, runtime="toolkit")
         key = "arch" if key == "arch" else "color"
         assert status == 2 and f"other.onnx has {key} " in err and "of this kit has" in err
+    flags = ["--qdq", out / "RepVGGA0.onnx"]
+    status, _, err = run(out / "convert.py", *flags, runtime="toolkit")
+    assert status == 2 and "RepVGGA0.onnx is no int8 file for Rockchip; write one by" in err
     (tmp_path / "best.pkl").write_bytes(b"no network")
     flags = ["--qdq", tmp_path / "best.pkl"]
     status, _, err = run(out / "convert.py", *flags, runtime="toolkit")
@@ -161,6 +173,8 @@ def test_a_quantized_file_is_not_quantized_again(network, photos, test_images, t
         ("--json", "none/a.json", "there is no folder none to write none/a.json to"),
         ("--json", ".", "error: . is a folder; give the name of a file in it"),
         ("--out", str(out), "is a folder; give the name of a file in it"),
+        ("--json", str(out / "dataset.txt"), "dataset.txt would replace another file"),
+        ("--out", str(out / "RepVGGA0.onnx"), "RepVGGA0.onnx would replace another file"),
     ):
         status, _, err = run(out / "convert.py", flag, path, runtime="toolkit")
         assert status == 2 and said in err
@@ -189,7 +203,7 @@ def test_the_benchmark_runs_every_conversion(
 ):
     out = tmp_path / "kit"
     rknn.write_kit(network, SMALL, photos / "train", out, 4, None, test_images)
-    (out / "a-int8.onnx").write_bytes((out / "RepVGGA0.onnx").read_bytes())
+    said_to_be_int8(out / "RepVGGA0.onnx", out / "a-int8.onnx")
     path = os.pathsep.join(map(str, (RUNTIMES / "toolkit", RUNTIMES)))
     monkeypatch.setenv("PYTHONPATH", path)
     flags = ["rknn", "--kit", out, "--python", sys.executable, "--images", 3, "--json"]
