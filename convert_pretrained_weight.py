@@ -220,10 +220,14 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     environment.hide_unused_gpus()
     path = catalog.locate(args.origin_dir)
+    before = os.stat(path)
     check = check_fusion(path, args)
     # Read a second time: with the file's tensors kept through the equivalence check, which has
     # both forms of the network, a large network would take three times the memory of its file.
     converted, input_channels = for_channels(read(path, args), args)
+    after = os.stat(path)
+    if (before.st_ino, before.st_mtime_ns) != (after.st_ino, after.st_mtime_ns):
+        raise utils.UserError(f"{path} has changed while it was being checked; convert it again")
     if args.export:
         target = save_export(converted, args.export, args.save_dir, path)
     else:

@@ -20,7 +20,7 @@ dependencies = ["megengine", "numpy", "cv2", "requests", "tqdm"]
 def _entry_point(arch: str, name: str) -> _abc.Callable[..., _M.Module]:
     def create(
         pretrained: str | None = None,
-        num_classes: int = 1000,
+        num_classes: int | None = None,
         deploy: bool = False,
         entry: str | None = None,
         in_chans: int | None = None,
@@ -29,7 +29,7 @@ def _entry_point(arch: str, name: str) -> _abc.Callable[..., _M.Module]:
         numbers = {"in_chans": in_chans, "stride": stride}
         if pretrained is None or pretrained is False:
             given = {name: number for name, number in numbers.items() if number is not None}
-            return _models.create(arch, num_classes, deploy, **given)
+            return _models.create(arch, num_classes or 1000, deploy, **given)
         return _weights.load(pretrained, arch, num_classes, deploy, entry=entry, **numbers)
 
     create.__name__ = name
@@ -39,7 +39,8 @@ def _entry_point(arch: str, name: str) -> _abc.Callable[..., _M.Module]:
         pretrained: a checkpoint: a file, a folder, an http(s) URL or the name of published weights
             such as "basecls:repvgg_a0", in this project's layout or any that
             convert_pretrained_weight.py reads. None for random weights.
-        num_classes: number of classes; must be the checkpoint's.
+        num_classes: number of classes, which must be the checkpoint's (default: the checkpoint's;
+            without one, 1000).
         deploy: True for the deploy form, to which a train-form checkpoint is fused.
         entry: set of weights to take from a file of several, such as "state_dict_ema".
         in_chans: number of channels of the images, to which the first kernels of a checkpoint for

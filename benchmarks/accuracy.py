@@ -62,6 +62,23 @@ def run(args: argparse.Namespace, workers: Workers) -> int:
     return 0
 
 
+def _target(args: argparse.Namespace, path: Path) -> Path:
+    """Return the file of the deploy form; raise UserError where it cannot be written."""
+    beside = path if not args.model or os.path.exists(args.model) else Path(path.name)
+    target = beside.with_name(f"{beside.stem.removesuffix('-deploy')}-deploy.pkl")
+    if target.exists() and target.samefile(path):
+        raise UserError(
+            f"{path} has the name by which --switch-deploy saves the deploy form; leave that out, "
+            "or rename the file"
+        )
+    if not os.access(target.parent, os.W_OK):
+        raise UserError(
+            f"the deploy form cannot be saved in {target.parent}, which is not writable; copy the "
+            "checkpoint to another folder, or leave --switch-deploy out"
+        )
+    return target
+
+
 def _assert_equal(path: Path, model: M.Module, size: int) -> None:
     """Raise UserError unless fusion leaves the function of a network as it is."""
     images = equivalence.random_images(model, size)
@@ -164,6 +181,9 @@ def _test_checkpoint(scorer: Scorer, stated: preprocessing.Statements) -> dict[s
         )
     model = weights.load(contents, args.arch)
     given = contents.preprocessing
+    target = _target(args, path) if args.switch_deploy else None
+    if target is not None and scorer.workers.rank == 0:  # before the test, which may take hours
+        _assert_equal(path, model, given.size)
     scorer.open(given, contents.num_classes, contents.classes)
     result = {
         "arch": model.arch,
@@ -178,13 +198,10 @@ def _test_checkpoint(scorer: Scorer, stated: preprocessing.Statements) -> dict[s
 
         quantized = qat.FakeQuantized(model, contents.activation_ranges)
         result["results"].append(scorer.score(quantized, model.arch, "simulated int8"))
-    if args.switch_deploy:
+    if target is not None:
         deployed = models.to_deploy(model)
         result["results"].append(scorer.score(deployed, model.arch, "deploy"))
-        beside = path if not args.model or os.path.exists(args.model) else Path(path.name)
-        target = beside.with_name(f"{beside.stem.removesuffix('-deploy')}-deploy.pkl")
         if scorer.workers.rank == 0:
-            _assert_equal(path, model, given.size)
             deploy_form = checkpoint.of_model(
                 deployed,
                 contents.preprocessing,

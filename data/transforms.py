@@ -8,6 +8,7 @@ The augmentation of training comes before, in augment.py.
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,6 +21,7 @@ from utils import UserError
 from . import long_images, resizing
 
 COLOR_ORDERS = ("RGB", "BGR")
+LARGEST = 8192  # side of the input in pixels, so that no file asks for all memory
 
 
 @dataclass(frozen=True)
@@ -58,14 +60,14 @@ class Preprocessing:
             and all(map(math.isfinite, (*self.mean, *self.std)))
             and min(self.std) > 0
             and isinstance(self.size, int)
-            and self.size >= 1
+            and 1 <= self.size <= LARGEST
             and self.interpolation in resizing.INTERPOLATIONS
             and 0 < self.crop_ratio <= 1
             and self.resize_backend in resizing.BACKENDS
             and self.channels >= 1
         )
         if not valid:
-            raise ValueError(f"{self} makes no sense")
+            raise ValueError(f"{reprlib.repr(vars(self))} makes no sense")
 
     def bgr(self, values: tuple[float, float, float]) -> tuple[float, float, float]:
         """Return `mean` or `std` in the channel order of images, which is BGR."""

@@ -239,6 +239,8 @@ class Unpickler(pickle._Unpickler):
                 target.__setstate__(state)  # raises where the shape does not fit the data
         elif type(target) is dict:
             target.update(state)  # the attributes of a namespace
+        elif isinstance(target, np.ndarray) and isinstance(state, dict):
+            pass  # of a tensor of MegEngine: notes about its quantization, if any
         elif type(target) is not OrderedDict:  # its attributes are notes about versions
             raise ForbiddenError(f"the state of a {type(target).__name__}")
 

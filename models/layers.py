@@ -34,7 +34,7 @@ class Conv2d(M.Conv2d):
             inp.shape[2] * inp.shape[3] <= cpu.SMALL_MAP or self.kernel_size[0] > cpu.SMALL_KERNEL
         )
         plain = self.padding_mode == "zeros" and tuple(self.dilation) == (1, 1)
-        if not (plain and cpu.is_used() and (self.training or slow)):
+        if not (plain and cpu.is_used() and (self.training or slow or cpu.is_recorded())):
             return super().calc_conv(inp, weight, bias)
         y = cpu.conv2d(inp, weight, self.stride, self.padding, self.groups)
         return y if bias is None else cpu.add_bias(y, bias)
@@ -63,6 +63,8 @@ class _BatchNorm(_MixedInto):
         if isinstance(inp, cpu.Symbol):
             return inp.batch_norm(self)
         usual = self.affine and self.track_running_stats and not self.freeze
+        if usual and not self.training and cpu.is_used() and cpu.is_recorded():
+            return self._with_fixed_statistics(inp)
         if not self.training or not usual or not (cpu.is_used() or self.all_reduce):
             return super().forward(inp)
         if not cpu.is_used():
@@ -78,6 +80,13 @@ class _BatchNorm(_MixedInto):
             self.eps,
             self.all_reduce,
         )
+
+    def _with_fixed_statistics(self, inp: mge.Tensor) -> mge.Tensor:
+        """Compute as in evaluation, with gradients that are right: see cpu.add_bias."""
+        gain = self.weight / F.sqrt(self.running_var + self.eps)
+        shift = self.bias - self.running_mean * gain
+        maps = inp.reshape(*inp.shape, 1, 1) if inp.ndim == 2 else inp
+        return cpu.add_bias(cpu.scale_channels(maps, gain), shift).reshape(inp.shape)
 
 
 class BatchNorm1d(_BatchNorm, M.BatchNorm1d):

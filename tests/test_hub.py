@@ -31,7 +31,7 @@ names = hub.list(**where)
 assert "repvgga0" in names and "repvgga0_qa" in names and "repvggplusl2pse" in names, names
 assert all(name.startswith(("rep", "mobileone", "fastvit")) for name in names), names
 assert "pretrained: a checkpoint" in hub.help(entry="repvgga0", **where)
-net = hub.load(entry="repvgga0", pretrained=sys.argv[1], num_classes=7, deploy=True, **where)
+net = hub.load(entry="repvgga0", pretrained=sys.argv[1], deploy=True, **where)
 assert not any("reparam" in path for path in sys.path), sys.path
 net.eval()
 np.save(sys.argv[2], net(mge.Tensor(np.load(sys.argv[3]))).numpy())

@@ -227,6 +227,9 @@ def _is_ours(contents: Any) -> bool:
     return isinstance(contents, dict) and {"arch", "form", "preprocessing"} <= contents.keys()
 
 
+_UNREADABLE = (TypeError, KeyError, AttributeError, ValueError, OverflowError, RecursionError)
+
+
 def _of_contents(contents: dict[str, Any], path: str | PathLike) -> Checkpoint:
     """Return the checkpoint that `save` wrote; raise CheckpointError where it cannot have."""
     try:
@@ -249,7 +252,7 @@ def _of_contents(contents: dict[str, Any], path: str | PathLike) -> Checkpoint:
         # others may have made its weights smaller: networks compute in float32
         weights = {k: np.asarray(v, np.float32) for k, v in checkpoint.state_dict.items()}
         return replace(checkpoint, state_dict=weights)
-    except (TypeError, KeyError, AttributeError, ValueError) as error:
+    except _UNREADABLE as error:
         raise CheckpointError(
             f"{path} is not a checkpoint of this version of the project ({error})"
         ) from None

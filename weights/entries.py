@@ -61,6 +61,11 @@ class Entry:
         """Whether its name says that it holds averaged weights."""
         return any(_AVERAGED.search(part.lower()) for part in self.path if part != MMENGINES_RAW)
 
+    @property
+    def is_numeric(self) -> bool:
+        """Whether its arrays are of real numbers."""
+        return all(tensor.dtype.kind in "biuf" for tensor in self.tensors.values())
+
     def is_called(self, name: str) -> bool:
         """Return whether `name` is its name, or some of the keys that lead to it."""
         return f".{name}." in f".{self.name}." or (name == ROOT and not self.path)

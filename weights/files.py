@@ -142,7 +142,7 @@ def _config_beside(path: Path) -> dict[str, Any] | None:
     Beside a file that is not called as timm's are, a config.json may be of anything.
     """
     file = path.parent / "config.json"
-    of_timm = path.name in _IN_FOLDER
+    of_timm = path.name in _IN_FOLDER[1:]  # best.pkl is this project's
     try:
         if not file.is_file() or (not of_timm and in_folder(path.parent) != path):
             return None

@@ -159,5 +159,5 @@ def _check(
     if deploy is False and checkpoint.form == "deploy":
         raise CheckpointError(
             f"{checkpoint.path} is in deploy form, but the train form was expected; give the "
-            "train-form file it was fused from"
+            "train-form file it was fused from (from Python, deploy=True takes it as it is)"
         )

@@ -9,6 +9,7 @@ habit of those whose layout the file has.
 from __future__ import annotations
 
 import json
+import reprlib
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -75,9 +76,10 @@ def resolve(
     for field in values:
         try:
             Preprocessing(**{field: values[field]})
-        except (ValueError, TypeError, AttributeError):
+        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
+            said = reprlib.repr(values[field])  # which is short, whatever the file holds
             raise UserError(
-                f"{origins[field]} says that the {LABELS[field]} of {path} is {values[field]!r}, "
+                f"{origins[field]} says that the {LABELS[field]} of {path} is {said}, "
                 f"which is not possible here; say {_FLAGS[field]}"
             ) from None
     return Preprocessing(**values, channels=channels), names, origins
@@ -202,7 +204,7 @@ def of_file(
 def recorded_stride(tree: Any, metadata: Mapping[str, str]) -> int | None:
     """Return the total stride that a file exported here records; None where it records none."""
     said = metadata.get(STRIDE, tree.get(STRIDE) if isinstance(tree, dict) else None)
-    return {"8": 8, "16": 16, "32": 32}.get(str(said))
+    return {"8": 8, "16": 16, "32": 32}.get(str(said)) if isinstance(said, int | str) else None
 
 
 def of_config(config: Any, origin: str) -> dict[str, tuple[Any, str]]:

@@ -90,7 +90,7 @@ class Foreign:
         usual, (published, _) = self.habit["crop_ratio"], self.habit["size"]
         if self.is_for_warped_images(size):
             return 1.0, "assumed: images of this side are not cropped by the source"
-        if usual[0] == 1 and size < published > 224:
+        if usual[0] == 1 and isinstance(size, int) and size < published > 224:
             return 0.875, "assumed: usual for images smaller than the source's"
         return usual
 
@@ -129,9 +129,12 @@ def recognize(
     sources = [layout for layout in layouts.SOURCES if source in (None, layout.name)]
     with unpickle.reading(path):
         candidates = entries.entries(contents.tree)
+    numeric = [entry for entry in candidates if entry.is_numeric]
+    if candidates and not numeric:
+        assert_numbers(candidates[0].tensors, path)
     attempts = [
         attempt
-        for candidate in candidates
+        for candidate in numeric
         for attempt in Search(sources, arch, stride).attempts(candidate)
     ]
     if entry is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import mmap
+import reprlib
 import struct
 import zipfile
 from collections.abc import Callable
@@ -190,13 +191,13 @@ class _Unpickler(unpickle.Unpickler):
             and type(numel) is int
             and numel >= 0
         )
+        used = f"a tensor uses {reprlib.repr(mention)}, which is no whole storage"
         if any(view):
             raise UnsuitableError(
-                f"is of PyTorch before 0.4: a tensor uses {mention}, which is no whole storage; "
-                "load it with PyTorch and save it again"
+                f"is of PyTorch before 0.4: {used}; load it with PyTorch and save it again"
             )
         if not valid:
-            raise DamagedError(f"a tensor uses {mention}, which is no whole storage")
+            raise DamagedError(used)
         if key not in self.storages:
             self.storages[key] = kind, numel, self.storage(kind, key, numel)
         *known, values = self.storages[key]

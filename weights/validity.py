@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,9 +25,9 @@ def check(fields: Mapping[str, Any]) -> None:
     when the network is built.
     """
     if fields["arch"] not in models.list_models():
-        raise ValueError(f"its architecture is {fields['arch']!r}")
+        raise ValueError(f"its architecture is {reprlib.repr(fields['arch'])}")
     if fields["form"] not in ("train", "deploy"):
-        raise ValueError(f"its form is {fields['form']!r}")
+        raise ValueError(f"its form is {reprlib.repr(fields['form'])}")
     odd = [key for key, value in fields["state_dict"].items() if value.dtype.kind != "f"]
     if odd:
         raise ValueError(f"{odd[0]} holds no floating-point numbers")
@@ -40,21 +41,24 @@ def check(fields: Mapping[str, Any]) -> None:
     names = fields["classes"]
     if names is not None and not all(isinstance(name, str) for name in names):
         raise ValueError("its names of the classes are no text")
+    if names is not None and (isinstance(names, str) or (rows and len(names) != rows)):
+        raise ValueError(f"it has {len(names)} names of classes, and {rows} classes")
     _check_options(fields)
     for name, (low, high) in (fields["activation_ranges"] or {}).items():
         if not low <= high:
-            raise ValueError(f"its activation {name} ranges from {low!r} to {high!r}")
+            ends = f"{reprlib.repr(low)} to {reprlib.repr(high)}"
+            raise ValueError(f"its activation {name} ranges from {ends}")
 
 
 def _check_options(fields: Mapping[str, Any]) -> None:
     options = fields["options"]
     if not isinstance(options, dict):
-        raise ValueError(f"its options are {options!r}")
+        raise ValueError(f"its options are {reprlib.repr(options)}")
     known = {**_OPTIONS, **models.own_options(fields["arch"])}
     for name, value in options.items():
         possible = known.get(name, ())
         if not possible or type(value) is not type(possible[0]) or value not in possible:
-            raise ValueError(f"its option {name} is {value!r}")
+            raise ValueError(f"its option {name} is {reprlib.repr(value)}")
     said, channels = options.get("in_chans", 3), input_channels(fields["state_dict"])
     if said != channels:
         raise ValueError(f"it says {said} input channels, its first kernel {channels}")

@@ -27,7 +27,7 @@ from .matmul import SMALL_KERNEL, SMALL_MAP, add_bias, batch_norm, conv2d, relu,
 from .symbol import Symbol, Trace
 
 __all__ = ["PATHS", "SMALL_KERNEL", "SMALL_MAP", "Symbol", "add_bias", "batch_norm", "compute",
-           "conv2d", "covers", "evaluation", "is_chosen", "is_used", "path", "relu",
+           "conv2d", "covers", "evaluation", "is_chosen", "is_recorded", "is_used", "path", "relu",
            "scale_channels", "update_by_momentum", "using"]  # fmt: skip
 
 PATHS = ("stock", "matmul", "fast")
@@ -80,10 +80,18 @@ def is_used() -> bool:
     A traced network keeps MegEngine's own operators, because it is going to be exported. So does
     one that several GradManagers record: those of this project go backward once.
     """
-    recording = [ref for group in Grad.stack for ref in group if ref() is not None]
-    if path() == "stock" or is_tracing() or is_tracing_module() or len(recording) > 1:
+    if path() == "stock" or is_tracing() or is_tracing_module() or _recording() > 1:
         return False
     return _on_cpu(mge.get_default_device())
+
+
+def is_recorded() -> bool:
+    """Return whether a GradManager records what is computed, so that there may be gradients."""
+    return _recording() > 0
+
+
+def _recording() -> int:
+    return sum(ref() is not None for group in Grad.stack for ref in group)
 
 
 @cache

@@ -104,6 +104,16 @@ def test_what_a_file_is_not(command, saved, tmp_path):
         assert (status, out, err.count("\n")) == (2, "", 1) and sentence in err
 
 
+def test_the_deploy_form_never_replaces_the_file_that_is_read(command, saved, tmp_path):
+    data = write_image_folder(tmp_path / "photos", train=1)
+    path = saved.with_name("mine-deploy.pkl")
+    path.write_bytes(saved.read_bytes())
+    flags = ["--model", path, "--data", data, "--switch-deploy", 1]
+    status, _, err = command("test", *flags)
+    assert status == 2 and "has the name by which --switch-deploy saves" in err
+    assert path.read_bytes() == saved.read_bytes()
+
+
 def test_a_wrong_deploy_form_is_not_saved(command, saved, tmp_path, monkeypatch):
     data = write_image_folder(tmp_path / "photos", train=1)
     fuse = models.to_deploy

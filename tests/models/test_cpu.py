@@ -248,6 +248,31 @@ def test_gradients_of_channels_are_right_while_other_work_goes_on(operator, shap
             close(grad.numpy(), expected, 1e-5)
 
 
+def test_gradients_of_batch_norms_with_fixed_statistics_are_right(rng):
+    """As in fine-tuning a detector's backbone, while other work goes on."""
+    norm = layers.BatchNorm2d(32)
+    for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+        tensor._reset(mge.Tensor(rng.uniform(0.5, 2, tensor.shape), dtype="float32"))
+    norm.eval()
+    x, dy = (rng.standard_normal((6, 32, 4, 4)).astype(np.float32) for _ in range(2))
+    mean, var = (t.numpy().astype(np.float64) for t in (norm.running_mean, norm.running_var))
+    normalized = (x - mean) / np.sqrt(var + norm.eps)
+    expected = [(dy * terms).sum((0, 2, 3), np.float64) for terms in (normalized, 1.0)]
+    x, dy = mge.Tensor(x), mge.Tensor(dy)
+    without = norm(x).numpy()
+    others = [mge.Tensor(np.full(n, 1e30, np.float32)) for n in (192, 512, 3072)]
+    for _ in range(20):
+        with GradManager().attach([norm.weight, norm.bias]) as manager:
+            y = norm(x)
+            manager.backward(y, dy)
+        for other in others:
+            other * 2.0, other * 3.0
+        close(y.numpy(), without, 1e-5)
+        for parameter, gradient in zip((norm.weight, norm.bias), expected, strict=True):
+            close(parameter.grad.numpy().ravel(), gradient, 1e-5)
+            parameter.grad = None
+
+
 def test_relu():
     x = np.array([[-3, -0.0, 0.0, 1e-30, 0.5, 1, 5.9, 6, 7, 1e30]], np.float32)
     dy = np.arange(1, 11, dtype=np.float32)[None]

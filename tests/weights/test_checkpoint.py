@@ -81,6 +81,13 @@ def test_what_read_would_refuse_is_not_made_a_checkpoint():
     assert checkpoint.of_model(model, Preprocessing()).num_classes == 5
 
 
+@pytest.mark.parametrize("classes", [["cat", "dog"], "abcdefghij"])
+def test_there_is_a_name_for_each_class(classes):
+    model = models.create("RepVGGA0", 10)
+    with pytest.raises(ValueError, match="names of classes, and 10 classes"):
+        checkpoint.of_model(model, Preprocessing(), classes)
+
+
 def test_pretrained_takes_either_form(network, saved):
     same = weights.load(saved["train"], "RepVGGA0", 7)
     assert same_weights(same, network) and same.arch == "RepVGGA0" and same.num_classes == 7

@@ -18,9 +18,11 @@ import tarfile
 import types
 import zipfile
 from collections import OrderedDict
+from contextlib import suppress
 
 import models
 
+import megengine as mge
 import ml_dtypes
 import numpy as np
 import pytest
@@ -548,6 +550,58 @@ def test_a_config_json_of_something_else_is_not_read(tensors, tmp_path):
         assert files.read(path).config is None
     (tmp_path / "config.json").write_text('{"architecture": "repghostnet_050"}')
     assert files.read(path).config == {"architecture": "repghostnet_050"}
+
+
+def test_a_config_json_beside_this_projects_best_weights_is_not_read(tensors, tmp_path):
+    path = pickled(tensors, tmp_path / "best.pkl")
+    for text in ("{// no JSON", '{"mean": [1, 2, 3], "optimizer": "sgd"}'):
+        (tmp_path / "config.json").write_text(text)
+        assert files.read(path).config is None
+
+
+def test_tensors_of_megengine_are_read(tensors, tmp_path):
+    """Also beside the weights, and in a whole module, which is refused for what it is."""
+    best = mge.Tensor(np.float32(0.9))
+    mge.save({"state_dict": tensors, "best": best}, str(tmp_path / "a.pkl"))
+    assert checkpoint.read(tmp_path / "a.pkl").arch == ARCH
+    mge.save(mge.module.Conv2d(3, 4, 3), str(tmp_path / "b.pkl"))
+    with pytest.raises(recognition.ConversionError, match="holds a whole network, pickled as"):
+        checkpoint.read(tmp_path / "b.pkl")
+
+
+def doubled(levels=40):
+    """What has 2^40 items when it is written out."""
+    value = ["x"]
+    for _ in range(levels):
+        value = [value, value]
+    return value
+
+
+def test_values_that_would_fill_the_memory_as_text_are_a_sentence(tensors, tmp_path):
+    ours = {"arch": doubled(), "form": "train", "preprocessing": {"color": doubled()}}
+    for number, contents in enumerate((ours, {"state_dict": tensors, "total_stride": doubled()})):
+        path = pickled(contents, tmp_path / f"{number}.pkl")
+        with suppress(UserError):
+            checkpoint.read(path)
+
+
+@pytest.mark.parametrize("size", ["320x256", "320", 10**6, 10**400])
+def test_a_size_that_is_not_possible_is_a_sentence(size, tmp_path):
+    theirs = in_layout("RepVGGD2se", "repvgg", form="deploy")
+    contents = {"state_dict": theirs, "preprocessing": {"size": size, "crop_ratio": 0.9}}
+    with pytest.raises(UserError, match="which is not possible here; say --size"):
+        checkpoint.read(pickled(contents, tmp_path / "a.pkl"))
+    del contents["preprocessing"]["crop_ratio"]
+    with pytest.raises(UserError, match="which is not possible here; say --size"):
+        checkpoint.read(pickled(contents, tmp_path / "a.pkl"))
+
+
+def test_text_among_the_tensors_that_are_folded_is_a_sentence():
+    theirs = in_layout(ARCH, "repghost", form="deploy")
+    key = next(name for name in theirs if name.endswith("weight"))
+    theirs[key] = np.full(theirs[key].shape, b"text")
+    with pytest.raises(recognition.ConversionError, match="tensors that are no real numbers"):
+        recognition.recognize({"state_dict": theirs}, "file")
 
 
 def test_folders_of_other_kinds(tensors, tmp_path):
