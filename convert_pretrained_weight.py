@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -211,6 +212,14 @@ def save_export(converted: checkpoint.Checkpoint, layout: str, save_dir: str, so
     return target
 
 
+def _version(path: str | os.PathLike) -> tuple[int, int] | None:
+    """Return what changes when a file is replaced or written to; None where there is none."""
+    with suppress(OSError):
+        state = os.stat(path)
+        return state.st_ino, state.st_mtime_ns
+    return None
+
+
 def main(argv: list[str] | None = None) -> int:
     """Convert one file, or list what is published; return the exit status."""
     args = parse_args(argv)
@@ -220,13 +229,12 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     environment.hide_unused_gpus()
     path = catalog.locate(args.origin_dir)
-    before = os.stat(path)
+    before = _version(path)
     check = check_fusion(path, args)
     # Read a second time: with the file's tensors kept through the equivalence check, which has
     # both forms of the network, a large network would take three times the memory of its file.
     converted, input_channels = for_channels(read(path, args), args)
-    after = os.stat(path)
-    if (before.st_ino, before.st_mtime_ns) != (after.st_ino, after.st_mtime_ns):
+    if _version(path) != before:
         raise utils.UserError(f"{path} has changed while it was being checked; convert it again")
     if args.export:
         target = save_export(converted, args.export, args.save_dir, path)

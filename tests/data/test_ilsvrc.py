@@ -78,7 +78,7 @@ def test_the_kit_may_be_unpacked_or_given(root, tmp_path):
     expected = open_dataset(root, "val")
     kit = root / "ILSVRC2012_devkit_t12.tar.gz"
     moved = kit.rename(tmp_path / "kit.tgz")
-    with pytest.raises(UserError, match="img_val.tar are in no class folders; give .* --val-list"):
+    with pytest.raises(UserError, match="img_val.tar are in no class folders; put .* --val-list"):
         open_dataset(root, "val")
     assert open_dataset(root, "val", labels=moved).names == expected.names
     assert open_dataset(root / "ILSVRC2012_img_val.tar", "val", labels=moved).names
