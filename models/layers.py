@@ -34,7 +34,8 @@ class Conv2d(M.Conv2d):
             inp.shape[2] * inp.shape[3] <= cpu.SMALL_MAP or self.kernel_size[0] > cpu.SMALL_KERNEL
         )
         plain = self.padding_mode == "zeros" and tuple(self.dilation) == (1, 1)
-        if not (plain and cpu.is_used() and (self.training or slow or cpu.is_recorded())):
+        learns = bias is not None and cpu.is_recorded(bias)
+        if not (plain and cpu.is_used() and (self.training or slow or learns)):
             return super().calc_conv(inp, weight, bias)
         y = cpu.conv2d(inp, weight, self.stride, self.padding, self.groups)
         return y if bias is None else cpu.add_bias(y, bias)
@@ -63,7 +64,8 @@ class _BatchNorm(_MixedInto):
         if isinstance(inp, cpu.Symbol):
             return inp.batch_norm(self)
         usual = self.affine and self.track_running_stats and not self.freeze
-        if usual and not self.training and cpu.is_used() and cpu.is_recorded():
+        learns = usual and cpu.is_recorded(self.weight, self.bias)
+        if learns and not self.training and cpu.is_used():
             return self._with_fixed_statistics(inp)
         if not self.training or not usual or not (cpu.is_used() or self.all_reduce):
             return super().forward(inp)

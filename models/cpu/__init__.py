@@ -80,18 +80,19 @@ def is_used() -> bool:
     A traced network keeps MegEngine's own operators, because it is going to be exported. So does
     one that several GradManagers record: those of this project go backward once.
     """
-    if path() == "stock" or is_tracing() or is_tracing_module() or _recording() > 1:
+    if path() == "stock" or is_tracing() or is_tracing_module() or len(_recording()) > 1:
         return False
     return _on_cpu(mge.get_default_device())
 
 
-def is_recorded() -> bool:
-    """Return whether a GradManager records what is computed, so that there may be gradients."""
-    return _recording() > 0
+def is_recorded(*tensors: mge.Tensor) -> bool:
+    """Return whether a GradManager records what is computed of one of these tensors."""
+    return any(grad._is_attached_to(tensor) for grad in _recording() for tensor in tensors)
 
 
-def _recording() -> int:
-    return sum(ref() is not None for group in Grad.stack for ref in group)
+def _recording() -> list[Grad]:
+    """Return the records that GradManagers are making."""
+    return [grad for group in Grad.stack for ref in group if (grad := ref()) is not None]
 
 
 @cache
