@@ -58,7 +58,7 @@ def _rows(
     speeds = _speeds({name: networks[name] for name in TIMED}, preprocessing.size, args)
     return [
         {
-            "arch": _kind(metadata)[0],
+            "arch": _name(metadata),
             "scheme": row.name,
             "sqnr": None if row.name in trained else row.sqnr,  # it has weights of its own
             "agreement": row.agreement,
@@ -105,7 +105,7 @@ def _trained(
         if kind not in kinds or kind in trained:
             which = "another --qat file is" if kind in trained else "no --model is"
             raise UserError(
-                f"--qat {path} is of {kind[0]} for {metadata['num_classes']} classes, and "
+                f"--qat {path} is of {_name(metadata)} for {metadata['num_classes']} classes, and "
                 f"{which}; give one of each for the same classes"
             )
         int8 = source.with_trained_ranges(path, model, bounds, Scheme())
@@ -115,8 +115,11 @@ def _trained(
 
 def _kind(metadata: Mapping[str, Any]) -> tuple:
     """Return what a network and the one that --qat has made of it have in common."""
-    name = models.variant_name(metadata["arch"], metadata.get("options") or {})
-    return name, metadata["num_classes"], tuple(metadata["classes"] or ())
+    return _name(metadata), metadata["num_classes"], tuple(metadata["classes"] or ())
+
+
+def _name(metadata: Mapping[str, Any]) -> str:
+    return models.variant_name(metadata["arch"], metadata.get("options") or {})
 
 
 def _batches(test: datasets.Dataset, preprocessing: Preprocessing) -> Iterator:

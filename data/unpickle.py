@@ -157,6 +157,16 @@ _STAND_INS: dict[str, Any] = {
 }
 
 
+def _has_notes(target: Any, state: Any) -> bool:
+    """Return whether a state is notes that are not needed.
+
+    They are about versions in an OrderedDict of PyTorch's, about quantization in a tensor of
+    MegEngine's.
+    """
+    is_tensor = isinstance(target, np.ndarray) and isinstance(state, dict)
+    return is_tensor or type(target) is OrderedDict
+
+
 class Unpickler(pickle._Unpickler):
     """Unpickler that imports nothing: names become stand-ins or placeholders.
 
@@ -239,9 +249,7 @@ class Unpickler(pickle._Unpickler):
                 target.__setstate__(state)  # raises where the shape does not fit the data
         elif type(target) is dict:
             target.update(state)  # the attributes of a namespace
-        elif isinstance(target, np.ndarray) and isinstance(state, dict):
-            pass  # of a tensor of MegEngine: notes about its quantization, if any
-        elif type(target) is not OrderedDict:  # its attributes are notes about versions
+        elif not _has_notes(target, state):
             raise ForbiddenError(f"the state of a {type(target).__name__}")
 
     def load_bytearray8(self) -> None:

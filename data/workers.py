@@ -202,10 +202,9 @@ class _Worker:
 
     def _send_all(self) -> None:
         try:
-            while (message := self._messages.get()) is not None:
-                self.connection.send(message)
-        except OSError:
-            pass  # a worker that has died is noticed when it is waited for
+            with suppress(OSError):  # a worker that has died is noticed when it is waited for
+                while (message := self._messages.get()) is not None:
+                    self.connection.send(message)
         except BaseException:
             self.failure = traceback.format_exc()
             self.process.kill()  # so that the parent stops waiting

@@ -24,10 +24,11 @@ def find(args: argparse.Namespace) -> Path | None:
         unknown = args.pretrained is not None and args.stride is None
         homes = [_home(args, stride) for stride in (STRIDES if unknown else [args.stride])]
         if args.tag:  # a run may be in a folder below that of another
-            candidates = (_existing(home / args.tag / "latest.pkl") for home in homes)
+            files = [home / args.tag / "latest.pkl" for home in homes]
         else:
-            candidates = (checkpoint.newest(home, "latest.pkl") for home in homes)
-        return max(filter(None, candidates), key=lambda file: file.stat().st_mtime, default=None)
+            files = [file for home in homes if (file := checkpoint.newest(home, "latest.pkl"))]
+        there = filter(Path.exists, files)
+        return max(there, key=lambda file: file.stat().st_mtime, default=None)
     return None if args.resume is None else Path(args.resume)
 
 
@@ -71,10 +72,6 @@ def bring_best(best: Path | None, folder: RunFolder) -> None:
     """Copy the best.pkl of the run that is resumed into its folder, unless it is there."""
     if best is not None and not folder.best.exists():
         folder.write(folder.best.name, best.read_bytes())
-
-
-def _existing(file: Path) -> Path | None:
-    return file if file.exists() else None
 
 
 def _home(args: argparse.Namespace, stride: int | None) -> Path:

@@ -172,21 +172,46 @@ def _mixes(alpha: float | str) -> bool:
 
 # flags that have no effect alone, what they need, and whether it is there
 _NEEDS: list[tuple[str, str, Callable[[argparse.Namespace], bool]]] = [
-    ("distillation", "--teacher", lambda args: args.teacher is not None),
-    ("distillation_alpha", "--teacher", lambda args: args.teacher is not None),
-    ("distillation_temperature", "--distillation soft",
-     lambda args: args.teacher is not None and args.distillation == "soft"),
-    ("step_factor", "--schedule step", lambda args: args.schedule == "step"),
-    ("min_lr", "--schedule cosine", lambda args: args.schedule == "cosine"),
-    ("momentum", "--optimizer sgd or muon", lambda args: args.optimizer in ("sgd", "muon")),
-    ("mix_prob", "--mixup or --cutmix", lambda args: _mixes(args.mixup) or _mixes(args.cutmix)),
-    ("mix_switch_prob", "--mixup and --cutmix",
-     lambda args: _mixes(args.mixup) and _mixes(args.cutmix)),
-    ("erasing_mode", "--random-erasing", lambda args: any(by_epoch.values(args.random_erasing))),
-    ("erasing_count", "--random-erasing", lambda args: any(by_epoch.values(args.random_erasing))),
-    ("crop_scale", "--padding-crop 0",
-     lambda args: not any(by_epoch.values(args.padding_crop or 0))),
-]  # fmt: skip
+    ("distillation", "with --teacher", lambda args: args.teacher is not None),
+    ("distillation_alpha", "with --teacher", lambda args: args.teacher is not None),
+    (
+        "distillation_temperature",
+        "with --distillation soft",
+        lambda args: args.teacher is not None and args.distillation == "soft",
+    ),
+    ("step_factor", "with --schedule step", lambda args: args.schedule == "step"),
+    ("min_lr", "with --schedule cosine", lambda args: args.schedule == "cosine"),
+    ("momentum", "with --optimizer sgd or muon", lambda args: args.optimizer in ("sgd", "muon")),
+    (
+        "mix_prob",
+        "with --mixup or --cutmix",
+        lambda args: _mixes(args.mixup) or _mixes(args.cutmix),
+    ),
+    (
+        "mix_switch_prob",
+        "with --mixup and --cutmix",
+        lambda args: _mixes(args.mixup) and _mixes(args.cutmix),
+    ),
+    (
+        "erasing_mode",
+        "with --random-erasing",
+        lambda args: any(by_epoch.values(args.random_erasing)),
+    ),
+    (
+        "erasing_count",
+        "with --random-erasing",
+        lambda args: any(by_epoch.values(args.random_erasing)),
+    ),
+    (
+        "crop_scale",
+        "with --padding-crop 0",
+        lambda args: not any(by_epoch.values(args.padding_crop or 0)),
+    ),
+    ("layer_decay", "without --freeze", lambda args: not args.freeze),
+    ("sync_bn", "without --freeze", lambda args: not args.freeze),
+    ("custwd", "without --freeze", lambda args: not args.freeze),
+    ("low_memory", "without --freeze", lambda args: not (args.freeze and args.low_memory)),
+]
 
 
 def _check_effect(
@@ -196,20 +221,7 @@ def _check_effect(
     for name, needed, is_there in _NEEDS:
         if name in typed and not is_there(args):
             flag = "--" + name.replace("_", "-")
-            parser.error(f"{flag} has an effect with {needed} only; give that, or leave {flag} out")
-    trunk = {  # what changes only layers before the classifier
-        "layer_decay": ("--layer-decay", args.layer_decay != 1),
-        "sync_bn": ("--sync-bn", args.sync_bn),
-        "custwd": ("--custwd", args.custwd),
-        "optimizer": ("--optimizer muon", args.optimizer == "muon"),
-        "low_memory": ("--low-memory", args.low_memory),
-    }
-    idle = [flag for name, (flag, is_on) in trunk.items() if name in typed and is_on]
-    if args.freeze and idle:
-        parser.error(
-            f"--freeze trains the classifier alone, where {idle[0]} has no effect; leave one of "
-            "the two out"
-        )
+            parser.error(f"{flag} has an effect {needed} only; change that, or leave {flag} out")
     rate = args.lr * args.batch_size / 256
     if "min_lr" in typed and args.min_lr > rate:
         parser.error(

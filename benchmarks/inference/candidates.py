@@ -118,10 +118,10 @@ def check_int8(path: str, network: Network, size: int, batches: Iterable[int]) -
         actual = models.variant_name(said["arch"], json.loads(said.get("options", "{}")))
         timed = models.variant_name(network.arch, network.deploy.options)
         if actual != timed:
-            advice = "give the checkpoint that it was made of by --model"
-            if said["arch"] != network.arch:
-                advice = f"give --arch {said['arch']}, or {advice.removeprefix('give ')}"
-            raise UserError(f"{path} is of {actual}, but {timed} is timed; {advice}")
+            raise UserError(
+                f"{path} is of {actual}, but {timed} is timed; give --arch {said['arch']}, or by "
+                "--model the checkpoint that it was made of"
+            )
     shape = [d.dim_value for d in graph.input[0].type.tensor_type.shape.dim]  # 0: any size
     for batch in batches:
         if len(shape) != 4 or any(
