@@ -8,11 +8,9 @@ import megengine as mge
 import megengine.module as M
 import numpy as np
 from megengine.core._imperative_rt.core2 import apply
-from megengine.core.ops.builtin import Elemwise
 
+from .elementwise import BLEND
 from .swap import swapped, tensors
-
-_BLEND = Elemwise(mode=Elemwise.Mode.FUSE_MUL_ADD4)  # a * b + c * d in one pass
 
 
 class WeightAverage:
@@ -34,7 +32,7 @@ class WeightAverage:
         decay = min(self.decay, (1 + step) / (10 + step))
         kept, rest = (mge.Tensor(value, dtype="float32") for value in (decay, 1 - decay))
         for name, tensor in tensors(self.model).items():
-            self._average[name] = apply(_BLEND, self._average[name], kept, tensor, rest)[0]
+            self._average[name] = apply(BLEND, self._average[name], kept, tensor, rest)[0]
 
     def applied(self) -> AbstractContextManager[None]:
         """Return a context within which the network has the average's weights."""
