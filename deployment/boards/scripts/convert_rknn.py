@@ -88,7 +88,7 @@ def main() -> int:
                 f"cannot import rknn-toolkit2 ({_missing}); run this in an environment that has it"
             )
         rknn, seconds = _build(args, network, qdq)
-        _call(rknn.export_rknn, str(out or network["model"]))
+        _call(rknn, "export_rknn", str(out or network["model"]))
         result = {
             "network": network["name"],
             "target": args.target,
@@ -97,7 +97,7 @@ def main() -> int:
             "toolkit": _version(),
         }
         if args.evaluate != 0 and Path("val_label.txt").is_file():
-            _call(rknn.init_runtime)
+            _call(rknn, "init_runtime")
             result.update(_evaluate(rknn, network, args.evaluate))
         rknn.release()
     except ToolkitError as error:
@@ -117,7 +117,8 @@ def _build(
     start = time.perf_counter()
     rknn = RKNN(verbose=False)
     _call(
-        rknn.config,
+        rknn,
+        "config",
         mean_values=[network["mean"]],
         std_values=[network["std"]],
         target_platform=args.target,
@@ -128,7 +129,7 @@ def _build(
     try:
         session = _session(file)
         (entry,) = session.get_inputs()
-    except Exception:  # onnxruntime's are of many kinds
+    except (ToolkitError, ValueError):
         raise ToolkitError(
             f"{file} is no ONNX file with one input; write it by quantize.py --target rknn"
         ) from None
@@ -136,16 +137,20 @@ def _build(
         _check_quantized(session, file)
         _check_same(session, _session(f"{network['name']}.onnx"), file)
     shape = [1, 3, network["size"], network["size"]]  # an int8 file may take any batch size
-    _call(rknn.load_onnx, model=file, inputs=[entry.name], input_size_list=[shape])
+    _call(rknn, "load_onnx", model=file, inputs=[entry.name], input_size_list=[shape])
     quantize = not (args.float16 or qdq)
-    _call(rknn.build, do_quantization=quantize, dataset="dataset.txt")
+    _call(rknn, "build", do_quantization=quantize, dataset="dataset.txt")
     return rknn, time.perf_counter() - start
 
 
 def _check_quantized(session: onnxruntime.InferenceSession, file: str) -> None:
     """Raise ToolkitError for a file that is not of quantize.py --target rknn."""
     said = session.get_modelmeta().custom_metadata_map.get("quantization", "{}")
-    if json.loads(said).get("target") != "rknn":
+    try:
+        target = json.loads(said).get("target")
+    except (ValueError, AttributeError):
+        target = None
+    if target != "rknn":
         raise ToolkitError(
             f"{file} is no int8 file for Rockchip; write one by quantize.py --target rknn"
         )
@@ -187,19 +192,19 @@ def _version() -> str | None:
         return None
 
 
-def _call(method: Callable, *arguments: Any, **named: Any) -> Any:
+def _call(rknn: Any, method: str, *arguments: Any, **named: Any) -> Any:
     """Return what a method of the toolkit returns; raise ToolkitError where it fails.
 
     Methods fail in three ways: with a status other than 0, with None, and, in newer versions, with
     an exception whose message is a traceback that ends with the reason.
     """
     try:
-        result = method(*arguments, **named)
+        result = getattr(rknn, method)(*arguments, **named)
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
-        raise ToolkitError(f"{method.__name__} failed: {reason}") from None
+        raise ToolkitError(f"{method} failed: {reason}") from None
     if result is None or result == [] or (isinstance(result, int) and result != 0):
-        raise ToolkitError(f"{method.__name__} failed; the toolkit's message is above")
+        raise ToolkitError(f"{method} failed; the toolkit's message is above")
     return result
 
 
@@ -217,7 +222,7 @@ def _evaluate(rknn: Any, network: dict[str, Any], count: int | None) -> dict[str
             raise ToolkitError(f"cannot read evaluation/{name}; copy it from the kit")
         expected = _class(of_float(crop))
         image = pixels.in_network_order(crop, network)[None]
-        actual = _class(_call(rknn.inference, inputs=[image], data_format=["nhwc"])[0])
+        actual = _class(_call(rknn, "inference", inputs=[image], data_format=["nhwc"])[0])
         right += expected == int(label)
         simulated += actual == int(label)
         agree += actual == expected
@@ -244,7 +249,10 @@ def _float_network(network: dict[str, Any]) -> Callable:
 
 
 def _session(file: str) -> onnxruntime.InferenceSession:
-    return onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    try:
+        return onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    except Exception:  # onnxruntime's are of many kinds
+        raise ToolkitError(f"{file} is no ONNX file; copy it from the kit") from None
 
 
 if __name__ == "__main__":

@@ -161,6 +161,11 @@ def test_a_quantized_file_is_not_quantized_again(network, photos, test_images, t
     assert status == 2 and "best.pkl is no ONNX file with one input; write it by" in err
     status, _, err = run(out / "convert.py", "--evaluate", -1)
     assert status == 2 and "--evaluate must be at least 0" in err
+    (out / "RepVGGA0.onnx").rename(tmp_path / "moved.onnx")
+    flags = ["--qdq", said_to_be_int8(tmp_path / "moved.onnx", tmp_path / "int8.onnx")]
+    status, _, err = run(out / "convert.py", *flags, runtime="toolkit")
+    assert status == 2 and "RepVGGA0.onnx is no ONNX file; copy it from the kit" in err
+    (tmp_path / "moved.onnx").rename(out / "RepVGGA0.onnx")
     evaluated = next((out / "evaluation").iterdir())
     evaluated.rename(tmp_path / "moved.png")
     status, _, err = run(out / "convert.py", runtime="toolkit")
