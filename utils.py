@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import reprlib
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -113,6 +114,14 @@ def shown(name: str | PathLike) -> str:
     Bytes that are not UTF-8 are written as \\xe9, and characters that cannot be seen as \\n.
     """
     return _visible(os.fsdecode(name))
+
+
+def brief(value: Any) -> str:
+    """Return a value from a file as a short text for a message, whatever the file holds."""
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        return f"a {type(value).__name__} of too many digits"
 
 
 def module_command(module: str, *options: str) -> list[str]:

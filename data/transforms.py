@@ -8,7 +8,6 @@ The augmentation of training comes before, in augment.py.
 from __future__ import annotations
 
 import math
-import reprlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,7 +15,7 @@ from functools import cached_property
 import cv2
 import numpy as np
 
-from utils import UserError
+from utils import UserError, brief
 
 from . import long_images, resizing
 
@@ -67,7 +66,7 @@ class Preprocessing:
             and self.channels >= 1
         )
         if not valid:
-            raise ValueError(f"{reprlib.repr(vars(self))} makes no sense")
+            raise ValueError(f"{brief(vars(self))} makes no sense")
 
     def bgr(self, values: tuple[float, float, float]) -> tuple[float, float, float]:
         """Return `mean` or `std` in the channel order of images, which is BGR."""

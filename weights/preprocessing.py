@@ -9,16 +9,17 @@ habit of those whose layout the file has.
 from __future__ import annotations
 
 import json
-import reprlib
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from models.staged import STRIDES
+
 import numpy as np
 
 from data.transforms import Preprocessing
-from utils import UserError
+from utils import UserError, brief
 
 Statements = Mapping[str, tuple[Any, str]]
 
@@ -77,7 +78,7 @@ def resolve(
         try:
             Preprocessing(**{field: values[field]})
         except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
-            said = reprlib.repr(values[field])  # which is short, whatever the file holds
+            said = brief(values[field])  # which is short, whatever the file holds
             raise UserError(
                 f"{origins[field]} says that the {LABELS[field]} of {path} is {said}, "
                 f"which is not possible here; say {_FLAGS[field]}"
@@ -204,7 +205,7 @@ def of_file(
 def recorded_stride(tree: Any, metadata: Mapping[str, str]) -> int | None:
     """Return the total stride that a file exported here records; None where it records none."""
     said = metadata.get(STRIDE, tree.get(STRIDE) if isinstance(tree, dict) else None)
-    return {"8": 8, "16": 16, "32": 32}.get(str(said)) if isinstance(said, int | str) else None
+    return next((stride for stride in STRIDES if said in (stride, str(stride))), None)
 
 
 def of_config(config: Any, origin: str) -> dict[str, tuple[Any, str]]:

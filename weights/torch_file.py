@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import mmap
-import reprlib
 import struct
 import zipfile
 from collections.abc import Callable
@@ -20,6 +19,7 @@ import numpy as np
 
 from data import foreign, unpickle
 from data.unpickle import DamagedError, UnsuitableError
+from utils import brief
 
 from . import archives, torch_tensors
 
@@ -191,7 +191,7 @@ class _Unpickler(unpickle.Unpickler):
             and type(numel) is int
             and numel >= 0
         )
-        used = f"a tensor uses {reprlib.repr(mention)}, which is no whole storage"
+        used = f"a tensor uses {brief(mention)}, which is no whole storage"
         if any(view):
             raise UnsuitableError(
                 f"is of PyTorch before 0.4: {used}; load it with PyTorch and save it again"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Mapping
 from typing import Any
 
 import models
 from models.staged import STRIDES
+
+from utils import brief
 
 from .state import MOST_CHANNELS, class_count, input_channels
 
@@ -25,9 +26,9 @@ def check(fields: Mapping[str, Any]) -> None:
     when the network is built.
     """
     if fields["arch"] not in models.list_models():
-        raise ValueError(f"its architecture is {reprlib.repr(fields['arch'])}")
+        raise ValueError(f"its architecture is {brief(fields['arch'])}")
     if fields["form"] not in ("train", "deploy"):
-        raise ValueError(f"its form is {reprlib.repr(fields['form'])}")
+        raise ValueError(f"its form is {brief(fields['form'])}")
     odd = [key for key, value in fields["state_dict"].items() if value.dtype.kind != "f"]
     if odd:
         raise ValueError(f"{odd[0]} holds no floating-point numbers")
@@ -46,19 +47,19 @@ def check(fields: Mapping[str, Any]) -> None:
     _check_options(fields)
     for name, (low, high) in (fields["activation_ranges"] or {}).items():
         if not low <= high:
-            ends = f"{reprlib.repr(low)} to {reprlib.repr(high)}"
+            ends = f"{brief(low)} to {brief(high)}"
             raise ValueError(f"its activation {name} ranges from {ends}")
 
 
 def _check_options(fields: Mapping[str, Any]) -> None:
     options = fields["options"]
     if not isinstance(options, dict):
-        raise ValueError(f"its options are {reprlib.repr(options)}")
+        raise ValueError(f"its options are {brief(options)}")
     known = {**_OPTIONS, **models.own_options(fields["arch"])}
     for name, value in options.items():
         possible = known.get(name, ())
         if not possible or type(value) is not type(possible[0]) or value not in possible:
-            raise ValueError(f"its option {name} is {reprlib.repr(value)}")
+            raise ValueError(f"its option {name} is {brief(value)}")
     said, channels = options.get("in_chans", 3), input_channels(fields["state_dict"])
     if said != channels:
         raise ValueError(f"it says {said} input channels, its first kernel {channels}")
