@@ -11,6 +11,7 @@ from utils import UserError
 
 LIMIT = 120.0  # seconds for one image, unless told
 TICK = 0.25  # seconds between two looks at what is waited for
+AGAIN = 2.0  # seconds after which a batch is ended again if it goes on
 
 
 def stalled(image: object, limit: float) -> UserError:
@@ -69,10 +70,12 @@ def watched(
     def look(_number: int, _frame: object) -> None:
         try:
             while_waiting()
+            if patience.ends(at, tick):
+                raise stalled(images[at], limit)
         except BaseException as error:
+            # not at once again, while this one is on its way; but again, as C code may lose it
+            signal.setitimer(signal.ITIMER_REAL, AGAIN, AGAIN)
             raise _Ended(error) from None
-        if patience.ends(at, tick):
-            raise _Ended(stalled(images[at], limit))
 
     if threading.current_thread() is not threading.main_thread():
         yield note
@@ -82,6 +85,7 @@ def watched(
     try:
         yield note
     except _Ended as ended:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         raise ended.reason from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

@@ -75,6 +75,21 @@ def test_a_decoder_that_takes_every_error_for_a_bad_image_does_not_hold_up_a_sig
                 time.sleep(5)
 
 
+def test_a_batch_is_not_ended_twice_while_the_error_is_on_its_way(val, monkeypatch):
+    """As on a busy machine, where several ticks pass before the timer is stopped."""
+    set_timer = signal.setitimer
+
+    def slowly(which, seconds, interval=0.0):
+        if not seconds:
+            time.sleep(0.3)
+        return set_timer(which, seconds, interval)
+
+    monkeypatch.setattr(signal, "setitimer", slowly)
+    with pytest.raises(UserError, match="takes more than"):  # noqa: SIM117
+        with stalls.watched(val.images, 0.1, lambda: None):
+            time.sleep(5)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_waiting_can_be_given_up(val, workers):
     loader = Loader(val, SMALL, 3, workers)
