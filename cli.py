@@ -115,8 +115,8 @@ SHARED_FLAGS: dict[str, dict[str, Any]] = {
     },
     "--model": {
         "metavar": "FILE",
-        "help": "checkpoint to load: a file or folder, an http(s) URL, or SOURCE:NAME of published "
-        "weights (default: the newest best.pkl under checkpoints/)",
+        "help": "checkpoint, .onnx or .mge file: a file or folder, an http(s) URL, or SOURCE:NAME "
+        "of published weights (default: the newest best.pkl under checkpoints/)",
     },
     "--entry": {
         "metavar": "NAME",
@@ -146,13 +146,9 @@ SHARED_FLAGS: dict[str, dict[str, Any]] = {
     "--size": {
         "type": number(int, 1, 4096),
         "metavar": "PIXELS",
-        "help": "side of the square input images (default: the checkpoint's)",
+        "help": "side of the square input images in pixels (default: the model file's)",
     },
-    "--stride": {
-        "type": int,
-        "choices": (8, 16, 32),
-        "help": "total stride of the network: 32, or 8 or 16 for small images, such as CIFAR's",
-    },
+    "--stride": {"type": int, "choices": (8, 16, 32)},
     "--crop-ratio": {
         "type": number(float, 0, 1, open_low=True),
         "metavar": "R",
@@ -182,8 +178,8 @@ SHARED_FLAGS: dict[str, dict[str, Any]] = {
     },
     "--resize-backend": {
         "choices": ("pillow", "opencv"),
-        "help": "library whose resizing the weights expect: pillow, antialiased, as PyTorch's and "
-        "timm's networks do, or opencv, as BaseCls's",
+        "help": "library that resizes the images: pillow, antialiased, as PyTorch and timm do it, "
+        "or opencv, as BaseCls does it",
     },
     "--class-names": {
         "metavar": "FILE",
@@ -199,24 +195,25 @@ SHARED_FLAGS: dict[str, dict[str, Any]] = {
         "type": number(int, 0),
         "default": 2,
         "metavar": "N",
-        "help": "processes that decode images; with 0 the main process decodes them",
+        "help": "number of processes that decode images; 0: the command's own process decodes them",
     },
     "--skip-bad-images": {
         "action": "store_true",
-        "help": "leave corrupt images out and report their number, instead of stopping",
+        "help": "leave out images that cannot be decoded and report how many, instead of stopping",
     },
     "--ngpus": {
         "type": COUNT,
         "default": 1,
         "metavar": "N",
-        "help": "GPUs of this host to share the work between (not tested), or CPU processes where "
-        "there is no GPU",
+        "help": "number of GPUs of this host to share the work between (not tested), or of CPU "
+        "processes where there is no GPU",
     },
     "--print-freq": {
         "type": COUNT,
         "default": 20,
         "metavar": "BATCHES",
-        "help": "batches between two progress lines where the output is not a terminal",
+        "help": "number of batches from one progress line to the next, where the output is not a "
+        "terminal",
     },
     "--json": {"action": "store_true", "help": "print the results as JSON"},
 }

@@ -47,16 +47,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         metavar="IMAGE",
         help="image file, folder, tar or zip of images, or http(s) URL",
     )
-    cli.add_flags(parser, "--arch")
-    cli.add_flags(
-        parser,
-        "--model",
-        help="checkpoint, .onnx or .mge file: a file or folder, an http(s) URL, or SOURCE:NAME of "
-        "published weights (default: the newest best.pkl under checkpoints/)",
-    )
-    cli.add_flags(parser, "--entry")
+    cli.add_flags(parser, "--arch", "--model", "--entry", "--size")
     cli.add_preprocessing_flags(parser)
-    cli.add_flags(parser, "--size", help="side of the square input images (default: the file's)")
     output = parser.add_argument_group("output")
     output.add_argument(
         "--top", type=cli.COUNT, default=5, metavar="N", help="number of classes to show per image"

@@ -30,14 +30,7 @@ EXAMPLES = """\
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = cli.ArgumentParser(__doc__, EXAMPLES)
     what = parser.add_argument_group("network and data")
-    cli.add_flags(what, "--arch")
-    cli.add_flags(
-        what,
-        "--model",
-        help="checkpoint, .onnx or .mge file: a file or folder, an http(s) URL, or SOURCE:NAME of "
-        "published weights (default: the newest best.pkl under checkpoints/)",
-    )
-    cli.add_flags(what, "--entry")
+    cli.add_flags(what, "--arch", "--model", "--entry")
     cli.add_flags(
         what,
         "--data",

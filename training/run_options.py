@@ -10,18 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import cli
-from data import resizing
 from data.setting import setting
 
 DEFAULT_ARCH = "RepVGGA0"
 PREPROCESSING = "preprocessing of the images, instead of what --pretrained says or is known for"
 
 
-def _shared(flag: str) -> dict[str, Any]:
-    """Return what a flag of preprocessing says in every command, as arguments of `setting`."""
+def _shared(flag: str, **changes: Any) -> dict[str, Any]:
+    """Return what a flag says in every command, as arguments of `setting`."""
     said = cli.SHARED_FLAGS[flag]
     same = {name: said[name] for name in ("help", "choices", "metavar") if name in said}
-    return {"group": PREPROCESSING, **same}
+    return {**same, **changes}
 
 
 @dataclass(frozen=True)
@@ -42,12 +41,7 @@ class RunOptions:
         "or an archive or another form that docs/data.md lists; without it the handwritten digits "
         "of scikit-learn",
     )
-    val_list: str | None = setting(
-        None,
-        group="network and data",
-        metavar="FILE",
-        help=cli.SHARED_FLAGS["--val-list"]["help"],
-    )
+    val_list: str | None = setting(None, **_shared("--val-list", group="network and data"))
     ngpus: int = setting(
         1,
         at_least=1,
@@ -95,8 +89,8 @@ class RunOptions:
         at_least=1,
         metavar="PIXELS",
         by_epoch=True,
-        help="side length of the network's input; where it changes by epoch, validation has the "
-        "last one",
+        help="side of the square input images in pixels; where it changes by epoch, validation has "
+        "the last one",
     )
     crop_ratio: float | None = setting(
         None,
@@ -108,13 +102,7 @@ class RunOptions:
         help="side of the centre crop divided by the short side of the resized image, in "
         "validation",
     )
-    entry: str | None = setting(
-        None,
-        group="network and data",
-        metavar="NAME",
-        help="set of weights to take from a --pretrained file of several, such as state_dict_ema "
-        "(default: the one that its source evaluates, else the averaged one)",
-    )
+    entry: str | None = setting(None, **_shared("--entry", group="network and data"))
     in_chans: int | None = setting(
         None,
         group="network and data",
@@ -123,19 +111,15 @@ class RunOptions:
         help="number of channels of the images: 3, or 1 for grey ones, for which the first kernels "
         "of --pretrained are summed over the colours (default: 3, or that of the weights)",
     )
-    color: str | None = setting(None, **_shared("--color"))
+    color: str | None = setting(None, **_shared("--color", group=PREPROCESSING))
     mean: tuple[float, float, float] | None = setting(
-        None, at_least=-255, at_most=255, **_shared("--mean")
+        None, **_shared("--mean", group=PREPROCESSING, at_least=-255, at_most=255)
     )
-    std: tuple[float, float, float] | None = setting(None, above=0, **_shared("--std"))
-    interpolation: str | None = setting(None, **_shared("--interpolation"))
-    resize_backend: str | None = setting(
-        None,
-        group=PREPROCESSING,
-        choices=resizing.BACKENDS,
-        help="library whose resizing is used: pillow, antialiased, as PyTorch and timm use it, or "
-        "opencv, as BaseCls uses it (default: that of --pretrained, else pillow)",
+    std: tuple[float, float, float] | None = setting(
+        None, **_shared("--std", group=PREPROCESSING, above=0)
     )
+    interpolation: str | None = setting(None, **_shared("--interpolation", group=PREPROCESSING))
+    resize_backend: str | None = setting(None, **_shared("--resize-backend", group=PREPROCESSING))
     class_names: str | None = setting(
         None,
         group=PREPROCESSING,
@@ -143,11 +127,7 @@ class RunOptions:
         help="file with the class names of the --pretrained weights, one a line or as a JSON list: "
         "where their classifier is kept, these must be the classes of the data, in the same order",
     )
-    skip_bad_images: bool = setting(
-        False,
-        group="network and data",
-        help="skip images that cannot be decoded and log how many, instead of stopping",
-    )
+    skip_bad_images: bool = setting(False, **_shared("--skip-bad-images", group="network and data"))
     save: Path = setting(  # noqa: RUF009
         Path("checkpoints"), metavar="DIR", help="folder for results, which go to DIR/ARCH/TAG"
     )
@@ -166,18 +146,10 @@ class RunOptions:
         "best.pkl and latest.pkl",
     )
     print_freq: int = setting(
-        20, at_least=1, metavar="STEPS", help="number of steps from one log line to the next"
+        20, at_least=1, metavar="STEPS", help="number of steps from one progress line to the next"
     )
-    val_batch_size: int = setting(
-        100, at_least=1, metavar="IMAGES", help="number of images in a batch of the validation"
-    )
-    workers: int = setting(
-        2,
-        at_least=0,
-        metavar="N",
-        help="number of processes that decode and augment images; 0: the training process decodes "
-        "them itself",
-    )
+    val_batch_size: int = setting(100, **_shared("--val-batch-size", at_least=1))
+    workers: int = setting(2, **_shared("--workers", at_least=0))
     stall_timeout: float = setting(
         120.0,
         at_least=0,
