@@ -123,9 +123,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def read(path: Path, args: argparse.Namespace) -> checkpoint.Checkpoint:
     """Return the checkpoint in a file; raise CheckpointError unless it is of --model-arch."""
-    stated = preprocessing.of_flags(args)
-    if args.size is not None:
-        stated["size"] = args.size, "--size"
+    stated = preprocessing.of_flags(args, args.size)
     converted = checkpoint.read(
         path, args.model_arch, args.source, args.entry, stated, stride=args.stride
     )

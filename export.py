@@ -210,9 +210,7 @@ def main(argv: list[str] | None = None) -> int:
         )
     environment.hide_unused_gpus()
     environment.return_freed_memory()
-    stated = said.of_flags(args)
-    if isinstance(args.size, tuple):
-        stated["size"] = (min(args.size), "--size")
+    stated = said.of_flags(args, min(args.size) if isinstance(args.size, tuple) else None)
     model, preprocessing, metadata = source.load(
         args.model, args.arch, args.keep_branches, args.entry, stated, classifier=not args.features
     )

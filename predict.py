@@ -78,9 +78,7 @@ def main(argv: list[str] | None = None) -> int:
     environment.hide_unused_gpus()
     environment.tune_for_training()
     path = catalog.locate(args.model) if args.model else checkpoint.newest_best()
-    stated = preprocessing.of_flags(args)
-    if args.size is not None:
-        stated["size"] = (args.size, "--size")
+    stated = preprocessing.of_flags(args, args.size)
     net = network.load(path, args.arch, args.entry, stated)
     for line in preprocessing.lines(net.preprocessing, net.classes, net.origins):
         print(line, file=sys.stderr)

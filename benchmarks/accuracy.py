@@ -41,8 +41,8 @@ def run(args: argparse.Namespace, workers: Workers) -> int:
     if not args.model:
         say(f"testing the newest checkpoint, {path}")
     scorer = Scorer(args, path, workers, say)
-    test = _test_exported if network.is_exported(path) else _test_checkpoint
-    result = test(scorer, preprocessing.of_flags(args))
+    test = _test_exported if network_file.is_exported(path) else _test_checkpoint
+    result = test(scorer, preprocessing.of_flags(args, args.size))
     loader = scorer.loader
     if loader.dataset.folder is not None:
         result["split"] = loader.dataset.split.rstrip("/")
@@ -120,8 +120,6 @@ def _test_exported(scorer: Scorer, stated: preprocessing.Statements) -> dict[str
             f"{path} is an exported network, not a checkpoint that can be in train form or be "
             "fused; leave out --switch-deploy and --deploy"
         )
-    if args.size is not None:
-        stated = {**stated, "size": (args.size, "--size")}
     net = network.load(path, args.arch, args.entry, stated)
     for line in preprocessing.lines(net.preprocessing, net.class_ids, net.origins):
         scorer.say(line)
@@ -164,8 +162,6 @@ class _Running(M.Module):
 def _test_checkpoint(scorer: Scorer, stated: preprocessing.Statements) -> dict[str, Any]:
     """Return the results of a checkpoint, in each form that the arguments ask for."""
     args, path = scorer.args, scorer.path
-    if args.size is not None:
-        stated = {**stated, "size": (args.size, "--size")}
     contents = checkpoint.read(path, args.arch, entry=args.entry, stated=stated)
     for line in preprocessing.lines(contents.preprocessing, contents.classes, contents.origins):
         scorer.say(line)

@@ -13,7 +13,7 @@ import models
 import numpy as np
 import onnx
 
-from data import class_order, datasets, readers
+from data import datasets, readers
 from data.loader import Loader
 from data.transforms import Preprocessing
 from deployment.int8 import calibration, ptq, report, source
@@ -49,8 +49,8 @@ def _rows(
     net: source.Source, trained: dict[str, onnx.ModelProto], args: argparse.Namespace
 ) -> list[dict]:
     model, preprocessing, metadata = net
-    test = readers.open_dataset(args.data, "val", labels=args.val_list)
-    test = class_order.with_class_order(test, metadata["num_classes"], metadata["classes"])
+    num_classes, classes = metadata["num_classes"], metadata["classes"]
+    test = readers.open_validation(args.data, num_classes, classes, args.val_list)
     photos = calibration.files(args.calibration, args.images)
     calibration.assert_disjoint(photos, test.images)
     images = calibration.read(photos, preprocessing)

@@ -14,7 +14,7 @@ from models.equivalence import agreement
 
 import numpy as np
 
-from data import class_order, readers
+from data import readers
 from data.evaluation import Score
 from deployment import network
 from deployment.boards import kit
@@ -63,9 +63,7 @@ def accuracy(
     if net.preprocessing.channels != 3 or net.size[1] != side or side % 2:
         raise UserError(f"{model} does not take square colour images of an even side, as NV12 has")
     settings = kit.network_settings(net.preprocessing)
-    dataset = class_order.with_class_order(
-        readers.open_dataset(data, "val"), net.num_classes, net.class_ids
-    )
+    dataset = readers.open_validation(data, net.num_classes, net.class_ids)
     ways = [(crop, color) for crop in CROPS for color in COLORS]
     scores = {way: Score() for way in ways}
     agreed = dict.fromkeys(ways, 0.0)

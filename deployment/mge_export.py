@@ -31,9 +31,8 @@ from data.transforms import Preprocessing
 from . import features as maps
 from .input_format import adapt, describe
 from .mge_runtime import MgeFile
-from .onnx_export import check_sizes
 from .tracing import ExportError, Unsupported, in_channels, replay
-from .verification import write_verified
+from .verification import check_sizes, write_verified
 
 _FUSED = {"enable_fuse_conv_bias_nonlinearity": True}
 LAYOUTS = {"nchw": _FUSED, "nchw88": {**_FUSED, "enable_nchw88": True}}

@@ -18,10 +18,8 @@ from utils import UserError
 from weights import checkpoint
 from weights import preprocessing as said
 
-from .network_file import NetworkFile, is_exported, properties, read
+from .network_file import NetworkFile, is_exported, read
 from .verification import Runner
-
-__all__ = ["Network", "is_exported", "load", "properties", "recorded_preprocessing"]
 
 
 @dataclass(frozen=True)

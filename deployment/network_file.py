@@ -101,10 +101,10 @@ def _mge(path: str | PathLike) -> NetworkFile:
 
 
 def _onnx(path: str | PathLike) -> NetworkFile:
-    from .int8 import runtime
+    from . import onnx_runtime
 
     try:
-        session = runtime.session(path)
+        session = onnx_runtime.session(path)
     except Exception as error:  # onnxruntime's errors have no common class of their own
         raise _refused(path, error) from None
     entry, *others = session.get_inputs()

@@ -12,17 +12,16 @@ from models.equivalence import TOLERANCE
 import megengine.module as M
 import numpy as np
 import onnx
-import onnxruntime
 
 from data.transforms import Preprocessing
 
 from . import features as maps
 from . import half as half_precision
+from . import onnx_runtime
 from .input_format import adapt, describe
-from .int8 import runtime
 from .onnx_graph import to_onnx
 from .tracing import ExportError
-from .verification import Runner, Sizes, photographs, random_pixels, write_verified
+from .verification import Runner, check_sizes, photographs, random_pixels, write_verified
 
 
 class Exported(NamedTuple):
@@ -103,14 +102,6 @@ def export_onnx(
     return Exported(check.relative_error, numbers, initializers, dict(operators))
 
 
-def check_sizes(size: tuple[int, int], free_size: bool, batches: tuple[int, ...]) -> Sizes:
-    """Return the numbers and sizes of the images on which a file is compared with the network."""
-    sizes = [(batch, size) for batch in batches]
-    if free_size:
-        sizes.append((batches[-1], (size[0] + 32, size[1] + 64)))
-    return sizes
-
-
 def _check(content: bytes) -> None:
     try:
         onnx.checker.check_model(content, full_check=True)  # with strict shape inference
@@ -120,8 +111,7 @@ def _check(content: bytes) -> None:
 
 def load(path: str | PathLike) -> Runner:
     """Return a function that runs an ONNX file with one input in onnxruntime."""
-    providers = ["CPUExecutionProvider"]
-    session = onnxruntime.InferenceSession(runtime.onnx_file(path), providers=providers)
+    session = onnx_runtime.session(path)
     name = session.get_inputs()[0].name
 
     def run(images: np.ndarray) -> np.ndarray | list[np.ndarray]:

@@ -63,6 +63,14 @@ class EquivalenceCheck(NamedTuple):
         )
 
 
+def check_sizes(size: tuple[int, int], free_size: bool, batches: tuple[int, ...]) -> Sizes:
+    """Return the numbers and sizes of the images on which a file is compared with the network."""
+    sizes = [(batch, size) for batch in batches]
+    if free_size:
+        sizes.append((batches[-1], (size[0] + 32, size[1] + 64)))
+    return sizes
+
+
 def write_verified(
     path: str | PathLike,
     content: bytes,

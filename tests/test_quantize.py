@@ -15,7 +15,7 @@ import onnxruntime
 import pytest
 
 from data.transforms import Preprocessing
-from deployment import network
+from deployment import network, network_file
 from deployment.int8 import floor, graph, quantization, weights
 from deployment.int8.dialects import DIALECTS
 from tests.support import write_image_folder
@@ -68,7 +68,7 @@ def test_report_and_files(command, trained, photos, tmp_path):
         assert row["top1"] in (0, *(100 * n / 6 for n in range(7))) and row["top5"] == 100
 
     # the file says all that the float one said, and predict.py and network.py run it as it is
-    noted = network.properties({p.key: p.value for p in onnx.load(out).metadata_props})
+    noted = network_file.properties({p.key: p.value for p in onnx.load(out).metadata_props})
     assert noted["source_sha256"] and noted["classes"] == ["apple", "pear"]
     assert (
         noted["preprocessing"]["crop_ratio"] == 1
@@ -97,7 +97,10 @@ def test_text_and_onnx_input(command, trained, photos, tmp_path):
     written = network.load(tmp_path / "float-int8.onnx")
     assert written.classes == ["Apfel", "Birne"] and "mean: 123.675 116.28 103.53 (the" in said
     noted = onnx.load(tmp_path / "float-int8.onnx").metadata_props
-    assert "--crop-ratio" in network.properties({p.key: p.value for p in noted})["origins"].values()
+    assert (
+        "--crop-ratio"
+        in network_file.properties({p.key: p.value for p in noted})["origins"].values()
+    )
     lines = said.splitlines()
     rows = [lines.pop(0) for _ in range(8)]
     assert rows[5:7] == ["resize backend: opencv (the file)", "crop ratio: 1.0 (--crop-ratio)"]
@@ -131,7 +134,9 @@ def test_a_file_for_each_target(target, command, trained, photos, tmp_path):
     status, said, err = command("quantize", *flags, "--target", target, "--out", out, "--json")
     assert (status, err) == (0, "") and json.loads(said).get("target", "onnxruntime") == target
     written = onnx.load(out)
-    noted = network.properties({p.key: p.value for p in written.metadata_props})["quantization"]
+    noted = network_file.properties({p.key: p.value for p in written.metadata_props})[
+        "quantization"
+    ]
     assert noted.get("target", "onnxruntime") == target
     kinds = {t.data_type for t in written.graph.initializer}
     assert (onnx.TensorProto.UINT8 in kinds) == (target != "tensorrt")
@@ -172,7 +177,9 @@ def test_a_floor_keeps_layers_in_float(command, trained, photos, tmp_path):
     assert said["networks"][-1]["name"] == f"W8A8 per-channel, {len(kept)} in float"
     assert said["networks"][-1]["sqnr"] == pytest.approx(said["floor"]["reached"], abs=0.1)
     written = onnx.load(out)
-    noted = network.properties({p.key: p.value for p in written.metadata_props})["quantization"]
+    noted = network_file.properties({p.key: p.value for p in written.metadata_props})[
+        "quantization"
+    ]
     assert noted["in_float"] == sorted(kept)
     plain = {tensor.name for tensor in written.graph.initializer}
     layers = [node for node in written.graph.node if node.op_type in ("Conv", "Gemm")]

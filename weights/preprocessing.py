@@ -131,11 +131,12 @@ def lines(
 # ---------------------------------------------------------------- flags
 
 
-def of_flags(args: Any) -> dict[str, tuple[Any, str]]:
+def of_flags(args: Any, size: int | None = None) -> dict[str, tuple[Any, str]]:
     """Return what the flags of `cli.PREPROCESSING` say, of parsed arguments.
 
-    Mean and deviation are in the flags' order of colours, for pixels from 0 to 1 or, where a value
-    is above 1, from 0 to 255. Raises UserError for a file of class names that cannot be read.
+    `size` is the side in pixels, of a command whose --size is that of the network's images. Mean
+    and deviation are in the flags' order of colours, for pixels from 0 to 1 or, where a value is
+    above 1, from 0 to 255. Raises UserError for a file of class names that cannot be read.
     """
     given = {field: getattr(args, field, None) for field in LABELS if field != "size"}
     mean, std = given["mean"] or (0.0,), given["std"] or (0.0,)
@@ -154,7 +155,8 @@ def of_flags(args: Any) -> dict[str, tuple[Any, str]]:
         given["color"] = given["color"].upper()
     if (file := getattr(args, "class_names", None)) is not None:
         given["classes"] = read_class_names(file)
-    return {field: (value, _FLAGS[field]) for field, value in given.items() if value is not None}
+    said = {field: (value, _FLAGS[field]) for field, value in given.items() if value is not None}
+    return said if size is None else {**said, "size": (size, "--size")}
 
 
 def read_class_names(path: str | PathLike) -> list[str]:

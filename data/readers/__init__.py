@@ -12,7 +12,7 @@ from pathlib import Path
 
 from utils import UserError, shown
 
-from .. import archives
+from .. import archives, class_order
 from ..datasets import Dataset, image_folder
 from ..folders import LeftOut, image_files
 from ..members import Members
@@ -54,6 +54,21 @@ def open_dataset(
     members, texts = archives.all_members(place.paths)
     labelled = webdataset.read(place, members, texts) if known is None else None
     return labelled or archive.read(place, members, known)
+
+
+def open_validation(
+    root: str | Path,
+    num_classes: int,
+    classes: list[str] | None,
+    labels: str | PathLike | None = None,
+) -> Dataset:
+    """Return the validation images of `open_dataset`, with the labels that a network uses.
+
+    See `class_order.with_class_order` for `num_classes` and `classes`. Raises UserError when there
+    are no such images, or their classes do not fit the network's.
+    """
+    dataset = open_dataset(root, "val", labels=labels)
+    return class_order.with_class_order(dataset, num_classes, classes)
 
 
 def _assert_unlabelled(root: str | Path, labels: Labels | None) -> None:

@@ -18,10 +18,9 @@ import numpy as np
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from data import class_order, datasets, readers, sources
+from data import sources
 from data.decoding import BadImageError, ImageFile, read
 from data.transforms import Preprocessing
-from utils import UserError, text_of
 
 from . import kit
 
@@ -92,7 +91,7 @@ def write_kit(
     Args:
         model: fused network made by `models.create`.
         preprocessing: preprocessing of the images that `model` takes.
-        images, labels: image files and their classes, as returned by `labelled_images`.
+        images, labels: image files and their classes, as labels.labelled_images returns them.
         out: folder to create.
         metadata: see `onnx_export.export_onnx`.
 
@@ -148,50 +147,6 @@ def write_kit(
             "README.txt"]  # fmt: skip
 
 
-def labelled_images(
-    data: str | PathLike,
-    labels: str | PathLike | None,
-    num_classes: int,
-    classes: list[str] | None,
-) -> tuple[Sequence[ImageFile], list[int]]:
-    """Return image files and their labels.
-
-    Args:
-        data: folder of images that the file `labels` labels; without `labels`, a folder with
-            val/CLASS/IMAGE or test/CLASS/IMAGE.
-        labels: file to read by `read_labels`.
-        num_classes, classes: classes of the network; see class_order.with_class_order.
-
-    Raises UserError when there are no images, an image has no label, or the classes do not match.
-    """
-    if labels is None:
-        dataset = readers.open_dataset(data, "val")
-        dataset = class_order.with_class_order(dataset, num_classes, classes)
-        if isinstance(dataset.images, np.ndarray):
-            raise UserError(f"{data} holds pixels; give image files, from which the kit is made")
-        return dataset.images, dataset.labels.tolist()
-    if not Path(data).is_dir():
-        raise UserError(f"there is no folder {data}; give one with images in it")
-    files = datasets.image_files(data)
-    if not files:
-        raise UserError(f"there are no images in {data}; give a folder that has some in it")
-    known = read_labels(labels)
-    seen: dict[str, Path] = {}
-    for file in files:
-        label = known.get(_key(file.name))
-        if (other := seen.setdefault(_key(file.name), file)) != file:
-            raise UserError(
-                f"{other} and {file} are called {_key(file.name)!r} up to the first dot, by which "
-                "labels and outputs are found; rename one of them"
-            )
-        if label is None or not 0 <= label < num_classes:
-            what = "no label" if label is None else f"the label {label}"
-            raise UserError(
-                f"{file.name} has {what} in {labels}; give each image one of 0 to {num_classes - 1}"
-            )
-    return files, [known[_key(file.name)] for file in files]
-
-
 def prepare(path: ImageFile, preprocessing: Preprocessing) -> np.ndarray:
     """Return an image file as the network's input, float32 [3, size, size].
 
@@ -223,30 +178,3 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):  # convert() would clip it at 255, to nearly all white
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     return image.convert("RGB")
-
-
-def read_labels(path: str | PathLike) -> dict[str, int]:
-    """Return file name up to its first dot -> label, from lines `FILE_NAME LABEL`.
-
-    Raises UserError when the file cannot be read, has other lines, or gives a name two labels.
-    """
-    labels: dict[str, int] = {}
-    try:
-        lines = text_of(Path(path).read_bytes()).splitlines()
-        for name, label in (line.rsplit(maxsplit=1) for line in lines if line.strip()):
-            if labels.setdefault(_key(name), int(label)) != int(label):
-                raise UserError(
-                    f"{path} has the labels {labels[_key(name)]} and {label} for images that are "
-                    f"called {_key(name)!r} up to the first dot; rename one of them"
-                )
-        return labels
-    except OSError as error:
-        raise UserError(f"cannot read the labels {path}: {error.strerror}") from None
-    except ValueError:
-        raise UserError(
-            f"{path} has lines that are not `FILE_NAME LABEL`; give one that has no others"
-        ) from None
-
-
-def _key(file_name: str) -> str:
-    return file_name.replace("\\", "/").rpartition("/")[2].split(".")[0]

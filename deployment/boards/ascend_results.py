@@ -16,7 +16,7 @@ import numpy as np
 from utils import UserError, say_once
 
 from . import kit
-from .ascend import read_labels
+from .labels import read_labels
 
 _WITH_BACKGROUND = 1001
 

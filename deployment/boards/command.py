@@ -98,12 +98,12 @@ def write_kit(
             f"a kit is for images of three colours, and the network takes {preprocessing.channels} "
             "channels; leave out --kit and use the board's own tools on the ONNX file"
         )
-    from . import ascend, rdk, rknn
+    from . import ascend, labels, rdk, rknn
 
     images = None
     if args.data:
         classes = metadata["classes"]
-        images = ascend.labelled_images(args.data, args.labels, model.num_classes, classes)
+        images = labels.labelled_images(args.data, args.labels, model.num_classes, classes)
     if args.kit == "ascend":
         assert images is not None  # which `check` asks for
         listed = ascend.write_kit(model, preprocessing, *images, args.out, metadata)

@@ -20,7 +20,9 @@ import onnx
 from onnx import NodeProto, helper, numpy_helper
 from tqdm import tqdm
 
-from . import graph, qdq, runtime
+from deployment import onnx_runtime
+
+from . import graph, qdq
 from .dialects import Grid, Scheme
 
 _DEFAULT = Scheme()
@@ -151,7 +153,7 @@ def _run(
         opset_imports=model.opset_import,
         ir_version=model.ir_version,
     )
-    session = runtime.session(alone.SerializeToString(), spin=False)
+    session = onnx_runtime.session(alone.SerializeToString(), spin=False)
     total = len(tensors[inputs[0]])
     batches = [
         session.run(None, {name: tensors[name][i : i + graph.BATCH] for name in inputs})[0]

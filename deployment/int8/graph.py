@@ -9,7 +9,7 @@ import onnx
 from onnx import NodeProto, helper, numpy_helper
 from tqdm import tqdm
 
-from . import runtime
+from deployment import onnx_runtime
 
 LAYERS = ("Conv", "Gemm")  # the operators with weights
 BATCH = 8  # batch size where all feature maps of a network are kept
@@ -81,7 +81,7 @@ def run(
             value = helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
             copy.graph.output.append(value)
         model = copy
-    session = runtime.session(model.SerializeToString(), spin=False)
+    session = onnx_runtime.session(model.SerializeToString(), spin=False)
     entry = session.get_inputs()[0].name
     starts = range(0, len(images), BATCH)
     disable = None if description else True  # None disables the bar where there is no terminal

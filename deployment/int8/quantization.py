@@ -14,15 +14,16 @@ import onnx
 from tqdm import tqdm
 
 import utils
-from data import class_order, datasets, readers
+from data import datasets, readers
 from data.decoding import ImageFile
 from data.loader import Loader
 from data.transforms import Preprocessing
+from deployment import onnx_runtime
 from utils import write_atomically
 from weights import preprocessing as said
 from weights.files import sha256
 
-from . import calibration, dialects, floor, graph, ptq, qdq, report, runtime, source
+from . import calibration, dialects, floor, graph, ptq, qdq, report, source
 from .dialects import DIALECTS, Scheme
 
 BATCH = 25  # batch size of the evaluation
@@ -242,8 +243,9 @@ def _read(args: argparse.Namespace) -> source.Source:
 def _test_set(args: argparse.Namespace, metadata: dict) -> datasets.Dataset | None:
     if not args.data:
         return None
-    test = readers.open_dataset(args.data, "val", labels=args.val_list)
-    return class_order.with_class_order(test, metadata["num_classes"], metadata["classes"])
+    return readers.open_validation(
+        args.data, metadata["num_classes"], metadata["classes"], args.val_list
+    )
 
 
 def _target(args: argparse.Namespace) -> Path:
@@ -289,7 +291,7 @@ def _write(
     def write(file: BinaryIO) -> None:
         file.write(content)
         file.flush()
-        session = runtime.session(file.name)
+        session = onnx_runtime.session(file.name)
         (logits,) = session.run(None, {session.get_inputs()[0].name: images[:1]})
         if not np.isfinite(logits).all():
             raise utils.UserError(f"{target} was not written: its logits are not finite")

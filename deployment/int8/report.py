@@ -12,8 +12,9 @@ import numpy as np
 import onnx
 
 from data.evaluation import Score
+from deployment import onnx_runtime
 
-from . import graph, runtime
+from . import graph
 
 
 class Row(NamedTuple):
@@ -37,7 +38,8 @@ def compare(
         batches: pairs of images, float32 [N, C, H, W], and labels [N] or None.
     """
     sessions = {
-        name: runtime.session(m.SerializeToString(), spin=False) for name, m in networks.items()
+        name: onnx_runtime.session(m.SerializeToString(), spin=False)
+        for name, m in networks.items()
     }
     scores = {name: Score() for name in networks}
     powers = {name: np.zeros(2) for name in networks}

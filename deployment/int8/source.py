@@ -16,10 +16,10 @@ import deployment.source
 from data.transforms import Preprocessing
 from deployment.network import (
     names_classes,
-    properties,
     recorded_preprocessing,
     refuse_normalizing_twice,
 )
+from deployment.network_file import properties
 from deployment.onnx_export import export_onnx
 from utils import UserError
 from weights import catalog, checkpoint, formats

@@ -18,6 +18,7 @@ from data.datasets import image_files
 from data.decoding import decode
 from data.transforms import TORCHVISION, Preprocessing
 from deployment.boards import ascend, ascend_results
+from deployment.boards import labels as kit_labels
 from tests.support import ROOT, write_image_folder
 from utils import UserError
 
@@ -55,7 +56,7 @@ def test_from_photographs_to_result_json(tmp_path, deployed):
     """A folder with classes, in which files of two classes have the same name."""
     root = write_image_folder(tmp_path / "data", train=1, val=6, side=60)
     classes = [*"bcdefghij", "apple", "pear", "plum"]  # labels 9, 10, 11
-    images, labels = ascend.labelled_images(root, None, 12, classes)
+    images, labels = kit_labels.labelled_images(root, None, 12, classes)
     kit = tmp_path / "kit"
     listed = ascend.write_kit(deployed, SMALL, images, labels, kit, {"arch": "RepVGGA0"})
     assert sorted(listed) == sorted(path.name for path in kit.iterdir())
@@ -149,7 +150,7 @@ def test_a_flat_folder_with_a_label_file(tmp_path, deployed):
         cv2.imwrite(str(folder / f"ILSVRC2012_val_{i:08}.JPEG"), np.full((40, 50, 3), i, np.uint8))
     labels = tmp_path / "val_label.txt"
     labels.write_text("".join(f"ILSVRC2012_val_{i:08}.JPEG {i * 2}\n" for i in (1, 2, 3, 4)))
-    files, found = ascend.labelled_images(folder, labels, 12, None)
+    files, found = kit_labels.labelled_images(folder, labels, 12, None)
     assert files == image_files(folder) and found == [2, 4, 6]
     ascend.write_kit(deployed, SMALL, files, found, tmp_path / "kit")
     assert (tmp_path / "kit" / "val_label.txt").read_text() == "".join(
@@ -163,7 +164,7 @@ def test_a_flat_folder_with_a_label_file(tmp_path, deployed):
     }.items():
         labels.write_text(text)
         with pytest.raises(UserError, match=message):
-            ascend.labelled_images(folder, labels, 12, None)
+            kit_labels.labelled_images(folder, labels, 12, None)
 
 
 def test_bad_input_leaves_nothing(tmp_path, deployed):
@@ -177,10 +178,10 @@ def test_bad_input_leaves_nothing(tmp_path, deployed):
             ascend.write_kit(deployed, SMALL, images, [0] * len(images), tmp_path / out)
         assert [path.name for path in tmp_path.iterdir()] == ["a.jpg"]
     with pytest.raises(UserError, match="there is no folder"):
-        ascend.labelled_images(tmp_path / "none", tmp_path / "a.jpg", 12, None)
+        kit_labels.labelled_images(tmp_path / "none", tmp_path / "a.jpg", 12, None)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="there are no images in"):
-        ascend.labelled_images(tmp_path / "empty", tmp_path / "a.jpg", 12, None)
+        kit_labels.labelled_images(tmp_path / "empty", tmp_path / "a.jpg", 12, None)
 
 
 # ---------------------------------------------------------------- the board's results
@@ -264,7 +265,7 @@ def test_two_images_with_the_same_name_are_refused(tmp_path, deployed, rng):
         )
     (tmp_path / "labels.txt").write_text("1.png 3\n")
     with pytest.raises(UserError, match="a/1.png and .*b/1.png are called '1' up to the first dot"):
-        ascend.labelled_images(tmp_path / "images", tmp_path / "labels.txt", 10, None)
+        kit_labels.labelled_images(tmp_path / "images", tmp_path / "labels.txt", 10, None)
 
 
 @pytest.mark.parametrize("form", ["npy", "bin", "txt"])
@@ -328,7 +329,7 @@ def test_a_throughput_without_an_end(tmp_path):
 def test_labels_of_files_in_another_encoding(tmp_path):
     path = tmp_path / "val_label.txt"
     path.write_bytes(b"caf\xe9.jpg 1\n")
-    assert ascend.read_labels(path) == {"caf\udce9": 1}
+    assert kit_labels.read_labels(path) == {"caf\udce9": 1}
 
 
 @pytest.mark.parametrize(

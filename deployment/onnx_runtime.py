@@ -1,4 +1,4 @@
-"""onnxruntime sessions that keep int8 networks accurate on CPUs without VNNI instructions."""
+"""onnxruntime sessions, in which int8 networks stay accurate on CPUs without VNNI instructions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ def session(model: str | PathLike | bytes, spin: bool = True) -> onnxruntime.Inf
     """Return a session on the CPU for a float or int8 ONNX file, or for the content of one.
 
     It uses kernels that multiply uint8 by uint8 and cannot saturate on x86 CPUs without VNNI
-    instructions, see `weights`. They are slower, and needed only for int8 files from elsewhere.
+    instructions, see int8/weights.py. They are slower, and needed only for int8 files from
+    elsewhere.
 
     Args:
         model: path or content of the file.
@@ -24,11 +25,11 @@ def session(model: str | PathLike | bytes, spin: bool = True) -> onnxruntime.Inf
     options.log_severity_level = 4  # what fails is raised as well
     options.add_session_config_entry("session.x64quantprecision", "1")
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spin)))
-    content = model if isinstance(model, bytes) else onnx_file(model)
+    content = model if isinstance(model, bytes) else _onnx_file(model)
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
-def onnx_file(path: str | PathLike) -> str | bytes:
+def _onnx_file(path: str | PathLike) -> str | bytes:
     """Return what onnxruntime opens a file by: its name, or its content if the name is not UTF-8.
 
     Weights that are in other files beside it are found by the name alone.
