@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     from benchmarks import commands
 
     environment.hide_unused_gpus()
-    environment.tune_for_training()
+    environment.tune_for_computing()
     if args.command == "all-reduce":
         from training import launch
 

@@ -164,7 +164,8 @@ def check_fusion(path: Path, args: argparse.Namespace) -> equivalence.Equivalenc
     if not check.holds:
         raise recognition.ConversionError(
             f"{path} was not converted: fusing it moves the logits by "
-            f"{check.relative_error:.1e} of the largest, above {equivalence.TOLERANCE:.0e}"
+            f"{check.relative_error:.1e} of the largest, above {equivalence.TOLERANCE:.0e}; check "
+            "whether its weights and batch-norm statistics are those of a trained network"
         )
     return check
 

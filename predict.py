@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
     from weights import catalog, checkpoint, preprocessing
 
     environment.hide_unused_gpus()
-    environment.tune_for_training()
+    environment.tune_for_computing()
     path = catalog.locate(args.model) if args.model else checkpoint.newest_best()
     stated = preprocessing.of_flags(args, args.size)
     net = network.load(path, args.arch, args.entry, stated)

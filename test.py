@@ -137,7 +137,7 @@ def main(argv: list[str] | None = None) -> int:
     from benchmarks import accuracy
     from training import launch
 
-    environment.tune_for_training()
+    environment.tune_for_computing()
     return launch.run(partial(accuracy.run, args), args.ngpus)
 
 

@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
             raise utils.UserError(str(error)) from None
         launch.refuse_unsupported_gpu(args.ngpus, args.world_size)
         gpu.check(args.amp, args.dtr)
-        environment.tune_for_training()
+        environment.tune_for_computing()
         return launch.run(
             partial(run.run, args),
             args.ngpus,

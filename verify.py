@@ -184,7 +184,7 @@ def main(argv: list[str] | None = None) -> int:
     from tqdm import tqdm
 
     environment.hide_unused_gpus()
-    environment.tune_for_training()
+    environment.tune_for_computing()
     line = "{:39} {:>11} {:>2} {:>11} {:>10} {:>10} {:>7}  {}"
     header = line.format(
         "", "parameters", "->", "deployed", "max error", "relative", "argmax", "verdict"

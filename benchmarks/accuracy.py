@@ -18,7 +18,7 @@ import numpy as np
 
 import weights
 from data.loader import Loader
-from deployment import float64, network
+from deployment import float64, network, network_file
 from deployment.verification import Runner
 from training.distributed import Workers
 from utils import UserError, json_text
@@ -86,7 +86,8 @@ def _assert_equal(path: Path, model: M.Module, size: int) -> None:
     if not check.holds:
         raise UserError(
             f"the deploy form of {path} was not saved: fusing it moves the logits by "
-            f"{check.relative_error:.1e} of the largest, above {equivalence.TOLERANCE:.0e}"
+            f"{check.relative_error:.1e} of the largest, above {equivalence.TOLERANCE:.0e}; check "
+            "whether its weights and batch-norm statistics are those of a trained network"
         )
 
 

@@ -25,7 +25,7 @@ def own_process(what: str) -> Iterator[Callable[..., Any]]:
         what: what is measured, for the error message.
     """
     context = get_context("spawn")
-    with ProcessPoolExecutor(1, context, environment.tune_for_training) as executor:
+    with ProcessPoolExecutor(1, context, environment.tune_for_computing) as executor:
 
         def call(function: Callable, *arguments: object) -> Any:
             try:

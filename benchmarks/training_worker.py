@@ -52,7 +52,7 @@ def our_step(arch: str, size: int, batch: int, threads: int) -> Callable[[], Non
     """Return a function that runs a training step of this project's."""
     from models import environment
 
-    environment.tune_for_training()
+    environment.tune_for_computing()
 
     from .training_step import Point, training_step
 

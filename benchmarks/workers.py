@@ -105,7 +105,7 @@ def work(point: Point, steps: int, workers: Workers) -> list[float]:
 
 def main() -> None:
     """Run one of the workers; if it fails, all end."""
-    environment.tune_for_training()
+    environment.tune_for_computing()
     arch, size, batch, steps, folder = sys.argv[1:]
     workers = Workers() if cluster.mpi_rank() is None else MPI()
     try:

@@ -58,7 +58,9 @@ def kind(path: Path) -> str:
         with open(path, "rb") as file:
             head = file.read(_BLOCK)
     except OSError as error:
-        raise UserError(f"cannot read {shown(path)}: {error.strerror}") from None
+        raise UserError(
+            f"cannot read {shown(path)}: {error.strerror}; give a file that you may read"
+        ) from None
     for signature, name in (
         (b"PK\3\4", "zip"), (b"PK\5\6", "zip"), (b"PAR1", "parquet"), (b"\x1f\x8b", "gzip"),
         (b"BZh", "bzip2"), (b"\xfd7zXZ\0", "xz"), (b"(\xb5/\xfd", "zstd"), (b"\0\0\x08\3", "idx"),
@@ -111,7 +113,9 @@ def scan(path: Path) -> Index:
     try:
         return _of_zip(path) if kind(path) == "zip" else _of_tar(path)
     except OSError as error:
-        raise UserError(f"cannot read {shown(path)}: {error.strerror or error}") from None
+        raise UserError(
+            f"cannot read {shown(path)}: {error.strerror or error}; give a file that you may read"
+        ) from None
 
 
 # ---------------------------------------------------------------- the index's own file

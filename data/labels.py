@@ -37,7 +37,10 @@ def with_labels(dataset: Dataset, path: str | Path) -> Dataset:
     """
     entries = _read(path)
     if isinstance(dataset.images, np.ndarray):
-        raise UserError(f"--labels {path} is for image files with names, and these have none")
+        raise UserError(
+            f"--labels {path} is for image files with names, and these have none; give "
+            "--data image files"
+        )
     position = _positions(dataset.classes)
     labels = np.zeros((len(dataset), len(dataset.classes)), bool)
     for row, image in enumerate(dataset.images):
@@ -46,7 +49,7 @@ def with_labels(dataset: Dataset, path: str | Path) -> Dataset:
             if index is None:
                 raise UserError(
                     f"{path} has the class {label!r} for {shown(str(image))}, which is neither the "
-                    "name of a class nor its position"
+                    "name of a class nor its position; correct it, or leave the image out"
                 )
             if index >= 0:
                 labels[row, index] = True
@@ -70,7 +73,8 @@ def _read(path: str | Path) -> list | dict:
         ) from None
     if not isinstance(entries, list | dict):
         raise UserError(
-            f"{path} has neither a list of the images' classes nor the classes by name of the image"
+            f"{path} has neither a list of the images' classes nor the classes by name of the "
+            "image; give labels such as ImageNet-ReaL's real.json"
         )
     return entries
 

@@ -56,14 +56,15 @@ def read(name: ImageFile) -> np.ndarray:
         return decode_content(_download(name), name)
     if os.path.isdir(name):
         raise BadImageError(
-            f"the folder {shown(name)} holds no images ({', '.join(sorted(SUFFIXES))})"
+            f"the folder {shown(name)} holds no images ({', '.join(sorted(SUFFIXES))}); "
+            "give one that holds some"
         )
     if _is_archive(name):
         try:
             readers.find_images(name)
         except UserError as error:
             raise BadImageError(str(error)) from None
-        raise BadImageError(f"the archive {shown(name)} holds no images")
+        raise BadImageError(f"the archive {shown(name)} holds no images; give one that holds some")
     return decode(name)
 
 

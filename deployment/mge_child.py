@@ -91,7 +91,7 @@ def main() -> None:
     """Run the network on each array that is received, until the connection is closed."""
     descriptor, path, seconds = sys.argv[1:]
     channel = Channel(Connection(int(descriptor)))
-    environment.tune_for_training()
+    environment.tune_for_computing()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this
     with time_limit(float(seconds)):
         graph = load(path, channel)

@@ -92,7 +92,7 @@ def set_environment() -> None:
     np.finfo(np.float32), np.finfo(np.float64)
 
 
-def tune_for_training() -> None:
+def tune_for_computing() -> None:
     """Set the allocator and the timers of this process as training on a CPU needs them.
 
     Call it before MegEngine computes anything, since its threads inherit the timers. Nothing

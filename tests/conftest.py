@@ -16,7 +16,7 @@ import pytest
 import utils
 from tests.support import change_architecture, write_image_folder
 
-environment.tune_for_training()
+environment.tune_for_computing()
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two tests run at a time
 os.environ["no_proxy"] = os.environ["NO_PROXY"] = "127.0.0.1,localhost"  # where test servers are
 

@@ -68,7 +68,8 @@ def run(
     if available and count * hosts.count > 1:
         if count > available:
             raise UserError(
-                f"--ngpus {count}, but this machine has {available}; give --ngpus {available}"
+                f"--ngpus {count}, but this machine has {available} GPU{'s' * (available > 1)}; "
+                f"give --ngpus {available}"
             )
         for gpu in gpus.visible()[:count]:
             if not gpu.is_supported:

@@ -105,10 +105,14 @@ def fill_in(args: argparse.Namespace) -> None:
 def check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """End the program where flags contradict each other."""
     if args.rank >= args.world_size:
-        parser.error(f"--rank {args.rank} is not below --world-size {args.world_size}")
+        parser.error(
+            f"--rank {args.rank} is not below --world-size {args.world_size}; hosts are numbered "
+            f"from 0 to {args.world_size - 1}"
+        )
     if args.warmup_epochs >= args.epochs:
         parser.error(
-            f"--warmup-epochs {args.warmup_epochs:g} leaves nothing of --epochs {args.epochs}"
+            f"--warmup-epochs {args.warmup_epochs:g} leaves nothing of --epochs {args.epochs}; "
+            "give a shorter warmup or more epochs"
         )
     if args.val_list is not None and (args.data is None or args.holdout is not None):
         parser.error("--val-list labels the validation images of --data, instead of --holdout")
@@ -141,7 +145,10 @@ def check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     if args.nesterov and args.optimizer != "sgd":
         parser.error(f"--nesterov is for --optimizer sgd, and not for {args.optimizer}")
     if args.accumulate > args.batch_size:
-        parser.error(f"--accumulate {args.accumulate} is more than the {args.batch_size} images")
+        parser.error(
+            f"--accumulate {args.accumulate} is more than the {args.batch_size} images of a batch; "
+            f"give at most {args.batch_size}"
+        )
     if (args.schedule == "step") != bool(args.milestones):
         parser.error("--schedule step and --milestones, the epochs where it falls, need each other")
     if args.milestones and max(args.milestones) >= args.epochs:

@@ -254,7 +254,8 @@ def _of_contents(contents: dict[str, Any], path: str | PathLike) -> Checkpoint:
         return replace(checkpoint, state_dict=weights)
     except _UNREADABLE as error:
         raise CheckpointError(
-            f"{path} is not a checkpoint of this version of the project ({error})"
+            f"{path} is not a checkpoint of this version of the project ({error}); save it again "
+            "with this version, or convert the file that it was made from"
         ) from None
 
 

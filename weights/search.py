@@ -235,18 +235,24 @@ def raise_misfit(
         raise ConversionError(
             f"{path} is not in {f'layout {layouts[0]!r}' if only else 'any known layout'}: it has "
             f"keys such as {some(first.unknown)}"
-            + ("" if only else f"; the layouts are {', '.join(layouts)}")
+            + ("; leave --source out" if only else f"; the layouts are {', '.join(layouts)}")
         )
     assert_numbers(first.tensors, path)
     where = f"{path} ({first.source.title})"
     if first.unknown:
-        raise ConversionError(f"{where} has tensors that no rule knows: {some(first.unknown)}")
+        raise ConversionError(
+            f"{where} has tensors that no rule knows: {some(first.unknown)}; leave them out of the "
+            "file if they are no part of the network"
+        )
     networks = _networks(attempt.renamings, arch, stride or 32)
     if stride not in (None, 32):
         where += f" with a total stride of {stride}"
     if arch is not None:
         if arch in networks:
-            raise ConversionError(f"{where} does not fit {arch}: {some(networks[arch].problems)}")
+            raise ConversionError(
+                f"{where} does not fit {arch}: {some(networks[arch].problems)}; leave the "
+                "architecture out to have it recognized"
+            )
         where += f" holds no {arch} and"
     nearest = min(networks.values(), key=lambda network: len(network.problems))
     raise ConversionError(

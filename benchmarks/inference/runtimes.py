@@ -32,7 +32,7 @@ def megengine(path: str, threads: int, streams: int) -> list[Runner]:
 
     import weights
 
-    environment.tune_for_training()
+    environment.tune_for_computing()
     model = weights.load(path)
     model.eval()
     return [lambda images: model(mge.Tensor(images)).numpy()]
@@ -47,7 +47,7 @@ def mge_file(path: str, threads: int, streams: int) -> list[Runner]:
 
     import megenginelite as lite
 
-    environment.tune_for_training()
+    environment.tune_for_computing()
 
     def stream() -> Runner:
         network = lite.LiteNetwork()

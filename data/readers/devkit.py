@@ -74,5 +74,5 @@ def _in_archive(path: Path) -> dict[str, bytes]:
                 if len(files) == 2:
                     break
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{shown(path)} is truncated or damaged ({error})") from None
+        raise UserError(f"{shown(path)} is truncated or damaged ({error}); copy it again") from None
     return files

@@ -49,7 +49,9 @@ def read_labels(path: str | PathLike) -> Labels:
     try:
         lines = text_of(path.read_bytes()).splitlines()
     except OSError as error:
-        raise UserError(f"cannot read the labels {shown(path)}: {error.strerror}") from None
+        raise UserError(
+            f"cannot read the labels {shown(path)}: {error.strerror}; give a file that you may read"
+        ) from None
     rows = []
     columns = _columns(lines[0], path) if lines else None
     for number, line in enumerate(lines):

@@ -42,7 +42,10 @@ def score(dump: str | PathLike, labels: str | PathLike) -> dict:
     for name, file in outputs_of.items():
         outputs = _read_outputs(file)
         if classes not in (None, len(outputs)):
-            raise UserError(f"{file} has {len(outputs)} outputs, but {first} {classes}")
+            raise UserError(
+                f"{file} has {len(outputs)} outputs, but {first} {classes}; give the outputs of "
+                "one network"
+            )
         classes = len(outputs)
         if expected is not None and classes not in (expected, _WITH_BACKGROUND):
             raise UserError(
@@ -50,7 +53,10 @@ def score(dump: str | PathLike, labels: str | PathLike) -> dict:
                 "compile it with an output of float32, or give its outputs as .npy"
             )
         if name not in known:
-            raise UserError(f"{labels} has no label for {name}, of which {file} is the output")
+            raise UserError(
+                f"{labels} has no label for {name}, of which {file} is the output; give the "
+                "val_label.txt of its kit"
+            )
         right = known[name] + (classes == _WITH_BACKGROUND != expected)
         if not 0 <= right < classes:
             raise UserError(
@@ -127,7 +133,7 @@ def _read_summary(file: Path) -> dict:
         return json.loads(file.read_text())
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "it is no JSON"
-        raise UserError(f"cannot read {file}: {reason}") from None
+        raise UserError(f"cannot read {file}: {reason}; copy it from the board again") from None
 
 
 def _read_outputs(file: Path) -> np.ndarray:
@@ -145,7 +151,7 @@ def _read_outputs(file: Path) -> np.ndarray:
     if not len(outputs) or not np.isfinite(outputs).all():
         raise UserError(
             f"{file} is no dumped output, numbers in one line with blanks between, or float32 in a "
-            ".npy or .bin file"
+            ".npy or .bin file; run the tool again, and copy its outputs"
         )
     return outputs
 
@@ -166,13 +172,17 @@ def frames_per_second(perf_file: str | PathLike, chip: str) -> tuple[str, float]
             # the throughput is 1000 * batch size / mean time
             batch = round(rate * float(summary["NPU_compute_time"]["mean"]) / 1000)
         except (KeyError, TypeError, ValueError, OverflowError):
-            raise UserError(f"{perf_file} is no summary of ais_bench") from None
+            raise UserError(
+                f"{perf_file} is no summary of ais_bench; give the NAME_summary.json that it wrote"
+            ) from None
         return str(batch), rate * cores
     try:
         text = Path(perf_file).read_text()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "it is no text"
-        raise UserError(f"cannot read {perf_file}: {reason}") from None
+        raise UserError(
+            f"cannot read {perf_file}: {reason}; copy it from the board again"
+        ) from None
     values = re.findall(r":(.*?),", text.replace("\n", ",") + ",")
     pieces = Path(perf_file).name.split("_")
     try:
@@ -180,5 +190,6 @@ def frames_per_second(perf_file: str | PathLike, chip: str) -> tuple[str, float]
         return pieces[3], rate * cores
     except (IndexError, ValueError):
         raise UserError(
-            f"{perf_file} is no perf_vision_batchsize_N_device_D.txt of the benchmark tool"
+            f"{perf_file} is no perf_vision_batchsize_N_device_D.txt of the benchmark tool; give "
+            "one, or the NAME_summary.json of ais_bench"
         ) from None

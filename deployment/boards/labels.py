@@ -72,7 +72,9 @@ def read_labels(path: str | PathLike) -> dict[str, int]:
                 )
         return labels
     except OSError as error:
-        raise UserError(f"cannot read the labels {path}: {error.strerror}") from None
+        raise UserError(
+            f"cannot read the labels {path}: {error.strerror}; give a file that you may read"
+        ) from None
     except ValueError:
         raise UserError(
             f"{path} has lines that are not `FILE_NAME LABEL`; give one that has no others"

@@ -36,7 +36,7 @@ def process():
 variables, before = dict(os.environ), process()
 import models; models.create("RepVGGA0")
 after = process()
-models.environment.tune_for_training()
+models.environment.tune_for_computing()
 changed = {key: value for key, value in os.environ.items() if variables.get(key) != value}
 print("report", json.dumps([changed, before, after, process()]))
 """
