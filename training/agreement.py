@@ -1,4 +1,4 @@
-"""What all workers must have in common before they train: their data, and their checkpoint."""
+"""What all workers must have in common: data and checkpoint at the start, weights after epochs."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import tempfile
 import zlib
 from pathlib import Path
 
+import megengine.module as M
 import numpy as np
 
 from data.datasets import Dataset
 from utils import UserError
 
 from . import identity
-from .distributed import Workers, halves
+from .distributed import Workers
 
 
 def on_data(train: Dataset, val: Dataset, workers: Workers) -> None:
@@ -29,7 +30,7 @@ def on_data(train: Dataset, val: Dataset, workers: Workers) -> None:
     row: list[int] = []
     for keys in parts.values():
         checksum = zlib.crc32(repr([described[key] for key in keys]).encode())
-        row += halves(checksum)
+        row += _halves(checksum)
     rows = workers.gather(row)
     different = np.argwhere(rows != rows[0])
     if len(different):
@@ -50,7 +51,7 @@ def on_checkpoint(path: Path | None, workers: Workers) -> tuple[Path | None, str
         return path, None
     content = path.read_bytes() if path is not None and path.is_file() else None
     checksum = zlib.crc32(content or b"")
-    rows = workers.gather((content is not None, *halves(checksum)))
+    rows = workers.gather((content is not None, *_halves(checksum)))
     different = np.flatnonzero((rows != rows[0]).any(axis=1)).tolist()
     if not different:
         return path, None
@@ -68,3 +69,27 @@ def on_checkpoint(path: Path | None, workers: Workers) -> tuple[Path | None, str
         f"the folder of checkpoints is not shared: {names} got the checkpoint from worker 0; "
         "only its host keeps the run's files"
     )
+
+
+def on_weights(model: M.Module, workers: Workers) -> None:
+    """Raise UserError unless all processes hold the same bits of weights and statistics.
+
+    Costs one pass over the weights, so it can run after every epoch.
+    """
+    checksum = 0
+    for value in model.state_dict().values():
+        checksum = zlib.crc32(np.ascontiguousarray(value), checksum)
+    checksums = workers.gather(_halves(checksum))
+    different = np.flatnonzero((checksums != checksums[0]).any(axis=1))
+    if len(different):
+        name = workers.name(int(different[0]))
+        raise UserError(
+            f"{name} no longer holds the same weights as worker 0; the likely reasons, the first "
+            "before all: another kind of processor, other versions of packages (run.json has those "
+            "of worker 0), another MKL_DEBUG_CPU_TYPE, faulty memory"
+        )
+
+
+def _halves(checksum: int) -> tuple[int, int]:
+    """Return the upper and the lower half of 32 bits, which `Workers.gather` keeps exactly."""
+    return divmod(checksum, 1 << 16)

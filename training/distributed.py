@@ -10,7 +10,6 @@ import os
 import socket
 import time
 import warnings
-import zlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
@@ -20,8 +19,6 @@ import megengine as mge
 import megengine.functional as F
 import megengine.module as M
 import numpy as np
-
-from utils import UserError
 
 if TYPE_CHECKING:
     import mpi4py.MPI
@@ -234,27 +231,3 @@ def synchronize_batch_norms(model: M.Module, workers: Workers) -> None:
     for module in model.modules():
         if hasattr(module, "all_reduce"):
             module.all_reduce = all_reduce
-
-
-def halves(checksum: int) -> tuple[int, int]:
-    """Return the upper and the lower half of 32 bits, which `Workers.gather` keeps exactly."""
-    return divmod(checksum, 1 << 16)
-
-
-def check_equal(model: M.Module, workers: Workers) -> None:
-    """Raise UserError unless all processes hold the same bits of weights and statistics.
-
-    Costs one pass over the weights, so it can run after every epoch.
-    """
-    checksum = 0
-    for value in model.state_dict().values():
-        checksum = zlib.crc32(np.ascontiguousarray(value), checksum)
-    checksums = workers.gather(halves(checksum))
-    different = np.flatnonzero((checksums != checksums[0]).any(axis=1))
-    if len(different):
-        name = workers.name(int(different[0]))
-        raise UserError(
-            f"{name} no longer holds the same weights as worker 0; the likely reasons, the first "
-            "before all: another kind of processor, other versions of packages (run.json has those "
-            "of worker 0), another MKL_DEBUG_CPU_TYPE, faulty memory"
-        )

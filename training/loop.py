@@ -26,7 +26,16 @@ from utils import UserError
 from weights import checkpoint
 from weights.checkpoint import Checkpoint
 
-from . import accumulation, changes, distributed, drop_path, low_memory, precise_bn, resume
+from . import (
+    accumulation,
+    agreement,
+    changes,
+    distributed,
+    drop_path,
+    low_memory,
+    precise_bn,
+    resume,
+)
 from .best import BestEpoch
 from .objective import Objective
 from .outcomes import NotFiniteError, Outcomes, diverged
@@ -204,7 +213,7 @@ class Trainer:
     def _end_epoch(self) -> None:
         """Evaluate the network and its average, and save what is best so far and the latest."""
         self.settle()
-        distributed.check_equal(self.model, self.workers)
+        agreement.on_weights(self.model, self.workers)
         check_any(self.outcomes.score, "training")
         weights = {"val": nullcontext()}
         if self.update.average is not None:

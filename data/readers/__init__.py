@@ -13,10 +13,10 @@ from pathlib import Path
 from utils import UserError, shown
 
 from .. import archives, class_order
-from ..datasets import Dataset, image_folder
+from ..datasets import Dataset
 from ..folders import LeftOut, image_files
 from ..members import Members
-from . import archive, cifar, idx, lists, parquet, places, webdataset
+from . import archive, cifar, class_folders, idx, lists, parquet, places, webdataset
 from .common import image_paths
 from .lists import Labels
 
@@ -41,7 +41,7 @@ def open_dataset(
         return small
     place = places.find(root, split, exact)
     if place is None:
-        dataset = image_folder(root, split, exact)
+        dataset = class_folders.read(root, split, exact)
         _assert_unlabelled(root, known)
         return dataset
     if place.kind == "folder":

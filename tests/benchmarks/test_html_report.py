@@ -16,7 +16,8 @@ import pytest
 
 import weights
 from benchmarks import accuracy, predictions
-from data import class_names, datasets
+from data import class_names
+from data.readers import class_folders
 from data.transforms import Preprocessing
 from tests.support import write_image_folder
 from weights import checkpoint
@@ -170,7 +171,7 @@ def test_mistakes_are_the_most_confident_first(test, saved, tmp_path, photos):
 
 def logits_of(file, folder):
     """What a checkpoint computes for the images of a folder, and for their mirror images."""
-    contents, val = checkpoint.read(file), datasets.image_folder(folder, "val")
+    contents, val = checkpoint.read(file), class_folders.read(folder, "val")
     model = weights.load(contents)
     model.eval()
     images = [contents.preprocessing.evaluation(val.image(i)) for i in range(len(val))]

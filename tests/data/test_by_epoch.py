@@ -5,9 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from data import by_epoch, datasets
+from data import by_epoch
 from data.augment import Augmentation
 from data.loader import Loader
+from data.readers import class_folders
 from data.transforms import Preprocessing
 from tests.support import write_image_folder
 from utils import UserError
@@ -72,7 +73,7 @@ def test_an_augmentation_in_an_epoch():
 
 def test_the_loader_follows(tmp_path):
     """Each epoch is that of a loader with the epoch's own settings, whoever prepares it."""
-    train = datasets.image_folder(write_image_folder(tmp_path, train=4, side=60), "train")
+    train = class_folders.read(write_image_folder(tmp_path, train=4, side=60), "train")
     plan = replace(train, augment=Augmentation(flip="0@0,1@1", size="32@0,48@2", repeats="1@0,2@2"))
     now = [Augmentation(flip=0), Augmentation(flip=1), Augmentation(flip=1, repeats=2)]
     for workers in (0, 2):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from data import class_names, class_order, datasets
+from data.readers import class_folders
 from utils import UserError
 
 
@@ -21,34 +22,34 @@ def test_the_digits_are_split_once_and_for_all():
 
 def test_an_image_folder_is_read_in_order(image_folder):
     root = image_folder()
-    train, val = datasets.image_folder(root, "train"), datasets.image_folder(root, "val")
+    train, val = class_folders.read(root, "train"), class_folders.read(root, "val")
     assert train.classes == ["apple", "pear", "plum"]
     assert len(train) == 48 and len(val) == 15
     assert val.labels.tolist() == [0] * 5 + [1] * 5 + [2] * 5
     assert val.image(7).dtype == np.uint8
     assert val.image(7)[..., 1].mean() > 150 > val.image(7)[..., 0].mean()  # pears are green
     os.rename(root / "val", root / "test")
-    assert len(datasets.image_folder(root, "val")) == 15
+    assert len(class_folders.read(root, "val")) == 15
 
 
 def test_what_is_missing_is_named(image_folder, tmp_path):
     with pytest.raises(UserError, match="there is no data folder"):
-        datasets.image_folder(tmp_path / "none", "train")
+        class_folders.read(tmp_path / "none", "train")
     with pytest.raises(UserError, match="has no val/ or test/"):
         (tmp_path / "half" / "train").mkdir(parents=True)
-        datasets.image_folder(tmp_path / "half", "val")
+        class_folders.read(tmp_path / "half", "val")
     with pytest.raises(UserError, match="has no class folders"):
-        datasets.image_folder(tmp_path / "half", "train")
+        class_folders.read(tmp_path / "half", "train")
     root = image_folder()
     (root / "train" / "quince").mkdir()
     (root / "train" / "quince" / "notes.txt").write_text("none yet")
     with pytest.raises(UserError, match="quince has no images"):
-        datasets.image_folder(root, "train")
+        class_folders.read(root, "train")
 
 
 def test_folders_with_numbers_are_the_labels_of_imagenet(image_folder, capsys):
     root = image_folder(classes=("0", "217", "10"))
-    subset = datasets.image_folder(root, "val")
+    subset = class_folders.read(root, "val")
     wnids = list(class_names.imagenet_classes())
     for classes in (None, wnids):
         scored = class_order.with_class_order(subset, 1000, classes)
@@ -64,7 +65,7 @@ def test_folders_with_numbers_are_the_labels_of_imagenet(image_folder, capsys):
 
 def test_training_images_in_folders_with_numbers_have_the_labels_of_imagenet(image_folder):
     """All 1,000 of them: a pretrained classifier is kept, so that its order counts."""
-    few = datasets.image_folder(image_folder(classes=("0", "1", "10", "2")), "train")
+    few = class_folders.read(image_folder(classes=("0", "1", "10", "2")), "train")
     assert class_order.in_imagenets_order(few) is few
     names = sorted(map(str, range(1000)))
     labels = np.array([names.index("10"), names.index("999")], np.int32)
@@ -74,7 +75,7 @@ def test_training_images_in_folders_with_numbers_have_the_labels_of_imagenet(ima
 
 
 def test_labels_that_are_numbers_are_names_where_the_classes_are_numbers(image_folder, capsys):
-    subset = datasets.image_folder(image_folder(classes=("0", "1", "10", "2")), "val")
+    subset = class_folders.read(image_folder(classes=("0", "1", "10", "2")), "val")
     listed = replace(subset, labels=np.array([2] * 20, np.int32), numbered=True)
     assert class_order.with_class_order(listed, 4, subset.classes).labels.tolist() == [3] * 20
     assert "the label 2 for the class '2', not for '10'" in capsys.readouterr().err
@@ -86,7 +87,7 @@ def test_labels_that_are_numbers_are_names_where_the_classes_are_numbers(image_f
 
 
 def test_numbers_match_whatever_zeros_they_begin_with(image_folder):
-    subset = datasets.image_folder(image_folder(classes=("0", "1", "2")), "val")
+    subset = class_folders.read(image_folder(classes=("0", "1", "2")), "val")
     order = [f"{number:02d}" for number in range(11)]
     found = class_order.with_class_order(subset, 11, order)
     assert found.labels.tolist() == subset.labels.tolist() and found.classes == order
@@ -98,7 +99,7 @@ def test_labels_follow_the_network(image_folder, tmp_path):
     assert len(wnids) == 1000 and sorted(wnids) == wnids
     assert (wnids[0], wnids[217], wnids[701]) == ("n01440764", "n02102040", "n03888257")
     root = image_folder(tmp_path / "imagenette", classes=("n01440764", "n02102040", "n03888257"))
-    subset = datasets.image_folder(root, "val")
+    subset = class_folders.read(root, "val")
     over_all = class_order.with_class_order(subset, 1000, None)
     assert over_all.labels.tolist() == [0] * 5 + [217] * 5 + [701] * 5
     own = class_order.with_class_order(subset, 3, ["n03888257", "n02102040", "n01440764"])

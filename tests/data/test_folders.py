@@ -10,6 +10,7 @@ import pytest
 from data import datasets, sources
 from data.folders import LeftOut, image_files
 from data.holdout import hold_out
+from data.readers import class_folders
 from utils import UserError, shown
 
 
@@ -30,7 +31,7 @@ def test_hidden_and_housekeeping_names_are_no_images_and_no_classes(root):
         (root / place / "copy.jpg").write_bytes(content)
     for place in ("train/.DS_Store", "train/apple/._0.jpg", "train/pear/Thumbs.db"):
         (root / place).write_bytes(b"\0\5")
-    train, val = datasets.image_folder(root, "train"), datasets.image_folder(root, "val")
+    train, val = class_folders.read(root, "train"), class_folders.read(root, "val")
     assert train.classes == ["apple", "pear", "plum"] and len(train) == 12
     assert (train.left_out.hidden, val.left_out.hidden) == (8, 0)
     [warning] = datasets.left_out([train, val])
@@ -45,7 +46,7 @@ def test_links_are_followed(root, tmp_path):
     (root / "train/fox").symlink_to("../../elsewhere/fox")
     (root / "train/plum/more").symlink_to(tmp_path / "elsewhere/more")
     (root / "train/pear/9.jpg").symlink_to("../apple/0.jpg")
-    train = datasets.image_folder(root, "train")
+    train = class_folders.read(root, "train")
     assert train.classes == ["apple", "fox", "pear", "plum"]
     assert np.bincount(train.labels).tolist() == [4, 4, 5, 8]
     assert datasets.left_out([train]) == []
@@ -55,7 +56,7 @@ def test_links_that_lead_back_are_named(root, tmp_path):
     (root / "train/up").symlink_to("..")
     (root / "train/apple/back").symlink_to(root / "train")
     (root / "train/apple/self.jpg").symlink_to("self.jpg")
-    train = datasets.image_folder(root, "train")
+    train = class_folders.read(root, "train")
     assert train.classes == ["apple", "pear", "plum"] and len(train) == 13  # with self.jpg
     [warning] = datasets.left_out([train])
     assert f"the link {root / 'train/up'} to a folder above it and 1 more in" in warning
@@ -75,10 +76,10 @@ def test_every_format_counts_and_what_is_none_is_counted(root):
         (root / "train/apple" / name).write_bytes(cv2.imencode(".jpg", image)[1].tobytes())
     for place in ("train/apple/notes.txt", "train/pear/x.heic", "train/LICENSE", "train/y.jpg"):
         (root / place).write_bytes(b"-")
-    train = datasets.image_folder(root, "train")
+    train = class_folders.read(root, "train")
     assert len(train) == 12 + 9
     assert train.image(4).shape == (8, 8, 3)
-    [warning] = datasets.left_out([train, datasets.image_folder(root, "val")])
+    [warning] = datasets.left_out([train, class_folders.read(root, "val")])
     assert "3 files of other kinds (.heic, .txt, no suffix), 1 image outside the class" in warning
     assert len(warning.splitlines()) == 1
 
@@ -94,31 +95,31 @@ def test_the_order_is_that_of_the_paths(root):
 @pytest.mark.parametrize("name", ["valid", "validation", "test"])
 def test_the_validation_set_has_many_names(root, name):
     os.rename(root / "val", root / name)
-    val = datasets.image_folder(root, "val")
+    val = class_folders.read(root, "val")
     assert len(val) == 6 and val.split == f"{name}/"
     (root / "val").mkdir()
     shutil.copytree(root / "train/apple", root / "val/apple")
-    assert datasets.image_folder(root, "val").split == "val/"
-    assert len(datasets.image_folder(root, name, exact=True)) == 6
+    assert class_folders.read(root, "val").split == "val/"
+    assert len(class_folders.read(root, name, exact=True)) == 6
     with pytest.raises(UserError, match="has no tset/; give one of its folders to --split: "):
-        datasets.image_folder(root, "tset", exact=True)
+        class_folders.read(root, "tset", exact=True)
 
 
 def test_without_a_validation_set_holdout_is_named(root):
     shutil.rmtree(root / "val")
     with pytest.raises(UserError, match=r"--holdout 0\.1 takes a tenth of train/"):
-        datasets.image_folder(root, "val")
+        class_folders.read(root, "val")
 
 
 def test_a_single_class_is_warned_about(root):
-    assert datasets.single_class(datasets.image_folder(root, "train")) == []
+    assert datasets.single_class(class_folders.read(root, "train")) == []
     (root / "deep/train").mkdir(parents=True)
     os.rename(root / "train", root / "deep/train/images")
-    train = datasets.image_folder(root / "deep", "train")
+    train = class_folders.read(root / "deep", "train")
     [warning] = datasets.single_class(train)
     assert warning.startswith("warning: images is the only class")
     assert "such as apple and pear" in warning and warning.endswith(f"into {root}/deep/train")
-    assert datasets.single_class(datasets.image_folder(root / "deep/train", "images", True)) == []
+    assert datasets.single_class(class_folders.read(root / "deep/train", "images", True)) == []
 
 
 def test_a_folder_that_cannot_be_read_is_named(root, monkeypatch):
@@ -137,7 +138,7 @@ def test_names_in_any_encoding(root):
     raw = os.fsencode(root / "train")
     os.rename(raw + b"/apple", raw + b"/caf\xe9")
     os.rename(raw + b"/pear/0.jpg", raw + b"/pear/\xe9t\xe9\n.jpg")
-    train = datasets.image_folder(root, "train")
+    train = class_folders.read(root, "train")
     assert train.classes == ["caf\\xe9", "pear", "plum"]
     assert train.image(0).shape == (40, 40, 3)
     [odd] = [file for file in train.images if "\n" in file.name]
@@ -153,7 +154,7 @@ def test_names_in_any_encoding(root):
 
 def test_holdout_depends_on_the_seed_and_the_names_alone(root, tmp_path):
     def held_out(folder, fraction=0.25, seed=0):
-        train, val = hold_out(datasets.image_folder(folder, "train"), fraction, seed)
+        train, val = hold_out(class_folders.read(folder, "train"), fraction, seed)
         assert not {*train.images} & {*val.images} and len(train) + len(val) == 12
         assert train.image(0).shape[2] == 3 and val.classes == train.classes
         assert [file.parent.name for file in val.images] == [val.classes[i] for i in val.labels]
@@ -173,4 +174,4 @@ def test_holdout_leaves_an_image_to_train_on(root):
         for number in (1, 2, 3):
             (root / f"train/{name}/{number}.jpg").unlink()
     with pytest.raises(UserError, match="no class of photos has two images"):
-        hold_out(datasets.image_folder(root, "train"), 0.5, 0)
+        hold_out(class_folders.read(root, "train"), 0.5, 0)

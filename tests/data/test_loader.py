@@ -16,6 +16,7 @@ import pytest
 from data import datasets
 from data.decoding import BadImageError
 from data.loader import Loader
+from data.readers import class_folders
 from data.transforms import Preprocessing
 from tests.support import ROOT
 from utils import UserError
@@ -25,7 +26,7 @@ SMALL = Preprocessing(size=32)
 
 @pytest.fixture
 def train(image_folder):
-    return datasets.image_folder(image_folder(), "train")  # 48 images
+    return class_folders.read(image_folder(), "train")  # 48 images
 
 
 def data_workers(process=None):
@@ -47,7 +48,7 @@ def assert_same(batches, others):
 def test_bad_images_are_skipped_with_a_count_on_request(image_folder):
     root = image_folder()
     (root / "val" / "pear" / "2.jpg").write_bytes(b"\xff\xd8 nothing")
-    val = datasets.image_folder(root, "val")
+    val = class_folders.read(root, "val")
     for workers in (0, 2):
         with pytest.raises(BadImageError, match=r"pear/2\.jpg"):
             list(Loader(val, SMALL, 4, workers).evaluation())
@@ -58,7 +59,7 @@ def test_bad_images_are_skipped_with_a_count_on_request(image_folder):
 
 
 def test_evaluation_counts_each_image_once_and_in_order(image_folder):
-    val = datasets.image_folder(image_folder(), "val")
+    val = class_folders.read(image_folder(), "val")
     for batch, workers in ((4, 0), (15, 3), (100, 2), (1, 4)):
         found = 0
         for images, labels in Loader(val, SMALL, batch, workers).evaluation():
@@ -191,7 +192,7 @@ import numpy as np
 from data import datasets
 from data.loader import Loader
 from data.transforms import Preprocessing
-train = datasets.image_folder(sys.argv[1], "train")
+train = class_folders.read(sys.argv[1], "train")
 batches = Loader(train, Preprocessing(size=32), 4).training(0, 0)
 next(batches)
 print("ready", flush=True)

@@ -12,7 +12,7 @@ import pytest
 import utils
 from data import datasets, pack, packing, resizing
 from data.decoding import decode, decode_content
-from data.readers import open_dataset
+from data.readers import class_folders, open_dataset
 from tests.data.forms import shards, tar
 from tests.data.test_readers import assert_same, batches, cache, root  # noqa: F401
 from tests.support import ROOT
@@ -31,7 +31,7 @@ def run(capfd):
 
 
 def test_packed_images_are_the_same(root, tmp_path, run):  # noqa: F811
-    expected = [datasets.image_folder(root, split) for split in ("train", "val")]
+    expected = [class_folders.read(root, split) for split in ("train", "val")]
     status, out, err = run(root, tmp_path / "a.tar")
     assert status == 0, err
     assert "a.tar: 31 images, 0.00 GB, as they are; all read back as written" in out
@@ -55,7 +55,7 @@ def test_other_forms_are_packed_too(root, tmp_path, run):  # noqa: F811
         shards(root, split, tmp_path / "shards")
     assert run(tmp_path / "shards", tmp_path / "a.tar")[0] == 0
     found = [open_dataset(tmp_path / "a.tar", split) for split in ("train", "val")]
-    expected = [datasets.image_folder(root, split) for split in ("train", "val")]
+    expected = [class_folders.read(root, split) for split in ("train", "val")]
     assert_same(batches(*found), batches(*expected))
     whole = tar(tmp_path / "whole.tar", root / "train", "fruit")
     assert run(whole, tmp_path / "b.tar")[0] == 0

@@ -9,8 +9,8 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from data import class_names, datasets, packing
-from data.readers import open_dataset
+from data import class_names, packing
+from data.readers import class_folders, open_dataset
 from tests.data.forms import images
 from tests.data.test_readers import assert_same, batches, cache, root  # noqa: F401
 from tests.support import ROOT
@@ -52,7 +52,7 @@ def write(root, target, count=2, classes=CLASSES, **options):  # noqa: F811
 
 
 def plain(root, split):  # noqa: F811
-    dataset = datasets.image_folder(root, split)
+    dataset = class_folders.read(root, split)
     return dataset.subset([i for i, name in enumerate(dataset.names) if name.count("/") == 1])
 
 

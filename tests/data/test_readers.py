@@ -14,7 +14,7 @@ from data import archives, class_order, datasets
 from data.decoding import BadImageError
 from data.holdout import hold_out
 from data.loader import Loader
-from data.readers import find_images, open_dataset
+from data.readers import class_folders, find_images, open_dataset
 from data.transforms import Preprocessing
 from tests.data.forms import FORMS, add, images, shards, tar, write_zip
 from training import identity
@@ -54,7 +54,7 @@ def assert_same(some, others):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_gives_the_batches_of_class_folders(form, root, tmp_path):
-    expected = [datasets.image_folder(root, split) for split in ("train", "val")]
+    expected = [class_folders.read(root, split) for split in ("train", "val")]
     data, labels = FORMS[form](root, tmp_path / "form")
     for _ in range(2):  # without an index, and with it
         train = open_dataset(data, "train")
@@ -84,7 +84,7 @@ def test_an_index_is_made_anew_when_its_archive_has_changed(root, tmp_path):
     shutil.copy(root / "val/pear/1.jpg", root / "val/pear/new.jpg")
     tar(file, root)
     assert "pear/new.jpg" in open_dataset(file, "val").names
-    expected = datasets.image_folder(root, "val")
+    expected = class_folders.read(root, "val")
     assert_same(batches(expected, expected), batches(*[open_dataset(file, "val")] * 2))
     text = index.read_text()
     for damage in ("", "[]", text[:-9], text.replace('"offsets":[', "", 1),
@@ -117,7 +117,7 @@ def test_links_in_a_tar_are_the_files_that_they_lead_to(root, tmp_path):
     (root / "val/plum/soft.jpg").symlink_to("../pear/1.jpg")
     (root / "val/linked").symlink_to("pear")
     (root / "val/apple/back").symlink_to("..")
-    expected = datasets.image_folder(root, "val")
+    expected = class_folders.read(root, "val")
     found = open_dataset(tar(tmp_path / "photos.tar", root), "val")
     assert found.names == expected.names
     assert {"plum/soft.jpg", "linked/1.jpg"} <= {*found.names}

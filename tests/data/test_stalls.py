@@ -13,8 +13,9 @@ import numpy as np
 import psutil
 import pytest
 
-from data import cgroup, datasets, stalls
+from data import cgroup, stalls
 from data.loader import Loader
+from data.readers import class_folders
 from data.transforms import Preprocessing
 from tests.data.test_loader import data_workers, gone
 from tests.support import ROOT
@@ -26,7 +27,7 @@ SMALL = Preprocessing(size=32)
 @pytest.fixture
 def val(image_folder):
     """A set whose image 4 is a pipe that nobody writes to."""
-    val = datasets.image_folder(image_folder(), "val")
+    val = class_folders.read(image_folder(), "val")
     val.images[4].unlink()
     os.mkfifo(val.images[4])
     return val
@@ -122,7 +123,7 @@ import sys, threading, time
 from data import datasets
 from data.loader import Loader
 from data.transforms import Preprocessing
-val = datasets.image_folder(sys.argv[1], "val")
+val = class_folders.read(sys.argv[1], "val")
 import os
 val.images[4].unlink()
 os.mkfifo(val.images[4])
@@ -146,7 +147,7 @@ def test_a_worker_that_is_stuck_ends_with_its_parent(image_folder):
 
 def test_workers_ignore_signals_from_their_start(image_folder):
     """A batch system sends them to every process of a job, and the parent decides."""
-    train = datasets.image_folder(image_folder(), "train")
+    train = class_folders.read(image_folder(), "train")
     batches = Loader(train, SMALL, 4).training(0, 0)
     signals = signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1
     sent = set()
@@ -173,7 +174,7 @@ def test_a_working_directory_with_the_same_names_changes_nothing(
     for name in ("utils.py", "random.py", "data/__init__.py", "numpy.py", "signal.py"):
         (place / name).write_text("raise SystemExit('the wrong file was imported')\n")
     monkeypatch.chdir(place)
-    train = datasets.image_folder(image_folder(), "train")
+    train = class_folders.read(image_folder(), "train")
     assert len(list(Loader(train, SMALL, 4).training(0, 0))) == 12
 
 

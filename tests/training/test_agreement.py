@@ -8,10 +8,9 @@ import megengine.module as M
 import numpy as np
 import pytest
 
-from data import datasets
+from data.readers import class_folders
 from training import (
     agreement,
-    distributed,
     low_memory,
     memory,
     messages,
@@ -56,7 +55,7 @@ def test_worker_0s_checkpoint_is_every_ones(tmp_path):
 
 def test_other_weights_name_the_worker_and_the_reasons():
     with pytest.raises(UserError, match="^worker 1 on node-b no longer holds the same .*processor"):
-        distributed.check_equal(M.Linear(2, 3), Others(0, (1, 2)))
+        agreement.on_weights(M.Linear(2, 3), Others(0, (1, 2)))
 
 
 @pytest.mark.parametrize("free, short", [(9 << 30, False), (3 << 30, True)])
@@ -98,7 +97,7 @@ def test_all_hosts_must_have_the_same_data(what, image_folder, tmp_path):
             first.unlink()
         if host == "b" and what == "validation images":
             sorted((root / "val").rglob("*.jpg"))[0].unlink()
-        sets.append([datasets.image_folder(root, split) for split in ("train", "val")])
+        sets.append([class_folders.read(root, split) for split in ("train", "val")])
     rows = []
 
     class Recorder(Workers):

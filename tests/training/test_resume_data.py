@@ -9,6 +9,7 @@ import pytest
 
 from data import class_order, datasets
 from data.loader import Loader
+from data.readers import class_folders
 from data.transforms import Preprocessing
 from training import resume
 from training.best import BestEpoch
@@ -22,7 +23,7 @@ SETTINGS = Settings(2, 4, 0.1)
 
 
 def folder(root):
-    sets = [datasets.image_folder(root, split) for split in ("train", "val")]
+    sets = [class_folders.read(root, split) for split in ("train", "val")]
     sets[1] = class_order.with_class_order(sets[1], len(sets[0].classes), sets[0].classes)
     return Data(*(Loader(dataset, SMALL, 4) for dataset in sets))
 
