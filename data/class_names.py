@@ -27,6 +27,20 @@ def in_english(classes: list[str] | None, num_classes: int) -> list[str]:
     return [names.get(name, name) for name in classes or numbered_classes(num_classes)]
 
 
+def with_wnids(names: list[str]) -> list[str]:
+    """Return ImageNet's identifiers for its 1,000 English names in class order, else `names`.
+
+    A name may go on with synonyms behind a comma, as in "tench, Tinca tinca". Sources differ in a
+    few names, so that more than half of them decide.
+    """
+    imagenet = imagenet_classes()
+    if len(names) != len(imagenet):
+        return names
+    first = (name.split(",")[0].strip().casefold() for name in names)
+    same = sum(a == b.casefold() for a, b in zip(first, imagenet.values(), strict=True))
+    return list(imagenet) if same > len(imagenet) / 2 else names
+
+
 def numbered_classes(count: int) -> list[str]:
     """Return names of classes that have numbers only; 1,000 are taken to be ImageNet's."""
     wnids = list(imagenet_classes())

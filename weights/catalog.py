@@ -44,29 +44,35 @@ def locate(source: str | PathLike) -> Path:
             f"{source!r} names no weights; give a file, a folder, an http(s) URL or the name of "
             "published weights, such as 'basecls:repvgg_a0'"
         )
-    text = os.fspath(source)
+    text, known_sha256 = os.fspath(source), ""
     publisher, _, name = text.partition(":")
     if publisher in {entry.source for entry in PUBLISHED} and not os.path.exists(text):
-        text = _url(publisher, name)
+        entry = _entry(publisher, name)
+        text, known_sha256 = _url(entry), entry.sha256
     if "://" in text:
         from .download import fetch  # requests takes a while, which a local file need not
 
-        return fetch(text)
+        return fetch(text, known_sha256)
     with unpickle.reading(text):
         return in_folder(text)
 
 
-def _url(publisher: str, name: str) -> str:
-    """Return the address of a published file."""
+def _entry(publisher: str, name: str) -> Published:
+    """Return the published weights of a name."""
     names = {entry.name: entry for entry in PUBLISHED if entry.source == publisher}
     if name not in names:
         title = "BaseCls" if publisher == "basecls" else publisher
         raise UserError(f"{title} has published no {name!r}; the names are {', '.join(names)}")
-    where = names[name].where
-    if publisher == "timm":
-        return f"{where}/resolve/main/model.safetensors"
-    if where.endswith((".pkl", ".pth", ".pt", ".tar")):
-        return where
+    return names[name]
+
+
+def _url(entry: Published) -> str:
+    """Return the address of a published file."""
+    if entry.source == "timm":
+        return f"{entry.where}/resolve/main/model.safetensors"
+    if entry.where.endswith((".pkl", ".pth", ".pt", ".tar")):
+        return entry.where
     raise UserError(
-        f"{publisher}:{name} has no address of its own; download it from {where} and give the file"
+        f"{entry.source}:{entry.name} has no address of its own; download it from {entry.where} "
+        "and give the file"
     )

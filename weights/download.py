@@ -21,6 +21,8 @@ from tqdm import tqdm
 
 from utils import UserError, cache_folder, locked
 
+from .files import sha256
+
 TIMEOUT = (10, 30)  # seconds to connect, and to wait for more bytes
 PAUSES = (1, 2)  # seconds between one try and the next
 
@@ -33,9 +35,10 @@ class _TryAgain(Exception):
     """A failure after which another try may succeed; the message says what happened."""
 
 
-def fetch(url: str) -> Path:
+def fetch(url: str, known_sha256: str = "") -> Path:
     """Return the local copy of the file at a URL, downloaded unless the cache has it.
 
+    A download whose SHA-256 does not begin with `known_sha256` is refused and not kept.
     The cache is the folder REPARAM_CACHE, else reparam-megengine in XDG_CACHE_HOME or ~/.cache.
     A connection that breaks goes unnoticed only where the server does not say how long the file is;
     the reader of the file then reports that it is truncated.
@@ -51,6 +54,7 @@ def fetch(url: str) -> Path:
             if not path.is_file():  # else another process has downloaded it
                 part = Path(f"{path}.part")
                 _download(url, part)
+                _check(url, part, known_sha256)
                 os.replace(part, path)
                 _forget(part)
     except OSError as error:
@@ -72,6 +76,18 @@ def _cache_path(url: str) -> Path:
     unique = hashlib.sha256(url.encode(errors="replace")).hexdigest()[:10]
     name = f"{unique}-{re.sub(r'[^A-Za-z0-9._-]', '_', name)[-100:]}"
     return cache_folder() / name
+
+
+def _check(url: str, part: Path, known_sha256: str) -> None:
+    """Remove a part file and raise UserError unless its SHA-256 begins as it should."""
+    found = sha256(part)[: len(known_sha256)]
+    if found != known_sha256:
+        _forget(part)
+        raise _error(
+            url,
+            f"what came is not the published file, as its SHA-256 begins with {found} instead of "
+            f"{known_sha256}; try again, or over another network",
+        )
 
 
 def _forget(part: Path) -> None:

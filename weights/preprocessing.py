@@ -18,6 +18,7 @@ from models.staged import STRIDES
 
 import numpy as np
 
+from data.class_names import with_wnids
 from data.transforms import Preprocessing
 from utils import UserError, brief
 
@@ -74,6 +75,7 @@ def resolve(
             f"{origins['classes']} has {len(names)} class names, but the network in {path} has "
             f"{classes} classes; give one name for each"
         )
+    names = names and with_wnids(names)  # the classes of a folder of ImageNet have these
     for field in values:
         try:
             Preprocessing(**{field: values[field]})

@@ -42,6 +42,13 @@ class Published(NamedTuple):
     classes: tuple[str, ...] | None = None
 
     @property
+    def sha256(self) -> str:
+        """Start of the file's SHA-256 where the publisher ends its name with it, else empty."""
+        if self.source not in ("chenyaofo", "mmpretrain"):
+            return ""
+        return self.where.rpartition("-")[2].partition(".")[0]
+
+    @property
     def licence(self) -> str:
         """Licence of the weights, by the repository of those who trained them."""
         trainer = "" if "3rdparty" in self.name else self.source

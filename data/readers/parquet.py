@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from utils import UserError, cache_folder, shown
 
 from .. import packing
-from ..class_names import imagenet_classes, numbered_classes
+from ..class_names import imagenet_classes, numbered_classes, with_wnids
 from ..folders import is_image
 from ..formats import FORMATS, identify
 from .places import Place
@@ -162,14 +162,7 @@ def _class_names(metadata: bytes, label: str) -> list[str]:
         names = json.loads(metadata)["info"]["features"][label]["names"]
     except (ValueError, KeyError, TypeError):
         return []
-    if not all(isinstance(name, str) for name in names):
-        return []
-    words = list(imagenet_classes().values())
-    first = [name.split(",")[0].casefold() for name in names]
-    same = sum(a == b.casefold() for a, b in zip(first, words, strict=False))
-    if len(names) == len(words) and same > len(words) / 2:  # ImageNet's, in English
-        return list(imagenet_classes())
-    return names
+    return with_wnids(names) if all(isinstance(name, str) for name in names) else []
 
 
 # ---------------------------------------------------------------- rows

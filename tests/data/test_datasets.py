@@ -116,3 +116,13 @@ def test_names_of_classes():
     assert (imagenet[0], imagenet[99], imagenet[701]) == ("tench", "goose", "parachute")
     assert class_names.in_english(["n03888257", "cat"], 2) == ["parachute", "cat"]
     assert class_names.in_english(None, 3) == ["0", "1", "2"]
+
+
+def test_imagenets_english_names_are_its_identifiers():
+    """OpenMMLab's files hold them, and the folders of ImageNet have the identifiers."""
+    wnids, words = zip(*class_names.imagenet_classes().items(), strict=True)
+    theirs = [f"{word}, a synonym".upper() for word in words]
+    theirs[134], theirs[517] = "crane bird", "crane machine"
+    assert class_names.with_wnids(theirs) == list(wnids)
+    assert class_names.with_wnids(theirs[::-1]) == theirs[::-1]
+    assert class_names.with_wnids(theirs[:10]) == theirs[:10]

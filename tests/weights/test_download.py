@@ -1,5 +1,6 @@
 """Downloads against a real server that misbehaves: the whole file in the end, or one sentence."""
 
+import hashlib
 import os
 import re
 import resource
@@ -232,6 +233,15 @@ def fails(server, match):
 
 
 # ---------------------------------------------------------------- what works
+
+
+def test_only_the_published_file_is_kept(server, cache):
+    """Another file, such as a proxy may send, is refused whatever its length."""
+    known = hashlib.sha256(CONTENT).hexdigest()[:8]
+    with pytest.raises(UserError, match=f"SHA-256 begins with {known} instead of 12345678; try"):
+        download.fetch(server.url, "12345678")
+    assert not files(cache)
+    assert download.fetch(server.url, known).read_bytes() == CONTENT
 
 
 def test_a_file_is_downloaded_once(server, cache, capfd):

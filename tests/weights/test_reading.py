@@ -642,15 +642,17 @@ def test_shards_with_an_index(tensors, write, suffix, tmp_path):
 
 def test_names_of_published_weights(monkeypatch):
     fetched = []
-    monkeypatch.setattr("weights.download.fetch", fetched.append)
+    monkeypatch.setattr("weights.download.fetch", lambda *asked: fetched.append(asked))
     catalog.locate("timm:repvgg_a0")
     catalog.locate("basecls:repvgg_a0")
-    assert fetched[0].startswith("https://") and fetched[0].endswith("/main/model.safetensors")
-    assert fetched[1].endswith("repvgg_a0/repvgg_a0.pkl")
     catalog.locate("mmpretrain:mobileone-s0_8xb32_in1k")
     catalog.locate("chenyaofo:cifar100_repvgg_a2")
-    assert fetched[2].endswith("/mobileone/mobileone-s0_8xb32_in1k_20221110-0bc94952.pth")
-    assert fetched[3].endswith("/releases/download/repvgg/cifar100_repvgg_a2-8e71b1f8.pt")
+    urls, known = zip(*fetched, strict=True)
+    assert urls[0].startswith("https://") and urls[0].endswith("/main/model.safetensors")
+    assert urls[1].endswith("repvgg_a0/repvgg_a0.pkl")
+    assert urls[2].endswith("/mobileone/mobileone-s0_8xb32_in1k_20221110-0bc94952.pth")
+    assert urls[3].endswith("/releases/download/repvgg/cifar100_repvgg_a2-8e71b1f8.pt")
+    assert known == ("", "", "0bc94952", "8e71b1f8")
     with pytest.raises(UserError, match="has no address of its own; download it from https://"):
         catalog.locate("apple:mobileone_s0")
     with pytest.raises(UserError, match="timm has published no 'repvgg_z'; the names are"):
