@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import textwrap
 from collections.abc import Callable
@@ -23,6 +24,13 @@ class ArgumentParser(argparse.ArgumentParser):
             allow_abbrev=False,
         )
 
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse arguments; raise UserError for an environment variable that cannot be used."""
+        parsed = super().parse_args(args, namespace)
+        if os.environ.get("REPARAM_CPU") or os.environ.get("MGE_DEFAULT_DEVICE"):
+            _check_environment()
+        return parsed
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse arguments, none of which may be empty, as one of an unset variable would be."""
         given = sys.argv[1:] if args is None else list(args)
@@ -36,6 +44,16 @@ class ArgumentParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print one sentence and exit with status 2."""
         sys.exit(fail(f"{message} (see {self.prog} --help)"))
+
+
+def _check_environment() -> None:
+    from models import cpu, environment  # a second, which --help and most calls need not
+
+    try:
+        cpu.path()
+        environment.check_device()
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):

@@ -28,17 +28,13 @@ def main(argv: list[str] | None = None) -> int:
             print("\n".join(recipe.lines(args)))
             return 0
         # MegEngine takes a second, which --help and a wrong flag need not wait for
-        from models import cpu, environment, list_models
+        from models import environment, list_models
 
         if args.list_archs:
             print("\n".join(list_models()))
             return 0
         from training import gpu, launch, run
 
-        try:
-            cpu.path()
-        except ValueError as error:
-            raise utils.UserError(str(error)) from None
         launch.refuse_unsupported_gpu(args.ngpus, args.world_size)
         gpu.check(args.amp, args.dtr)
         environment.tune_for_computing()

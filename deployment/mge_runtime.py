@@ -27,6 +27,7 @@ from .child_process import how_it_ended
 from .mge_child import Channel
 
 TIME_LIMIT = 120  # seconds that loading a file, or running it once, may take
+MOST_IMAGES = 8  # of one run, so that the limit is as good as for a single image
 CHILD = "deployment.mge_child"  # the module that is run
 
 
@@ -77,12 +78,18 @@ class MgeFile:
             raise UserError(self._failure(f"failed ({description['error']})"))
 
     def __call__(self, images: np.ndarray) -> np.ndarray | list[np.ndarray]:
+        step = max(MOST_IMAGES, self.input_shape[0])
+        parts = [self._run(images[i : i + step]) for i in range(0, len(images), step)]
+        outputs = [np.concatenate(part) for part in zip(*parts, strict=True)]
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    def _run(self, images: np.ndarray) -> list[np.ndarray]:
         with suppress(OSError):  # the process has ended; _receive reports how
             self._channel.send(images)
         answer, outputs = self._receive()
         if "error" in answer:
             raise UserError(self._failure(f"failed ({answer['error']})"))
-        return outputs[0] if len(outputs) == 1 else outputs
+        return outputs
 
     def _receive(self) -> tuple[dict, list[np.ndarray]]:
         try:

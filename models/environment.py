@@ -62,6 +62,16 @@ def on_cpu() -> bool:
     return os.environ.get("MGE_DEFAULT_DEVICE", "").startswith(("cpu", "multithread"))
 
 
+def check_device() -> None:
+    """Raise ValueError where MGE_DEFAULT_DEVICE names a GPU and there is none."""
+    device = os.environ.get("MGE_DEFAULT_DEVICE", "")
+    if device.startswith("gpu") and not gpus.visible():
+        raise ValueError(
+            f"MGE_DEFAULT_DEVICE is {device!r}, but CUDA's driver shows no GPU; unset it, or set "
+            "it to cpu0"
+        )
+
+
 def set_environment() -> None:
     """Set the variables that MegEngine reads when it is imported; values that are set are kept.
 

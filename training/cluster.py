@@ -59,16 +59,14 @@ def mpi_rank(variables: Mapping[str, str] = os.environ) -> int | None:
     return None
 
 
-def slurm_task(count: int, variables: Mapping[str, str] = os.environ) -> Task | None:
+def slurm_task(variables: Mapping[str, str] = os.environ) -> Task | None:
     """Return this process's task of a run that srun has started without MPI, or None.
 
-    `count` is the number of workers that the command itself is to start. A batch script has a
-    task's variables too, but no step, and starts its workers by that number.
+    A batch script has a task's variables too, but no step: a command in it starts its own workers.
 
     Raises UserError where Slurm's variables cannot be understood.
     """
-    in_batch_script = "SLURM_STEP_ID" not in variables and count > 1
-    if mpi_rank(variables) is not None or in_batch_script:
+    if mpi_rank(variables) is not None or "SLURM_STEP_ID" not in variables:
         return None
     try:
         size, rank = int(variables["SLURM_NTASKS"]), int(variables["SLURM_PROCID"])

@@ -62,7 +62,7 @@ def run(
 
     Raises UserError where the machine does not allow it.
     """
-    if cluster.mpi_rank() is not None or cluster.slurm_task(count) is not None:
+    if cluster.mpi_rank() is not None or cluster.slurm_task() is not None:
         return worker.run(work, count, hosts, timeout, advice)
     available = environment.gpu_count()
     if available and count * hosts.count > 1:
@@ -183,5 +183,5 @@ def _relay(stdout: IO[bytes]) -> str:
             try:
                 print(text, end="", flush=True)
             except OSError:  # nobody reads it: the workers are told to stop
-                signal.raise_signal(signal.SIGPIPE)
+                signals.output_lost()
     return explanation

@@ -7,7 +7,6 @@ import io
 import json
 import math
 import os
-import signal
 import sys
 import time
 from collections.abc import Collection
@@ -19,7 +18,7 @@ from tqdm import tqdm
 
 from utils import UserError, remove_temporary_files, write_atomically
 
-from . import lock
+from . import lock, signals
 from .versions import versions
 
 
@@ -100,7 +99,7 @@ class RunFolder:
             tqdm.write(line)
             sys.stdout.flush()
         except OSError:
-            signal.raise_signal(signal.SIGPIPE)  # Python ignores it, except while a network trains
+            signals.output_lost()
             with suppress(OSError):
                 print(line, file=sys.stderr)
 

@@ -8,6 +8,7 @@ go on; batch systems can send it some time before they end a job.
 from __future__ import annotations
 
 import os
+import select
 import signal
 import time
 from contextlib import suppress
@@ -92,6 +93,8 @@ class StopSignal:
         impatient = number == signal.SIGINT and SUPERVISED not in os.environ
         if number == SAVING:
             self.save = True
+        elif number == signal.SIGPIPE and not _is_about_output():
+            pass  # a connection to another process has broken, which whoever writes to it notices
         elif self.number is None:
             self.number, self._since = number, time.monotonic()
             if impatient:
@@ -100,6 +103,28 @@ class StopSignal:
             _tell("ended at once")
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
+
+
+_output_is_lost = False  # as `output_lost` has said, until it is noted
+
+
+def output_lost() -> None:
+    """Tell a run that its output can no longer be written; nothing happens outside of one."""
+    global _output_is_lost
+    _output_is_lost = True
+    signal.raise_signal(signal.SIGPIPE)  # Python ignores it, except while a network trains
+
+
+def _is_about_output() -> bool:
+    """Return whether a SIGPIPE is about stdout or stderr: announced, or nobody reads these."""
+    global _output_is_lost
+    announced, _output_is_lost = _output_is_lost, False
+    if announced:
+        return True
+    poll = select.poll()
+    poll.register(1, 0)
+    poll.register(2, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def _tell(line: str) -> None:

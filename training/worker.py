@@ -95,7 +95,7 @@ class _Worker:
         Raises UserError where the flags or the environment contradict mpiexec or Slurm, or the
         others do not come.
         """
-        task = cluster.slurm_task(count)
+        task = cluster.slurm_task()
         if task is not None:
             return self._join_slurm(task, count)
         shared_memory.remove_left_over()

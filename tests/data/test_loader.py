@@ -19,6 +19,7 @@ from data.loader import Loader
 from data.readers import class_folders
 from data.transforms import Preprocessing
 from tests.support import ROOT
+from training.signals import StopSignal
 from utils import UserError
 
 SMALL = Preprocessing(size=32)
@@ -151,8 +152,12 @@ def test_a_worker_that_is_killed_is_an_error_that_names_the_image(train, number)
     workers = data_workers()
     os.kill(workers[1].pid, number)
     begun = time.monotonic()
-    with pytest.raises(UserError, match=rf"2 of 2 was ended by {number.name} at the image .*jpg;"):
+    with (
+        StopSignal() as stop,
+        pytest.raises(UserError, match=rf"2 of 2 was ended by {number.name} at the image .*jpg;"),
+    ):
         list(batches)
+    assert stop.number is None  # writing to it gave a SIGPIPE
     assert time.monotonic() - begun < 5
     assert gone(workers)
 

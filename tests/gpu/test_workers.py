@@ -139,7 +139,7 @@ def test_an_error_of_the_user_is_a_sentence(train, data, tmp_path):
     assert re.search(r"error: worker \d: there is no data folder .*nowhere", line), run.lines
     run = train("--ngpus", "3")
     assert run.finish() == (
-        2, "stand_in.py: error: --ngpus 3, but this machine has 2; give --ngpus 2"
+        2, "stand_in.py: error: --ngpus 3, but this machine has 2 GPUs; give --ngpus 2"
     )  # fmt: skip
 
 
@@ -279,14 +279,16 @@ def test_the_first_host_of_slurms_list(hosts, first):
 def test_slurms_variables():
     variables = {"SLURM_NTASKS": "8", "SLURM_PROCID": "5", "SLURM_LOCALID": "1"}
     variables |= {"SLURM_NODELIST": "n[1-2]"}
-    task = cluster.slurm_task(1, variables)
+    # a batch script, which starts its workers itself, whatever --ntasks says
+    assert cluster.slurm_task(variables) is None
+    variables["SLURM_STEP_ID"] = "0"
+    task = cluster.slurm_task(variables)
     assert (task.rank, task.size, task.local_rank, task.address) == (5, 8, 1, "n1")
-    assert cluster.slurm_task(4, variables) is None  # a batch script, which starts four itself
-    assert cluster.slurm_task(1, variables | {"PMI_RANK": "5"}) is None
-    assert cluster.slurm_task(1, {}) is None
+    assert cluster.slurm_task(variables | {"PMI_RANK": "5"}) is None
+    assert cluster.slurm_task({}) is None
     assert cluster.gpu(task.local_rank, variables) == 1
     assert cluster.gpu(task.local_rank, variables | {"SLURM_GPUS_PER_TASK": "1"}) == 0
     with pytest.raises(UserError, match="are to be whole numbers"):
-        cluster.slurm_task(1, variables | {"SLURM_PROCID": "x"})
+        cluster.slurm_task(variables | {"SLURM_PROCID": "x"})
     with pytest.raises(UserError, match="give the first host by --dist-addr"):
         cluster.first_host("a b")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from multiprocessing import Pipe
 
 import pytest
 
@@ -23,7 +24,7 @@ def send(number):
     os.kill(os.getpid(), number)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_is_noted_and_the_previous_handlers_come_back(number):
     before = signal.getsignal(number)
     with StopSignal() as outer:
@@ -33,6 +34,29 @@ def test_a_signal_is_noted_and_the_previous_handlers_come_back(number):
         with StopSignal() as inner, inner:  # nested, and the same one again
             assert inner.number == number
     assert signal.getsignal(number) == before
+
+
+def test_only_a_broken_output_stops_a_run(capfd):
+    """A connection to another process, such as a data worker that was killed, is none."""
+    with StopSignal() as stop:
+        ours, theirs = Pipe()
+        theirs.close()
+        with pytest.raises(BrokenPipeError):
+            ours.send(1)
+        assert stop.number is None
+    reader, writer = os.pipe()
+    before = os.dup(1)
+    os.dup2(writer, 1)
+    os.close(reader)
+    try:
+        with StopSignal() as stop:
+            with pytest.raises(BrokenPipeError):
+                os.write(1, b"-")
+            assert stop.number == signal.SIGPIPE
+    finally:
+        os.dup2(before, 1)
+        os.close(writer)
+        os.close(before)
 
 
 def test_nohup_is_respected():
@@ -47,6 +71,7 @@ def test_nohup_is_respected():
 
 WAITING = """
 import time
+from multiprocessing import Pipe
 from training.signals import StopSignal
 with StopSignal() as stop:
     print("ready", flush=True)
