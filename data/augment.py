@@ -214,11 +214,11 @@ def crop_box(height: int, width: int, scale: tuple[float, float], rng: np.random
         aspect = (4 / 3) ** (2 * rng.random() - 1)
         h, w = round(math.sqrt(area / aspect)), round(math.sqrt(area * aspect))
         if 0 < h <= height and 0 < w <= width:
-            break
-    else:  # a very long image: its centre
-        h, w = min(height, round(width * 4 / 3)), min(width, round(height * 4 / 3))
-    top, left = int(rng.random() * (height - h + 1)), int(rng.random() * (width - w + 1))
-    return Box(top, left, h, w)
+            top, left = int(rng.random() * (height - h + 1)), int(rng.random() * (width - w + 1))
+            return Box(top, left, h, w)
+    # a very long image: its centre
+    h, w = min(height, round(width * 4 / 3)), min(width, round(height * 4 / 3))
+    return Box((height - h) // 2, (width - w) // 2, h, w)
 
 
 def _random_resized_crop(

@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from utils import shown
+from utils import UserError, shown
 
 from .augment import Augmentation
 from .decoding import decode
@@ -18,6 +18,10 @@ from .members import Members
 
 # names of a split; the first one that is there is taken
 SPLITS = {"train": ("train",), "val": ("val", "valid", "validation", "test")}
+
+
+class NoSuchPartError(UserError):
+    """The data are there, but not the part of them that is asked for, as without train/."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from utils import UserError, shown
 from .class_names import imagenet_classes
 from .datasets import Dataset
 
-_NUMBER = re.compile(r"(\d+)\.\w+$")  # in ILSVRC2012_val_00000293.JPEG
+# in ILSVRC2012_val_00000293.JPEG, behind which Hugging Face's names have the class
+_NUMBER = re.compile(r"(\d+)(_n\d{8})?\.\w+$")
 
 
 def with_labels(dataset: Dataset, path: str | Path) -> Dataset:

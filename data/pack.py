@@ -12,7 +12,7 @@ import argparse
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 
@@ -25,8 +25,9 @@ import utils
 
 from . import packing, readers
 from .class_order import with_class_order
-from .datasets import Dataset, left_out
+from .datasets import Dataset, NoSuchPartError, left_out
 from .decoding import BadImageError, ImageFile, decode_content, read
+from .members import Member
 from .resizing import by_pillow
 
 EXAMPLES = """\
@@ -108,29 +109,46 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parts(source: str, labels: str | None) -> dict[str, Dataset]:
     """Return the parts of the data by the folder that they get: "" where there are none."""
-    train = None
     try:
         train = readers.open_dataset(source, "train")
-    except utils.UserError as error:
+    except NoSuchPartError as error:
         try:
-            return {"val/": readers.open_dataset(source, "val", labels=labels)}
-        except utils.UserError:
+            val = readers.open_dataset(source, "val", labels=labels)
+        except NoSuchPartError:
             raise error from None
+        print(f"warning: there is no training set to pack: {error}")
+        return {"val/": val}
     if train.whole:
         return {"": train}
     try:
         val = readers.open_dataset(source, "val", labels=labels)
-    except utils.UserError as error:
+    except NoSuchPartError as error:
         print(f"warning: there is no validation set to pack: {error}")
         return {"train/": train}
     return {"train/": train, "val/": with_class_order(val, len(train.classes), train.classes)}
 
 
 def _digest(part: Dataset) -> str:
-    """Return a digest of the images' names, or of pixels in memory."""
+    """Return a digest of the images' names and files' versions, or of pixels in memory."""
     if isinstance(part.images, np.ndarray):
         return packing.sha256(part.images.tobytes())
-    return packing.sha256("\n".join(part.names).encode(errors="surrogateescape"))
+    of_archive = cache(_version)  # which many images are in
+    lines = []
+    for name, image in zip(part.names, part.images, strict=True):
+        if isinstance(image, Member):
+            lines.append(f"{name}\0{of_archive(image.archive)} {image.offset}")
+        else:
+            lines.append(f"{name}\0{_version(image)}")
+    return packing.sha256("\n".join(lines).encode(errors="surrogateescape"))
+
+
+def _version(path: str | os.PathLike) -> str:
+    """Return a file's size and the time of its last change; "" where it cannot be read."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return ""
+    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 def _files(

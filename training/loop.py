@@ -167,7 +167,8 @@ class Trainer:
             if augment.mixup or augment.cutmix:
                 rng = np.random.default_rng((now.seed, self.step))  # the same in all workers
                 images, targets = mixing.mix(images, labels, len(classes), augment, rng)
-            kept = drop_path.draw(self.model, now.drop_path, counts, rank, (now.seed, self.step))
+            drops = 0.0 if now.freeze else now.drop_path  # frozen blocks compute as in evaluation
+            kept = drop_path.draw(self.model, drops, counts, rank, (now.seed, self.step))
             share = float(counts[rank] / counts.mean())  # each image counts the same
             for *part, part_share in self._parts(images, labels, targets, kept, counts=counts):
                 self._add_gradients(part, share * part_share, now)

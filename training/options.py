@@ -122,6 +122,10 @@ def check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
         parser.error("--extend goes on with a run, so it needs --resume")
     if args.entry and not args.pretrained:
         parser.error("--entry chooses one of several sets of weights in the --pretrained file")
+    if args.class_names and not args.pretrained:
+        parser.error(
+            "--class-names has the class names of the --pretrained weights; give these too"
+        )
     if args.in_chans not in (None, 1, 3):
         parser.error(f"--in-chans {args.in_chans}: an image file gives 3 colours or 1 grey value")
     if args.find_lr and args.resume:
@@ -214,6 +218,7 @@ _NEEDS: list[tuple[str, str, Callable[[argparse.Namespace], bool]]] = [
         "with --padding-crop 0",
         lambda args: not any(by_epoch.values(args.padding_crop or 0)),
     ),
+    ("drop_path", "without --freeze", lambda args: not args.freeze),
     ("layer_decay", "without --freeze", lambda args: not args.freeze),
     ("sync_bn", "without --freeze", lambda args: not args.freeze),
     ("custwd", "without --freeze", lambda args: not args.freeze),

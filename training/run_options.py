@@ -87,6 +87,7 @@ class RunOptions:
         defaults={"": 224, "digits": 32},
         group="network and data",
         at_least=1,
+        at_most=4096,
         metavar="PIXELS",
         by_epoch=True,
         help="side of the square input images in pixels; where it changes by epoch, validation has "

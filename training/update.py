@@ -64,7 +64,7 @@ class Update:
         optimizer.set_weight_decay(self.optimizer, weight_decay)
         self._exchange()
         if self.scaler is not None:  # after an overflow there are no gradients, and no step
-            self.scaler.unscale(self.learnt.values())
+            self.scaler.unscale([p for p in self.learnt.values() if p.grad is not None])
             self.scaler.update()
         if self.settings.agc:
             gradients.clip_adaptively(self._without_classifier(), self.settings.agc)
@@ -77,12 +77,13 @@ class Update:
     def _exchange(self) -> None:
         """Average the gradients over the workers.
 
-        So that the networks stay the same, so are the running statistics of the batch norms.
+        So that the networks stay the same, so are the running statistics of the batch norms, which
+        --freeze leaves as they are.
         """
         shared = [p.grad for p in self.learnt.values() if p.grad is not None]
         if self.network.quantized is not None:
             self.network.quantized.observe(self.workers)
-        elif not self.settings.sync_bn:
+        elif not (self.settings.sync_bn or self.settings.freeze):
             shared += self.network.model.buffers()
         self.workers.average(shared)
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 
 from utils import UserError, shown
 
-from ..datasets import SPLITS, Dataset
-from ..folders import LeftOut
+from ..datasets import SPLITS, Dataset, NoSuchPartError
+from ..folders import LeftOut, is_image
 from ..members import Members
 from . import lists
 from .common import Sample, image_paths, ordered
-from .places import Place
+from .places import Place, is_of_a_part
 
 _ALL_SPLITS = {name for names in SPLITS.values() for name in names}
 
@@ -32,6 +33,7 @@ def read(place: Place, members: Members, labels: lists.Labels | None) -> Dataset
         raise UserError(f"{shown(where)} has no images in it; give a file that has some")
     archives = members.places[:, 0]
     if len({archives[i] for i, parts in paths.items() if len(parts) == 1}) == len(place.paths) > 1:
+        _assert_no_shards(place, members, paths)
         for index, parts in paths.items():
             parts.insert(0, place.paths[archives[index]].stem)
     paths = _without_common_folders(paths, {*_ALL_SPLITS, *place.names})
@@ -48,6 +50,22 @@ def read(place: Place, members: Members, labels: lists.Labels | None) -> Dataset
         if len(parts) > 1
     ]
     return ordered(samples, members, place.source, split, left_out, whole)
+
+
+def _assert_no_shards(place: Place, members: Members, paths: Collection[int]) -> None:
+    """Raise UserError where archives of images in no folder are parts of a whole, and no classes.
+
+    Their names are then those of a split, or each image has a companion, such as a caption.
+    """
+    others = {os.path.splitext(name)[0] for name in members.names if not is_image(name)}
+    if all(map(is_of_a_part, place.paths)) or all(
+        os.path.splitext(members.names[index])[0] in others for index in paths
+    ):
+        raise UserError(
+            f"the images of {shown(place.paths[0])} and the others have no labels, neither by a "
+            ".cls or .json file of their names nor by the folders that they are in; give archives "
+            "whose images have"
+        )
 
 
 def _without_common_folders(
@@ -80,5 +98,5 @@ def _of_split(paths: dict[int, list[str]], place: Place) -> tuple[dict[int, list
         advice = "for training, --holdout 0.1 takes a tenth of train/"
         if place.exact:
             advice = f"give one of its folders to --split: {', '.join(sorted(map(shown, tops)))}"
-        raise UserError(f"{shown(place.source)} has no folder {wanted}; {advice}")
+        raise NoSuchPartError(f"{shown(place.source)} has no folder {wanted}; {advice}")
     return paths, place.split, True

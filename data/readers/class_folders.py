@@ -10,7 +10,7 @@ import numpy as np
 from utils import UserError, shown
 
 from ..augment import Augmentation
-from ..datasets import SPLITS, Dataset
+from ..datasets import SPLITS, Dataset, NoSuchPartError
 from ..folders import LeftOut, entries, image_files, is_folder
 from ..formats import SUFFIXES
 
@@ -76,4 +76,4 @@ def _split_folder(root: Path, split: str, exact: bool) -> Path:
         advice = f"give one of its folders to --split: {', '.join(there) or 'it has none'}"
     elif split == "val":
         advice += ", or valid/ or validation/; for training, --holdout 0.1 takes a tenth of train/"
-    raise UserError(f"the data folder {shown(root)} has no {wanted}; {advice}")
+    raise NoSuchPartError(f"the data folder {shown(root)} has no {wanted}; {advice}")

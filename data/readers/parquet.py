@@ -145,10 +145,11 @@ def _columns(schema: Any, file: Path) -> _Columns:
             "a data set of labelled images"
         )
     label = schema.field(labels[0])
+    kind = label.type.value_type if pyarrow.types.is_dictionary(label.type) else label.type
     classes = None
-    if pyarrow.types.is_integer(label.type):
+    if pyarrow.types.is_integer(kind):
         classes = _class_names((schema.metadata or {}).get(b"huggingface", b""), label.name)
-    elif not pyarrow.types.is_string(label.type):
+    elif not (pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)):
         raise UserError(
             f"the column {label.name} of {shown(file)} is of {label.type}; labels are whole "
             "numbers or text"

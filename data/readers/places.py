@@ -14,7 +14,7 @@ from typing import NamedTuple
 from utils import UserError, shown
 
 from .. import archives
-from ..datasets import SPLITS
+from ..datasets import SPLITS, NoSuchPartError
 from ..folders import LeftOut, entries, is_folder, is_image, suffix
 
 _WORDS = {"train": SPLITS["train"], "val": (*SPLITS["val"], "t10k")}  # t10k: MNIST's
@@ -57,8 +57,8 @@ def find(root: str | Path, split: str, exact: bool) -> Place | None:
         files = expand(text)
         if place := _among(path.parent, files, names, exact):
             return place
-        if any(_is_of(file, _ALL_WORDS) for file in files):
-            raise UserError(
+        if any(is_of_a_part(file) for file in files):
+            raise NoSuchPartError(
                 f"no file of {shown(text)} has {' or '.join(names)} in its name; give a pattern of "
                 "all parts, such as {train,val}-*.tar, or for training --holdout 0.1"
             )
@@ -71,7 +71,7 @@ def find(root: str | Path, split: str, exact: bool) -> Place | None:
     for folder in (path, path / "data"):  # Hugging Face's data sets have the latter
         files = data_files(folder)
         place = _among(folder, files, names, exact)
-        if place is None and files and not any(_is_of(file, _ALL_WORDS) for file in files):
+        if place is None and files and not any(is_of_a_part(file) for file in files):
             place = _all(folder, files, names, exact)
         if place is not None:
             _check_gaps(place.paths)
@@ -139,6 +139,11 @@ def kind(path: Path) -> str:
             if file.read(3) == b"\0\0\x08":
                 return "idx"
     return what
+
+
+def is_of_a_part(file: Path) -> bool:
+    """Return whether a file's name has the word of a split in it, as train-0000.tar has."""
+    return _is_of(file, _ALL_WORDS)
 
 
 def _is_of(file: Path, words: Sequence[str]) -> bool:

@@ -52,6 +52,11 @@ def test_the_scale_of_the_crop_is_obeyed(rng):
     assert 0.29 < min(areas) < 0.32 and 0.48 < max(areas) < 0.51
 
 
+def test_the_crop_of_a_very_long_image_is_its_centre(rng):
+    """No box of 8 % of the area has a possible shape there."""
+    assert {crop_box(2000, 60, (0.08, 1.0), rng) for _ in range(9)} == {(960, 0, 80, 60)}
+
+
 @pytest.mark.parametrize("probability", [0, 1])
 def test_flip_has_its_probability(rng, coordinates, probability):
     for _ in range(20):

@@ -194,7 +194,7 @@ def test_signals_to_the_group_leave_the_workers_to_the_parent(train):
 PARENT = """
 import sys, time
 import numpy as np
-from data import datasets
+from data.readers import class_folders
 from data.loader import Loader
 from data.transforms import Preprocessing
 train = class_folders.read(sys.argv[1], "train")

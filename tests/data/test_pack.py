@@ -63,6 +63,38 @@ def test_other_forms_are_packed_too(root, tmp_path, run):  # noqa: F811
     assert packed.whole and packed.names == open_dataset(whole, "train").names
 
 
+def test_images_that_have_changed_are_other_images(root, tmp_path, run):  # noqa: F811
+    assert run(root, tmp_path / "a.tar")[0] == 0
+    file = root / "train/pear/1.jpg"
+    file.write_bytes((root / "train/pear/0.jpg").read_bytes())
+    os.utime(file, ns=(1, 1))
+    status, _, err = run(root, tmp_path / "a.tar")
+    assert status == 2 and "a.tar is there already, and of other images or settings" in err
+    archives = tmp_path / "archives"
+    for split in ("train", "val"):
+        tar(archives / f"{split}.tar", root / split)
+    assert run(archives, tmp_path / "b.tar")[0] == 0
+    os.utime(archives / "val.tar", ns=(1, 1))
+    assert run(archives, tmp_path / "b.tar")[0] == 2
+
+
+def test_only_a_part_that_is_not_there_is_left_out(root, tmp_path, run):  # noqa: F811
+    """Nor is a damaged one packed in silence."""
+    for split in ("train", "val"):
+        tar(tmp_path / f"archives/{split}.tar", root / split)
+    (root / "train/empty").mkdir()
+    status, _, err = run(root, tmp_path / "a.tar")
+    assert status == 2 and "train/empty has no images" in err and len(err.splitlines()) == 1
+    train = tmp_path / "archives/train.tar"
+    content = train.read_bytes()
+    train.write_bytes(content[: len(content) // 2])
+    status, _, err = run(tmp_path / "archives", tmp_path / "a.tar")
+    assert status == 2 and "train.tar" in err and not (tmp_path / "a.tar").exists()
+    (root / "train").rename(tmp_path / "away")
+    status, out, _ = run(root, tmp_path / "a.tar")
+    assert status == 0 and "warning: there is no training set to pack: the data folder" in out
+
+
 def test_larger_images_are_made_smaller_once(root, tmp_path, run):  # noqa: F811
     rng = np.random.default_rng(0)
     for name, shape in (("wide.png", (60, 91, 3)), ("high.jpg", (121, 60, 3))):

@@ -93,6 +93,18 @@ def test_numbers_without_names_and_files_without_them(root, tmp_path):  # noqa: 
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("kind", [pyarrow.large_string(), pyarrow.dictionary("int8", "string")])
+def test_labels_may_be_any_kind_of_text(root, tmp_path, kind):  # noqa: F811
+    """polars writes large strings, and pandas dictionaries of a column of categories."""
+    rows = [("pear", "1.jpg", b"-"), ("apple", "2.jpg", b"-")]
+    whole = table(rows, None)
+    texts = pyarrow.array(whole["label"].to_pylist(), kind)
+    cast = whole.set_column(1, "label", texts)
+    parquet.write_table(cast, tmp_path / "test.parquet")
+    val = open_dataset(tmp_path / "test.parquet", "val")
+    assert val.classes == ["apple", "pear"] and sorted(val.labels) == [0, 1]
+
+
 def test_imagenets_english_names_become_wnids(root, tmp_path):  # noqa: F811
     words = [f"{name}, and so on" for name in class_names.imagenet_classes().values()]
     rows = [(label, f"{label}.jpg", b"-") for label in (217, 0, 701)]

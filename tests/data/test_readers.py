@@ -267,6 +267,19 @@ def test_labels_are_checked(root, tmp_path):
     refused(r"more.jpg of \S+val-0000.tar has the label -1; numbers count from 0", folder, "val")
 
 
+@pytest.mark.parametrize("name", ["train-0{}.tar", "part{}.tar"])
+def test_shards_without_labels_are_no_classes(root, tmp_path, name):
+    """Captions alone, as for CLIP; the names of the shards were taken for classes."""
+    image = next((root / "train/pear").glob("*.jpg"))
+    for number in range(2):
+        with tarfile.open(tmp_path / name.format(number), "w") as shard:
+            shard.add(image, f"{number}.jpg")
+            if name.startswith("part"):
+                shard.add(image, f"{number}.txt")
+    with pytest.raises(UserError, match=r"0.tar and the others have no labels, neither by a .cls"):
+        open_dataset(tmp_path, "train")
+
+
 def test_lists_are_checked(root, tmp_path):
     flat, files = tmp_path / "flat", []
     flat.mkdir()

@@ -120,7 +120,7 @@ def test_slow_images_are_not_stalled(val, monkeypatch):
 
 PARENT = """
 import sys, threading, time
-from data import datasets
+from data.readers import class_folders
 from data.loader import Loader
 from data.transforms import Preprocessing
 val = class_folders.read(sys.argv[1], "val")

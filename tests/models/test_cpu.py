@@ -159,6 +159,14 @@ def test_a_layer_with_other_settings_is_megengines(settings, side, training, rng
     np.testing.assert_array_equal(module(x).numpy(), expected)
 
 
+@pytest.mark.parametrize("groups", [1, 8])
+def test_no_images_give_no_maps(groups):
+    """MegEngine's own operators of the gradients divide by their number and end the process."""
+    x = mge.Tensor(np.zeros((0, 8, 4, 4), np.float32))
+    weight = np.zeros((8, 8, 3, 3) if groups == 1 else (8, 1, 1, 3, 3), np.float32)
+    assert cpu.conv2d(x, mge.Tensor(weight), (2, 2), (1, 1), groups).shape == (0, 8, 2, 2)
+
+
 def test_weight_gradient_of_a_large_map_in_several_pieces(monkeypatch):
     rs = np.random.RandomState(3)
     x, w, dy = (

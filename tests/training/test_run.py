@@ -374,6 +374,12 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(stra
             "--layer-decay has an effect without --freeze only",
         ),
         (["--freeze", "--pretrained", "a.pkl", "--low-memory"], "an effect without --freeze only"),
+        (
+            ["--freeze", "--pretrained", "a.pkl", "--drop-path", "0.5"],
+            "--drop-path has an effect without --freeze only",
+        ),
+        (["--size", "9000@0,32@1"], "'9000' is not a whole number of at least 1 and at most 4096"),
+        (["--class-names", "a.txt"], "the class names of the --pretrained weights; give these too"),
         (["--find-lr", "--show-samples"], "leave one of them out"),
         (["--mixup", "0.2", "--mix-switch-prob", "0"], "has an effect with --mixup and --cutmix"),
         (["--crop-scale", "0.5", "1", "--padding-crop", "4"], "with --padding-crop 0 only"),

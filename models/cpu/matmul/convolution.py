@@ -219,7 +219,7 @@ def conv2d(
     """
     geometry = zip(x.shape[2:], weight.shape[-2:], stride, padding, strict=True)
     rows, cols = (Axis(*axis) for axis in geometry)
-    if not (_taps(rows) and _taps(cols)):  # every window lies in the padding
+    if not (len(x) and _taps(rows) and _taps(cols)):  # no images, or all windows in the padding
         return F.conv2d(x, weight, None, stride, padding, 1, groups)
     multiplier = prod(weight.shape[:-2]) // groups  # outputs of each channel of a depthwise kernel
     if groups == x.shape[1] and (multiplier == 1 or groups > 1):
