@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from utils import UserError, fail
+from utils import UserError, assert_writable, fail
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -91,6 +91,15 @@ def number(kind: type, low: float, high: float = float("inf"), open_low: bool = 
         return value
 
     return parse
+
+
+def output_file(text: str) -> str:
+    """Return the name of a file that is to be written and can be; an argparse type."""
+    try:
+        assert_writable(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def arch_name(text: str) -> str:

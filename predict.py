@@ -57,6 +57,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     cli.add_flags(form, "--json")
     form.add_argument(
         "--csv",
+        type=cli.output_file,
         metavar="FILE",
         help="write the results to this file as a table with a line for each image",
     )

@@ -175,14 +175,35 @@ def assert_other_file(source: Any, target: str | PathLike, flag: str) -> None:
             raise UserError(f"{target} is the file to read; give another name by {flag}")
 
 
+def assert_writable(path: str | PathLike) -> None:
+    """Raise UserError where `write_atomically` could not write a file, before the work for it."""
+    folder = _folder_above(Path(path))
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"cannot save {path}: {folder} is not writable; choose another folder")
+
+
+def _folder_above(path: Path) -> Path:
+    """Return the folder nearest to a file that is there already.
+
+    Raises UserError where the file's name is that of something else, or a file is in its way.
+    """
+    if os.path.exists(path) and not os.path.isfile(path):  # a folder or a device
+        raise UserError(f"cannot save {path}: it is no regular file; give another name")
+    folder = path.absolute().parent
+    while not os.path.exists(folder):
+        folder = folder.parent
+    if not os.path.isdir(folder):
+        raise UserError(f"cannot save {path}: {folder} is no folder; choose another folder")
+    return folder
+
+
 def write_atomically(path: str | PathLike, write: Callable[[BinaryIO], object]) -> None:
     """Replace the file at `path` by what `write` writes, or leave it unchanged after an error.
 
     Raises UserError when the file cannot be written.
     """
     path = Path(path)
-    if os.path.exists(path) and not os.path.isfile(path):  # a folder or a device
-        raise UserError(f"cannot save {path}: it is no regular file; give another name")
+    _folder_above(path)
     temporary = path.with_name(f".{path.name}.{_host()}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -196,16 +217,13 @@ def write_atomically(path: str | PathLike, write: Callable[[BinaryIO], object]) 
             temporary.unlink()
         if not isinstance(error, OSError):
             raise
-        reason = error.strerror
-        if isinstance(error, FileExistsError):  # raised by mkdir where a file has the folder's name
-            reason = f"{path.parent} is no folder"
         kept = "; the file that was there is untouched" if os.path.exists(path) else ""
         advice = (
             "give a shorter name"
             if error.errno == errno.ENAMETOOLONG
             else "free some space or choose another folder"
         )
-        raise UserError(f"cannot save {path}: {reason}{kept}; {advice}") from None
+        raise UserError(f"cannot save {path}: {error.strerror}{kept}; {advice}") from None
 
 
 def cache_folder() -> Path:

@@ -102,6 +102,7 @@ def make_folder(folder: Path) -> None:
         raise utils.UserError(
             f"cannot write to {folder}: {error.strerror}; give another --report"
         ) from None
+    utils.assert_writable(folder / "report.html")
 
 
 def _data(content: bytes, kind: str) -> str:

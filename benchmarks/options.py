@@ -60,12 +60,14 @@ def add_inference(commands: argparse._SubParsersAction) -> None:
     add_counts(infer, "--threads", [1, 2], "numbers of threads to give each runtime")
     infer.add_argument(
         "--scatter",
+        type=cli.output_file,
         metavar="FILE",
         help="write a chart to this PNG file: reported ImageNet accuracy over measured latency, a "
         "point for each network",
     )
     infer.add_argument(
         "--forms",
+        type=cli.output_file,
         metavar="FILE",
         help="write a chart to this PNG file: latency of each network in train form and in deploy "
         "form",

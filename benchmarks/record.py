@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import cli
 import utils
 
 FOLDER = utils.ROOT / "docs" / "results"
@@ -31,6 +32,7 @@ def name(text: str) -> str:
             f"{text!r} is not a name of letters, digits, '.', '_' and '-'; "
             "give one such as repvgg_a0-int8"
         )
+    cli.output_file(_file(text))
     return text
 
 
@@ -62,9 +64,11 @@ def write(record: str, rows: list[dict[str, Any]], about: dict[str, Any] | None 
         **({"about": about} if about else {}),
     }
     text = _PARENT_FOLDERS.sub("", utils.json_text(contents, ensure_ascii=False)) + "\n"
-    utils.write_atomically(
-        FOLDER / f"{record}.json", lambda file: file.write(text.encode(errors="escaped"))
-    )
+    utils.write_atomically(_file(record), lambda file: file.write(text.encode(errors="escaped")))
+
+
+def _file(record: str) -> Path:
+    return FOLDER / f"{record}.json"
 
 
 def machine() -> str:

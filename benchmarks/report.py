@@ -210,8 +210,11 @@ LAYOUTS = {  # sub-command -> layout
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that choose the forms of a report."""
     cli.add_flags(parser, "--json")
-    parser.add_argument("--csv", metavar="FILE", help="CSV file to write the results to")
-    parser.add_argument("--chart", metavar="FILE", help="PNG file to draw the results in as bars")
+    for flag, what in (
+        ("--csv", "CSV file to write the results to"),
+        ("--chart", "PNG file to draw the results in as bars"),
+    ):
+        parser.add_argument(flag, type=cli.output_file, metavar="FILE", help=what)
     record.add_argument(parser)
 
 

@@ -55,6 +55,11 @@ class Scorer:
         Raises UserError for images or labels that cannot be used.
         """
         args = self.args
+        if args.tta == "flip" and num_classes == 1:
+            raise UserError(
+                f"--tta flip averages probabilities, and the only class of {self.path} has a "
+                "probability of 1 for every image; leave --tta out"
+            )
         if args.holdout is not None:
             dataset = hold_out(readers.open_dataset(args.data, "train"), args.holdout, args.seed)[1]
         elif args.data:

@@ -107,11 +107,12 @@ def _onnx(path: str | PathLike) -> NetworkFile:
         session = onnx_runtime.session(path)
     except Exception as error:  # onnxruntime's errors have no common class of their own
         raise _refused(path, error) from None
-    entry, *others = session.get_inputs()
-    shape = _images(path, entry.shape)
-    if others or entry.type not in _TYPES:
-        what = f"{len(others) + 1} inputs" if others else f"images of type {entry.type}"
+    inputs = session.get_inputs()
+    if len(inputs) != 1 or inputs[0].type not in _TYPES:
+        what = f"images of type {inputs[0].type}" if len(inputs) == 1 else f"{len(inputs)} inputs"
         raise UserError(f"{path} takes {what}; give a network with one input of float images")
+    (entry,) = inputs
+    shape = _images(path, entry.shape)
     fixed = shape[0] if isinstance(shape[0], int) else None
 
     def run(images: np.ndarray) -> np.ndarray:
@@ -126,6 +127,13 @@ def _onnx(path: str | PathLike) -> NetworkFile:
                 output = session.run(None, {entry.name: full})[0]
             except Exception as error:  # shapes are compared here at the latest
                 raise _refused(path, error) from None
+            is_tensor = isinstance(output, np.ndarray) and output.size
+            if not is_tensor or (step > 1 and output.shape[:1] != (step,)):
+                what = f"of the shape {output.shape}" if hasattr(output, "shape") else "no tensor"
+                raise UserError(
+                    f"the first output of {path} is {what} for {step} images; give a classifier, "
+                    "whose first output is [images, classes]"
+                )
             results.append(output.reshape(step, -1)[: len(batch)])
         return np.concatenate(results)
 

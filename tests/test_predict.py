@@ -21,7 +21,7 @@ import pytest
 import predict
 from data.decoding import decode
 from data.transforms import BASECLS, Preprocessing
-from deployment import input_format
+from deployment import input_format, network_file
 from deployment.mge_export import export_mge
 from deployment.network import load
 from deployment.onnx_export import export_onnx
@@ -165,6 +165,40 @@ def _double():
     opsets = [onnx.helper.make_opsetid("", 17)]
     graph = onnx.helper.make_graph([node], "double", *ends)
     return onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8)
+
+
+def _with_output(kind):
+    """An ONNX network of images that gives no logits: a constant, or several tensors as one."""
+    images = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", 3, 32, 32])
+    if kind == "sequence":
+        node = onnx.helper.make_node("SequenceConstruct", ["x"], ["y"])
+        output = onnx.helper.make_tensor_sequence_value_info("y", onnx.TensorProto.FLOAT, None)
+    elif kind == "transposed":
+        node = onnx.helper.make_node("Transpose", ["x"], ["y"], perm=[1, 0, 2, 3])
+        output = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [3, "n", 32, 32])
+    else:
+        value = onnx.numpy_helper.from_array(np.ones((1, 3, 32, 32), np.float32))
+        node = onnx.helper.make_node("Constant", [], ["y"], value=value)
+        output = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 3, 32, 32])
+    inputs = [] if kind == "no inputs" else [images]
+    graph = onnx.helper.make_graph([node], kind, inputs, [output])
+    opsets = [onnx.helper.make_opsetid("", 17)]
+    return onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8)
+
+
+@pytest.mark.parametrize(
+    "kind, said",
+    [
+        ("no inputs", "takes 0 inputs; give a network with one input of float images"),
+        ("sequence", "is no tensor for 2 images; give a classifier"),
+        ("transposed", r"is of the shape \(3, 2, 32, 32\) for 2 images; give a classifier"),
+        ("constant", r"is of the shape \(1, 3, 32, 32\) for 2 images; give a classifier"),
+    ],
+)
+def test_what_gives_no_logits_is_one_sentence(tmp_path, kind, said):
+    onnx.save(_with_output(kind), tmp_path / "a.onnx")
+    with pytest.raises(UserError, match=said):
+        network_file.read(tmp_path / "a.onnx").run(np.zeros((2, 3, 32, 32), np.float32))
 
 
 def test_bad_input_is_one_sentence(command, network, photos, tmp_path):

@@ -200,7 +200,7 @@ def _check_stride(path: str | PathLike, wanted: int | None, own: int | None) -> 
     if None not in (wanted, own) and wanted != own:
         raise CheckpointError(
             f"{path} has a total stride of {own}, but --stride {wanted} was asked for; leave "
-            "--stride out or give another file"
+            "--stride out (from Python: stride=) or give another file"
         )
 
 

@@ -50,6 +50,7 @@ def run(args: argparse.Namespace, time_files: TimeFiles) -> Outcome | None:
         time_files: measures the latency of networks, for the cost of layers in float.
     """
     target = _target(args)
+    utils.assert_writable(target)  # now, as the search for a floor may take hours
     if args.calibration is None:
         return write_trained(args, target)
     return write_calibrated(args, target, time_files)

@@ -61,5 +61,8 @@ def test_a_chart_of_every_layout(name):
 def test_a_file_that_cannot_be_written(command):
     arguments = ["--arch", "RepGhost050", "--point", "32x1", "--rounds", 1]
     status, out, err = command("benchmark", "train", *arguments, "--csv", "/dev/null/a.csv")
-    assert status == 2 and "cannot save /dev/null/a.csv" in err and len(err.splitlines()) == 1
+    assert status == 2 and "cannot save /dev/null/a.csv: /dev/null is no folder; choose" in err
+    assert not out and len(err.splitlines()) == 1  # before anything is measured
+    status, out, err = command("benchmark", "train", *arguments, "--csv", "a" * 300)
+    assert status == 2 and "File name too long" in err and len(err.splitlines()) == 1
     assert len(out.splitlines()) == 4  # what was measured is not lost
