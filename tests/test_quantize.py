@@ -112,6 +112,25 @@ def test_text_and_onnx_input(command, trained, photos, tmp_path):
     assert "measured on:   the calibration images" in said
 
 
+def test_a_checkpoint_can_be_quantized_for_another_size(command, trained, photos, tmp_path):
+    """As a kit of that --size needs it; the images of an exported file have their own."""
+    flags = [
+        "--calibration",
+        photos,
+        "--clip",
+        "minmax",
+        "--images",
+        2,
+        "--out",
+        tmp_path / "b.onnx",
+    ]
+    assert command("quantize", "--model", trained, *flags, "--size", 64)[0] == 0
+    assert network.load(tmp_path / "b.onnx").size == (64, 64)
+    assert command("export", "--model", trained, "--out", tmp_path / "a.onnx")[0] == 0
+    status, _, err = command("quantize", "--model", tmp_path / "a.onnx", *flags, "--size", 64)
+    assert status == 2 and "a.onnx takes images of 32 x 32 only; leave out --size, or" in err
+
+
 def test_full_range(command, trained, photos, tmp_path):
     flags = ["--model", trained, "--calibration", photos, "--images", 2, "--clip", "mse", "--json"]
     pairs = {}

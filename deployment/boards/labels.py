@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data import datasets, readers
+from data import readers
 from data.decoding import ImageFile
+from data.folders import image_files
 from utils import UserError, text_of
 
 
@@ -36,7 +37,7 @@ def labelled_images(
         return dataset.images, dataset.labels.tolist()
     if not Path(data).is_dir():
         raise UserError(f"there is no folder {data}; give one with images in it")
-    files = datasets.image_files(data)
+    files = image_files(data)
     if not files:
         raise UserError(f"there are no images in {data}; give a folder that has some in it")
     known = read_labels(labels)

@@ -36,7 +36,7 @@ def parse(
         help="checkpoint in any layout that convert_pretrained_weight.py reads, or an .onnx file "
         "that export.py wrote",
     )
-    cli.add_flags(parser, "--entry")
+    cli.add_flags(parser, "--entry", "--size")
     cli.add_flags(
         parser,
         "--calibration",

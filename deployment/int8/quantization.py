@@ -226,7 +226,7 @@ def write_trained(args: argparse.Namespace, target: Path) -> Outcome:
 
 def _read(args: argparse.Namespace) -> source.Source:
     """Return the network to quantize, and print what its preprocessing is and why."""
-    read = source.read(args.model, args.arch, said.of_flags(args), args.entry)
+    read = source.read(args.model, args.arch, said.of_flags(args, args.size), args.entry)
     dialect = DIALECTS[args.target]
     opset = next(o.version for o in read.model.opset_import if o.domain in ("", "ai.onnx"))
     if opset not in dialect.opsets:

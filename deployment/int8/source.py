@@ -152,6 +152,13 @@ def _read_onnx(path: Path, arch: str | None, stated: said.Statements) -> Source:
             f"{path} is of {actual}, but {arch} was expected; use --arch {actual} or another file"
         )
     refuse_normalizing_twice(path, preprocessing, stated)
+    sides = [one.dim_value for one in model.graph.input[0].type.tensor_type.shape.dim[2:]]
+    asked = stated.get("size")
+    if asked is not None and any(side not in (0, asked[0]) for side in sides):
+        raise UserError(
+            f"{path} takes images of {sides[0]} x {sides[1]} only; leave out --size, or export it "
+            f"again with --size {asked[0]}"
+        )
     _assert_finite(str(path), graph.weights(model))
     own = said.of_habit(preprocessing, "the file")
     preprocessing, classes, origins = said.resolve(

@@ -168,8 +168,8 @@ def _check_same(
         if said.get(key, value) != value:
             raise ToolkitError(
                 f"{file} has {key} {said[key]}, but the network of this kit has {value}; make it "
-                "of the checkpoint that the kit was made of: quantize.py --model CHECKPOINT "
-                "--target rknn"
+                "of the checkpoint that the kit was made of, with the kit's --size and other "
+                "flags: quantize.py --model CHECKPOINT --target rknn"
             )
 
 

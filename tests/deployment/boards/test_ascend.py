@@ -14,8 +14,8 @@ import onnxruntime
 import pytest
 from PIL import Image
 
-from data.datasets import image_files
 from data.decoding import decode
+from data.folders import image_files
 from data.transforms import TORCHVISION, Preprocessing
 from deployment.boards import ascend, ascend_results
 from deployment.boards import labels as kit_labels

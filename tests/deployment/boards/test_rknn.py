@@ -14,8 +14,8 @@ import onnx
 import onnxruntime
 import pytest
 
-from data.datasets import image_files
 from data.decoding import decode
+from data.folders import image_files
 from data.transforms import BASECLS, TORCHVISION
 from deployment.boards import rknn
 from tests.deployment.boards.programs import RUNTIMES, run
