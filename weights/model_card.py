@@ -129,7 +129,8 @@ def _run_record(checkpoint: Checkpoint) -> dict[str, str]:
             if value not in (None, "None")
         )
         changed |= "in_chans" in checkpoint.options and not arguments.get("in_chans")
-        if path.name != "best.pkl" or changed:
+        # after --qat it was validated in int8, and its ranges are not exported
+        if path.name != "best.pkl" or changed or checkpoint.activation_ranges:
             return record
         with open(folder / "metrics.csv", newline="") as file:
             rows = [*csv.DictReader(file)]
