@@ -12,8 +12,9 @@ import math
 import cv2
 import numpy as np
 
+from .resizing import INTERPOLATIONS
+
 _values = np.arange(256)
-_INTERPOLATION = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 Color = tuple[int, ...]  # of three channels
 
 # ---------------------------------------------------------------- tables of the 256 values
@@ -147,7 +148,7 @@ def _affine(
         image,
         inverse,
         image.shape[1::-1],
-        flags=_INTERPOLATION[interpolation] | cv2.WARP_INVERSE_MAP,
+        flags=INTERPOLATIONS[interpolation] | cv2.WARP_INVERSE_MAP,
         borderMode=cv2.BORDER_CONSTANT,
         borderValue=fill,
     )

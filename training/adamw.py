@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 
+from models.cpu.elementwise_operators import BLEND, MULTIPLY_ADD
+
 import megengine as mge
 import megengine.functional as F
 import megengine.optimizer
 from megengine.core._imperative_rt.core2 import apply
-
-from .elementwise import BLEND, MULTIPLY_ADD
 
 
 class AdamW(megengine.optimizer.Optimizer):

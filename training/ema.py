@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 
+from models.cpu.elementwise_operators import BLEND
+
 import megengine as mge
 import megengine.module as M
 import numpy as np
 from megengine.core._imperative_rt.core2 import apply
 
-from .elementwise import BLEND
 from .swap import swapped, tensors
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 
+from models import environment
+
 import megengine as mge
 
 from utils import UserError
@@ -20,8 +22,7 @@ _NOT_ON_A_CPU = {
 
 def check(amp: bool, dtr: str | None) -> None:
     """Raise UserError when one of them is wanted without a GPU, or when `dtr` is not a size."""
-    # models/environment.py names the CPU as the device where there is no GPU
-    on_a_cpu = mge.get_default_device().startswith(("cpu", "multithread"))
+    on_a_cpu = environment.on_cpu()
     for flag, wanted in (("--amp", amp), ("--dtr", dtr is not None)):
         if wanted and on_a_cpu:
             raise UserError(f"{flag} needs a GPU: {_NOT_ON_A_CPU[flag]}")

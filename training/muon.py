@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 
+from models.cpu.elementwise_operators import BLEND
+
 import megengine as mge
 import megengine.functional as F
 from megengine.core._imperative_rt.core2 import apply
 
 from .adamw import AdamW
-from .elementwise import BLEND
 
 
 class Muon(AdamW):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from models import cpu
+from models.cpu.elementwise_operators import MULTIPLY_ADD
 
 import megengine as mge
 import megengine.module as M
@@ -12,7 +13,6 @@ import megengine.optimizer
 from megengine.core._imperative_rt.core2 import apply
 
 from .adamw import AdamW
-from .elementwise import MULTIPLY_ADD
 from .muon import Muon
 from .parameter_kinds import DECAY_RULES
 from .parameters import depths, kinds

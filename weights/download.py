@@ -21,12 +21,12 @@ from tqdm import tqdm
 
 from utils import UserError, cache_folder, locked
 
+from . import formats
 from .files import sha256
 
 TIMEOUT = (10, 30)  # seconds to connect, and to wait for more bytes
 PAUSES = (1, 2)  # seconds between one try and the next
 
-_PAGE = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype\s+html|html)", re.IGNORECASE)
 _RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
 _CAUSE = re.compile(r"(?<=\] )[\w :-]+\w|timed out")  # the readable part of requests' messages
 
@@ -135,7 +135,8 @@ def _try(url: str, part: Path) -> None:
         body, head = response.iter_content(1 << 16), b""
         while len(head) < 1024 and (chunk := next(body, b"")):
             head += chunk
-        if _PAGE.match(head) or "text/html" in answer.get("Content-Type", "").lower():
+        is_page = formats.of_content(head) == "page"
+        if is_page or "text/html" in answer.get("Content-Type", "").lower():
             raise _error(url, "the server sent a web page instead of a file; open it in a browser")
         total = int(length) if length.isdecimal() else None
         if status == 200:

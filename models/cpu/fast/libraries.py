@@ -15,6 +15,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from ... import environment
+
 
 class NotAvailable(Exception):
     """The fast path cannot be used here; the message is the reason."""
@@ -30,7 +32,7 @@ def load() -> ctypes.CDLL:
     configure_numba()
     if sys.platform != "linux" or os.uname().machine != "x86_64":
         raise NotAvailable("the libraries are made for Linux on x86-64")
-    if "avx2" not in Path("/proc/cpuinfo").read_text():
+    if not environment.processor_has("avx2"):
         raise NotAvailable("this processor has no AVX2")
     library = _file_of("onednn-cpu-gomp", "libdnnl.so.3")
     # Threads that wait would spin, and take the time of those that decode images.
@@ -138,7 +140,7 @@ def threads() -> int:
 def versions() -> dict[str, str]:
     """Return what decides the bits of a result: libraries, instruction set, number of threads."""
     packages = {name: metadata.version(name) for name in ("numba", "llvmlite", "onednn-cpu-gomp")}
-    wide = "avx512f" in Path("/proc/cpuinfo").read_text()
+    wide = environment.processor_has("avx512f")
     return {**packages, "instructions": "avx512" if wide else "avx2", "threads": str(threads())}
 
 
