@@ -26,7 +26,7 @@ from utils import UserError, cache_folder, shown, write_atomically
 from . import members
 from .members import Members
 
-SUMS = "SHA256SUMS"  # the last file of a tar that packing.py has written
+SUMS = "SHA256SUMS"  # the last file of a tar that tar_writer.py has written
 
 _VERSION = 3
 _BLOCK = 512  # bytes of a tar's header

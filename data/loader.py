@@ -15,7 +15,7 @@ from .datasets import Dataset
 from .decoding import BadImageError
 from .prepare import Job, Prepare
 from .transforms import Preprocessing
-from .workers import Workers
+from .workers import DataWorkers
 
 AHEAD = 3  # batches in preparation while the network computes another
 
@@ -133,7 +133,7 @@ class Loader:
         to_submit = iter(batches)
         count = min(self.workers, largest)
         timing = self.stall_timeout, self.while_waiting
-        with Workers(prepare, count, AHEAD, largest, *timing) as workers:
+        with DataWorkers(prepare, count, AHEAD, largest, *timing) as workers:
             for samples in islice(to_submit, AHEAD):
                 workers.submit(self._jobs(samples, key))
             for samples in batches:

@@ -23,7 +23,7 @@ from tqdm import tqdm
 import cli
 import utils
 
-from . import packing, readers
+from . import readers, tar_writer
 from .class_order import with_class_order
 from .datasets import Dataset, NoSuchPartError, left_out
 from .decoding import BadImageError, ImageFile, decode_content, read
@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
     """Pack or check as the command line says; returns the exit status."""
     args = parse_args(argv)
     if args.check:
-        print(f"{args.source}: all {packing.check(Path(args.source))} files are as written")
+        print(f"{args.source}: all {tar_writer.check(Path(args.source))} files are as written")
         return 0
     target = Path(args.target)
     parts = _parts(args.source, args.val_list)
@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
             yield from _files(folder, part, {*done}, args, skipped)
 
     count = sum(map(len, parts.values()))
-    if not packing.write_tar(target, about, count, files, "packing"):
+    if not tar_writer.write_tar(target, about, count, files, "packing"):
         print(f"{target} is there already, packed from the same images")
         return 0
     if skipped:
@@ -131,7 +131,7 @@ def _parts(source: str, labels: str | None) -> dict[str, Dataset]:
 def _digest(part: Dataset) -> str:
     """Return a digest of the images' names and files' versions, or of pixels in memory."""
     if isinstance(part.images, np.ndarray):
-        return packing.sha256(part.images.tobytes())
+        return tar_writer.sha256(part.images.tobytes())
     of_archive = cache(_version)  # which many images are in
     lines = []
     for name, image in zip(part.names, part.images, strict=True):
@@ -139,7 +139,7 @@ def _digest(part: Dataset) -> str:
             lines.append(f"{name}\0{of_archive(image.archive)} {image.offset}")
         else:
             lines.append(f"{name}\0{_version(image)}")
-    return packing.sha256("\n".join(lines).encode(errors="surrogateescape"))
+    return tar_writer.sha256("\n".join(lines).encode(errors="surrogateescape"))
 
 
 def _version(path: str | os.PathLike) -> str:
@@ -156,7 +156,7 @@ def _files(
 ) -> Iterator[tuple[str, bytes]]:
     """Yield name and content of the images of a part that are not in the tar yet."""
     width = len(str(len(part.classes) - 1))
-    names = packing.told_apart([_name(folder, part, i, width) for i in range(len(part))])
+    names = tar_writer.told_apart([_name(folder, part, i, width) for i in range(len(part))])
     images = ((name, part.images[index]) for index, name in enumerate(names))
     prepare = partial(_prepared, size=args.size, quality=args.quality, skip=args.skip_bad_images)
     waiting = (row for row in images if row[0] not in done and f"{row[0]}.jpg" not in done)

@@ -68,7 +68,7 @@ class _Memory:
         self.pixels = np.frombuffer(shared, np.uint8, offset=start).reshape(shape)
 
 
-class Workers:
+class DataWorkers:
     """Context manager that prepares batches of up to `batch` images in `count` processes.
 
     At most `slots` batches are under way. Worker i modulo `count` prepares row i of a batch.
@@ -96,11 +96,11 @@ class Workers:
             memory = file.fileno()
             self._memory = _Memory(memory, count, slots, batch, size)
             self._memory.progress[:] = -1  # nobody has begun
-            self._workers = [_Worker(memory) for _ in range(count)]
+            self._workers = [_DataWorker(memory) for _ in range(count)]
         for number, worker in enumerate(self._workers):
             worker.send((prepare, number, (count, slots, batch, size)))
 
-    def __enter__(self) -> Workers:
+    def __enter__(self) -> DataWorkers:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -173,7 +173,7 @@ class Workers:
         )
 
 
-class _Worker:
+class _DataWorker:
     """A process, the connection to it, and a thread that sends.
 
     A large message waits until the process reads it, which it does not while it hangs; the parent

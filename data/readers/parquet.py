@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from utils import UserError, cache_folder, shown
 
-from .. import packing
+from .. import tar_writer
 from ..class_names import imagenet_classes, numbered_classes, with_wnids
 from ..folders import is_image
 from ..formats import FORMATS, identify
@@ -51,7 +51,7 @@ def unpack(place: Place) -> Place:
     about = {"version": _VERSION, "files": [[file, *_stamp(file)] for file in files]}
     unique = hashlib.sha256(os.fsencode("\n".join(files))).hexdigest()
     target = cache_folder() / f"{unique[:10]}-{place.paths[0].stem}.tar"
-    if not packing.is_made_of(target, about):
+    if not tar_writer.is_made_of(target, about):
         parquet = _pyarrow()
         with _naming(place.paths[0]):
             columns = _columns(parquet.ParquetFile(place.paths[0]).schema_arrow, place.paths[0])
@@ -63,7 +63,7 @@ def unpack(place: Place) -> Place:
             size += os.path.getsize(file)
         _say_space(place, target, size)
         names = _names(parquet, place.paths, columns)
-        packing.write_tar(
+        tar_writer.write_tar(
             target,
             about,
             rows,
@@ -197,7 +197,7 @@ def _names(parquet: ModuleType, files: Sequence[Path], columns: _Columns) -> lis
         folder = re.sub(r"[/\n]|^\.", "-", folder)
         file_name = re.sub(r"\n", "_", path.replace("\\", "/").rpartition("/")[2])
         names.append(f"{folder}/{file_name.lstrip('.') or f'{row:08d}'}")
-    return packing.told_apart(names)
+    return tar_writer.told_apart(names)
 
 
 def _check_labels(labels: list[int | str], classes: list[str] | None, file: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import utils
-from data import datasets, pack, packing, resizing
+from data import datasets, pack, resizing, tar_writer
 from data.decoding import decode, decode_content
 from data.readers import class_folders, open_dataset
 from tests.data.forms import shards, tar
@@ -126,10 +126,10 @@ def test_bad_images_stop_it_or_are_skipped(root, tmp_path, run):  # noqa: F811
 SLOWLY = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
-from data import pack, packing
-packing._BETWEEN_SAVES = 1
-add = packing._add
-packing._add = lambda *arguments: (add(*arguments), print("added", flush=True), time.sleep(0.05))
+from data import pack, tar_writer
+tar_writer._BETWEEN_SAVES = 1
+add = tar_writer._add
+tar_writer._add = lambda *arguments: (add(*arguments), print("added", flush=True), time.sleep(0.05))
 pack.main(sys.argv[2:])
 """
 
@@ -147,13 +147,13 @@ def test_it_goes_on_where_it_was_killed(root, tmp_path, run, monkeypatch):  # no
     content[3 * 1024 + 600] ^= 1  # what a crash may leave is found by its hash
     partial.write_bytes(content)
     begun = []
-    whole = packing._append
+    whole = tar_writer._append
 
     def append(tar, log, files, done, bar):
         begun.append(len(done))
         return whole(tar, log, files, done, bar)
 
-    monkeypatch.setattr(packing, "_append", append)
+    monkeypatch.setattr(tar_writer, "_append", append)
     assert run(root, target)[0] == 0
     assert 0 < begun[0] < 4
     assert run(root, tmp_path / "b.tar")[0] == 0
@@ -183,7 +183,7 @@ def test_a_tar_never_counts_as_made_of_what_another_one_is(tmp_path, monkeypatch
 
     def write(about, content):
         files = [("a/1.jpg", content)]
-        packing.write_tar(target, about, 1, lambda done: files[len(done) :], "", replace=True)
+        tar_writer.write_tar(target, about, 1, lambda done: files[len(done) :], "", replace=True)
 
     def ended(source, destination):
         if destination == target:
@@ -195,9 +195,9 @@ def test_a_tar_never_counts_as_made_of_what_another_one_is(tmp_path, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         write({"of": 2}, b"two")
     monkeypatch.undo()
-    assert not any(packing.is_made_of(target, {"of": number}) for number in (1, 2))
+    assert not any(tar_writer.is_made_of(target, {"of": number}) for number in (1, 2))
     write({"of": 2}, b"two")
-    assert packing.is_made_of(target, {"of": 2}) and packing.check(target) == 1
+    assert tar_writer.is_made_of(target, {"of": 2}) and tar_writer.check(target) == 1
     assert b"two" in target.read_bytes() and b"one" not in target.read_bytes()
 
 

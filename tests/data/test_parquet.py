@@ -9,7 +9,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from data import class_names, packing
+from data import class_names, tar_writer
 from data.readers import class_folders, open_dataset
 from tests.data.forms import images
 from tests.data.test_readers import assert_same, batches, cache, root  # noqa: F401
@@ -192,11 +192,11 @@ def test_damaged_files_and_labels_are_named(root, tmp_path):  # noqa: F811
 UNPACK = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
-from data import packing
+from data import tar_writer
 from data.readers import open_dataset
-packing._BETWEEN_SAVES = 1
-add = packing._add
-packing._add = lambda *arguments: (add(*arguments), print("added", flush=True), time.sleep(0.05))
+tar_writer._BETWEEN_SAVES = 1
+add = tar_writer._add
+tar_writer._add = lambda *arguments: (add(*arguments), print("added", flush=True), time.sleep(0.05))
 open_dataset(sys.argv[2], "train")
 """
 
@@ -213,15 +213,15 @@ def test_unpacking_goes_on_where_it_was_killed(root, tmp_path, cache, monkeypatc
     with open(partial, "ab") as file:
         file.write(b"half of a file")
     rows = []
-    whole = packing._append
+    whole = tar_writer._append
 
     def append(tar, log, files, done, bar):
         rows.append(len(done))
         return whole(tar, log, files, done, bar)
 
-    monkeypatch.setattr(packing, "_append", append)
+    monkeypatch.setattr(tar_writer, "_append", append)
     assert_same(batches(*[open_dataset(data, "train")] * 2), batches(*[plain(root, "train")] * 2))
     assert 6 <= rows[0] <= 8
     assert not list(cache.glob(".*.partial*"))
     [made] = cache.glob("*.tar")
-    assert packing.check(made) == 18
+    assert tar_writer.check(made) == 18
