@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from itertools import islice
 
@@ -83,7 +83,7 @@ class Loader:
         """Return the augmentation of epoch 0, 1, ..."""
         return by_epoch.at(self.dataset.augment, epoch, self.epochs)
 
-    def training(self, seed: int, epoch: int, skip: int = 0) -> Iterator[Batch]:
+    def training(self, seed: int, epoch: int, skip: int = 0) -> Generator[Batch, None, None]:
         """Yield an epoch in random order, augmented, from batch `skip` on; whole batches only.
 
         Order and augmentation depend only on seed, epoch and image, so that an epoch can be resumed
@@ -111,7 +111,7 @@ class Loader:
         batches: np.ndarray | list[np.ndarray],
         prepare: Prepare,
         key: tuple[int, ...] | None = None,
-    ) -> Iterator[Batch]:
+    ) -> Generator[Batch, None, None]:
         """Yield a batch for each array of samples, int [B, 2]: image and number of its repetition.
 
         `key` is the seed and the epoch of the augmentation; without it, images are prepared for

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -44,7 +44,7 @@ class Result:
 
 def classify(
     net: Network, names: Sequence[ImageFile], top: int, keep_images: bool = False
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Yield the `top` best classes of each image, in the order of `names`.
 
     Close the generator to read no more images. Raises UserError when the network computes a number
@@ -69,7 +69,7 @@ def classify(
 
 def _read_ahead(
     names: Sequence[ImageFile], read: Callable[[ImageFile], T], size: int
-) -> Iterator[list[T]]:
+) -> Generator[list[T], None, None]:
     """Yield what `read` returns of the names, `size` at a time, while threads read the next."""
     starts = iter(range(0, len(names), size))
     under_way: deque[list[Future[T]]] = deque()

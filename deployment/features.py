@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import megengine as mge
 import megengine.module as M
@@ -23,7 +24,9 @@ def backbone(model: M.Module) -> M.Module:
             f"{type(model).__name__} has no method `features`; export it without --features"
         )
 
-    class Backbone(type(model)):
+    kind: Any = type(model)  # known at run time alone
+
+    class Backbone(kind):
         def forward(self, x: mge.Tensor) -> tuple[mge.Tensor, ...]:
             return tuple(self.features(x))
 

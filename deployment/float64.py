@@ -73,8 +73,9 @@ def outputs(
             *map(number, arguments), **{name: number(value) for name, value in named.items()}
         )
 
+    height, width = images.shape[2:]
     try:
-        (result,) = replay(model, images.shape[2:], images.astype(np.float64), visit)
+        (result,) = replay(model, (height, width), images.astype(np.float64), visit)
         return result
     finally:
         model.train(training)

@@ -84,7 +84,7 @@ def _crop(image: np.ndarray, preprocessing: Preprocessing, height: int, width: i
     direction in which the image is shorter, compared with the crop.
     """
     short = round(max(height, width) / preprocessing.crop_ratio)
-    top, left, tall, wide = long_images.middle(*image.shape[:2], short)
+    top, left, tall, wide = long_images.middle(image.shape[0], image.shape[1], short)
     image = image[top : top + tall, left : left + wide]
     scale = max(height / tall, width / wide) / preprocessing.crop_ratio
     tall, wide = max(height, round(tall * scale)), max(width, round(wide * scale))
@@ -220,8 +220,11 @@ def recorded_preprocessing(metadata: dict[str, Any]) -> Preprocessing:
 
     Raises KeyError, TypeError, ValueError or AttributeError where there is none that is valid.
     """
-    fields = metadata["preprocessing"].items()
-    return Preprocessing(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields})
+    fields: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in metadata["preprocessing"].items()
+    }
+    return Preprocessing(**fields)
 
 
 def _of_elsewhere(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import megengine as mge
 import megengine.module as M
@@ -39,7 +40,9 @@ def to_onnx(
     output_names = [output_names] if isinstance(output_names, str) else list(output_names)
     graph = Graph()
 
-    def convert(path: str, operator: Callable | str | type, arguments: Sequence, named: dict):
+    def convert(
+        path: str, operator: Callable | str | type, arguments: Sequence, named: dict[str, Any]
+    ) -> str:
         graph.module = path
         if operator not in HANDLERS:
             name = getattr(operator, "__name__", operator)

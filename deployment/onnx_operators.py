@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import megengine.functional as F
 import megengine.module as M
@@ -16,6 +18,8 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from .tracing import Unsupported, Weight
 
+Operand = str | float | Weight  # of an elementwise operator; a str is a tensor's name
+
 
 class Graph:
     """Nodes and initializers of an ONNX graph that is being built.
@@ -23,13 +27,13 @@ class Graph:
     The network's parameters become initializers; all other numbers become Constant nodes.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.nodes: list[NodeProto] = []
         self.initializers: dict[str, TensorProto] = {}
         self.module = ""  # path of the Module whose operators are added, for their names
-        self._used = Counter()
+        self._used: Counter[str] = Counter()
 
-    def op(self, kind: str, *inputs: str, **attributes) -> str:
+    def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
         """Add a node and return its name, which is also its output's name."""
         name = f"{self.module}.{kind}" if self.module else kind
         self._used[name] += 1
@@ -43,7 +47,7 @@ class Graph:
         self.initializers[name] = numpy_helper.from_array(np.ascontiguousarray(value), name)
         return name
 
-    def operand(self, value: str | float | Weight) -> str:
+    def operand(self, value: Operand) -> str:
         """Return the tensor of an elementwise operator's operand; a number becomes a Constant."""
         if isinstance(value, str):
             return value
@@ -52,8 +56,18 @@ class Graph:
 
 
 def _conv2d(
-    graph, inp, weight, bias, stride, padding, dilation, groups, conv_mode, compute_mode, **_
-):
+    graph: Graph,
+    inp: str,
+    weight: Weight,
+    bias: Weight | None,
+    stride: int | tuple[int, int],
+    padding: int | tuple[int, int],
+    dilation: int | tuple[int, int],
+    groups: int,
+    conv_mode: str,
+    compute_mode: str,
+    **_: Any,
+) -> str:
     if conv_mode != "cross_correlation" or compute_mode != "default":
         raise Unsupported(f"has a convolution with {conv_mode} in {compute_mode} precision")
     kernel = weight.value.reshape(-1, *weight.value.shape[-3:])  # [G, O/G, I/G, kh, kw] -> [O, ...]
@@ -71,14 +85,26 @@ def _conv2d(
     )
 
 
-def _linear(graph, inp, weight, bias, compute_mode, **_):
+def _linear(
+    graph: Graph, inp: str, weight: Weight, bias: Weight | None, compute_mode: str, **_: Any
+) -> str:
     if compute_mode != "default":
         raise Unsupported(f"has a linear layer in {compute_mode} precision")
     parameters = [graph.parameter(w.name, w.value) for w in (weight, bias) if w is not None]
     return graph.op("Gemm", inp, *parameters, transB=1)
 
 
-def _batch_norm(graph, inp, running_mean, running_var, weight, bias, training, eps, **_):
+def _batch_norm(
+    graph: Graph,
+    inp: str,
+    running_mean: Weight,
+    running_var: Weight,
+    weight: Weight,
+    bias: Weight,
+    training: bool,
+    eps: float,
+    **_: Any,
+) -> str:
     if training:
         raise Unsupported("has a batch norm in training mode")
     weights = (weight, bias, running_mean, running_var)
@@ -86,13 +112,14 @@ def _batch_norm(graph, inp, running_mean, running_var, weight, bias, training, e
     return graph.op("BatchNormalization", inp, *parameters, epsilon=float(eps))
 
 
-def _gelu(graph, x):  # x (1 + erf(x / sqrt 2)) / 2: runtimes recognize this order
+def _gelu(graph: Graph, x: str) -> str:
+    # x (1 + erf(x / sqrt 2)) / 2: runtimes recognize this order
     erf = graph.op("Erf", graph.op("Div", x, graph.operand(math.sqrt(2))))
     product = graph.op("Mul", x, graph.op("Add", erf, graph.operand(1)))
     return graph.op("Mul", product, graph.operand(0.5))
 
 
-def _mean(graph, inp, axis, keepdims):
+def _mean(graph: Graph, inp: str, axis: Sequence[int] | None, keepdims: bool) -> str:
     if axis is None or tuple(axis) != (2, 3):
         raise Unsupported(
             f"computes a mean over axes {axis}; only a mean over (2, 3) can be exported"
@@ -101,7 +128,7 @@ def _mean(graph, inp, axis, keepdims):
     return pooled if keepdims else graph.op("Flatten", pooled, axis=1)
 
 
-def _flatten(graph, inp, start_axis, end_axis):
+def _flatten(graph: Graph, inp: str, start_axis: int, end_axis: int) -> str:
     if (start_axis, end_axis) != (1, -1):
         raise Unsupported(f"flattens axes {start_axis} to {end_axis}; only 1 to -1 can be exported")
     return graph.op("Flatten", inp, axis=1)
@@ -112,19 +139,19 @@ def _flatten(graph, inp, start_axis, end_axis):
 _SIXTH = float(np.nextafter(np.float32(1 / 6), np.float32(0)))
 
 
-def _unary(kind, **attributes):
+def _unary(kind: str, **attributes: Any) -> Callable[[Graph, str], str]:
     return lambda graph, x: graph.op(kind, x, **attributes)
 
 
-def _binary(kind):
+def _binary(kind: str) -> Callable[[Graph, Operand, Operand], str]:
     return lambda graph, x, y: graph.op(kind, graph.operand(x), graph.operand(y))
 
 
-def _pair(value):
+def _pair(value: int | tuple[int, int]) -> list[int]:
     return list(value) if isinstance(value, tuple | list) else [value, value]
 
 
-HANDLERS = {
+HANDLERS: dict[Any, Callable[..., str]] = {
     F.conv2d: _conv2d,
     F.nn.linear: _linear,
     F.nn.batch_norm: _batch_norm,

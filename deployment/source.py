@@ -38,22 +38,23 @@ def load(
     Raises UserError for a checkpoint that cannot be used.
     """
     if path is None:
+        assert arch is not None  # one of both is given
         model = equivalence.random_network(arch)
         model = model if keep_branches else models.to_deploy(model)
         source: dict[str, Any] = {"source": "random weights"}
         preprocessing, classes = Preprocessing(), None
         num_classes = model.num_classes
     else:
-        path = catalog.locate(path)
-        contents = checkpoint.read(path, arch, entry=entry, stated=stated)
+        file = catalog.locate(path)
+        contents = checkpoint.read(file, arch, entry=entry, stated=stated)
         if keep_branches and contents.form == "deploy":
             raise UserError(
-                f"{path} is in deploy form, where no branches are left to keep; "
+                f"{file} is in deploy form, where no branches are left to keep; "
                 "leave out --keep-branches, or give the train-form file it was fused from"
             )
         model = weights.load(contents, arch, deploy=not keep_branches, classifier=classifier)
         preprocessing, classes = contents.preprocessing, contents.classes
-        source = {"source": shown(path.name), "source_sha256": files.sha256(path)}
+        source = {"source": shown(file.name), "source_sha256": files.sha256(file)}
         num_classes = contents.num_classes
         if set(contents.origins.values()) != {"the file"}:
             source["origins"] = contents.origins

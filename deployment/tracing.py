@@ -83,10 +83,12 @@ def _replay(
 ) -> list[Any]:
     values = dict(zip(graph.inputs, (module, *inputs), strict=True))
 
-    def value(argument):
+    def value(argument: Any) -> Any:
         return values[argument] if isinstance(argument, TensorNode | ModuleNode) else argument
 
-    def call(path, operator, arguments, named):
+    def call(
+        path: str, operator: Callable | str | type, arguments: Sequence, named: dict[str, Any]
+    ) -> Any:
         try:
             return visit(path, operator, [value(a) for a in arguments],
                          {name: value(a) for name, a in named.items()})  # fmt: skip

@@ -97,7 +97,7 @@ def write_verified(
     Raises ExportError when the outputs differ and UserError when the file cannot be written; an
     existing file at `path` is then untouched.
     """
-    check = None
+    check: EquivalenceCheck | None = None
 
     def write(file: BinaryIO) -> None:
         nonlocal check
@@ -109,6 +109,7 @@ def write_verified(
             raise ExportError(f"{path} was not written: {check}; {check.likely_reason}")
 
     write_atomically(path, write)
+    assert check is not None  # `write` has been called
     return check
 
 

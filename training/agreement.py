@@ -78,7 +78,7 @@ def on_weights(model: M.Module, workers: Workers) -> None:
     """
     checksum = 0
     for value in model.state_dict().values():
-        checksum = zlib.crc32(np.ascontiguousarray(value), checksum)
+        checksum = zlib.crc32(np.ascontiguousarray(value).data, checksum)
     checksums = workers.gather(_halves(checksum))
     different = np.flatnonzero((checksums != checksums[0]).any(axis=1))
     if len(different):

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from utils import UserError
@@ -18,7 +19,8 @@ MPI_VARIABLES = {
 }
 
 
-class Hosts(NamedTuple):
+@dataclass(frozen=True)
+class Hosts:
     """The hosts of a run on GPUs whose command is started on each of them, as its flags say.
 
     Attributes:

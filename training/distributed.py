@@ -57,7 +57,7 @@ class Workers:
         """Return the mean of `x` over all processes; every one gets the same bits."""
         return self.sum(x) * (1 / self.size)
 
-    def gather(self, values: Sequence[float]) -> np.ndarray:
+    def gather(self, values: Sequence[float] | np.ndarray) -> np.ndarray:
         """Return a few numbers of every process, float64 [size, len(values)], the same in all."""
         return np.array([values], np.float64)
 
@@ -94,7 +94,7 @@ class MPI(Workers):
         sharers: number of processes, this one included, that may run on this one's cores.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         # the reason of a failure is to be the last line
         os.environ.setdefault("MPIR_CVAR_SUPPRESS_ABORT_MESSAGE", "1")
         with warnings.catch_warnings():  # mpi_environment.check says it
@@ -126,7 +126,7 @@ class MPI(Workers):
         received *= 1 / self.size
         return mge.Tensor(received)
 
-    def gather(self, values: Sequence[float]) -> np.ndarray:
+    def gather(self, values: Sequence[float] | np.ndarray) -> np.ndarray:
         """See Workers."""
         all_values = np.empty((self.size, len(values)), np.float64)
         _wait(self._comm.Iallgather(np.array(values, np.float64), all_values))
@@ -193,7 +193,7 @@ class NCCL(Workers):
         """See Workers."""
         return self._ops.all_reduce_sum(x)
 
-    def gather(self, values: Sequence[float]) -> np.ndarray:
+    def gather(self, values: Sequence[float] | np.ndarray) -> np.ndarray:
         """See Workers; sent as float32, which is exact for whole numbers below 2^24."""
         row = mge.Tensor(np.array([values], np.float32))
         return self._ops.all_gather(row).numpy().astype(np.float64)

@@ -74,7 +74,8 @@ def losses_at(trainer: Trainer, rates: Iterable[float]) -> Iterator[float]:
 
 def smoothed(losses: Iterable[float]) -> list[float]:
     """Return a running average without bias at the start, up to where the loss diverges."""
-    curve, average = [], 0.0
+    curve: list[float] = []
+    average = 0.0
     for i, loss in enumerate(losses, 1):
         average = _SMOOTHING * average + (1 - _SMOOTHING) * loss
         value = average / (1 - _SMOOTHING**i)

@@ -31,7 +31,7 @@ def described(owner: type) -> list[Field]:
     return [field for field in fields(owner) if field.metadata]
 
 
-def add(parser: argparse.ArgumentParser, owners: list[type], headings: dict[str, str]) -> None:
+def add(parser: argparse.ArgumentParser, owners: list[type[Any]], headings: dict[str, str]) -> None:
     """Add a flag for every described field of the dataclasses `owners`, grouped.
 
     `headings` are those of the groups in order, each with the flags (destinations, separated by

@@ -49,8 +49,11 @@ def open_folder(
     else:
         path = home / args.tag if args.tag else _new_folder(home, silent)
     folder = RunFolder(path, silent)
-    resumes_it = latest is not None and latest.exists() and folder.latest.exists()
-    if folder.latest.exists() and not (resumes_it and latest.samefile(folder.latest)):
+    is_used = folder.latest.exists()
+    resumes_it = (
+        is_used and latest is not None and latest.exists() and latest.samefile(folder.latest)
+    )
+    if is_used and not resumes_it:
         raise UserError(
             f"{path} already holds a run; go on with it by --resume auto, or name a new --tag"
         )

@@ -116,6 +116,7 @@ def _supervise(count: int, hosts: Hosts, advice: str) -> int:
         watch = threading.Thread(target=workers.watch, args=(process,), daemon=True)
         watch.start()
         try:
+            assert process.stdout is not None  # it is a pipe
             explanation = _relay(process.stdout)
             status = process.wait()
             watch.join()
@@ -125,9 +126,10 @@ def _supervise(count: int, hosts: Hosts, advice: str) -> int:
         if reason := workers.reason():
             utils.fail(reason)
             return max(status or 0 for status in statuses) or 1
-        if None not in statuses:  # after a signal, here or on another host, 128 + its number
-            return max(statuses)
-        if stop.number is not None and explanation == signal.strsignal(stop.number).lower():
+        noted = [status for status in statuses if status is not None]
+        if len(noted) == count:  # after a signal, here or on another host, 128 + its number
+            return max(noted)
+        if stop.number is not None and explanation == str(signal.strsignal(stop.number)).lower():
             return 128 + stop.number  # work that has nothing to save
         utils.fail(workers.verdict(explanation or f"exit status {status}", advice))
         return status or 1

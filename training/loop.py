@@ -7,8 +7,8 @@ bits as one that was not.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import closing, nullcontext
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict
 from functools import partial
 from itertools import islice
@@ -22,6 +22,7 @@ from megengine.amp import autocast
 
 from data import by_epoch, mixing
 from data.evaluation import Score, evaluate
+from data.loader import Batch
 from utils import UserError
 from weights import checkpoint
 from weights.checkpoint import Checkpoint
@@ -138,7 +139,7 @@ class Trainer:
                 if is_due or self.stop.all_save:
                     self.save()
 
-    def batches(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def batches(self) -> Generator[Batch, None, None]:
         """Yield the batches of the current epoch that have not been trained on: images, labels."""
         epoch, done = divmod(self.step, self.steps_per_epoch)
         return self.data.train.training(self.settings.seed, epoch, skip=done)
@@ -216,7 +217,7 @@ class Trainer:
         self.settle()
         agreement.on_weights(self.model, self.workers)
         check_any(self.outcomes.score, "training")
-        weights = {"val": nullcontext()}
+        weights: dict[str, AbstractContextManager[None]] = {"val": nullcontext()}
         if self.update.average is not None:
             weights["ema"] = self.update.average.applied()
         scores = {}
@@ -321,10 +322,12 @@ class Trainer:
         """
         warnings = resume.check(saved, self.settings, self.data, self.run.extend)
         state = saved.training
+        assert state is not None  # resume.check refuses weights alone
         self.step, self.history = state["step"], state["history"]
         self.outcomes.score = Score(**state["score"])
         self.update.load_state_dict(state)
         if self.network.quantized is not None:
+            assert saved.activation_ranges is not None  # resume.check: that run had --qat too
             self.network.quantized.ranges = dict(saved.activation_ranges)
         missing = self.best.load_state_dict(state, has_best)
         for warning in (*warnings, *filter(None, [missing])):

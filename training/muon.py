@@ -58,7 +58,8 @@ class Muon(AdamW):
 
     def _split(self, params: list[mge.Tensor]) -> tuple[list[mge.Tensor], list[mge.Tensor]]:
         """Return the parameters that are matrices, and the others."""
-        matrices, others = [], []
+        matrices: list[mge.Tensor] = []
+        others: list[mge.Tensor] = []
         for param in params:
             # batch norms have [1, C, 1, 1], grouped kernels five dimensions
             kernel = param.ndim == 4 and param.shape[0] > 1

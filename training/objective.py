@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 import megengine as mge
 import megengine.module as M
@@ -12,7 +13,8 @@ from . import losses
 from .settings import Settings
 from .teacher import Teacher
 
-Outputs = mge.Tensor | dict[str, mge.Tensor]  # logits [N, C], or those of each head by its name
+# logits [N, C], or those of each head by its name
+Outputs: TypeAlias = mge.Tensor | dict[str, mge.Tensor]
 
 
 class Objective:

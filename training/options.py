@@ -10,6 +10,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import cli
 from data import by_epoch
@@ -296,7 +297,7 @@ def settings(args: argparse.Namespace, teacher: str | None) -> Settings:
     return Settings(**values)
 
 
-def _values(args: argparse.Namespace, owner: type) -> dict[str, object]:
+def _values(args: argparse.Namespace, owner: type) -> dict[str, Any]:
     """Return the parsed value of each field of a dataclass that has a flag, lists as tuples."""
     values = {field.name: vars(args)[flags.destination(field)] for field in flags.described(owner)}
     return {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}

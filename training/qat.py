@@ -10,7 +10,8 @@ so do activations within their range; the ranges are moving averages of what the
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import models
 from models import cpu, reparam
@@ -212,18 +213,27 @@ class _Node:
         return self.compute(*(tensors[name] for name in self.inputs), **self.attributes)
 
 
-def _conv(x, weight, bias, *, strides, pads, group, **_):
-    stride, padding = tuple(strides), tuple(pads[:2])
+def _conv(
+    x: mge.Tensor,
+    weight: mge.Tensor,
+    bias: mge.Tensor,
+    *,
+    strides: Sequence[int],
+    pads: Sequence[int],
+    group: int,
+    **_: Any,
+) -> mge.Tensor:
+    stride, padding = (strides[0], strides[1]), (pads[0], pads[1])
     if cpu.is_used():
         return cpu.add_bias(cpu.conv2d(x, weight, stride, padding, group), bias)
     return F.conv2d(x, weight, bias, stride, padding, 1, group)
 
 
-def _erf(x):
+def _erf(x: mge.Tensor) -> mge.Tensor:
     return apply(Elemwise(mode=Elemwise.Mode.ERF), x)[0]
 
 
-_OPERATORS = {
+_OPERATORS: dict[str, Callable[..., mge.Tensor]] = {
     "Add": operator.add,
     "Constant": lambda value: mge.Tensor(numpy_helper.to_array(value)),
     "Conv": _conv,

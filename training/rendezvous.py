@@ -62,6 +62,7 @@ class Server:
             text=True,
             start_new_session=True,  # Ctrl-C and the end of a process group are not for it
         )
+        assert self._process.stdout is not None  # it is a pipe
         answer = self._process.stdout.readline().split()
         if answer[:1] != ["port"]:
             raise UserError(
@@ -143,7 +144,7 @@ class Watch:
 
     def _await_failure(self) -> None:
         try:
-            self._end(_proxy(*self._place, None).user_get(_FAILURE))
+            self._end(str(_proxy(*self._place, None).user_get(_FAILURE)))
         except _ERRORS:
             time.sleep(1)  # the parent of worker 0 may know more
             self._end("worker 0 has ended, and its server with it")
@@ -164,7 +165,8 @@ class Watch:
         number, host = 0, "its host"
         try:
             while not self._leaving:
-                host = _proxy(*self._place, self._timeout).user_pop(f"alive {other} {number}")
+                key = f"alive {other} {number}"
+                host = str(_proxy(*self._place, self._timeout).user_pop(key))
                 number += 1
         except _ERRORS:
             self._end(silence(f"worker {other} on {host}", self._timeout))
@@ -182,7 +184,7 @@ class _Transport(xmlrpc.client.Transport):
         super().__init__()
         self._timeout = timeout
 
-    def make_connection(self, host: str) -> HTTPConnection:
+    def make_connection(self, host: str | tuple[str, dict[str, str]]) -> HTTPConnection:
         connection = super().make_connection(host)
         connection.timeout = self._timeout
         return connection

@@ -47,6 +47,7 @@ class Report:
 
     def advance(self) -> None:
         """Move the bar on by one step."""
+        assert self._bar is not None  # within `opened`
         self._bar.update()
 
     def show(self, step: int, epochs_left: int, score: Score, rate: float) -> None:
@@ -63,6 +64,7 @@ class Report:
             "lr": f"{rate:.5f}",
             **describe(**seen),
         }
+        assert self._bar is not None  # within `opened`
         if not self._bar.disable:
             self._bar.set_postfix(facts)
             return

@@ -44,6 +44,7 @@ def run(args: argparse.Namespace, workers: Workers) -> int:
         with cpu.using(resume.way_to_compute(before, args.low_memory)):
             trainer = start.make_trainer(args, network, train_set, val_set, folder, workers)
             if resume_from is not None:
+                assert network.saved is not None  # it is of this file
                 best = folders.best_of(resume_from, folder)
                 trainer.resume(network.saved, has_best=best is not None)
                 folders.bring_best(best, folder)

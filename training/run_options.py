@@ -19,7 +19,9 @@ PREPROCESSING = "preprocessing of the images, instead of what --pretrained says 
 def _shared(flag: str, **changes: Any) -> dict[str, Any]:
     """Return what a flag says in every command, as arguments of `setting`."""
     said = cli.SHARED_FLAGS[flag]
-    same = {name: said[name] for name in ("help", "choices", "metavar") if name in said}
+    same: dict[str, Any] = {
+        name: said[name] for name in ("help", "choices", "metavar") if name in said
+    }
     return {**same, **changes}
 
 

@@ -17,9 +17,14 @@ from typing import TYPE_CHECKING
 from data.processes import JOB_SIGNALS
 
 if TYPE_CHECKING:  # a command notes signals before it imports what takes a second
+    from collections.abc import Callable
+    from types import FrameType
+
     import numpy as np
 
     from .distributed import Workers
+
+    _Handler = Callable[[int, FrameType | None], object] | int | None
 
 SAVING = signal.SIGUSR1
 _NOTED = (*JOB_SIGNALS, signal.SIGPIPE)
@@ -50,18 +55,18 @@ class StopSignal:
         all_save: whether SIGUSR1 had arrived in a worker when all agreed; likewise.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.number: int | None = None
         self.save = self.all_save = False
         self._since = 0.0  # when `number` arrived
-        self._previous: list[dict[signal.Signals, object]] = []
+        self._previous: list[dict[signal.Signals, _Handler]] = []
 
     def __enter__(self) -> StopSignal:
         outer = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
         if isinstance(outer, StopSignal) and self.number is None:
             self.number, self._since = outer.number, outer._since
             self.save = outer.save
-        previous = {}
+        previous: dict[signal.Signals, _Handler] = {}
         for number in _NOTED:
             # nohup ignores SIGHUP for us
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:

@@ -10,11 +10,15 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .distributed import MPI
 from .rendezvous import silence
+
+if TYPE_CHECKING:
+    import mpi4py.MPI
 
 _SIGN, _LEAVING = 1, 2  # tags of messages
 
@@ -33,8 +37,9 @@ class SignsOfLife:
         self._comm = workers.duplicate()
         self._peers = [0] if workers.rank else list(range(1, workers.size))
         now = time.monotonic()
-        self._heard, self._gone = dict.fromkeys(self._peers, now), set()
-        self._sent: dict[int, object] = {}  # the request of the last sign to each peer
+        self._heard = dict.fromkeys(self._peers, now)
+        self._gone: set[int] = set()
+        self._sent: dict[int, mpi4py.MPI.Request] = {}  # the request of the last sign to each peer
         self._nothing = np.empty(0, np.uint8)
         self._leave = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)

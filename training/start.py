@@ -113,7 +113,7 @@ def make_trainer(
         from . import qat  # needs ONNX
 
         quantized = qat.FakeQuantized(start.model)
-    settings = options.settings(args, guide and guide.name)
+    settings = options.settings(args, None if guide is None else guide.name)
     run = Run(
         folder, workers, args.print_freq, args.save_freq, args.low_memory, args.extend, args.keep
     )

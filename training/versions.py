@@ -14,7 +14,8 @@ import numpy as np
 
 def versions() -> dict[str, str]:
     """Return name -> version of each library, and how and on which processor it computes."""
-    way, compiled = cpu.path(), {}
+    way = cpu.path()
+    compiled: dict[str, str] = {}
     if way == "fast" and cpu.is_used():
         from models.cpu import fast  # it needs packages that may be missing
 

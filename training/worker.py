@@ -117,18 +117,24 @@ class _Worker:
                 self._signs = SignsOfLife(workers, self._timeout, self.fail)
             return workers
         if self._note is not None and self._hosts.count > 1:  # an mpiexec on every host
-            rank = workers.size * self._hosts.number + workers.rank
-            size = workers.size * self._hosts.count
-            place = self._hosts.address, self._hosts.port
-            return self._join_launched(rank, size, workers.local_rank, *place)
+            return self._join_launched(
+                rank=workers.size * self._hosts.number + workers.rank,
+                size=workers.size * self._hosts.count,
+                device=workers.local_rank,
+                address=self._hosts.address,
+                port=self._hosts.port,
+            )
+        port = 0  # until worker 0 says at which its server listens
         if workers.rank == 0:
             self._server = rendezvous.Server()
-        port = workers.agree(self._server and self._server.port)
+            port = self._server.port
+        port = workers.agree(port)
         address = "localhost"
         if len(set(workers.hosts)) > 1:
             address = self._address_or(workers.hosts[0])
-        place = workers.rank, workers.size, workers.local_rank
-        return self._join_gpus(*place, address, port, workers.hosts)
+        return self._join_gpus(
+            workers.rank, workers.size, workers.local_rank, address, port, workers.hosts
+        )
 
     def _join_slurm(self, task: cluster.Task, count: int) -> Workers:
         self.name = f"worker {task.rank} on {socket.gethostname()}"
@@ -142,8 +148,8 @@ class _Worker:
                 f"Slurm has started {task.size} tasks without MPI, which workers on CPUs need; "
                 "use srun --mpi=pmi2, or mpiexec in place of srun"
             )
-        place = self._address_or(task.address), self._hosts.port
-        return self._join_launched(task.rank, task.size, task.local_rank, *place)
+        address = self._address_or(task.address)
+        return self._join_launched(task.rank, task.size, task.local_rank, address, self._hosts.port)
 
     def _address_or(self, usual: str) -> str:
         """Return what --dist-addr says, or `usual` where it is not given."""

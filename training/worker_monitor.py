@@ -87,7 +87,7 @@ class WorkerMonitor:
                     self._stop.save = False
                 for key, _ in selector.select(timeout=0.1):
                     selector.unregister(key.fileobj)
-                    os.close(key.fileobj)
+                    os.close(key.fd)
                     if self._first is None and self._has_failed(key.data):
                         self._first, ended_at = key.data, time.monotonic()
                         self._tell_other_hosts()
@@ -95,8 +95,8 @@ class WorkerMonitor:
                     for rank in range(self._count):  # they wait for the one that has ended
                         self.tell(rank, signal.SIGKILL)
                     ended_at = None
-            for file in list(selector.get_map()):  # of workers that never came
-                os.close(file)
+            for key in selector.get_map().values():  # of workers that never came
+                os.close(key.fd)
 
     def _has_failed(self, rank: int) -> bool:
         """Return whether a worker that has ended had not done its work."""
@@ -107,6 +107,7 @@ class WorkerMonitor:
         """Tell the workers of other hosts why the first one here has ended."""
         if self._hosts.count > 1:
             address = self._hosts.address if self._hosts.number else "localhost"
+            assert self._first is not None  # it has just ended
             reason = self.notes(self._first)[2] or self.verdict()
             rendezvous.announce_failure(address, self._hosts.port, reason)
 

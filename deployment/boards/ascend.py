@@ -156,8 +156,8 @@ def prepare(path: ImageFile, preprocessing: Preprocessing) -> np.ndarray:
     which turns no image. Raises BadImageError naming the file.
     """
     try:
-        with Image.open(io.BytesIO(read(path))) as image:
-            image = _to_rgb(ImageOps.exif_transpose(image))
+        with Image.open(io.BytesIO(read(path))) as opened:
+            image = _to_rgb(ImageOps.exif_transpose(opened))
     except Exception:  # Pillow's decoders raise errors of many kinds
         raise BadImageError(
             f"the image {path} is corrupt, or none that Pillow reads; replace it"

@@ -109,7 +109,7 @@ def _files_of_summary(file: Path) -> dict[str, Path]:
     """
     try:
         runs = _read_summary(file)["filesinfo"].values()
-        named = {}
+        named: dict[str, Path] = {}
         for run in runs:
             outputs = [Path(name) for name in run["outfiles"] if Path(name).stem.endswith("_0")]
             named |= {path.stem.rpartition("_")[0]: path for path in outputs}

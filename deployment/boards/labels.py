@@ -15,7 +15,7 @@ from utils import UserError, text_of
 
 
 def labelled_images(
-    data: str | PathLike,
+    data: str | Path,
     labels: str | PathLike | None,
     num_classes: int,
     classes: list[str] | None,

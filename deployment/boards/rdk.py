@@ -7,6 +7,7 @@ Fields and values are those of D-Robotics' model zoo (rdk_model_zoo, commit be4f
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import numpy as np
 import onnx
 
 from data import sources
-from data.decoding import decode
+from data.decoding import ImageFile, decode
 from data.transforms import Preprocessing
 from deployment.int8 import calibration, graph, ptq
 from deployment.onnx_graph import to_onnx
@@ -123,7 +124,7 @@ to 255, and black as dark grey. Whatever else feeds the network has to keep to t
 def write_kit(
     model: M.Module,
     preprocessing: Preprocessing,
-    images: str | PathLike,
+    images: str | Path,
     out: str | PathLike,
     count: int = IMAGES,
     metadata: dict | None = None,
@@ -208,7 +209,7 @@ def write_kit(
     return [names["onnx"], values["calibration"], names["config"], RANGES, *scripts, "README.txt"]
 
 
-def _normalized(files: list[Path], preprocessing: Preprocessing) -> np.ndarray:
+def _normalized(files: Sequence[ImageFile], preprocessing: Preprocessing) -> np.ndarray:
     """Return images as the mapper normalizes them, float32 [N, 3, size, size]."""
     mean = np.array(preprocessing.mean, np.float32)[:, None, None]
     std = np.array(preprocessing.std, np.float32)[:, None, None]
@@ -235,7 +236,8 @@ def _most_sensitive(
     training = model.training
     model.eval()
     # per-channel scales of weights need a later operator set than the board's; names are the same
-    later = to_onnx(model, images.shape[2:], 13, "batch", "data", "output")
+    height, width = images.shape[2:]
+    later = to_onnx(model, (height, width), 13, "batch", "data", "output")
     model.train(training)
     later = graph.with_weights(later, graph.weights(quantized.model))
     images = calibration.evenly(images, _IMAGES_FOR_SENSITIVITY)

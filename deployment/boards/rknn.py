@@ -75,7 +75,7 @@ _EVALUATION = """\
 def write_kit(
     model: M.Module,
     preprocessing: Preprocessing,
-    images: str | PathLike,
+    images: str | Path,
     out: str | PathLike,
     count: int = IMAGES,
     metadata: dict | None = None,

@@ -38,10 +38,10 @@ class Corrected(NamedTuple):
 def means(model: onnx.ModelProto, images: np.ndarray) -> dict[str, np.ndarray]:
     """Return each layer's output tensor -> its mean over images and positions, float64 [C]."""
     names = [node.output[0] for node in graph.layers(model)]
-    sums = dict.fromkeys(names, 0)
+    sums: dict[str, np.ndarray] = {}
     for batch in graph.run(model, images, names, "means"):
         for name, value in zip(names, batch, strict=True):
-            sums[name] = sums[name] + _mean(value) * len(value)
+            sums[name] = sums.get(name, 0) + _mean(value) * len(value)
     return {name: total / len(images) for name, total in sums.items()}
 
 

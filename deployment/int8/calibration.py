@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeVar, overload
 
 import numpy as np
 from tqdm import tqdm
@@ -15,6 +15,8 @@ from data.decoding import ImageFile, decode
 from data.decoding import read as content_of
 from data.transforms import Preprocessing
 from utils import UserError
+
+T = TypeVar("T")
 
 
 def files(source: str | Path, count: int) -> list[ImageFile]:
@@ -28,7 +30,15 @@ def files(source: str | Path, count: int) -> list[ImageFile]:
     return evenly(available, count)
 
 
-def evenly(items: Sequence[Any], count: int) -> Sequence[Any]:
+@overload
+def evenly(items: np.ndarray, count: int) -> np.ndarray: ...
+
+
+@overload
+def evenly(items: Sequence[T], count: int) -> list[T]: ...
+
+
+def evenly(items: Sequence[T] | np.ndarray, count: int) -> list[T] | np.ndarray:
     """Return `count` of some items, evenly from all of them; all if there are fewer."""
     count = min(count, len(items))
     chosen = [i * len(items) // count for i in range(count)]

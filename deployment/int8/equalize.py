@@ -11,6 +11,7 @@ Source: Nagel et al., Data-Free Quantization Through Weight Equalization and Bia
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -100,7 +101,9 @@ def assert_exact(model: onnx.ModelProto, equalized: onnx.ModelProto, images: np.
         )
 
 
-def _largest_activations(model, names, images) -> dict[str, np.ndarray]:
+def _largest_activations(
+    model: onnx.ModelProto, names: Sequence[str], images: np.ndarray
+) -> dict[str, np.ndarray]:
     """Return tensor -> largest absolute values over images and positions, float64 [C]."""
     largest: dict[str, np.ndarray] = {}
     for batch in graph.run(model, images, names, "equalization"):

@@ -61,13 +61,14 @@ def quantize(
     expected = graph.logits(equalized, images)
     means = bias.means(equalized, images)
     histograms = ranges.histograms(equalized, qdq.activations(equalized, scheme), images)
-    results, tried = {}, {}
+    results: dict[str, Quantized] = {}
+    tried: dict[str, float] = {}
     for method in ranges.CLIPS if clip == "auto" else (clip,):
         bounds = _clipped(histograms, method, scheme)
         corrected = bias.correct(equalized, bounds, images, means, scheme)
         results[method] = Quantized(corrected.model, equalized, bounds, method, tried, scheme)
         tried[method] = graph.sqnr(expected, corrected.logits)
-    return results[max(tried, key=tried.get)]
+    return results[max(tried, key=tried.__getitem__)]
 
 
 def _clipped(

@@ -7,6 +7,7 @@ between them by one that computes in int8.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -73,7 +74,8 @@ def float_readers(
     The layers in float do, and so do operators without weights that the runtime computes in int8
     only if their results are quantized, where these are not: see `Dialect.whole`.
     """
-    names, users, stays_float = {*scheme.in_float}, consumers(model), {}
+    names, users = {*scheme.in_float}, consumers(model)
+    stays_float: dict[str, bool] = {}
     for node in reversed(model.graph.node):
         stays_float[node.name] = any(
             reader is None or reader.op_type in LAYERS or stays_float[reader.name]
@@ -150,11 +152,11 @@ def to_qdq(
     steps = {name: grid.scale_and_zero(*ends) for name, ends in ranges.items()}
     nodes: list[NodeProto] = []
 
-    def constant(name: str, value: np.ndarray) -> str:
+    def constant(name: str, value: np.ndarray | np.generic) -> str:
         graph.initializer.append(numpy_helper.from_array(np.array(value, order="C"), name))
         return name
 
-    def dequantize(name: str, inputs: Sequence[str], **attributes) -> str:
+    def dequantize(name: str, inputs: Sequence[str], **attributes: Any) -> str:
         nodes.append(helper.make_node("DequantizeLinear", inputs, [name], name, **attributes))
         return name
 
@@ -260,7 +262,7 @@ def int8_weights(
         input_range: of `input_ranges`; None if the input stays float.
     """
     _, weight, *bias = node.input
-    at_least = 0.0
+    at_least: np.ndarray | float = 0.0
     if bias and input_range is not None and scheme.dialect.int32_biases:
         step = float(scheme.dialect.grid.scale_and_zero(*input_range)[0])
         at_least = np.abs(values[bias[0]].astype(np.float64)) / (2.0**30 * step)

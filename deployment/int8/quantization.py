@@ -174,6 +174,7 @@ def hold_floor(
         if top1 is None:
             return graph.sqnr(expected, graph.logits(int8, images))
         (row,) = report.compare({"int8": int8}, batches())
+        assert row.top1 is not None  # --max-drop needs labels
         return row.top1 - top1
 
     least = args.min_sqnr if top1 is None else -args.max_drop

@@ -41,10 +41,10 @@ def histograms(
         for name, value in zip(names, batch, strict=True):
             low, high = bounds[name]
             bounds[name] = min(low, float(value.min())), max(high, float(value.max()))
-    counts = dict.fromkeys(names, 0)
+    counts: dict[str, np.ndarray] = {}
     for batch in graph.run(model, images, names, "histograms"):
         for name, value in zip(names, batch, strict=True):
-            counts[name] = counts[name] + np.histogram(value, _BINS, bounds[name])[0]
+            counts[name] = counts.get(name, 0) + np.histogram(value, _BINS, bounds[name])[0]
     return {name: Histogram(*bounds[name], counts[name]) for name in names}
 
 

@@ -1,6 +1,9 @@
 """Classify images on an Ascend 310 or 310P by ais_bench's InferSession."""
 
+from __future__ import annotations
+
 import sys
+from typing import Any
 
 import numpy as np
 import pixels
@@ -10,7 +13,7 @@ import program
 class Board:
     """A compiled network on device 0."""
 
-    def __init__(self, path, network):
+    def __init__(self, path: str, network: dict[str, Any]):
         try:
             from ais_bench.infer.interface import InferSession
         except ImportError:
@@ -28,11 +31,11 @@ class Board:
         self.batch = shape[0]
         self._network = network
 
-    def prepare(self, crop):
+    def prepare(self, crop: np.ndarray) -> np.ndarray:
         """Return the normalized crop, as often as the compiled network has images in a batch."""
         return np.repeat(pixels.normalized(crop, self._network), self.batch, axis=0)
 
-    def run(self, prepared):
+    def run(self, prepared: np.ndarray) -> np.ndarray:
         """Return the logits of the first image."""
         return self._session.infer(feeds=[prepared], mode="static")[0][0]
 

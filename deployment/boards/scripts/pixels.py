@@ -42,8 +42,8 @@ def evaluation_crop(image: np.ndarray, network: dict[str, Any]) -> np.ndarray:
         else:
             scale = short / shortest
             height, width = (max(short, round(side * scale)) for side in (height, width))
-            how = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
-            how = how[network["interpolation"]]
+            ways = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
+            how = ways[network["interpolation"]]
             image = cv2.resize(image, (width, height), interpolation=how)
     if pillow:
         top, left = round((height - size) / 2), round((width - size) / 2)
@@ -52,7 +52,7 @@ def evaluation_crop(image: np.ndarray, network: dict[str, Any]) -> np.ndarray:
     return image[top : top + size, left : left + size]
 
 
-def _middle(image, short):
+def _middle(image: np.ndarray, short: int) -> np.ndarray:
     """Return the part of an image to resize for a centre crop: less than all of a very long one.
 
     Enlarged to the short side, its long side has at most 2^15 pixels.
@@ -78,7 +78,7 @@ def letterbox(image: np.ndarray, network: dict[str, Any]) -> np.ndarray:
     return padded
 
 
-def _resize_as_pillow(image, width, height, interpolation):
+def _resize_as_pillow(image: np.ndarray, width: int, height: int, interpolation: str) -> np.ndarray:
     """Return the image as Pillow resizes it, antialiased, to the same bits."""
     if width != image.shape[1]:
         columns = np.ascontiguousarray(image.transpose(1, 0, 2))
@@ -88,7 +88,7 @@ def _resize_as_pillow(image, width, height, interpolation):
     return image
 
 
-def _resize_height(image, height, interpolation):
+def _resize_height(image: np.ndarray, height: int, interpolation: str) -> np.ndarray:
     """Return uint8 [H, W, 3] resized to [height, W, 3], in integers as Pillow computes."""
     radius, kernel = {"bilinear": (1, _triangle), "bicubic": (2, _cubic)}[interpolation]
     scale = image.shape[0] / height
@@ -108,11 +108,11 @@ def _resize_height(image, height, interpolation):
     return np.clip(total >> _BITS, 0, 255).astype(np.uint8).reshape(height, -1, 3)
 
 
-def _triangle(x):
+def _triangle(x: np.ndarray) -> np.ndarray:
     return np.maximum(0.0, 1 - np.abs(x))
 
 
-def _cubic(x, a=-0.5):
+def _cubic(x: np.ndarray, a: float = -0.5) -> np.ndarray:
     x = np.abs(x)
     near = ((a + 2) * x - (a + 3)) * x * x + 1
     far = (((x - 5) * x + 8) * x - 4) * a

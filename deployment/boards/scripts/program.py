@@ -50,6 +50,7 @@ def main(open_board: Callable, threads: Sequence[int] = (1,)) -> int:
         help="number of calls of a measurement, of one frame each unless the network is compiled "
         "for more (default: 200)")  # fmt: skip
     args = parser.parse_args()
+    stream: Any  # a TextIOWrapper, which the stubs do not say
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # for names that the terminal cannot show
     if not args.images and not args.bench:
@@ -74,7 +75,7 @@ def main(open_board: Callable, threads: Sequence[int] = (1,)) -> int:
     return 2 if bad else 0
 
 
-def _read_network(file):
+def _read_network(file: Path) -> dict[str, Any]:
     """Return the content of network.json."""
     try:
         network = json.loads(file.read_text(encoding="utf-8"))
@@ -86,7 +87,7 @@ def _read_network(file):
     return network
 
 
-def _open(open_board, model, network):
+def _open(open_board: Callable, model: str, network: dict[str, Any]) -> Any:
     """Return the board's network; the errors of the runtimes are of many kinds."""
     try:
         return open_board(model, network)
@@ -99,7 +100,7 @@ def _open(open_board, model, network):
         ) from None
 
 
-def _run(board, prepared):
+def _run(board: Any, prepared: np.ndarray) -> np.ndarray:
     """Return the logits; the errors of the runtimes are of many kinds."""
     try:
         return board.run(prepared)
@@ -122,7 +123,7 @@ def assert_side(found: Sequence[int], network: dict[str, Any]) -> None:
         )
 
 
-def _files(path):
+def _files(path: Path) -> list[Path]:
     """Return the images of a folder, or the file itself."""
     if not path.is_dir():
         return [path]
@@ -132,7 +133,7 @@ def _files(path):
     return files
 
 
-def _with_targets(files, folder):
+def _with_targets(files: list[Path], folder: str | None) -> list[tuple[Path, Path | None]]:
     """Return each image with a file of its own in a folder, or with None without a folder."""
     if not folder:
         return [(file, None) for file in files]
@@ -145,7 +146,9 @@ def _with_targets(files, folder):
     return [(file, Path(folder, f"{next(names)}-labelled.png")) for file in files]
 
 
-def _classify(board, network, args, file, target):
+def _classify(
+    board: Any, network: dict[str, Any], args: argparse.Namespace, file: Path, target: Path | None
+) -> bool:
     """Print the best classes of an image; returns whether it could be read."""
     image = pixels.read_image(file)
     if image is None:
@@ -183,12 +186,12 @@ def _classify(board, network, args, file, target):
     return True
 
 
-def _printable(name):
+def _printable(name: str) -> str:
     """Return a name without characters that a terminal obeys."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)
 
 
-def _measure(board, network, frames, threads):
+def _measure(board: Any, network: dict[str, Any], frames: int, threads: Sequence[int]) -> None:
     """Print the mean latency of `run` and the frames/s for each number of threads."""
     size = network["size"]
     prepared = board.prepare(np.full((size, size, 3), 127, np.uint8))
@@ -196,23 +199,23 @@ def _measure(board, network, frames, threads):
     calls = f"{frames} calls of {board.batch} frames" if board.batch > 1 else f"{frames} frames"
     print(f"{network['name']}: {calls}, input prepared once")
     for count in threads:
-        latencies = []
+        latencies: list[float] = []
 
-        def work(calls, latencies=latencies):
-            for _ in range(calls):
+        def work(number: int, latencies: list[float] = latencies) -> None:
+            for _ in range(number):
                 start = perf_counter()
                 board.run(prepared)
                 latencies.append(perf_counter() - start)
 
-        calls = -(-frames // count)
-        workers = [threading.Thread(target=work, args=(calls,)) for _ in range(count)]
+        each = -(-frames // count)
+        workers = [threading.Thread(target=work, args=(each,)) for _ in range(count)]
         start = perf_counter()
         for worker in workers:
             worker.start()
         for worker in workers:
             worker.join()
         seconds = perf_counter() - start
-        if len(latencies) != calls * count:
+        if len(latencies) != each * count:
             raise BoardError(f"the runtime failed in {count} threads; its message is above")
         mean = 1000 * sum(latencies) / len(latencies)
         rate = board.batch * len(latencies) / seconds

@@ -1,7 +1,11 @@
 """Classify images on an RDK X5 or X3: its runtime's calls, as D-Robotics documents them."""
 
+from __future__ import annotations
+
 import importlib
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pixels
@@ -11,13 +15,13 @@ import program
 class _Hbm:
     """The runtime hbm_runtime, which comes with RDK OS 3.5 and later."""
 
-    def __init__(self, runtime, path):
+    def __init__(self, runtime: Any, path: str):
         self._model = runtime.HB_HBMRuntime(path)
         self._name = self._model.model_names[0]
         self._input = self._model.input_names[self._name][0]
         self.shape = self._model.input_shapes[self._name][self._input]
 
-    def run(self, packed):
+    def run(self, packed: np.ndarray) -> np.ndarray:
         height, width = _sides(self.shape)
         packed = packed.reshape(1, height * 3 // 2, width, 1)
         outputs = self._model.run({self._name: {self._input: packed}})
@@ -27,20 +31,20 @@ class _Hbm:
 class _Dnn:
     """The runtime pyeasy_dnn of the package hobot_dnn."""
 
-    def __init__(self, runtime, path):
+    def __init__(self, runtime: Any, path: str):
         self._model = runtime.load(path)[0]
         self.shape = self._model.inputs[0].properties.shape
 
-    def run(self, packed):
+    def run(self, packed: np.ndarray) -> np.ndarray:
         return self._model.forward(packed)[0].buffer
 
 
-def _sides(shape):
+def _sides(shape: Sequence[int]) -> Sequence[int]:
     """Return (height, width) of an NHWC or NCHW shape."""
     return shape[1:3] if shape[3] == 3 else shape[2:4]
 
 
-_RUNTIMES = (  # in order of preference
+_RUNTIMES: Sequence[tuple[str, type[_Hbm] | type[_Dnn]]] = (  # in order of preference
     ("hbm_runtime", _Hbm),
     ("hobot_dnn.pyeasy_dnn", _Dnn),
     ("hobot_dnn_rdkx5.pyeasy_dnn", _Dnn),
@@ -52,7 +56,7 @@ class Board:
 
     batch = 1
 
-    def __init__(self, path, network):
+    def __init__(self, path: str, network: dict[str, Any]):
         for module, kind in _RUNTIMES:
             try:
                 runtime = importlib.import_module(module)
@@ -68,11 +72,11 @@ class Board:
             )
         program.assert_side(_sides(self._model.shape), network)
 
-    def prepare(self, crop):
+    def prepare(self, crop: np.ndarray) -> np.ndarray:
         """Return the crop as NV12."""
         return pixels.nv12(crop)
 
-    def run(self, prepared):
+    def run(self, prepared: np.ndarray) -> np.ndarray:
         """Return the logits."""
         logits = np.squeeze(self._model.run(prepared))
         if logits.dtype.kind != "f":

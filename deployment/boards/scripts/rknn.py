@@ -1,7 +1,11 @@
 """Classify images on a board with a Rockchip NPU by rknn-toolkit-lite2."""
 
-import sys
+from __future__ import annotations
 
+import sys
+from typing import Any
+
+import numpy as np
 import pixels
 import program
 
@@ -11,7 +15,7 @@ class Board:
 
     batch = 1
 
-    def __init__(self, path, network):
+    def __init__(self, path: str, network: dict[str, Any]):
         try:
             from rknnlite.api import RKNNLite
         except ImportError:
@@ -27,11 +31,11 @@ class Board:
                 f"the runtime cannot run {path}; convert it for this board by --target"
             )
 
-    def prepare(self, crop):
+    def prepare(self, crop: np.ndarray) -> np.ndarray:
         """Return the pixels in the network's order of colours, uint8 [1, size, size, 3]."""
         return pixels.in_network_order(crop, self._network)[None]
 
-    def run(self, prepared):
+    def run(self, prepared: np.ndarray) -> np.ndarray:
         """Return the logits."""
         outputs = self._lite.inference(inputs=[prepared])
         if outputs is None:
