@@ -116,16 +116,16 @@ def _batch_norm(
     inp: np.ndarray,
     running_mean: np.ndarray,
     running_var: np.ndarray,
-    weight: np.ndarray,
-    bias: np.ndarray,
+    weight: np.ndarray | None,
+    bias: np.ndarray | None,
     eps: float,
     **_: Any,
 ) -> np.ndarray:
     shape = (1, -1) + (1,) * (inp.ndim - 2)
-    mean, variance, scale, shift = (
-        value.reshape(shape) for value in (running_mean, running_var, weight, bias)
-    )
-    return (inp - mean) / np.sqrt(variance + eps) * scale + shift
+    y = (inp - running_mean.reshape(shape)) / np.sqrt(running_var.reshape(shape) + eps)
+    if weight is not None:
+        y = y * weight.reshape(shape)
+    return y if bias is None else y + bias.reshape(shape)
 
 
 def _linear(inp: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, **_: Any) -> np.ndarray:
@@ -140,7 +140,8 @@ def _gelu(x: np.ndarray) -> np.ndarray:
 
 
 def _mean(inp: np.ndarray, axis: Any, keepdims: bool) -> np.ndarray:
-    return inp.mean(axis=tuple(axis), keepdims=keepdims)
+    axes = tuple(axis) if isinstance(axis, tuple | list) else axis
+    return inp.mean(axis=axes, keepdims=keepdims)
 
 
 def _flatten(inp: np.ndarray, start_axis: int, end_axis: int) -> np.ndarray:

@@ -99,14 +99,16 @@ def _batch_norm(
     inp: str,
     running_mean: Weight,
     running_var: Weight,
-    weight: Weight,
-    bias: Weight,
+    weight: Weight | None,
+    bias: Weight | None,
     training: bool,
     eps: float,
     **_: Any,
 ) -> str:
     if training:
         raise Unsupported("has a batch norm in training mode")
+    if weight is None or bias is None:
+        raise Unsupported("has a batch norm without weight and bias; only others can be exported")
     weights = (weight, bias, running_mean, running_var)
     parameters = [graph.parameter(w.name, w.value.reshape(-1)) for w in weights]
     return graph.op("BatchNormalization", inp, *parameters, epsilon=float(eps))
@@ -119,8 +121,8 @@ def _gelu(graph: Graph, x: str) -> str:
     return graph.op("Mul", product, graph.operand(0.5))
 
 
-def _mean(graph: Graph, inp: str, axis: Sequence[int] | None, keepdims: bool) -> str:
-    if axis is None or tuple(axis) != (2, 3):
+def _mean(graph: Graph, inp: str, axis: int | Sequence[int] | None, keepdims: bool) -> str:
+    if axis is None or isinstance(axis, int) or tuple(axis) != (2, 3):
         raise Unsupported(
             f"computes a mean over axes {axis}; only a mean over (2, 3) can be exported"
         )

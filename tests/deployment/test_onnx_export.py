@@ -147,6 +147,28 @@ def test_an_operator_without_a_handler_names_its_module(network, preprocessing, 
     assert list(tmp_path.iterdir()) == []
 
 
+class Mean(M.Module):
+    def forward(self, x):
+        return x + F.mean(x, 1, keepdims=True)
+
+
+@pytest.mark.parametrize(
+    "module, said",
+    [
+        (Mean(), "a mean over axes 1; only a mean over"),
+        (M.BatchNorm2d(16, affine=False), "a batch norm without weight and bias"),
+    ],
+)
+def test_an_operator_that_cannot_be_exported_names_its_module(
+    module, said, network, preprocessing, tmp_path
+):
+    model = network("RepVGG")
+    model.stage1 = M.Sequential(*model.stage1, module)
+    model.eval()
+    with pytest.raises(ExportError, match=rf"^module stage1\.\d .*{said}"):
+        export_onnx(model, tmp_path / "a.onnx", preprocessing, size=32)
+
+
 def test_a_file_that_computes_something_else_is_not_left_behind(
     network, preprocessing, tmp_path, monkeypatch
 ):

@@ -52,7 +52,8 @@ def main(open_board: Callable, threads: Sequence[int] = (1,)) -> int:
     args = parser.parse_args()
     stream: Any  # a TextIOWrapper, which the stubs do not say
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # for names that the terminal cannot show
+        if stream is not None:  # None where it is closed, as by >&-
+            stream.reconfigure(errors="backslashreplace")  # for names that cannot be shown
     if not args.images and not args.bench:
         parser.error("give images, or --bench")
     if args.top < 1 or args.frames < 1:
