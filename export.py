@@ -200,7 +200,7 @@ def main(argv: list[str] | None = None) -> int:
     import models
     from models import environment
 
-    from deployment import features, input_format, source
+    from deployment import features, input_format, model_to_deploy
     from weights import files
     from weights import preprocessing as said
 
@@ -211,7 +211,7 @@ def main(argv: list[str] | None = None) -> int:
     environment.hide_unused_gpus()
     environment.return_freed_memory()
     stated = said.of_flags(args, min(args.size) if isinstance(args.size, tuple) else None)
-    model, preprocessing, metadata = source.load(
+    model, preprocessing, metadata = model_to_deploy.load(
         args.model, args.arch, args.keep_branches, args.entry, stated, classifier=not args.features
     )
     if not args.json:

@@ -16,7 +16,7 @@ import onnx
 from data import datasets, readers
 from data.loader import Loader
 from data.transforms import Preprocessing
-from deployment.int8 import calibration, ptq, report, source
+from deployment.int8 import calibration, float_network, ptq, report
 from deployment.int8.dialects import DIALECTS, Scheme
 from utils import UserError
 from weights import preprocessing as said
@@ -36,7 +36,7 @@ def measure(args: argparse.Namespace, after: Callable[[], object] = lambda: None
     network's class, top-1 and top-5 on --data, and images/s on one thread under each of `RUNTIMES`;
     what was not measured is None. `after` is called after each network.
     """
-    networks = [source.read(path, None, said.of_flags(args)) for path in args.model]
+    networks = [float_network.read(path, None, said.of_flags(args)) for path in args.model]
     trained = _trained(args, {_kind(net.metadata) for net in networks})
     rows = []
     for net in networks:
@@ -46,7 +46,7 @@ def measure(args: argparse.Namespace, after: Callable[[], object] = lambda: None
 
 
 def _rows(
-    net: source.Source, trained: dict[str, onnx.ModelProto], args: argparse.Namespace
+    net: float_network.FloatNetwork, trained: dict[str, onnx.ModelProto], args: argparse.Namespace
 ) -> list[dict]:
     model, preprocessing, metadata = net
     num_classes, classes = metadata["num_classes"], metadata["classes"]
@@ -99,8 +99,8 @@ def _trained(
     """
     trained: dict[tuple, dict[str, onnx.ModelProto]] = {}
     for path in args.qat:
-        bounds = source.trained_ranges(path, None)
-        model, _, metadata = source.read(path, None, said.of_flags(args))
+        bounds = float_network.trained_ranges(path, None)
+        model, _, metadata = float_network.read(path, None, said.of_flags(args))
         kind = _kind(metadata)
         if kind not in kinds or kind in trained:
             which = "another --qat file is" if kind in trained else "no --model is"
@@ -108,7 +108,7 @@ def _trained(
                 f"--qat {path} is of {_name(metadata)} for {metadata['num_classes']} classes, and "
                 f"{which}; give one of each for the same classes"
             )
-        int8 = source.with_trained_ranges(path, model, bounds, Scheme())
+        int8 = float_network.with_trained_ranges(path, model, bounds, Scheme())
         trained[kind] = {"trained by --qat": int8}
     return trained
 

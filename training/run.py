@@ -9,7 +9,7 @@ from models import cpu
 from data import contact_sheet
 from utils import UserError
 
-from . import agreement, find_lr, folders, messages, resume, start, starting_point
+from . import agreement, find_lr, messages, resume, run_location, start, starting_point
 from .distributed import Workers
 from .loop import Trainer
 from .signals import Interrupted
@@ -22,7 +22,7 @@ def run(args: argparse.Namespace, workers: Workers) -> int:
     """
     train_set, val_set = start.open_data(args)
     agreement.on_data(train_set, val_set, workers)
-    seen = folders.find(args)
+    seen = run_location.find(args)
     resume_from, unshared = agreement.on_checkpoint(seen, workers)
     if resume_from is None and args.pretrained is None and (args.freeze or args.qat):
         raise UserError(
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace, workers: Workers) -> int:
             print(contact_sheet.write_samples(*shown, args.skip_bad_images))
         return 0
     stride = network.model.options.get("stride")
-    folder = folders.open_folder(args, seen, silent=workers.rank > 0, stride=stride)
+    folder = run_location.open_folder(args, seen, silent=workers.rank > 0, stride=stride)
     before = network.saved if resume_from is not None else None
     try:
         way = resume.way_to_compute(before, bool(args.low_memory))
@@ -45,9 +45,9 @@ def run(args: argparse.Namespace, workers: Workers) -> int:
             trainer = start.make_trainer(args, network, train_set, val_set, folder, workers)
             if resume_from is not None:
                 assert network.saved is not None  # it is of this file
-                best = folders.best_of(resume_from, folder)
+                best = run_location.best_of(resume_from, folder)
                 trainer.resume(network.saved, has_best=best is not None)
-                folders.bring_best(best, folder)
+                run_location.bring_best(best, folder)
             for line in (
                 *filter(None, [unshared, messages.resumption(resume_from, trainer)]),
                 *network.notes,

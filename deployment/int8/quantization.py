@@ -23,7 +23,7 @@ from utils import write_atomically
 from weights import preprocessing as said
 from weights.files import sha256
 
-from . import calibration, dialects, floor, graph, ptq, qdq, report, source
+from . import calibration, dialects, float_network, floor, graph, ptq, qdq, report
 from .dialects import DIALECTS, Scheme
 
 BATCH = 25  # batch size of the evaluation
@@ -197,11 +197,11 @@ def hold_floor(
 
 def write_trained(args: argparse.Namespace, target: Path) -> Outcome:
     """Write the int8 network of a checkpoint of train.py --qat, with the ranges of its training."""
-    bounds = source.trained_ranges(args.model, args.arch)
+    bounds = float_network.trained_ranges(args.model, args.arch)
     model, preprocessing, metadata = _read(args)
     test = _test_set(args, metadata)
     scheme = Scheme(dialect=DIALECTS[args.target])
-    proto = source.with_trained_ranges(args.model, model, bounds, scheme)
+    proto = float_network.with_trained_ranges(args.model, model, bounds, scheme)
     settings = {"weights": "per-channel", "clip": "trained", **_target_setting(args)}
     proto.metadata_props.add(key="quantization", value=json.dumps(settings))
     rows = []
@@ -225,9 +225,9 @@ def write_trained(args: argparse.Namespace, target: Path) -> Outcome:
     )
 
 
-def _read(args: argparse.Namespace) -> source.Source:
+def _read(args: argparse.Namespace) -> float_network.FloatNetwork:
     """Return the network to quantize, and print what its preprocessing is and why."""
-    read = source.read(args.model, args.arch, said.of_flags(args, args.size), args.entry)
+    read = float_network.read(args.model, args.arch, said.of_flags(args, args.size), args.entry)
     dialect = DIALECTS[args.target]
     opset = next(o.version for o in read.model.opset_import if o.domain in ("", "ai.onnx"))
     if opset not in dialect.opsets:

@@ -18,7 +18,7 @@ from data.datasets import Dataset
 from data.evaluation import evaluate
 from data.loader import Loader
 from data.transforms import Preprocessing
-from deployment.int8 import dialects, graph, qdq, source, weights
+from deployment.int8 import dialects, float_network, graph, qdq, weights
 from deployment.onnx_graph import to_onnx
 from tests.deployment.networks import SMALL
 from training import qat
@@ -140,7 +140,7 @@ def test_every_runtime_finds_the_ranges_that_it_needs(kind):
         scheme = dialects.Scheme(dialect=dialect)
         found = qdq.with_flattened(onnx, quantized.ranges)
         assert found.keys() >= {*qdq.activations(onnx, scheme)}
-        with_ranges = source.with_trained_ranges("file", onnx, quantized.ranges, scheme)
+        with_ranges = float_network.with_trained_ranges("file", onnx, quantized.ranges, scheme)
         assert graph.logits(with_ranges, images).shape == (2, 10)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import ROOT
-from training import folders
+from training import run_location
 from training.run_folder import RunFolder
 from utils import UserError, write_atomically
 
@@ -32,7 +32,7 @@ def arguments(root, **changed):
 
 
 def open_folder(args):
-    return folders.open_folder(args, folders.find(args), silent=False)
+    return run_location.open_folder(args, run_location.find(args), silent=False)
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_folders_named_by_the_second_are_not_shared(tmp_path, monkeypatch):
     paths = [open_folder(arguments(tmp_path)).path.name for _ in range(3)]
     assert paths == ["now", "now_2", "now_3"]
     # other workers of a run write nothing, and make no folder
-    folders.open_folder(arguments(tmp_path / "b"), None, silent=True)
+    run_location.open_folder(arguments(tmp_path / "b"), None, silent=True)
     assert not (tmp_path / "b").exists()
 
 
@@ -95,11 +95,11 @@ def test_with_a_tag_runs_in_folders_below_are_others(tmp_path):
     outer = open_folder(arguments(tmp_path, tag="sweep"))
     inner = open_folder(arguments(tmp_path, tag="sweep/lr1"))
     inner.write("latest.pkl", b"")
-    assert folders.find(arguments(tmp_path, tag="sweep", resume="auto")) is None
+    assert run_location.find(arguments(tmp_path, tag="sweep", resume="auto")) is None
     outer.write("latest.pkl", b"")
     os.utime(outer.latest, (0, 0))
-    assert folders.find(arguments(tmp_path, tag="sweep", resume="auto")) == outer.latest
-    assert folders.find(arguments(tmp_path, resume="auto")) == inner.latest
+    assert run_location.find(arguments(tmp_path, tag="sweep", resume="auto")) == outer.latest
+    assert run_location.find(arguments(tmp_path, resume="auto")) == inner.latest
 
 
 def test_a_link_to_nothing_is_no_folder_of_another_run(tmp_path):
@@ -110,14 +110,16 @@ def test_a_link_to_nothing_is_no_folder_of_another_run(tmp_path):
 
 def test_the_total_stride_of_pretrained_weights_is_in_the_folders_name(tmp_path):
     args = arguments(tmp_path, tag="a", pretrained="a.pkl")
-    folder = folders.open_folder(args, folders.find(args), silent=False, stride=8)
+    folder = run_location.open_folder(args, run_location.find(args), silent=False, stride=8)
     assert folder.path == tmp_path / "RepVGGA0-stride8" / "a"
-    assert folders.open_folder(args, None, False, 32).path == tmp_path / "RepVGGA0" / "a"
+    assert run_location.open_folder(args, None, False, 32).path == tmp_path / "RepVGGA0" / "a"
     folder.write("latest.pkl", b"")
     # --resume auto does not read the weights before it looks for the run
-    assert folders.find(arguments(tmp_path, pretrained="a.pkl", resume="auto")) == folder.latest
-    assert folders.find(arguments(tmp_path, resume="auto")) is None
-    assert folders.find(arguments(tmp_path, stride=8, resume="auto")) == folder.latest
+    assert (
+        run_location.find(arguments(tmp_path, pretrained="a.pkl", resume="auto")) == folder.latest
+    )
+    assert run_location.find(arguments(tmp_path, resume="auto")) is None
+    assert run_location.find(arguments(tmp_path, stride=8, resume="auto")) == folder.latest
 
 
 def test_unfinished_files_of_dead_processes_are_removed(tmp_path):
@@ -179,5 +181,5 @@ def test_best_comes_along_into_a_new_folder(tmp_path):
     old.write("best.pkl", b"best")
     latest = old.path / "latest.pkl"
     new = open_folder(arguments(tmp_path, tag="b", resume=str(latest)))
-    folders.bring_best(folders.best_of(latest, new), new)
+    run_location.bring_best(run_location.best_of(latest, new), new)
     assert new.best.read_bytes() == b"best"

@@ -1,4 +1,4 @@
-"""The folder that a run writes, and the checkpoint that it resumes from."""
+"""Where a run writes, and which checkpoint --resume means."""
 
 from __future__ import annotations
 

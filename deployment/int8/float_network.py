@@ -12,8 +12,8 @@ import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 
-import deployment.source
 from data.transforms import Preprocessing
+from deployment import model_to_deploy
 from deployment.network import (
     names_classes,
     recorded_preprocessing,
@@ -29,7 +29,7 @@ from . import graph, qdq
 from .dialects import Scheme
 
 
-class Source(NamedTuple):
+class FloatNetwork(NamedTuple):
     """A float ONNX network in deploy form for any batch size, with preprocessing and metadata."""
 
     model: onnx.ModelProto
@@ -37,7 +37,9 @@ class Source(NamedTuple):
     metadata: dict[str, Any]
 
 
-def read(path: str, arch: str | None, stated: said.Statements, entry: str | None = None) -> Source:
+def read(
+    path: str, arch: str | None, stated: said.Statements, entry: str | None = None
+) -> FloatNetwork:
     """Read the network of a checkpoint, which is fused and exported, or of export.py's .onnx file.
 
     The file's preprocessing and class names are replaced by those that are `stated`; `entry` is a
@@ -48,11 +50,11 @@ def read(path: str, arch: str | None, stated: said.Statements, entry: str | None
         if entry is not None:
             raise UserError(f"{path} is an exported network, which has no entries to choose from")
         return _read_onnx(catalog.locate(path), arch, stated)
-    model, preprocessing, metadata = deployment.source.load(path, arch, entry=entry, stated=stated)
+    model, preprocessing, metadata = model_to_deploy.load(path, arch, entry=entry, stated=stated)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "float.onnx")
         export_onnx(model, file, preprocessing, size=preprocessing.size, metadata=metadata)
-        return Source(onnx.load(file), preprocessing, metadata)
+        return FloatNetwork(onnx.load(file), preprocessing, metadata)
 
 
 def trained_ranges(path: str, arch: str | None) -> dict[str, tuple[float, float]]:
@@ -110,7 +112,7 @@ def _assert_file(path: Path) -> None:
         raise UserError(f"there is no file {path}; give a checkpoint, or a file of export.py")
 
 
-def _read_onnx(path: Path, arch: str | None, stated: said.Statements) -> Source:
+def _read_onnx(path: Path, arch: str | None, stated: said.Statements) -> FloatNetwork:
     _assert_file(path)
     try:
         model = onnx.load(path)
@@ -171,7 +173,7 @@ def _read_onnx(path: Path, arch: str | None, stated: said.Statements) -> Source:
     height, width = (d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim[2:])
     if height != width:
         raise UserError(f"{path} takes images of {height} x {width}; export it for squares")
-    return Source(graph.for_batch(model, "batch"), preprocessing, metadata)
+    return FloatNetwork(graph.for_batch(model, "batch"), preprocessing, metadata)
 
 
 def _note(model: onnx.ModelProto, metadata: dict[str, Any]) -> None:
