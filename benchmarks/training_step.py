@@ -151,12 +151,12 @@ def memory_of_steps(point: Point, rounds: int) -> list[dict]:
 
 
 def _peak_and_seconds(point: Point, variant: str) -> tuple[float, float]:
-    backward, way = low_memory.backward_at_once, cpu.path()
+    backward, path = low_memory.backward_at_once, cpu.path()
     if variant == "low memory":
-        backward, way = low_memory.backward, "matmul"  # as train.py does
+        backward, path = low_memory.backward, "matmul"  # as train.py does
         environment.return_freed_memory()
     seconds = []
-    with cpu.using(way):
+    with cpu.using(path):
         step = training_step(point, backward)
         step()
         for _ in range(4):

@@ -30,7 +30,7 @@ def record(settings: Settings, data: Data) -> dict[str, Any]:
     }
 
 
-def way_to_compute(saved: Checkpoint | None, low_memory: bool) -> str:
+def cpu_path(saved: Checkpoint | None, low_memory: bool) -> str:
     """Return how a CPU is to compute, see models.cpu: as the run did that `saved` is of, if any.
 
     It ends with the same bits then. What REPARAM_CPU says comes first, but where --low-memory needs

@@ -39,9 +39,9 @@ def run(args: argparse.Namespace, workers: Workers) -> int:
     folder = run_location.open_folder(args, seen, silent=workers.rank > 0, stride=stride)
     before = network.saved if resume_from is not None else None
     try:
-        way = resume.way_to_compute(before, bool(args.low_memory))
-        args.low_memory = start.needs_low_memory(args, network.model, way, workers, folder)
-        with cpu.using(resume.way_to_compute(before, args.low_memory)):
+        path = resume.cpu_path(before, bool(args.low_memory))
+        args.low_memory = start.needs_low_memory(args, network.model, path, workers, folder)
+        with cpu.using(resume.cpu_path(before, args.low_memory)):
             trainer = start.make_trainer(args, network, train_set, val_set, folder, workers)
             if resume_from is not None:
                 assert network.saved is not None  # it is of this file

@@ -66,16 +66,16 @@ def _check_known(val: datasets.Dataset, train: datasets.Dataset) -> None:
 
 
 def needs_low_memory(
-    args: argparse.Namespace, model: M.Module, way: str, workers: Workers, folder: RunFolder
+    args: argparse.Namespace, model: M.Module, cpu_path: str, workers: Workers, folder: RunFolder
 ) -> bool:
     """Return what --low-memory says, or without it whether memory is short; log the latter.
 
-    `way` is how a CPU computes where memory is not short, see models.cpu.
+    `cpu_path` is how a CPU computes where memory is not short, see models.cpu.
     """
     # a frozen trunk keeps no activations
     if args.low_memory is not None or args.qat or args.freeze:
         return bool(args.low_memory)
-    with cpu.using(way):
+    with cpu.using(cpu_path):
         return _memory_is_short(args, model, workers, folder)
 
 

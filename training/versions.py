@@ -14,12 +14,12 @@ import numpy as np
 
 def versions() -> dict[str, str]:
     """Return name -> version of each library, and how and on which processor it computes."""
-    way = cpu.path()
+    path = cpu.path()
     compiled: dict[str, str] = {}
-    if way == "fast" and cpu.is_used():
+    if path == "fast" and cpu.is_used():
         from models.cpu import fast  # it needs packages that may be missing
 
-        way, compiled = ("fast", fast.versions()) if fast.available() else ("matmul", {})
+        path, compiled = ("fast", fast.versions()) if fast.available() else ("matmul", {})
     return {
         "python": platform.python_version(),
         "megengine": mge.__version__,
@@ -27,6 +27,6 @@ def versions() -> dict[str, str]:
         "opencv": cv2.__version__,
         "MKL_DEBUG_CPU_TYPE": os.environ.get("MKL_DEBUG_CPU_TYPE", ""),
         "processor": platform.machine(),
-        "REPARAM_CPU": way,
+        "REPARAM_CPU": path,
         **compiled,
     }

@@ -169,23 +169,7 @@ def read(
     recorded = preprocessing.recorded_stride(contents.tree, contents.metadata)
     _check_stride(path, stride, recorded)
     foreign = recognition.recognize(contents, path, arch, source, entry, stride or recorded)
-    if contents.metadata.get(preprocessing.CHANNELS) == "reversed":
-        foreign.state_dict = with_reversed_channels(foreign.state_dict)
-    said = preprocessing.of_file(
-        contents.tree, contents.metadata, contents.config, foreign.num_classes
-    )
-    grey = foreign.options.get("in_chans") == 1
-    if color_matters and not grey and not foreign.tells_colour_order:
-        preprocessing.check_color(path, said, stated or {})
-    habit, stronger = dict(foreign.habit), {**said, **(stated or {})}
-    size, _ = stronger.get("size", habit["size"])
-    if "crop_ratio" not in stronger:
-        habit["crop_ratio"] = foreign.crop_ratio(size)
-        if foreign.is_for_warped_images(size):
-            foreign.note = foreign.note or replknet.note_of_warping(size)
-    if "the file" in {origin for _, origin in said.values()}:  # exported here, it has no names
-        habit.pop("classes", None)
-    checkpoint = _resolved(of_foreign(foreign, path), habit, said, stated or {})
+    checkpoint = _with_preprocessing(foreign, contents, path, stated or {}, color_matters)
     if entry is None and checkpoint.other_entries:
         say_once(
             f"note: {path} has several sets of weights; {checkpoint.entry} was taken, and there is "
@@ -193,6 +177,36 @@ def read(
             "entry=NAME)"
         )
     return checkpoint
+
+
+def _with_preprocessing(
+    foreign: recognition.Foreign,
+    contents: files.Contents,
+    path: str | PathLike,
+    stated: preprocessing.Statements,
+    color_matters: bool,
+) -> Checkpoint:
+    """Return another repository's recognized checkpoint with its images' preprocessing.
+
+    Raises UserError where nothing tells its colour order, and `color_matters`.
+    """
+    if contents.metadata.get(preprocessing.CHANNELS) == "reversed":
+        foreign.state_dict = with_reversed_channels(foreign.state_dict)
+    said = preprocessing.of_file(
+        contents.tree, contents.metadata, contents.config, foreign.num_classes
+    )
+    grey = foreign.options.get("in_chans") == 1
+    if color_matters and not grey and not foreign.tells_colour_order:
+        preprocessing.check_color(path, said, stated)
+    habit, stronger = dict(foreign.habit), {**said, **stated}
+    size, _ = stronger.get("size", habit["size"])
+    if "crop_ratio" not in stronger:
+        habit["crop_ratio"] = foreign.crop_ratio(size)
+        if foreign.is_for_warped_images(size):
+            foreign.note = foreign.note or replknet.note_of_warping(size)
+    if "the file" in {origin for _, origin in said.values()}:  # exported here, it has no names
+        habit.pop("classes", None)
+    return _resolved(of_foreign(foreign, path), habit, said, stated)
 
 
 def _check_stride(path: str | PathLike, wanted: int | None, own: int | None) -> None:

@@ -62,13 +62,7 @@ def write_calibrated(
     """Quantize a float network with calibration images; write its file and its chart."""
     photos = _calibration_files(args)
     chart = target.with_suffix(".png")
-    for file in (target, chart):
-        if file.is_dir():
-            raise utils.UserError(
-                f"{file}, which is to be written, is a folder; give another --out"
-            )
-        for photo in photos:
-            utils.assert_other_file(photo, file, "--out")
+    _refuse_targets((target, chart), photos)
     model, preprocessing, metadata = _read(args)
     test = _test_set(args, metadata)
     if test is not None:
@@ -240,6 +234,17 @@ def _read(args: argparse.Namespace) -> float_network.FloatNetwork:
         for line in said.lines(read.preprocessing, read.metadata["classes"], origins):
             print(line)
     return read
+
+
+def _refuse_targets(targets: Iterable[Path], photos: Iterable[ImageFile]) -> None:
+    """Raise UserError where a file to write is a folder or one of the calibration images."""
+    for file in targets:
+        if file.is_dir():
+            raise utils.UserError(
+                f"{file}, which is to be written, is a folder; give another --out"
+            )
+        for photo in photos:
+            utils.assert_other_file(photo, file, "--out")
 
 
 def _test_set(args: argparse.Namespace, metadata: dict) -> datasets.Dataset | None:

@@ -56,15 +56,15 @@ def test_a_run_computes_as_before(saved, monkeypatch):
         name: value for name, value in versions.items() if name not in ("REPARAM_CPU", "threads")
     }
     matmul = saved(versions=older | {"REPARAM_CPU": "matmul"})
-    assert resume.way_to_compute(None, low_memory=False) == "fast"
-    assert resume.way_to_compute(saved(), low_memory=False) == "fast"
-    assert resume.way_to_compute(saved(), low_memory=True) == "matmul"
+    assert resume.cpu_path(None, low_memory=False) == "fast"
+    assert resume.cpu_path(saved(), low_memory=False) == "fast"
+    assert resume.cpu_path(saved(), low_memory=True) == "matmul"
     for record in (matmul, saved(versions=older)):
-        assert resume.way_to_compute(record, low_memory=False) == "matmul"
+        assert resume.cpu_path(record, low_memory=False) == "matmul"
         with cpu.using("matmul"):
             assert resume.check(record, SETTINGS, data()) == []
     monkeypatch.setenv("REPARAM_CPU", "stock")
-    assert resume.way_to_compute(saved(), low_memory=True) == "stock"
+    assert resume.cpu_path(saved(), low_memory=True) == "stock"
     (warning,) = resume.check(matmul, SETTINGS, data())
     assert warning.startswith("warning: REPARAM_CPU was matmul and is now stock: ")
 
