@@ -61,7 +61,7 @@ bench: .venv/runtime ## time a training step: MegEngine as it comes against this
 	$(PYTHON) benchmark.py train
 
 show-samples: .venv/runtime ## write samples.png, what the network sees of DATA, with FLAGS of train.py
-	$(PYTHON) train.py $(if $(DATA),--data '$(DATA)') $(FLAGS) --show-samples
+	$(PYTHON) train.py $(if $(DATA),--data '$(patsubst ~/%,$(HOME)/%,$(DATA))') $(FLAGS) --show-samples
 
 docs: .venv/runtime ## check that the documentation's tables and picture are those of docs/results
 	PYTHONPATH=. $(PYTHON) scripts/make_docs.py

@@ -222,7 +222,7 @@ SHARED_FLAGS: dict[str, dict[str, Any]] = {
         "type": number(int, 0),
         "default": 2,
         "metavar": "N",
-        "help": "number of processes that decode images; 0: the command's own process decodes them",
+        "help": "number of processes that prepare images; 0: the command's own process does it",
     },
     "--skip-bad-images": {
         "action": "store_true",

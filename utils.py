@@ -189,8 +189,11 @@ def _folder_above(path: Path) -> Path:
     """
     if os.path.exists(path) and not os.path.isfile(path):  # a folder or a device
         raise UserError(f"cannot save {path}: it is no regular file; give another name")
-    folder = path.absolute().parent
-    while not os.path.exists(folder):
+    try:
+        folder = path.absolute().parent
+    except OSError as error:  # the working directory has been removed
+        raise UserError(f"cannot save {path}: {error.strerror}; choose another folder") from None
+    while not os.path.lexists(folder):
         folder = folder.parent
     if not os.path.isdir(folder):
         raise UserError(f"cannot save {path}: {folder} is no folder; choose another folder")

@@ -59,7 +59,8 @@ def kind(path: Path) -> str:
             head = file.read(_BLOCK)
     except OSError as error:
         raise UserError(
-            f"cannot read {shown(path)}: {error.strerror}; give a file that you may read"
+            f"cannot read {shown(path)}: {error.strerror}; give a file that is there and may be "
+            "read"
         ) from None
     for signature, name in (
         (b"PK\3\4", "zip"), (b"PK\5\6", "zip"), (b"PAR1", "parquet"), (b"\x1f\x8b", "gzip"),
@@ -114,7 +115,8 @@ def scan(path: Path) -> Index:
         return _of_zip(path) if kind(path) == "zip" else _of_tar(path)
     except OSError as error:
         raise UserError(
-            f"cannot read {shown(path)}: {error.strerror or error}; give a file that you may read"
+            f"cannot read {shown(path)}: {error.strerror or error}; give a file that is there and "
+            "may be read"
         ) from None
 
 

@@ -40,6 +40,10 @@ def with_class_order(dataset: Dataset, num_classes: int, classes: list[str] | No
                 "them; give --class-names where the network has them in another order"
             )
     index = positions(dataset.classes, order)
+    if not index and list(order) == wnids:  # folders may have the English names instead
+        words = {word.casefold(): i for i, word in enumerate(imagenet_classes().values())}
+        found = {name: words.get(name.split(",")[0].strip().casefold()) for name in dataset.classes}
+        index = {name: i for name, i in found.items() if i is not None}
     strangers = [name for name in dataset.classes if name not in index]
     if strangers or len(order) != num_classes:
         detail = f", and does not know {strangers[0]!r}" if strangers and classes else ""

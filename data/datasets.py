@@ -21,7 +21,7 @@ SPLITS = {"train": ("train",), "val": ("val", "valid", "validation", "test")}
 
 
 class NoSuchPartError(UserError):
-    """The data are there, but not the part of them that is asked for, as without train/."""
+    """The data are there, but not the part that is asked for, such as train/, or not its labels."""
 
 
 @dataclass(frozen=True)

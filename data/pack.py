@@ -129,21 +129,27 @@ def _parts(source: str, labels: str | None) -> dict[str, Dataset]:
 
 
 def _digest(part: Dataset) -> str:
-    """Return a digest of the images' names and files' versions, or of pixels in memory."""
+    """Return a digest of the images' names and files' versions, or of pixels and their labels."""
     if isinstance(part.images, np.ndarray):
-        return tar_writer.sha256(part.images.tobytes())
-    of_archive = cache(_version)  # which many images are in
-    lines = []
-    for name, image in zip(part.names, part.images, strict=True):
-        if isinstance(image, Member):
-            lines.append(f"{name}\0{of_archive(image.archive)} {image.offset}")
-        else:
-            lines.append(f"{name}\0{_version(image)}")
+        labels = part.labels.tobytes() + "\0".join(part.classes).encode(errors="surrogateescape")
+        return tar_writer.sha256(part.images.tobytes() + labels)
+    with ThreadPoolExecutor(16) as pool:  # on a network drive each answer takes a while
+        versions = pool.map(cache(_version), map(_file_of, part.images))
+        lines = [f"{name}\0{one}" for name, one in zip(part.names, versions, strict=True)]
     return tar_writer.sha256("\n".join(lines).encode(errors="surrogateescape"))
 
 
-def _version(path: str | os.PathLike) -> str:
-    """Return a file's size and the time of its last change; "" where it cannot be read."""
+def _file_of(image: ImageFile) -> str:
+    return image.archive if isinstance(image, Member) else os.fspath(image)
+
+
+def _version(path: str) -> str:
+    """Return a file's size and the time of its last change; "" where it cannot be read.
+
+    What was unpacked into the cache, and may be again, is the same where it says so.
+    """
+    if utils.cache_folder() in Path(path).parents:
+        return tar_writer.said_to_be_of(Path(path))
     try:
         status = os.stat(path)
     except OSError:

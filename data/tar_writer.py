@@ -87,6 +87,14 @@ def is_made_of(target: Path, about: dict) -> bool:
         return False
 
 
+def said_to_be_of(target: Path) -> str:
+    """Return what a tar that is there says it is made of, as text; "" where it says nothing."""
+    try:
+        return _about_file(target).read_text()
+    except OSError:
+        return ""
+
+
 def check(path: Path) -> int:
     """Compare every file in a tar with its SHA256SUMS; return their number.
 

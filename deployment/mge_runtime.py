@@ -79,8 +79,10 @@ class MgeFile:
 
     def __call__(self, images: np.ndarray) -> np.ndarray | list[np.ndarray]:
         step = max(MOST_IMAGES, self.input_shape[0])
-        parts = [self._run(images[i : i + step]) for i in range(0, len(images), step)]
-        outputs = [np.concatenate(part) for part in zip(*parts, strict=True)]
+        outputs = self._run(images[:step])
+        for start in range(step, len(images), step):
+            more = self._run(images[start : start + step])
+            outputs = [np.concatenate(pair) for pair in zip(outputs, more, strict=True)]
         return outputs[0] if len(outputs) == 1 else outputs
 
     def _run(self, images: np.ndarray) -> list[np.ndarray]:

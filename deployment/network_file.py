@@ -85,14 +85,18 @@ def _value(text: str) -> Any:
 
 
 def _mge(path: str | PathLike) -> NetworkFile:
-    from .mge_runtime import MgeFile
+    from .mge_runtime import MOST_IMAGES, MgeFile
 
     file = MgeFile(path)
 
     def run(images: np.ndarray) -> np.ndarray:
-        outputs = file(images)
-        first = outputs[0] if isinstance(outputs, list) else outputs
-        return first.reshape(len(images), -1)
+        results = []
+        for start in range(0, len(images), MOST_IMAGES):
+            part = images[start : start + MOST_IMAGES]
+            outputs = file(part)
+            first = outputs[0] if isinstance(outputs, list) else outputs
+            results.append(_logits(path, first, len(part)))
+        return np.concatenate(results)
 
     _, channels, *sides = _images(path, file.input_shape)
     if file.metadata.get("free_size"):
@@ -127,18 +131,23 @@ def _onnx(path: str | PathLike) -> NetworkFile:
                 output = session.run(None, {entry.name: full})[0]
             except Exception as error:  # shapes are compared here at the latest
                 raise _refused(path, error) from None
-            is_tensor = isinstance(output, np.ndarray) and output.size
-            if not is_tensor or (step > 1 and output.shape[:1] != (step,)):
-                what = f"of the shape {output.shape}" if hasattr(output, "shape") else "no tensor"
-                raise UserError(
-                    f"the first output of {path} is {what} for {step} images; give a classifier, "
-                    "whose first output is [images, classes]"
-                )
-            results.append(output.reshape(step, -1)[: len(batch)])
+            results.append(_logits(path, output, step)[: len(batch)])
         return np.concatenate(results)
 
     metadata = properties(session.get_modelmeta().custom_metadata_map)
     return NetworkFile(metadata, shape, run, _ends_in_probabilities(path))
+
+
+def _logits(path: str | PathLike, output: Any, count: int) -> np.ndarray:
+    """Return the first output for `count` images as [count, classes]; UserError if it is not so."""
+    is_tensor = isinstance(output, np.ndarray) and output.size
+    if not is_tensor or (count > 1 and output.shape[:1] != (count,)):
+        what = f"of the shape {output.shape}" if hasattr(output, "shape") else "no tensor"
+        raise UserError(
+            f"the first output of {path} is {what} for {count} images; give a classifier, whose "
+            "first output is [images, classes]"
+        )
+    return output.reshape(count, -1)
 
 
 def _refused(path: str | PathLike, error: Exception) -> UserError:

@@ -105,7 +105,13 @@ class RunOptions:
         help="side of the centre crop divided by the short side of the resized image, in "
         "validation",
     )
-    entry: str | None = setting(None, **_shared("--entry", group="network and data"))
+    entry: str | None = setting(
+        None,
+        group="network and data",
+        metavar="NAME",
+        help="set of weights to take from a --pretrained file of several, such as state_dict_ema "
+        "(default: the one that its source evaluates, else the averaged one)",
+    )
     in_chans: int | None = setting(
         None,
         group="network and data",
@@ -122,7 +128,15 @@ class RunOptions:
         None, **_shared("--std", group=PREPROCESSING, above=0)
     )
     interpolation: str | None = setting(None, **_shared("--interpolation", group=PREPROCESSING))
-    resize_backend: str | None = setting(None, **_shared("--resize-backend", group=PREPROCESSING))
+    resize_backend: str | None = setting(
+        None,
+        **_shared(
+            "--resize-backend",
+            group=PREPROCESSING,
+            help=cli.SHARED_FLAGS["--resize-backend"]["help"]
+            + " (default: that of --pretrained, else pillow)",
+        ),
+    )
     class_names: str | None = setting(
         None,
         group=PREPROCESSING,

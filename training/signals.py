@@ -120,11 +120,18 @@ def output_lost() -> None:
     signal.raise_signal(signal.SIGPIPE)  # Python ignores it, except while a network trains
 
 
+def lost_output_note(folder: str | os.PathLike) -> str:
+    """Return the file by which the parent of workers says that it cannot write their output."""
+    return os.path.join(folder, "output-lost")
+
+
 def _is_about_output() -> bool:
     """Return whether a SIGPIPE is about stdout or stderr: announced, or nobody reads these."""
     global _output_is_lost
     announced, _output_is_lost = _output_is_lost, False
     if announced:
+        return True
+    if SUPERVISED in os.environ and os.path.exists(lost_output_note(os.environ[SUPERVISED])):
         return True
     poll = select.poll()
     poll.register(1, 0)

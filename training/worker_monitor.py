@@ -82,6 +82,8 @@ class WorkerMonitor:
             while running:
                 running = mpiexec.poll() is None  # and once more after it has ended
                 if self._stop.number is not None and not told:
+                    if self._stop.number == signal.SIGPIPE:
+                        Path(signals.lost_output_note(self._folder)).touch()
                     told = self.tell(0, self._stop.number)
                 if self._stop.save and self.tell(0, signals.SAVING):
                     self._stop.save = False

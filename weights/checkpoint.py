@@ -15,6 +15,7 @@ from typing import Any
 import megengine.module as M
 import numpy as np
 
+from data.class_names import with_wnids
 from data.transforms import Preprocessing
 from utils import UserError, say_once, write_atomically
 
@@ -233,7 +234,7 @@ def _resolved(checkpoint: Checkpoint, *statements: preprocessing.Statements) -> 
         path=checkpoint.path,
     )
     if classes is None and checkpoint.classes is not None:
-        classes, origins["classes"] = checkpoint.classes, "the file"
+        classes, origins["classes"] = with_wnids(checkpoint.classes), "the file"
     return replace(checkpoint, preprocessing=found, classes=classes, origins=origins)
 
 
@@ -268,8 +269,8 @@ def _of_contents(contents: dict[str, Any], path: str | PathLike) -> Checkpoint:
         return replace(checkpoint, state_dict=weights)
     except _UNREADABLE as error:
         raise CheckpointError(
-            f"{path} is not a checkpoint of this version of the project ({error}); save it again "
-            "with this version, or convert the file that it was made from"
+            f"{path} is not a checkpoint of this version of the project ({error}); convert the "
+            "file that it was made from, or give another one"
         ) from None
 
 

@@ -170,7 +170,9 @@ def read_class_names(path: str | PathLike) -> list[str]:
         text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-        raise UserError(f"cannot read the class names in {path} ({reason})") from None
+        raise UserError(
+            f"cannot read the class names in {path} ({reason}); give another --class-names"
+        ) from None
     if text.lstrip()[:1] in ("[", "{"):
         names = _json(text)
         names = names.get("label_names") if isinstance(names, dict) else names

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection
 
 from utils import UserError, shown
@@ -33,7 +34,8 @@ def read(place: Place, members: Members, labels: lists.Labels | None) -> Dataset
         raise UserError(f"{shown(where)} has no images in it; give a file that has some")
     archives = members.places[:, 0]
     if len({archives[i] for i, parts in paths.items() if len(parts) == 1}) == len(place.paths) > 1:
-        _assert_no_shards(place, members, paths)
+        if labels is None:
+            _assert_no_shards(place, members, paths)
         for index, parts in paths.items():
             parts.insert(0, place.paths[archives[index]].stem)
     paths = _without_common_folders(paths, {*_ALL_SPLITS, *place.names})
@@ -55,8 +57,12 @@ def read(place: Place, members: Members, labels: lists.Labels | None) -> Dataset
 def _assert_no_shards(place: Place, members: Members, paths: Collection[int]) -> None:
     """Raise UserError where archives of images in no folder are parts of a whole, and no classes.
 
-    Their names are then those of a split, or each image has a companion, such as a caption.
+    Their names then differ in a number alone, and are those of a split, or each image has a
+    companion, such as a caption.
     """
+    numbered = {re.sub(r"\d+", "", path.stem) for path in place.paths}
+    if len(numbered) > 1 or all(re.fullmatch(r"n\d{8}", path.stem) for path in place.paths):
+        return
     others = {os.path.splitext(name)[0] for name in members.names if not is_image(name)}
     if all(map(is_of_a_part, place.paths)) or all(
         os.path.splitext(members.names[index])[0] in others for index in paths
@@ -64,7 +70,7 @@ def _assert_no_shards(place: Place, members: Members, paths: Collection[int]) ->
         raise UserError(
             f"the images of {shown(place.paths[0])} and the others have no labels, neither by a "
             ".cls or .json file of their names nor by the folders that they are in; give archives "
-            "whose images have"
+            "whose images have, or label validation images by --val-list FILE"
         )
 
 

@@ -43,7 +43,7 @@ def read(root: str | Path, split: str, exact: bool = False) -> Dataset:
         classes.append(shown(entry.name))
         images += files
     if not classes:
-        raise UserError(
+        raise NoSuchPartError(
             f"{shown(folder)} has no class folders; it needs one folder of images a class"
         )
     return Dataset(

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from utils import UserError, shown, text_of
 
 from ..class_names import are_numbers
-from ..datasets import Dataset
+from ..datasets import Dataset, NoSuchPartError
 from ..folders import LeftOut, image_files, is_image
 from ..members import Members
 from . import devkit
@@ -50,7 +50,8 @@ def read_labels(path: str | PathLike) -> Labels:
         lines = text_of(path.read_bytes()).splitlines()
     except OSError as error:
         raise UserError(
-            f"cannot read the labels {shown(path)}: {error.strerror}; give a file that you may read"
+            f"cannot read the labels {shown(path)}: {error.strerror}; give a file that is there "
+            "and may be read"
         ) from None
     rows = []
     columns = _columns(lines[0], path) if lines else None
@@ -153,7 +154,7 @@ def beside(where: Path, place: Place) -> Labels:
         else f"put {_NAMES[0]}, {_NAMES[-1]} or ImageNet's development kit beside them, or, for "
         "validation and tests, give their labels by --val-list FILE"
     )
-    raise UserError(f"the images in {shown(where)} are in no class folders; {advice}")
+    raise NoSuchPartError(f"the images in {shown(where)} are in no class folders; {advice}")
 
 
 def of_folder(place: Place, labels: Labels | None) -> Dataset:

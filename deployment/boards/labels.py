@@ -74,7 +74,8 @@ def read_labels(path: str | PathLike) -> dict[str, int]:
         return labels
     except OSError as error:
         raise UserError(
-            f"cannot read the labels {path}: {error.strerror}; give a file that you may read"
+            f"cannot read the labels {path}: {error.strerror}; give a file that is there and may "
+            "be read"
         ) from None
     except ValueError:
         raise UserError(

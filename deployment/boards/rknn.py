@@ -50,7 +50,7 @@ Convert on a PC (x86-64), in an environment of its own:
 
 The last one takes ranges and weights from the file that this project's command writes:
 
-  python quantize.py --model CHECKPOINT --calibration DIR --target rknn --size {size} \
+  python quantize.py --model CHECKPOINT --calibration DIR --target rknn --size {size} \\
       --out {arch}-int8.onnx
 
 The toolkit prints "E RKNN: Unkown op target: 0", which has no consequence. A file is for one chip

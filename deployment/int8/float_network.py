@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 
+from data.class_names import with_wnids
 from data.transforms import Preprocessing
 from deployment import model_to_deploy
 from deployment.network import (
@@ -166,7 +167,7 @@ def _read_onnx(path: Path, arch: str | None, stated: said.Statements) -> FloatNe
     preprocessing, classes, origins = said.resolve(
         own, stated, classes=count, channels=preprocessing.channels, path=path
     )
-    metadata["classes"] = classes or metadata["classes"]
+    metadata["classes"] = classes or (metadata["classes"] and with_wnids(metadata["classes"]))
     if stated:
         metadata["origins"] = origins
     _note(model, {**metadata, "preprocessing": asdict(preprocessing)})

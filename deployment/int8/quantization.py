@@ -50,7 +50,6 @@ def run(args: argparse.Namespace, time_files: TimeFiles) -> Outcome | None:
         time_files: measures the latency of networks, for the cost of layers in float.
     """
     target = _target(args)
-    utils.assert_writable(target)  # now, as the search for a floor may take hours
     if args.calibration is None:
         return write_trained(args, target)
     return write_calibrated(args, target, time_files)
@@ -63,6 +62,7 @@ def write_calibrated(
     photos = _calibration_files(args)
     chart = target.with_suffix(".png")
     _refuse_targets((target, chart), photos)
+    utils.assert_writable(target)  # now, as the search for a floor may take hours
     model, preprocessing, metadata = _read(args)
     test = _test_set(args, metadata)
     if test is not None:

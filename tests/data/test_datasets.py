@@ -126,3 +126,16 @@ def test_imagenets_english_names_are_its_identifiers():
     assert class_names.with_wnids(theirs) == list(wnids)
     assert class_names.with_wnids(theirs[::-1]) == theirs[::-1]
     assert class_names.with_wnids(theirs[:10]) == theirs[:10]
+
+
+def test_a_network_of_imagenet_takes_folders_with_english_names(image_folder):
+    """Its own names are the identifiers, and English ones of a file become these."""
+    root = image_folder()
+    for old, new in (("apple", "tench"), ("pear", "Goldfish, Carassius auratus")):
+        (root / "val" / old).rename(root / "val" / new)
+    for plum in (root / "val/plum").iterdir():
+        plum.unlink()
+    (root / "val/plum").rmdir()
+    wnids = list(class_names.imagenet_classes())
+    val = class_order.with_class_order(class_folders.read(root, "val"), 1000, wnids)
+    assert sorted({*val.labels.tolist()}) == [0, 1]

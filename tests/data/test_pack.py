@@ -1,9 +1,11 @@
 """python -m data.pack: the same images in one tar, smaller on request; resumed and checked."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -93,6 +95,24 @@ def test_only_a_part_that_is_not_there_is_left_out(root, tmp_path, run):  # noqa
     (root / "train").rename(tmp_path / "away")
     status, out, _ = run(root, tmp_path / "a.tar")
     assert status == 0 and "warning: there is no training set to pack: the data folder" in out
+
+
+def test_a_part_without_labels_is_left_out_with_a_warning(root, tmp_path, run):  # noqa: F811
+    """Kaggle's test images, whose labels nobody has."""
+    for file in (root / "val").rglob("*.jpg"):
+        file.rename(root / f"val/{file.parent.name}{file.name}")
+    for folder in (root / "val").iterdir():
+        if folder.is_dir():
+            shutil.rmtree(folder)
+    status, out, _ = run(root, tmp_path / "a.tar")
+    assert status == 0 and "warning: there is no validation set to pack: the images in" in out
+
+
+def test_corrected_labels_of_pixels_are_other_data(root, tmp_path):  # noqa: F811
+    train, _ = datasets.digits()
+    first = pack._digest(train)
+    assert pack._digest(replace(train, labels=train.labels[::-1])) != first
+    assert pack._digest(train) == first
 
 
 def test_larger_images_are_made_smaller_once(root, tmp_path, run):  # noqa: F811

@@ -267,6 +267,29 @@ def test_labels_are_checked(root, tmp_path):
     refused(r"more.jpg of \S+val-0000.tar has the label -1; numbers count from 0", folder, "val")
 
 
+@pytest.mark.parametrize(
+    "names", [["n01440764", "n01443537"], ["cat", "dog"], ["val_cat", "val_dog"]]
+)
+def test_archives_of_classes_are_no_shards(root, tmp_path, names):
+    """Whatever lies beside their images, such as boxes or captions."""
+    for name in names:
+        with tarfile.open(tmp_path / f"{name}.tar", "w") as archive:
+            for image in sorted((root / "val/pear").glob("*.jpg"))[:2]:
+                archive.add(image, image.name)
+                archive.add(__file__, f"{image.stem}.xml")
+    assert open_dataset(tmp_path, "val").classes == names
+
+
+def test_shards_of_validation_images_may_have_a_list(root, tmp_path):
+    images = sorted((root / "val/pear").glob("*.jpg"))[:2]
+    for number, image in enumerate(images):
+        with tarfile.open(tmp_path / f"val-{number:04d}.tar", "w") as shard:
+            shard.add(image, f"{number}.jpg")
+    (tmp_path / "labels.txt").write_text("0.jpg pear\n1.jpg apple\n")
+    val = open_dataset(tmp_path, "val", labels=tmp_path / "labels.txt")
+    assert val.classes == ["apple", "pear"] and sorted(val.labels) == [0, 1]
+
+
 @pytest.mark.parametrize("name", ["train-0{}.tar", "part{}.tar"])
 def test_shards_without_labels_are_no_classes(root, tmp_path, name):
     """Captions alone, as for CLIP; the names of the shards were taken for classes."""

@@ -113,3 +113,12 @@ def test_what_is_no_such_file(tmp_path):
 def test_an_error_of_the_runtime(file):
     with pytest.raises(UserError, match=f"failed .* on {re.escape(str(file))}, whose layout is"):
         MgeFile(file)(np.zeros((1, 4, 32, 32), np.float32))
+
+
+def test_many_images_run_in_parts(file):
+    """The time limit is then for a few images."""
+    network = MgeFile(file)
+    images = np.random.default_rng(0).random((19, 3, 32, 32), np.float32)
+    expected = np.concatenate([network(images[i : i + 1]) for i in range(19)])
+    assert network(images).shape == (19, 10)
+    np.testing.assert_allclose(network(images), expected, rtol=1e-4, atol=1e-5)

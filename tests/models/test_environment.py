@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from models import environment
+from models import environment, gpus
 
 import pytest
 
@@ -89,3 +89,25 @@ def test_variables_of_the_user_are_kept(tmp_path):
     }
     changed, *_ = import_models(tmp_path, **own)
     assert changed == {}
+
+
+@pytest.mark.parametrize(
+    "variable, value, said",
+    [
+        ("REPARAM_CPU", "quick", "REPARAM_CPU is 'quick'; give stock, matmul, fast"),
+        ("MGE_DEFAULT_DEVICE", "gpu0", "MGE_DEFAULT_DEVICE is 'gpu0', but CUDA's driver shows no"),
+    ],
+)
+@pytest.mark.parametrize("arguments", ["verify.py", "export.py --arch RepVGGA0", "train.py"])
+def test_a_variable_that_cannot_be_used_is_a_sentence(variable, value, said, arguments, tmp_path):
+    if value == "gpu0" and gpus.visible():
+        pytest.skip("this machine has a GPU")
+    command, *flags = arguments.split()
+    done = subprocess.run(
+        [sys.executable, ROOT / command, *flags],
+        env={**os.environ, variable: value},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and said in done.stderr and len(done.stderr.splitlines()) == 1

@@ -4,6 +4,7 @@ import copy
 import os
 import pickle
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -136,6 +137,18 @@ def test_a_signal_saves_and_another_number_of_workers_goes_on(straight, tmp_path
     assert "stopped by SIGTERM after step" in out.splitlines()[-1], out
     status, out = finish(*command, *SHORT, "--ngpus", "3", "--resume", "auto")
     assert status == 0 and re.search(r"resuming .* after step [2-5] of 6", out), out
+
+
+@pytest.mark.slow
+def test_workers_whose_output_is_lost_save_too(straight, tmp_path):
+    data, _ = straight
+    flags = ["--data", data, "--save", tmp_path, "--tag", "b", "--save-freq", "0", *SHORT]
+    command = shlex.join([sys.executable, "train.py", *map(str, flags), "--ngpus", "2"])
+    command = f"set -o pipefail; {command} --print-freq 1 | grep -m 1 'step 1/'"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, timeout=120)
+    assert done.returncode == 128 + signal.SIGPIPE
+    log = (tmp_path / "RepVGGA0/b/log.txt").read_text()
+    assert "stopped by SIGPIPE (the output can no longer be written)" in log.splitlines()[-1]
 
 
 def test_a_copy_of_a_network_shares_its_workers(tiny):
