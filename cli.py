@@ -27,7 +27,8 @@ class ArgumentParser(argparse.ArgumentParser):
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse arguments; raise UserError for an environment variable that cannot be used."""
         parsed = super().parse_args(args, namespace)
-        if os.environ.get("REPARAM_CPU") or os.environ.get("MGE_DEFAULT_DEVICE"):
+        device = os.environ.get("MGE_DEFAULT_DEVICE", "")
+        if os.environ.get("REPARAM_CPU") or device.startswith("gpu"):
             _check_environment()
         return parsed
 
