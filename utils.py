@@ -79,7 +79,10 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     status: object
     try:
         status = main()
-        sys.stdout.flush()
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            status = status or 1  # of a run that has saved because of it, and says so
     except SystemExit as leaving:  # of the parser
         status = leaving.code
     except UserError as error:

@@ -59,6 +59,26 @@ def test_only_a_broken_output_stops_a_run(capfd):
         os.close(before)
 
 
+def test_a_command_whose_output_is_lost_keeps_its_status():
+    """The status of a run that has saved for that reason; else 1."""
+    program = (
+        "import time, utils\n"
+        "def main():\n"
+        "    time.sleep(0.3)\n"
+        "    print('x', end='')\n"
+        "    return {}\n"
+        "utils.run(main)\n"
+    )
+    for status, expected in ((141, 141), (0, 1)):
+        done = subprocess.run(
+            ["bash", "-c", 'set -o pipefail; "$0" -c "$1" | true', sys.executable,
+             program.format(status)],
+            env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""},
+            capture_output=True,
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (expected, b"")
+
+
 def test_nohup_is_respected():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
