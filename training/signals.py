@@ -8,7 +8,6 @@ go on; batch systems can send it some time before they end a job.
 from __future__ import annotations
 
 import os
-import select
 import signal
 import time
 from contextlib import suppress
@@ -95,11 +94,11 @@ class StopSignal:
             raise Interrupted(self.number)
 
     def _note(self, number: int, _frame: object) -> None:
+        if number == signal.SIGPIPE and not _is_announced():
+            return  # a connection to another process has broken, which whoever writes to it notices
         impatient = number == signal.SIGINT and SUPERVISED not in os.environ
         if number == SAVING:
             self.save = True
-        elif number == signal.SIGPIPE and not _is_about_output():
-            pass  # a connection to another process has broken, which whoever writes to it notices
         elif self.number is None:
             self.number, self._since = number, time.monotonic()
             if impatient:
@@ -125,18 +124,12 @@ def lost_output_note(folder: str | os.PathLike) -> str:
     return os.path.join(folder, "output-lost")
 
 
-def _is_about_output() -> bool:
-    """Return whether a SIGPIPE is about stdout or stderr: announced, or nobody reads these."""
+def _is_announced() -> bool:
+    """Return whether a SIGPIPE says that the output is lost: this process's, or its parent's."""
     global _output_is_lost
     announced, _output_is_lost = _output_is_lost, False
-    if announced:
-        return True
-    if SUPERVISED in os.environ and os.path.exists(lost_output_note(os.environ[SUPERVISED])):
-        return True
-    poll = select.poll()
-    poll.register(1, 0)
-    poll.register(2, 0)
-    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    folder = os.environ.get(SUPERVISED)
+    return announced or (folder is not None and os.path.exists(lost_output_note(folder)))
 
 
 def _tell(line: str) -> None:
