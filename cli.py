@@ -94,13 +94,20 @@ def number(kind: type, low: float, high: float = float("inf"), open_low: bool = 
     return parse
 
 
-def output_file(text: str) -> str:
-    """Return the name of a file that is to be written and can be; an argparse type."""
-    try:
-        assert_writable(text)
-    except UserError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    return text
+def checked(check: Callable[[str], object]) -> Callable[[str], str]:
+    """Return an argparse type: text for which `check` raises no UserError."""
+
+    def parse(text: str) -> str:
+        try:
+            check(text)
+        except UserError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+        return text
+
+    return parse
+
+
+output_file = checked(assert_writable)  # an argparse type: a file to write, which is possible
 
 
 def arch_name(text: str) -> str:

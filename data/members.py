@@ -63,6 +63,26 @@ class Member(NamedTuple):
         return content
 
 
+class Index(NamedTuple):
+    """The files in an archive.
+
+    Attributes:
+        names: of the files.
+        places: int64 [N, 3]: offset, size and packed of Member.
+        labels: position in `names` -> content, for small .cls and .json files.
+    """
+
+    names: list[str]
+    places: np.ndarray
+    labels: dict[int, str]
+
+
+def version(path: str | os.PathLike) -> tuple[int, int]:
+    """Return a file's size in bytes and the time of its last change in ns, by which it is known."""
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns
+
+
 def _descriptor(archive: str) -> int:
     """Return the number of an open file, which stays open: also one that is replaced meanwhile."""
     numbers = vars(_open)

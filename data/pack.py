@@ -12,6 +12,7 @@ import argparse
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache, partial
 from itertools import islice
 from pathlib import Path
@@ -23,7 +24,7 @@ from tqdm import tqdm
 import cli
 import utils
 
-from . import readers, tar_writer
+from . import members, readers, tar_writer
 from .class_order import with_class_order
 from .datasets import Dataset, NoSuchPartError, left_out
 from .decoding import BadImageError, ImageFile, decode_content, read
@@ -150,11 +151,9 @@ def _version(path: str) -> str:
     """
     if utils.cache_folder() in Path(path).parents:
         return tar_writer.said_to_be_of(Path(path))
-    try:
-        status = os.stat(path)
-    except OSError:
-        return ""
-    return f"{status.st_size} {status.st_mtime_ns}"
+    with suppress(OSError):
+        return " ".join(map(str, members.version(path)))
+    return ""
 
 
 def _files(

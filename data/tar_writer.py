@@ -21,8 +21,8 @@ from tqdm import tqdm
 from utils import UserError, locked, shown, write_atomically
 
 from . import archives
-from .archives import SUMS, Index
-from .members import Member
+from .archives import SUMS
+from .members import Index, Member
 
 _BETWEEN_SAVES = 64 << 20  # bytes after which what is written is made sure of
 

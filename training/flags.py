@@ -77,7 +77,7 @@ def _options(field: Field, hint: Any) -> dict[str, Any]:
         low = meta["above"] if is_open else meta["at_least"]
         kind = cli.number(kind, low, meta["at_most"], open_low=is_open)
     elif meta["check"] is not None:
-        kind = _checked(meta["check"])
+        kind = cli.checked(meta["check"])
     if meta["by_epoch"]:
         kind = _by_epoch(kind, is_real)
     return options | {"type": kind, "metavar": meta["metavar"]}
@@ -111,19 +111,6 @@ def _by_epoch(kind: Callable[[str], Any], is_real: bool) -> Callable[[str], Any]
             )
         for value in values:
             kind(value)
-        return text
-
-    return parse
-
-
-def _checked(check: Callable[[str], object]) -> Callable[[str], str]:
-    """Return an argparse type: text for which `check` raises no UserError."""
-
-    def parse(text: str) -> str:
-        try:
-            check(text)
-        except UserError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
         return text
 
     return parse

@@ -19,7 +19,14 @@ from data.class_names import with_wnids
 from data.transforms import Preprocessing
 from utils import UserError, say_once, write_atomically
 
-from . import files, preprocessing, recognition, replknet, validity
+from . import (
+    files,
+    preprocessing,
+    recognition,
+    recorded_preprocessing,
+    replknet,
+    validity,
+)
 from .keymap import Tensors
 from .own import NAME as OWN_LAYOUT
 from .state import form_of, with_reversed_channels
@@ -167,7 +174,7 @@ def read(
         _check_stride(path, stride, checkpoint.options.get("stride", 32))
         own = preprocessing.of_habit(checkpoint.preprocessing, "the file")
         return _resolved(checkpoint, own, stated or {})
-    recorded = preprocessing.recorded_stride(contents.tree, contents.metadata)
+    recorded = recorded_preprocessing.stride(contents.tree, contents.metadata)
     _check_stride(path, stride, recorded)
     foreign = recognition.recognize(contents, path, arch, source, entry, stride or recorded)
     checkpoint = _with_preprocessing(foreign, contents, path, stated or {}, color_matters)
@@ -191,9 +198,9 @@ def _with_preprocessing(
 
     Raises UserError where nothing tells its colour order, and `color_matters`.
     """
-    if contents.metadata.get(preprocessing.CHANNELS) == "reversed":
+    if contents.metadata.get(recorded_preprocessing.CHANNELS) == "reversed":
         foreign.state_dict = with_reversed_channels(foreign.state_dict)
-    said = preprocessing.of_file(
+    said = recorded_preprocessing.of_file(
         contents.tree, contents.metadata, contents.config, foreign.num_classes
     )
     grey = foreign.options.get("in_chans") == 1

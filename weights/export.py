@@ -14,7 +14,7 @@ import numpy as np
 
 from utils import write_atomically
 
-from . import catalog, layouts, mmpretrain, model_card, preprocessing, recognition
+from . import catalog, layouts, mmpretrain, model_card, recognition, recorded_preprocessing
 from .checkpoint import Checkpoint
 from .keymap import Tensors
 from .state import with_reversed_channels
@@ -50,8 +50,8 @@ def save(checkpoint: Checkpoint, layout: str, path: str | PathLike) -> None:
         return
     content: dict[str, Any] = {
         "state_dict": OrderedDict(sorted(exported.items())),
-        preprocessing.RECORD: asdict(checkpoint.preprocessing),
-        preprocessing.STRIDE: checkpoint.options.get("stride", 32),
+        recorded_preprocessing.RECORD: asdict(checkpoint.preprocessing),
+        recorded_preprocessing.STRIDE: checkpoint.options.get("stride", 32),
     }
     if checkpoint.classes is not None:
         content["classes"] = checkpoint.classes
@@ -122,7 +122,7 @@ def save_for_hub(checkpoint: Checkpoint, folder: str | PathLike) -> list[Path]:
     metadata = _metadata(checkpoint)
     shown = checkpoint
     if is_reversed_for_hub(checkpoint):
-        metadata[preprocessing.CHANNELS] = "reversed"
+        metadata[recorded_preprocessing.CHANNELS] = "reversed"
         shown = replace(
             checkpoint,
             state_dict=with_reversed_channels(checkpoint.state_dict),
@@ -158,8 +158,8 @@ def is_reversed_for_hub(checkpoint: Checkpoint) -> bool:
 def _metadata(checkpoint: Checkpoint) -> dict[str, str]:
     metadata = {
         "format": "pt",
-        preprocessing.RECORD: json.dumps(asdict(checkpoint.preprocessing)),
-        preprocessing.STRIDE: str(checkpoint.options.get("stride", 32)),
+        recorded_preprocessing.RECORD: json.dumps(asdict(checkpoint.preprocessing)),
+        recorded_preprocessing.STRIDE: str(checkpoint.options.get("stride", 32)),
     }
     if checkpoint.classes is not None:
         metadata["classes"] = json.dumps(checkpoint.classes)

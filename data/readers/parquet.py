@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from utils import UserError, cache_folder, shown
 
-from .. import tar_writer
+from .. import members, tar_writer
 from ..class_names import imagenet_classes, numbered_classes, with_wnids
 from ..folders import is_image
 from ..formats import FORMATS, identify
@@ -48,7 +48,7 @@ def unpack(place: Place) -> Place:
     have a label out of range, and where the disk is too small.
     """
     files = [str(file.resolve()) for file in place.paths]
-    about = {"version": _VERSION, "files": [[file, *_stamp(file)] for file in files]}
+    about = {"version": _VERSION, "files": [[file, *members.version(file)] for file in files]}
     unique = hashlib.sha256(os.fsencode("\n".join(files))).hexdigest()
     target = cache_folder() / f"{unique[:10]}-{place.paths[0].stem}.tar"
     if not tar_writer.is_made_of(target, about):
@@ -88,11 +88,6 @@ def _pyarrow() -> ModuleType:
         # at the end of the process pyarrow would complain that it is gone
         atexit.unregister(pyarrow.lib._unregister_py_extension_types)
     return parquet
-
-
-def _stamp(file: str) -> list[int]:
-    status = os.stat(file)
-    return [status.st_size, status.st_mtime_ns]
 
 
 @contextmanager

@@ -17,7 +17,15 @@ from data.transforms import BASECLS, TORCHVISION, Preprocessing
 from tests.support import change_architecture
 from tests.weights.torch_writer import whole, write_zip
 from utils import UserError
-from weights import catalog, checkpoint, export, layouts, preprocessing, recognition
+from weights import (
+    catalog,
+    checkpoint,
+    export,
+    layouts,
+    preprocessing,
+    recognition,
+    recorded_preprocessing,
+)
 from weights.state import shapes_of
 
 HABIT = preprocessing.of_habit(TORCHVISION, "assumed: theirs")
@@ -110,40 +118,42 @@ def test_flags_for_pixels_of_both_kinds_are_refused():
 )
 def test_what_cannot_be_done_is_refused_by_name(said, sentence):
     with pytest.raises(UserError, match=sentence):
-        resolve(preprocessing.of_timm(said, "config.json"))
+        resolve(recorded_preprocessing.of_timm(said, "config.json"))
 
 
 def test_timm_means_pixels_from_0_to_1_and_leaves_out_what_it_does_not_know():
     said = {"mean": [0.485, 0.456, 0.406], "std": 0.5, "img_size": 192, "crop_pct": 0.9,
             "interpolation": "random", "crop_mode": "center", "input_size": None}  # fmt: skip
-    values = {key: value for key, (value, _) in preprocessing.of_timm(said, "x").items()}
+    values = {key: value for key, (value, _) in recorded_preprocessing.of_timm(said, "x").items()}
     assert values == {"mean": TORCHVISION.mean, "std": (127.5,) * 3, "size": 192, "crop_ratio": 0.9}
     side = {"input_size": [224], "mean": np.full(3, 0.5, np.float32), "crop_pct": np.float64(0.9)}
-    values = {key: value for key, (value, _) in preprocessing.of_timm(side, "x").items()}
+    values = {key: value for key, (value, _) in recorded_preprocessing.of_timm(side, "x").items()}
     assert values == {"size": 224, "mean": (127.5,) * 3, "crop_ratio": 0.9}
     for size in (np.array(224), np.array([3, 224, 224]), (224,), np.int64(224)):
-        assert preprocessing.of_timm({"input_size": size}, "x") == {"size": (224, "x")}
+        assert recorded_preprocessing.of_timm({"input_size": size}, "x") == {"size": (224, "x")}
     nothing = {"mean": None, "std": None, "interpolation": "", "crop_pct": None, "img_size": None}
-    assert preprocessing.of_timm(nothing, "x") == {}
+    assert recorded_preprocessing.of_timm(nothing, "x") == {}
 
 
 def test_means_of_bytes_are_taken_as_they_are():
     bytes_of = {"mean": [123.675, 116.28, 103.53], "std": (58.395, 57.12, 57.375)}
-    found = preprocessing.of_timm(bytes_of, "args")
+    found = recorded_preprocessing.of_timm(bytes_of, "args")
     assert found["mean"][0] == (123.675, 116.28, 103.53) and found["std"][0][2] == 57.375
-    only_differences = preprocessing.of_timm({"mean": [123.675] * 3, "std": [1, 1, 1]}, "args")
+    only_differences = recorded_preprocessing.of_timm(
+        {"mean": [123.675] * 3, "std": [1, 1, 1]}, "args"
+    )
     assert only_differences["std"][0] == (1.0, 1.0, 1.0)
 
 
 def test_a_record_of_other_values_is_refused_by_name():
     record = {"color": "BGR", "mean": np.full(3, 100.0), "std": 5}
     with pytest.raises(UserError, match="the file says that the std of a.pth is 5, .* say --std"):
-        resolve(preprocessing.of_record(record), flags(color="rgb"))
+        resolve(recorded_preprocessing.of_record(record), flags(color="rgb"))
     given = flags(color="rgb", std=[50.0, 51.0, 52.0])
-    found, _, _ = resolve(preprocessing.of_record(record), given)
+    found, _, _ = resolve(recorded_preprocessing.of_record(record), given)
     assert (found.mean, found.std) == ((100.0,) * 3, (50.0, 51.0, 52.0))
     with pytest.raises(UserError, match="the colour order of a.pth is .*, .* say --color"):
-        resolve(preprocessing.of_record({"color": np.array(["RGB", "BGR"])}))
+        resolve(recorded_preprocessing.of_record({"color": np.array(["RGB", "BGR"])}))
 
 
 @pytest.mark.parametrize(
