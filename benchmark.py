@@ -72,14 +72,17 @@ def main(argv: list[str] | None = None) -> int:
     environment.hide_unused_gpus()
     environment.tune_for_computing()
     if args.command == "all-reduce":
-        from training import launch
+        from training.distributed import launch
 
         return launch.run(partial(commands.time_all_reduce, args), args.ngpus)
     title, rows = commands.MEASUREMENTS[args.command](args)
     against = args.command == "train" and args.against == "pytorch"
-    report.write_report(args, title, rows, report.LAYOUTS["against" if against else args.command])
-    if args.command == "infer":
-        commands.draw_networks(args, rows)
+    layout = report.LAYOUTS["against" if against else args.command]
+    try:
+        if args.command == "infer":
+            commands.draw_networks(args, rows)
+    finally:
+        report.write_report(args, title, rows, layout)
     return 0
 
 

@@ -33,7 +33,7 @@ class ArgumentParser(argparse.ArgumentParser):
         return parsed
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse arguments, none of which may be empty, as one of an unset variable would be."""
+        """Parse arguments; an empty one, as an unset shell variable gives, is an error."""
         given = sys.argv[1:] if args is None else list(args)
         for before, argument in zip(["", *given], given, strict=False):
             flag = before if not argument else argument.removesuffix("=")
@@ -232,6 +232,13 @@ SHARED_FLAGS: dict[str, dict[str, Any]] = {
         "metavar": "N",
         "help": "number of processes that prepare images; 0: the command's own process does it",
     },
+    "--stall-timeout": {
+        "type": number(float, 0),
+        "default": 120.0,
+        "metavar": "SECONDS",
+        "help": "stop, naming the file, when reading one image takes longer than this, as on a "
+        "network drive that is gone; 0: wait forever",
+    },
     "--skip-bad-images": {
         "action": "store_true",
         "help": "leave out images that cannot be decoded and report how many, instead of stopping",
@@ -254,7 +261,7 @@ SHARED_FLAGS: dict[str, dict[str, Any]] = {
 }
 
 
-# What a file of weights may leave unsaid; `weights.preprocessing.of_flags` reads them.
+# What a file of weights may leave unsaid; `weights.stated_preprocessing.of_flags` reads them.
 PREPROCESSING = ("--color", "--mean", "--std", "--interpolation", "--resize-backend",
                  "--crop-ratio", "--class-names")  # fmt: skip
 

@@ -22,7 +22,7 @@ from models import environment, equivalence
 import cli
 import utils
 import weights
-from deployment import float64
+from deployment import float64, fusion_check
 from weights import (
     archives,
     catalog,
@@ -32,8 +32,8 @@ from weights import (
     export,
     files,
     layouts,
-    preprocessing,
     recognition,
+    stated_preprocessing,
 )
 from weights.state import MOST_CHANNELS
 
@@ -121,9 +121,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def read(path: Path, args: argparse.Namespace) -> checkpoint.Checkpoint:
-    """Return the checkpoint in a file; raise CheckpointError unless it is of --model-arch."""
-    stated = preprocessing.of_flags(args, args.size)
+def read(path: Path, args: argparse.Namespace) -> tuple[checkpoint.Checkpoint, str | None]:
+    """Return the checkpoint in a file, and a sentence if --in-chans has converted its kernels.
+
+    Raises CheckpointError unless it is of --model-arch.
+    """
+    stated = stated_preprocessing.of_flags(args, args.size)
     converted = checkpoint.read(
         path, args.model_arch, args.source, args.entry, stated, stride=args.stride
     )
@@ -131,13 +134,6 @@ def read(path: Path, args: argparse.Namespace) -> checkpoint.Checkpoint:
         raise checkpoint.CheckpointError(
             f"{path} holds {converted.arch}, but --model-arch says {args.model_arch}"
         )
-    return converted
-
-
-def for_channels(
-    converted: checkpoint.Checkpoint, args: argparse.Namespace
-) -> tuple[checkpoint.Checkpoint, str | None]:
-    """Return the checkpoint for --in-chans, and a sentence if its first kernels were converted."""
     if args.in_chans is None:
         return converted, None
     return channels.with_input_channels(converted, args.in_chans)
@@ -148,7 +144,7 @@ def check_fusion(path: Path, args: argparse.Namespace) -> equivalence.Equivalenc
 
     Raises ConversionError when they differ, and CheckpointError when a weight is not finite.
     """
-    converted, _ = for_channels(read(path, args), args)
+    converted, _ = read(path, args)
     # the report has what is assumed
     model = weights.load(replace(converted, note=None), classifier=False)
     size, fused_here = converted.preprocessing.size, converted.form == "train"
@@ -157,15 +153,13 @@ def check_fusion(path: Path, args: argparse.Namespace) -> equivalence.Equivalenc
     check = equivalence.compare(model, images, consume=True)
     del model
     if not check.holds and fused_here:
-        again, _ = for_channels(read(path, args), args)
+        again, _ = read(path, args)
         model = weights.load(replace(again, note=None), classifier=False)
         del again
         check = float64.confirmed(check, model, images[:1])
     if not check.holds:
         raise recognition.ConversionError(
-            f"{path} was not converted: fusing it moves the logits by "
-            f"{check.relative_error:.1e} of the largest, above {equivalence.TOLERANCE:.0e}; check "
-            "whether its weights and batch-norm statistics are those of a trained network"
+            f"nothing was converted: {fusion_check.refusal(path, check)}"
         )
     return check
 
@@ -232,7 +226,7 @@ def main(argv: list[str] | None = None) -> int:
     check = check_fusion(path, args)
     # Read a second time: with the file's tensors kept through the equivalence check, which has
     # both forms of the network, a large network would take three times the memory of its file.
-    converted, input_channels = for_channels(read(path, args), args)
+    converted, input_channels = read(path, args)
     if _version(path) != before:
         raise utils.UserError(f"{path} has changed while it was being checked; convert it again")
     if args.export:

@@ -74,14 +74,14 @@ def main(argv: list[str] | None = None) -> int:
 
     from data import sources
     from deployment import network
-    from weights import catalog, checkpoint, preprocessing
+    from weights import catalog, checkpoint, stated_preprocessing
 
     environment.hide_unused_gpus()
     environment.tune_for_computing()
     path = catalog.locate(args.model) if args.model else checkpoint.newest_best()
-    stated = preprocessing.of_flags(args, args.size)
+    stated = stated_preprocessing.of_flags(args, args.size)
     net = network.load(path, args.arch, args.entry, stated)
-    for line in preprocessing.lines(net.preprocessing, net.classes, net.origins):
+    for line in stated_preprocessing.lines(net.preprocessing, net.classes, net.origins):
         print(line, file=sys.stderr)
     names = list(sources.expand(args.images))
     for source in (path, args.class_names, *args.images, *names) if args.csv else ():

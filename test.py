@@ -80,6 +80,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--val-batch-size",
         "--workers",
         "--skip-bad-images",
+        "--stall-timeout",
         "--ngpus",
     )
     how.add_argument(
@@ -135,7 +136,7 @@ def main(argv: list[str] | None = None) -> int:
     from models import environment  # MegEngine takes a second to import, which --help need not
 
     from benchmarks import accuracy
-    from training import launch
+    from training.distributed import launch
 
     environment.tune_for_computing()
     return launch.run(partial(accuracy.run, args), args.ngpus)

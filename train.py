@@ -33,7 +33,8 @@ def main(argv: list[str] | None = None) -> int:
         if args.list_archs:
             print("\n".join(list_models()))
             return 0
-        from training import gpu, launch, run
+        from training import gpu, run
+        from training.distributed import launch
 
         launch.refuse_unsupported_gpu(args.ngpus, args.world_size)
         gpu.check(args.amp, args.dtr)

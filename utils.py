@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import errno
 import fcntl
+import io
 import json
 import math
 import os
@@ -149,6 +150,13 @@ def text_of(content: bytes) -> str:
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return content.decode("utf-16", errors="replace")
     return content.decode("utf-8-sig", errors="surrogateescape")
+
+
+def as_png(figure: Any) -> bytes:
+    """Return a matplotlib figure as the content of a PNG file."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=110)
+    return content.getvalue()
 
 
 def json_text(value: Any, ensure_ascii: bool = True) -> str:

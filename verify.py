@@ -96,24 +96,26 @@ def of_checkpoint(args: argparse.Namespace) -> tuple[str, equivalence.Equivalenc
     from tqdm import tqdm
 
     import weights
-    from weights import catalog, checkpoint, preprocessing
+    from deployment import fusion_check
+    from weights import catalog, checkpoint, stated_preprocessing
 
     arch = args.arch[0] if args.arch else None
     saved = checkpoint.read(
         catalog.locate(args.model),
         arch,
         entry=args.entry,
-        stated=preprocessing.of_flags(args),
+        stated=stated_preprocessing.of_flags(args),
         color_matters=False,
     )
     if not args.json:
-        for line in preprocessing.lines(saved.preprocessing, saved.classes, saved.origins):
+        for line in stated_preprocessing.lines(saved.preprocessing, saved.classes, saved.origins):
             tqdm.write(line)
     network = weights.load(saved, arch, deploy=False, classifier=False)
     size = args.size or max(saved.preprocessing.size, network.check_size)
     warn_of_small(network, size)
     batch = BATCH if network.check_size <= SIZE else LARGE_BATCH
-    return network.arch, compare(network, random_images(batch, network.in_chans, size))
+    images = random_images(batch, network.in_chans, size)
+    return network.arch, fusion_check.compare(network, images)
 
 
 def of_blocks() -> Iterator[tuple[str, equivalence.Equivalence]]:
@@ -139,6 +141,8 @@ def of_network(name: str, size: int | None) -> tuple[str, equivalence.Equivalenc
     import models
     from models import equivalence
 
+    from deployment import fusion_check
+
     network = models.create(name)
     is_large = size is None and network.check_size > SIZE
     batch = LARGE_BATCH if is_large else BATCH
@@ -146,7 +150,7 @@ def of_network(name: str, size: int | None) -> tuple[str, equivalence.Equivalenc
     warn_of_small(network, side)
     images = random_images(batch, network.in_chans, side)
     equivalence.randomize(network, images)
-    return name, compare(network, images)
+    return name, fusion_check.compare(network, images)
 
 
 def random_images(batch: int, channels: int, size: int) -> np.ndarray:
@@ -155,15 +159,6 @@ def random_images(batch: int, channels: int, size: int) -> np.ndarray:
 
     shape = batch, channels, size, size
     return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-
-
-def compare(network: M.Module, images: np.ndarray) -> equivalence.Equivalence:
-    """Compare both forms of a network, in float64 where they differ in float32."""
-    from models import equivalence
-
-    from deployment import float64
-
-    return float64.confirmed(equivalence.compare(network, images), network, images[:1])
 
 
 def warn_of_small(network: M.Module, size: int) -> None:

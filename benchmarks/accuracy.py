@@ -18,11 +18,11 @@ import numpy as np
 
 import weights
 from data.loader import Loader
-from deployment import float64, network, network_file
+from deployment import fusion_check, network, network_file
 from deployment.verification import Runner
-from training.distributed import Workers
+from training.distributed.process_group import Workers
 from utils import UserError, json_text
-from weights import catalog, checkpoint, preprocessing
+from weights import catalog, checkpoint, stated_preprocessing
 
 from . import html_report, record
 from .predictions import Predictions
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace, workers: Workers) -> int:
         say(f"testing the newest checkpoint, {path}")
     scorer = Scorer(args, path, workers, say)
     test = _test_exported if network_file.is_exported(path) else _test_checkpoint
-    result = test(scorer, preprocessing.of_flags(args, args.size))
+    result = test(scorer, stated_preprocessing.of_flags(args, args.size))
     loader = scorer.loader
     if loader.dataset.folder is not None:
         result["split"] = loader.dataset.split.rstrip("/")
@@ -51,14 +51,17 @@ def run(args: argparse.Namespace, workers: Workers) -> int:
         result["skipped"] = skipped
         say(f"{skipped} bad images were skipped")
     if workers.rank == 0:
-        if args.report is not None:
-            report = _report(args.report, path, result, loader, scorer.predictions)
-            result["report"] = str(report)
-            say(f"report: {report}")
-        if args.json:
-            print(json_text(result))
-        if args.record:
-            record.write(args.record, result.pop("results"), result)
+        if args.record:  # before what is printed, which may have no reader by now
+            about = {key: value for key, value in result.items() if key != "results"}
+            record.write(args.record, result["results"], about)
+        try:
+            if args.report is not None:
+                report = _report(args.report, path, result, loader, scorer.predictions)
+                result["report"] = str(report)
+                say(f"report: {report}")
+        finally:
+            if args.json:
+                print(json_text(result))
     return 0
 
 
@@ -81,14 +84,9 @@ def _target(args: argparse.Namespace, path: Path) -> Path:
 
 def _assert_equal(path: Path, model: M.Module, size: int) -> None:
     """Raise UserError unless fusion leaves the function of a network as it is."""
-    images = equivalence.random_images(model, size)
-    check = float64.confirmed(equivalence.compare(model, images), model, images[:1])
+    check = fusion_check.compare(model, equivalence.random_images(model, size))
     if not check.holds:
-        raise UserError(
-            f"the deploy form of {path} was not saved: fusing it moves the logits by "
-            f"{check.relative_error:.1e} of the largest, above {equivalence.TOLERANCE:.0e}; check "
-            "whether its weights and batch-norm statistics are those of a trained network"
-        )
+        raise UserError(f"the deploy form was not saved: {fusion_check.refusal(path, check)}")
 
 
 def _report(
@@ -113,7 +111,7 @@ def _report(
     )
 
 
-def _test_exported(scorer: Scorer, stated: preprocessing.Statements) -> dict[str, Any]:
+def _test_exported(scorer: Scorer, stated: stated_preprocessing.Statements) -> dict[str, Any]:
     """Return the results of an .onnx or .mge file."""
     args, path = scorer.args, scorer.path
     if args.switch_deploy or args.deploy == 0:
@@ -122,7 +120,7 @@ def _test_exported(scorer: Scorer, stated: preprocessing.Statements) -> dict[str
             "fused; leave out --switch-deploy and --deploy"
         )
     net = network.load(path, args.arch, args.entry, stated)
-    for line in preprocessing.lines(net.preprocessing, net.class_ids, net.origins):
+    for line in stated_preprocessing.lines(net.preprocessing, net.class_ids, net.origins):
         scorer.say(line)
     height, width = net.size
     if height != width:
@@ -160,11 +158,13 @@ class _Running(M.Module):
         return mge.Tensor(self.run(images.numpy()))
 
 
-def _test_checkpoint(scorer: Scorer, stated: preprocessing.Statements) -> dict[str, Any]:
+def _test_checkpoint(scorer: Scorer, stated: stated_preprocessing.Statements) -> dict[str, Any]:
     """Return the results of a checkpoint, in each form that the arguments ask for."""
     args, path = scorer.args, scorer.path
     contents = checkpoint.read(path, args.arch, entry=args.entry, stated=stated)
-    for line in preprocessing.lines(contents.preprocessing, contents.classes, contents.origins):
+    for line in stated_preprocessing.lines(
+        contents.preprocessing, contents.classes, contents.origins
+    ):
         scorer.say(line)
     if args.deploy == 1 and contents.form == "train":
         raise checkpoint.CheckpointError(

@@ -10,7 +10,7 @@ import models
 import megengine as mge
 import numpy as np
 
-from training.distributed import Workers
+from training.distributed.process_group import Workers
 from utils import UserError
 
 _WARM_UP = 2  # rounds that are not counted: connections are made when they are first used

@@ -19,8 +19,10 @@ from . import report
 from .report import Rows
 
 if TYPE_CHECKING:
-    from training.distributed import Workers
+    from training.distributed.process_group import Workers
 
+    from .inference.candidates import Network
+    from .inference.turns import Settings
     from .training_step import Point
 
 
@@ -28,12 +30,13 @@ def time_inference(args: argparse.Namespace) -> tuple[str, Rows]:
     """Measure every network with every batch size and number of threads."""
     from .inference.latency import inference
 
-    rows = []
-    for network, settings in networks(args, args.batch):
+    def measure(network: Network, settings: Settings) -> Rows:
         with progress() as bar:
-            rows += inference(
+            return inference(
                 network, args.size, args.batch, args.threads, settings, args.int8, bar.update
             )
+
+    rows = of_each_network(args, args.batch, measure)
     peaks = (
         f"{max(row['peak_gflops'] for row in rows if row['threads'] == count):.0f} with {count}"
         for count in args.threads
@@ -58,14 +61,33 @@ def time_throughput(args: argparse.Namespace) -> tuple[str, Rows]:
     """Measure every network with every number of streams."""
     from .inference.throughput import throughput
 
-    rows = []
-    for network, settings in networks(args, [1]):
+    def measure(network: Network, settings: Settings) -> Rows:
         with progress() as bar:
-            rows += throughput(network, args.size, args.streams, settings, args.int8, bar.update)
+            return throughput(network, args.size, args.streams, settings, args.int8, bar.update)
+
+    rows = of_each_network(args, [1], measure)
     return f"single frames, {rounds(args)} of {args.seconds:g} s", rows
 
 
-def networks(args: argparse.Namespace, batches: list[int]) -> Iterator[tuple]:
+def of_each_network(
+    args: argparse.Namespace, batches: list[int], measure: Callable[[Network, Settings], Rows]
+) -> Rows:
+    """Return the rows of all networks; one that fails behind others is left out, with its reason.
+
+    Raises UserError where the first one fails.
+    """
+    rows: Rows = []
+    for network, settings in networks(args, batches):
+        try:
+            rows += measure(network, settings)
+        except utils.UserError as error:
+            if not rows:
+                raise
+            utils.say_once(f"{network.arch} left out: {error}")
+    return rows
+
+
+def networks(args: argparse.Namespace, batches: list[int]) -> Iterator[tuple[Network, Settings]]:
     """Yield each network with its settings; print to stderr which variants are left out."""
     from .inference import candidates
     from .inference.turns import Settings
@@ -205,12 +227,12 @@ def measure_int8(args: argparse.Namespace) -> tuple[str, Rows]:
 
 def measure_nv12(args: argparse.Namespace) -> tuple[str, Rows]:
     """Measure the accuracy for each way from an image to the network."""
-    from weights import preprocessing
+    from weights import stated_preprocessing
 
     from . import nv12
 
     with progress(unit="image") as bar:
-        rows = nv12.accuracy(args.model, args.data, preprocessing.of_flags(args), bar.update)
+        rows = nv12.accuracy(args.model, args.data, stated_preprocessing.of_flags(args), bar.update)
     return f"{rows[0]['arch']} in float, images of {args.data}", rows
 
 

@@ -11,9 +11,9 @@ import numpy as np
 
 from data.class_names import in_english
 from data.datasets import Dataset
+from utils import as_png
 
 from .predictions import Predictions, right_classes
-from .report import as_png
 
 Row = dict[str, Any]
 _NAMED = 40  # classes whose names fit into a picture

@@ -27,10 +27,10 @@ import psutil
 from data import readers
 from data.augment import Augmentation, crop_box
 from data.datasets import Dataset
-from data.decoding import ImageFile, read
+from data.decoding import BadImageError, ImageFile, read
 from data.loader import Loader
 from data.transforms import TORCHVISION, Preprocessing
-from utils import UserError
+from utils import UserError, shown
 
 from .own_process import own_process
 
@@ -107,7 +107,10 @@ def _pillow(
     rng = np.random.default_rng(epoch)
 
     def sample(file: ImageFile) -> np.ndarray:
-        image = Image.open(io.BytesIO(read(file))).convert("RGB")
+        try:
+            image = Image.open(io.BytesIO(read(file))).convert("RGB")
+        except (OSError, ValueError, SyntaxError):  # as Pillow raises
+            raise _unreadable(file, "Pillow") from None
         box = crop_box(image.height, image.width, (0.08, 1), rng)
         image = image.crop((box.left, box.top, box.left + box.width, box.top + box.height))
         image = image.resize((size, size), Image.Resampling.BILINEAR)
@@ -120,6 +123,12 @@ def _pillow(
     for start in range(0, len(order) - batch_size + 1, batch_size):
         batch = order[start : start + batch_size]
         yield np.stack([sample(dataset.images[i]) for i in batch]), dataset.labels[batch]
+
+
+def _unreadable(file: object, library: str) -> BadImageError:
+    return BadImageError(
+        f"{library} cannot decode the image {shown(file)}; give images without it, or in JPEG"
+    )
 
 
 def _megengine(
@@ -146,7 +155,10 @@ def _megengine(
 
         def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
             content = np.frombuffer(read(dataset.images[index]), np.uint8)
-            return cv2.imdecode(content, cv2.IMREAD_COLOR), 0
+            image = cv2.imdecode(content, cv2.IMREAD_COLOR)
+            if image is None:
+                raise _unreadable(dataset.images[index], "OpenCV")
+            return image, 0
 
         def __len__(self) -> int:
             return len(dataset)

@@ -19,7 +19,7 @@ from data.transforms import Preprocessing
 from deployment.int8 import calibration, float_network, ptq, report
 from deployment.int8.dialects import DIALECTS, Scheme
 from utils import UserError
-from weights import preprocessing as said
+from weights import stated_preprocessing
 
 from .inference import latency
 from .inference.turns import Settings
@@ -36,7 +36,9 @@ def measure(args: argparse.Namespace, after: Callable[[], object] = lambda: None
     network's class, top-1 and top-5 on --data, and images/s on one thread under each of `RUNTIMES`;
     what was not measured is None. `after` is called after each network.
     """
-    networks = [float_network.read(path, None, said.of_flags(args)) for path in args.model]
+    networks = [
+        float_network.read(path, None, stated_preprocessing.of_flags(args)) for path in args.model
+    ]
     trained = _trained(args, {_kind(net.metadata) for net in networks})
     rows = []
     for net in networks:
@@ -100,7 +102,7 @@ def _trained(
     trained: dict[tuple, dict[str, onnx.ModelProto]] = {}
     for path in args.qat:
         bounds = float_network.trained_ranges(path, None)
-        model, _, metadata = float_network.read(path, None, said.of_flags(args))
+        model, _, metadata = float_network.read(path, None, stated_preprocessing.of_flags(args))
         kind = _kind(metadata)
         if kind not in kinds or kind in trained:
             which = "another --qat file is" if kind in trained else "no --model is"

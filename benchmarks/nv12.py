@@ -20,7 +20,7 @@ from deployment import network
 from deployment.boards import kit
 from deployment.boards.scripts import pixels
 from utils import UserError
-from weights import catalog, preprocessing
+from weights import catalog, stated_preprocessing
 
 from .report import Rows
 
@@ -46,7 +46,7 @@ def from_nv12(packed: np.ndarray, side: int, full_range: bool) -> np.ndarray:
 
 
 def accuracy(
-    model: str, data: str, stated: preprocessing.Statements, step: Callable[[int], object]
+    model: str, data: str, stated: stated_preprocessing.Statements, step: Callable[[int], object]
 ) -> Rows:
     """Return a row with the accuracy for each way from an image to the network.
 

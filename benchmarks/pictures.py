@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from utils import UserError
+from utils import UserError, as_png
 from weights import catalog
 
-from .report import Rows, as_png
+from .report import Rows
 
 DEPLOYED = "ONNX, onnxruntime"  # the variant whose latency stands for the deployed network
 FORMS = ("train form, MegEngine", "deploy form, MegEngine")

@@ -11,7 +11,7 @@ import numpy as np
 
 from data.datasets import Dataset
 from data.loader import Loader
-from training.distributed import Workers
+from training.distributed.process_group import Workers
 
 TOP = 5  # classes that are kept of each image
 

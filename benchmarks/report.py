@@ -11,7 +11,7 @@ from typing import Any
 import tabulate
 
 import cli
-from utils import json_text, write_atomically
+from utils import as_png, json_text, write_atomically
 
 from . import record
 
@@ -219,11 +219,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def write_report(args: argparse.Namespace, title: str, rows: Rows, layout: Layout) -> None:
-    """Print the rows and write the files that `args` names.
+    """Write the files that `args` names, and print the rows.
 
-    Raises UserError when a file cannot be written.
+    Raises UserError when a file cannot be written; the rows are printed all the same, and the files
+    are written where nobody reads what is printed.
     """
-    print(json_text(rows) if args.json else f"{title}\n{table(rows, layout)}")
+    try:
+        _write_files(args, title, rows, layout)
+    finally:
+        print(json_text(rows) if args.json else f"{title}\n{table(rows, layout)}")
+
+
+def _write_files(args: argparse.Namespace, title: str, rows: Rows, layout: Layout) -> None:
     if args.record:  # first, as it has all figures
         record.write(args.record, rows)
     if args.csv:
@@ -269,13 +276,6 @@ def chart(title: str, rows: Rows, layout: Layout) -> bytes:
     ):
         _draw(axes, panel, layout, colors)
     return as_png(figure)
-
-
-def as_png(figure: Any) -> bytes:
-    """Return a matplotlib figure as the content of a PNG file."""
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=110)
-    return content.getvalue()
 
 
 def _draw(axes: Any, rows: Rows, layout: Layout, colors: list) -> None:

@@ -17,7 +17,7 @@ from data.evaluation import Score, evaluate
 from data.holdout import hold_out
 from data.loader import Loader
 from data.transforms import Preprocessing
-from training.distributed import Workers
+from training.distributed.process_group import Workers
 from utils import UserError
 
 from .predictions import AmongClasses, Flipped, Predictions, Recorder, present_classes
@@ -89,6 +89,7 @@ class Scorer:
             args.skip_bad_images,
             self.workers.rank,
             self.workers.size,
+            args.stall_timeout,
         )
 
     @property

@@ -19,7 +19,7 @@ TIME_LIMIT = 300.0  # seconds for a process to get ready, and for a turn beyond 
 
 
 class Process:
-    """A process that runs a module of the house; use it in a `with` statement.
+    """A process that runs a module of this project; use it in a `with` statement.
 
     Args:
         name: what it measures, for error messages.

@@ -25,8 +25,9 @@ from data.augment import Augmentation
 from data.datasets import Dataset
 from data.loader import Loader
 from data.transforms import Preprocessing
-from training import cluster, find_lr, launch
-from training.distributed import MPI, Workers
+from training import find_lr
+from training.distributed import cluster, launch
+from training.distributed.process_group import MPI, Workers
 from training.loop import Trainer
 from training.run_folder import RunFolder
 from training.settings import Settings

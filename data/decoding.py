@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -82,6 +83,8 @@ def _decode_jpeg(content: bytes, kind: Format, choose: Choose, side: int) -> np.
         return None
     turned = pillow.orientation(content, kind) if header.has_metadata else 1
     height, width = header.height, header.width
+    if pillow.is_too_large(height, width, content):
+        return None
     box = choose(*((width, height) if turned >= 5 else (height, width)))
     reduction = 8 if header.lossy else 1
     while reduction > 1 and min(box.height, box.width) // reduction < side:
@@ -137,6 +140,11 @@ def read(path: ImageFile) -> bytes:
         finally:
             os.close(file)
     except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):  # no fault of the image
+            raise UserError(
+                f"cannot read the image {shown(path)} ({error.strerror}); allow more open files by "
+                "ulimit -n"
+            ) from None
         raise BadImageError(
             f"cannot read the image {shown(path)} ({error.strerror}); replace it"
         ) from None

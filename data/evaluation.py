@@ -13,7 +13,7 @@ import numpy as np
 
 
 class Gathers(Protocol):
-    """Workers that exchange values, such as training.distributed.Workers."""
+    """Workers that exchange values, such as training.distributed.process_group.Workers."""
 
     def gather(self, values: Sequence[float]) -> np.ndarray:
         """Return the values of every process: float64 [processes, len(values)]."""

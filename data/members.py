@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-import threading
 import zlib
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import NamedTuple, overload
 
 import numpy as np
 
-_OPEN_FILES = 64  # per thread; opening a file for each image costs 1 % of decoding it
-
-_open = threading.local()  # path of an archive -> number of the open file
+_OPEN_FILES = 64  # opening a file for each image costs 1 % of decoding it
 
 
 class Member(NamedTuple):
@@ -43,11 +41,10 @@ class Member(NamedTuple):
     def read(self) -> bytes:
         """Return the content; raise OSError where the archive does not have it."""
         length = self.size if self.packed < 0 else self.packed
-        content = os.pread(_descriptor(self.archive), length, self.offset)
+        file = _opened(self.archive)
+        content = os.pread(file.number, length, self.offset)
         while len(content) < length:  # at the end, or of more than 2 GiB
-            more = os.pread(
-                _descriptor(self.archive), length - len(content), self.offset + len(content)
-            )
+            more = os.pread(file.number, length - len(content), self.offset + len(content))
             if not more:
                 raise OSError(0, "the archive ends before it does")
             content += more
@@ -83,21 +80,36 @@ def version(path: str | os.PathLike) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _descriptor(archive: str) -> int:
-    """Return the number of an open file, which stays open: also one that is replaced meanwhile."""
-    numbers = vars(_open)
-    number = numbers.get(archive)
-    if number is None:
-        if len(numbers) >= _OPEN_FILES:
-            os.close(numbers.pop(next(iter(numbers))))
-        number = numbers[archive] = os.open(archive, os.O_RDONLY | os.O_CLOEXEC)
-    return number
+class _OpenFile:
+    """A file that is open as long as something refers to this; `number` is the descriptor."""
+
+    def __init__(self, path: str):
+        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        with suppress(AttributeError):  # it could not be opened
+            os.close(self.number)
+
+
+_open: dict[str, _OpenFile] = {}  # path of an archive -> the open file, for all threads
+
+
+def _opened(archive: str) -> _OpenFile:
+    """Return an open archive, which stays open: also one that is replaced meanwhile.
+
+    Another thread may close it in the table, but not while this one still reads it.
+    """
+    file = _open.get(archive)
+    if file is None:
+        for name in list(_open)[: len(_open) + 1 - _OPEN_FILES]:
+            _open.pop(name, None)
+        file = _open[archive] = _OpenFile(archive)
+    return file
 
 
 def forget(archive: str) -> None:
     """Close an archive, so that the file that now has its name is read."""
-    if archive in vars(_open):
-        os.close(vars(_open).pop(archive))
+    _open.pop(archive, None)
 
 
 class Members(Sequence[Member]):

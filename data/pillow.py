@@ -40,7 +40,7 @@ def decode(content: bytes, kind: Format, reduction: int = 1) -> np.ndarray | Non
     # Pillow's decoders raise errors of many kinds
     with quiet(), catch_warnings(), suppress(Exception), _open(content, kind) as image:
         width, height = image.size
-        if width * height > max(_LARGE, _MOST_IN_A_BYTE * len(content)):
+        if is_too_large(height, width, content):
             return None
         if reduction > 1:
             image.draft(None, (width // reduction, height // reduction))
@@ -49,6 +49,11 @@ def decode(content: bytes, kind: Format, reduction: int = 1) -> np.ndarray | Non
         image.load()
         return _pixels(ImageOps.exif_transpose(image), kind)
     return None
+
+
+def is_too_large(height: int, width: int, content: bytes) -> bool:
+    """Return whether a file's picture has more pixels than any, or than its bytes can hold."""
+    return height * width > min(_LARGEST, max(_LARGE, _MOST_IN_A_BYTE * len(content)))
 
 
 def _open(content: bytes, kind: Format) -> Image.Image:

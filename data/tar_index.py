@@ -84,12 +84,26 @@ def _files(file: BinaryIO, path: Path, folder: str, end: int) -> Iterator[tuple[
         # tarfile takes what is no header for the end
         if os.pread(file.fileno(), BLOCK, archive.offset) != bytes(BLOCK):
             raise tarfile.ReadError("no end of archive")
+        if not _is_zero(file, archive.offset, end):
+            raise UserError(
+                f"the tar {shown(path)} goes on behind its end, as several that were joined to one "
+                "file do; give each as a file of its own"
+            )
         for linked, name in _in_linked_folders(path, links, sorted(known)):
             yield (folder + linked, *known[name])
     except tarfile.TarError:
         raise UserError(
             f"the tar {shown(path)} is truncated or damaged behind {shown(last)}; give a whole copy"
         ) from None
+
+
+def _is_zero(file: BinaryIO, start: int, end: int) -> bool:
+    """Return whether all bytes of a range of a file are 0."""
+    chunk = 1 << 20
+    return not any(
+        os.pread(file.fileno(), min(chunk, end - offset), offset).strip(b"\0")
+        for offset in range(start, end, chunk)
+    )
 
 
 def _place(entry: tarfile.TarInfo, known: dict[str, tuple[int, int]]) -> tuple[int, int] | None:

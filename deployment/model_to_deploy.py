@@ -12,8 +12,7 @@ import megengine.module as M
 import weights
 from data.transforms import Preprocessing
 from utils import UserError, shown
-from weights import catalog, checkpoint, files
-from weights import preprocessing as said
+from weights import catalog, checkpoint, files, stated_preprocessing
 
 
 def load(
@@ -21,7 +20,7 @@ def load(
     arch: str | None = None,
     keep_branches: bool = False,
     entry: str | None = None,
-    stated: said.Statements | None = None,
+    stated: stated_preprocessing.Statements | None = None,
     classifier: bool = True,
 ) -> tuple[M.Module, Preprocessing, dict[str, Any]]:
     """Return a network, its preprocessing, and the metadata to write into a file of it.

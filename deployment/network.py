@@ -15,8 +15,7 @@ import weights
 from data import class_names, long_images
 from data.transforms import TORCHVISION, Preprocessing
 from utils import UserError
-from weights import checkpoint
-from weights import preprocessing as said
+from weights import checkpoint, stated_preprocessing
 
 from .network_file import NetworkFile, is_exported, read
 from .verification import Runner
@@ -97,7 +96,7 @@ def load(
     path: str | PathLike,
     arch: str | None = None,
     entry: str | None = None,
-    stated: said.Statements | None = None,
+    stated: stated_preprocessing.Statements | None = None,
 ) -> Network:
     """Load the network of a checkpoint, which is fused, or of an .onnx or .mge file.
 
@@ -106,7 +105,7 @@ def load(
         arch: architecture that the file must hold, if given.
         entry: name of the set of weights to take from a checkpoint of several.
         stated: preprocessing and class names to use instead of the file's, as from
-            `weights.preprocessing.of_flags`.
+            `weights.stated_preprocessing.of_flags`.
 
     Raises UserError for a file that is missing, broken or of another architecture, or does not say
     what `stated` leaves open.
@@ -132,7 +131,9 @@ def load(
     )
 
 
-def _of_file(path: str | PathLike, arch: str | None, stated: said.Statements) -> Network:
+def _of_file(
+    path: str | PathLike, arch: str | None, stated: stated_preprocessing.Statements
+) -> Network:
     """Return the network of an .onnx or .mge file, of export.py or from elsewhere."""
     file = read(path)
     metadata = file.metadata
@@ -157,10 +158,10 @@ def _of_file(path: str | PathLike, arch: str | None, stated: said.Statements) ->
         raise UserError(
             f"{path} is of {actual}, but {arch} was expected; use --arch {actual} or another file"
         )
-    own = said.of_habit(recorded, "the file")
+    own = stated_preprocessing.of_habit(recorded, "the file")
     if class_ids is not None:
         own["classes"] = (class_ids, "the file")
-    preprocessing, class_ids, origins = said.resolve(
+    preprocessing, class_ids, origins = stated_preprocessing.resolve(
         own, stated, classes=num_classes, channels=recorded.channels, path=path
     )
     return Network(
@@ -187,7 +188,7 @@ def names_classes(metadata: Mapping[str, Any]) -> bool:
 
 
 def refuse_normalizing_twice(
-    path: str | PathLike, recorded: Preprocessing, stated: said.Statements
+    path: str | PathLike, recorded: Preprocessing, stated: stated_preprocessing.Statements
 ) -> None:
     """Raise UserError where --mean or --std is for a file that takes pixels as they are."""
     flags = [f"--{name}" for name in ("mean", "std") if name in stated]
@@ -231,15 +232,15 @@ def _of_elsewhere(
     path: str | PathLike,
     file: NetworkFile,
     recorded: Preprocessing | None,
-    stated: said.Statements,
+    stated: stated_preprocessing.Statements,
 ) -> Network:
     """Return the network of a file that says nothing about itself but perhaps its preprocessing."""
     if recorded is None:
-        own = said.of_habit(TORCHVISION, "assumed: as is usual with PyTorch")
+        own = stated_preprocessing.of_habit(TORCHVISION, "assumed: as is usual with PyTorch")
         needed = {"mean", "std", "color", "classes"}
         what = "classes and which preprocessing its network has; give --mean, --std, --color and "
     else:
-        own, needed = said.of_habit(recorded, "the file"), {"classes"}
+        own, needed = stated_preprocessing.of_habit(recorded, "the file"), {"classes"}
         what = "classes its network has; give "
     if not needed <= stated.keys():
         raise UserError(
@@ -256,7 +257,7 @@ def _of_elsewhere(
     size = file.size or (stated.get("size", own["size"])[0],) * 2
     probe = file.run(np.zeros((1, file.channels, *size), np.float32))
     outputs = probe.shape[1]
-    preprocessing, names, origins = said.resolve(
+    preprocessing, names, origins = stated_preprocessing.resolve(
         own, stated, classes=outputs, channels=file.channels, path=path
     )
     return Network(

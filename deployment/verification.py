@@ -52,7 +52,10 @@ class EquivalenceCheck(NamedTuple):
                 f"half precision costs more than {self.tolerance:g} of the largest; export it "
                 "without --half"
             )
-        return "a network that has not been trained can be so sensitive to rounding"
+        return (
+            "a network that has not been trained can be so sensitive to rounding; give trained "
+            "weights by --model"
+        )
 
     def __str__(self) -> str:
         if self.argmax_agreement is None:
@@ -106,7 +109,7 @@ def write_verified(
         run = load(file.name)
         check = compare(model, run, model_input, file_input, sizes, tolerance, pixels)
         if not check.holds:
-            raise ExportError(f"{path} was not written: {check}; {check.likely_reason}")
+            raise ExportError(f"the exported file was not written: {check}; {check.likely_reason}")
 
     write_atomically(path, write)
     assert check is not None  # `write` has been called

@@ -20,13 +20,13 @@ from deployment.int8 import floor, graph, quantization, weights
 from deployment.int8.dialects import DIALECTS
 from tests.support import write_image_folder
 from training import qat
-from training.distributed import Workers
+from training.distributed.process_group import Workers
 from weights import checkpoint, loading
 
 
 def warning(images):
     return (
-        f"quantize.py: warning: {images} calibration images are few, and the ranges of the "
+        f"warning: {images} calibration images are few, and the ranges of the "
         "activations a matter of chance; give 16 or more, better 64, by --calibration and "
         "--images\n"
     )

@@ -14,7 +14,7 @@ from data.datasets import Dataset
 from utils import UserError
 
 from . import identity
-from .distributed import Workers
+from .distributed.process_group import Workers
 
 
 def on_data(train: Dataset, val: Dataset, workers: Workers) -> None:

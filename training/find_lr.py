@@ -13,7 +13,7 @@ from contextlib import closing
 import numpy as np
 
 from data.evaluation import Score
-from utils import UserError
+from utils import UserError, as_png
 
 from .loop import Trainer
 
@@ -120,6 +120,4 @@ def chart(tried: np.ndarray, losses: list[float], curve: list[float]) -> bytes:
     axes.set(xscale="log", xlabel="--lr", ylabel="loss", title="learning-rate range test")
     axes.grid(alpha=0.3)
     axes.legend()
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=110)
-    return content.getvalue()
+    return as_png(figure)

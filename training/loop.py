@@ -27,17 +27,9 @@ from utils import UserError
 from weights import checkpoint
 from weights.checkpoint import Checkpoint
 
-from . import (
-    accumulation,
-    agreement,
-    changes,
-    distributed,
-    drop_path,
-    low_memory,
-    precise_bn,
-    resume,
-)
+from . import accumulation, agreement, changes, drop_path, low_memory, precise_bn, resume
 from .best import BestEpoch
+from .distributed.process_group import synchronize_batch_norms
 from .objective import Objective
 from .outcomes import NotFiniteError, Outcomes, diverged
 from .report import Report
@@ -70,7 +62,7 @@ class Trainer:
         self.steps_per_epoch = len(data.train.dataset) // settings.batch_size
         self.total_steps = settings.epochs * self.steps_per_epoch
         if settings.sync_bn:
-            distributed.synchronize_batch_norms(self.model, self.workers)
+            synchronize_batch_norms(self.model, self.workers)
         self.workers.broadcast([*self.model.parameters(), *self.model.buffers()])
         self.objective = Objective(self.model, settings, network.teacher)
         self.update = Update(network, settings, self.workers)

@@ -9,12 +9,21 @@ a network is computed operator by operator; compiled programs (models/cpu/fast/)
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
+
+from models import cpu, environment
 
 import megengine as mge
 import megengine.module as M
 import numpy as np
 from megengine.autodiff import GradManager
+
+from data import by_epoch
+
+from . import memory
+from .distributed.process_group import Workers
+from .run_folder import RunFolder
 
 
 def backward_at_once(
@@ -121,3 +130,46 @@ def usual_need(model: M.Module, size: int, images: int, compiled: bool = True) -
         tensor._reset(value)
     weights = sum(parameter.size for parameter in model.parameters())
     return 4 * (copies * outputs * images + 4 * weights) + (500 << 20)
+
+
+def is_needed(
+    args: argparse.Namespace, model: M.Module, cpu_path: str, workers: Workers, folder: RunFolder
+) -> bool:
+    """Return what --low-memory says, or without it whether memory is short; log the latter.
+
+    `cpu_path` is how a CPU computes where memory is not short, see models.cpu.
+    """
+    # a frozen trunk keeps no activations
+    if args.low_memory is not None or args.qat or args.freeze:
+        return bool(args.low_memory)
+    with cpu.using(cpu_path):
+        return _memory_is_short(args, model, workers, folder)
+
+
+def _memory_is_short(
+    args: argparse.Namespace, model: M.Module, workers: Workers, folder: RunFolder
+) -> bool:
+    """Return whether the CPU workers of some host need more memory than is free on it."""
+    if environment.gpu_count():
+        return False
+    share = -(-args.batch_size // workers.size)
+    images = -(-share // args.accumulate)
+    shared_norms = args.sync_bn and workers.size > 1
+    operator_by_operator = shared_norms or any(by_epoch.values(args.drop_path))
+    if not operator_by_operator and share % args.accumulate:
+        images += images - 1  # a program for each of the two sizes that the parts have
+    need = workers.local_size * usual_need(
+        model, max(by_epoch.values(args.size)), images, compiled=not operator_by_operator
+    )
+    # all decide alike, by the host that is shortest of memory
+    needed, free = workers.gather([need, memory.available_memory()]).T
+    worst = int((free - needed).argmin())
+    need, available = needed[worst], free[worst]
+    if need < available:
+        return False
+    folder.log(
+        f"--low-memory is switched on: training as usual may take {need / 2**30:.1f} GB, "
+        f"and {available / 2**30:.1f} GB are free; the result differs by rounding alone "
+        "(--no-low-memory: leave it off)"
+    )
+    return True

@@ -12,7 +12,7 @@ import numpy as np
 from data import datasets
 
 from . import signals
-from .distributed import Workers
+from .distributed.process_group import Workers
 from .loop import Trainer
 
 

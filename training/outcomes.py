@@ -10,7 +10,7 @@ import numpy as np
 from data.evaluation import Score
 from utils import UserError
 
-from .distributed import Workers
+from .distributed.process_group import Workers
 
 
 class NotFiniteError(Exception):

@@ -10,7 +10,7 @@ import numpy as np
 
 from utils import UserError
 
-from .distributed import Workers
+from .distributed.process_group import Workers
 
 
 def statistics(

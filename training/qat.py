@@ -30,7 +30,7 @@ from deployment.int8 import dialects, graph, qdq, weights
 from deployment.onnx_graph import to_onnx
 from utils import UserError
 
-from .distributed import Workers
+from .distributed.process_group import Workers
 
 Ranges = dict[str, tuple[float, float]]  # tensor of the ONNX graph -> lowest and highest value
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from utils import UserError, remove_temporary_files, write_atomically
+from utils import UserError, as_png, remove_temporary_files, write_atomically
 
 from . import lock, signals
 from .versions import versions
@@ -163,6 +163,4 @@ def _curves(history: list[dict[str, float]]) -> bytes:
             axes.set_yscale("log")
         if len(columns) > 1:
             axes.legend()
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=110)
-    return content.getvalue()
+    return as_png(figure)

@@ -167,13 +167,7 @@ class RunOptions:
     )
     val_batch_size: int = setting(100, **_shared("--val-batch-size", at_least=1))
     workers: int = setting(2, **_shared("--workers", at_least=0))
-    stall_timeout: float = setting(
-        120.0,
-        at_least=0,
-        metavar="SECONDS",
-        help="stop the run, naming the file, when reading one image takes longer than this, as on "
-        "a network drive that is gone; 0: wait forever",
-    )
+    stall_timeout: float = setting(120.0, **_shared("--stall-timeout", at_least=0))
     low_memory: bool | None = setting(
         None,
         negatable=True,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # a command notes signals before it imports what takes a seco
 
     import numpy as np
 
-    from .distributed import Workers
+    from .distributed.process_group import Workers
 
     _Handler = Callable[[int, FrameType | None], object] | int | None
 

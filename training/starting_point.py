@@ -15,7 +15,7 @@ import utils
 import weights
 from data import by_epoch
 from data.transforms import TORCHVISION, Preprocessing
-from weights import catalog, checkpoint, preprocessing
+from weights import catalog, checkpoint, stated_preprocessing
 from weights.channels import with_input_channels
 from weights.checkpoint import Checkpoint
 
@@ -55,7 +55,7 @@ def of_flags(args: argparse.Namespace, num_classes: int, resume_from: Path | Non
     model = models.create(
         args.arch, num_classes, in_chans=args.in_chans or 3, stride=args.stride or 32
     )
-    usual = preprocessing.of_habit(TORCHVISION, "the default")
+    usual = stated_preprocessing.of_habit(TORCHVISION, "the default")
     return StartingPoint(model, _resolved(args, model, num_classes, usual, "the new network"))
 
 
@@ -68,7 +68,7 @@ def _resumed(args: argparse.Namespace, num_classes: int, path: Path) -> Starting
             f"the run to resume, {path}, takes images of {model.in_chans} channels; leave out "
             f"--in-chans {args.in_chans}, or start a new run with another --tag"
         )
-    recorded = preprocessing.of_habit(saved.preprocessing, "the run")
+    recorded = stated_preprocessing.of_habit(saved.preprocessing, "the run")
     given = _resolved(args, model, num_classes, recorded, str(path))
     return StartingPoint(model, given, saved)
 
@@ -85,13 +85,13 @@ def _pretrained(args: argparse.Namespace, num_classes: int) -> StartingPoint:
     kept = _kept(saved, args.pretrained, dropped)
     if converted:
         kept += f"; for images of {converted}"
-    lines = preprocessing.lines(saved.preprocessing, saved.classes, saved.origins)
+    lines = stated_preprocessing.lines(saved.preprocessing, saved.classes, saved.origins)
     return StartingPoint(model, saved.preprocessing, saved, [kept, *lines])
 
 
-def _stated(args: argparse.Namespace) -> preprocessing.Statements:
+def _stated(args: argparse.Namespace) -> stated_preprocessing.Statements:
     """Return the preprocessing that the flags state, with the size and the crop of this run."""
-    return preprocessing.of_flags(args) | {
+    return stated_preprocessing.of_flags(args) | {
         "size": (by_epoch.values(args.size)[-1], "this run's"),
         "crop_ratio": (args.crop_ratio, "this run's"),
     }
@@ -101,12 +101,16 @@ def _resolved(
     args: argparse.Namespace,
     model: M.Module,
     num_classes: int,
-    usual: preprocessing.Statements,
+    usual: stated_preprocessing.Statements,
     path: str,
 ) -> Preprocessing:
-    """Return the preprocessing that the flags state, and where they do not, the usual one."""
-    given, _, _ = preprocessing.resolve(
-        usual, _stated(args), classes=num_classes, channels=model.in_chans, path=path
+    """Return the preprocessing that the flags state, and where they do not, the usual one.
+
+    The classes are the data's; --class-names is about --pretrained.
+    """
+    stated = {field: value for field, value in _stated(args).items() if field != "classes"}
+    given, _, _ = stated_preprocessing.resolve(
+        usual, stated, classes=num_classes, channels=model.in_chans, path=path
     )
     return given
 

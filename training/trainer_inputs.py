@@ -14,7 +14,7 @@ from data.loader import Loader
 from utils import UserError
 
 from . import drop_path, identity
-from .distributed import Workers
+from .distributed.process_group import Workers
 from .run_folder import RunFolder
 from .settings import Settings
 from .teacher import Teacher

@@ -12,7 +12,7 @@ from megengine.amp import GradScaler
 from megengine.autodiff import GradManager
 
 from . import gradients, optimizer
-from .distributed import Workers
+from .distributed.process_group import Workers
 from .ema import WeightAverage
 from .parameters import kinds
 from .settings import Settings

@@ -86,12 +86,18 @@ def _only(names: Sequence[str]) -> str:
 def _copied(inner: IO[bytes], limit: int) -> IO[bytes]:
     copy = tempfile.NamedTemporaryFile(prefix="weights-")  # noqa: SIM115 (removed when it is closed)
     while chunk := inner.read(_CHUNK):
-        copy.write(chunk)
+        try:
+            copy.write(chunk)
+            copy.flush()
+        except OSError as error:
+            raise UnsuitableError(
+                f"is compressed, and unpacking it needs space in {tempfile.gettempdir()} "
+                f"({error.strerror}); free some, or name another folder by TMPDIR"
+            ) from None
         if copy.tell() > limit:
             raise UnsuitableError(
                 f"was refused, as it would grow to more than {GROWTH} times its size; give the "
                 "file in it"
             )
-    copy.flush()
     copy.seek(0)
     return copy

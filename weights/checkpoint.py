@@ -6,6 +6,7 @@ A checkpoint file of this project is a pickle of arrays and plain values: those 
 
 from __future__ import annotations
 
+import os
 import pickle
 from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
@@ -21,10 +22,10 @@ from utils import UserError, say_once, write_atomically
 
 from . import (
     files,
-    preprocessing,
     recognition,
     recorded_preprocessing,
     replknet,
+    stated_preprocessing,
     validity,
 )
 from .keymap import Tensors
@@ -136,7 +137,7 @@ def read(
     arch: str | None = None,
     source: str | None = None,
     entry: str | None = None,
-    stated: preprocessing.Statements | None = None,
+    stated: stated_preprocessing.Statements | None = None,
     color_matters: bool = True,
     stride: int | None = None,
 ) -> Checkpoint:
@@ -150,7 +151,7 @@ def read(
         source: name of the repository in whose layout the file must be; None to recognize it.
         entry: name of the set of weights to take; None for the one that is meant for evaluation.
         stated: preprocessing and class names to use instead of the file's, as from
-            `preprocessing.of_flags`.
+            `stated_preprocessing.of_flags`.
         color_matters: False where no image is to be read, so that a file which does not tell its
             colour order is no error.
         stride: total stride that the network must have; None for the one that the file tells.
@@ -172,7 +173,7 @@ def read(
             )
         checkpoint = _of_contents(contents.tree, path)
         _check_stride(path, stride, checkpoint.options.get("stride", 32))
-        own = preprocessing.of_habit(checkpoint.preprocessing, "the file")
+        own = stated_preprocessing.of_habit(checkpoint.preprocessing, "the file")
         return _resolved(checkpoint, own, stated or {})
     recorded = recorded_preprocessing.stride(contents.tree, contents.metadata)
     _check_stride(path, stride, recorded)
@@ -191,7 +192,7 @@ def _with_preprocessing(
     foreign: recognition.Foreign,
     contents: files.Contents,
     path: str | PathLike,
-    stated: preprocessing.Statements,
+    stated: stated_preprocessing.Statements,
     color_matters: bool,
 ) -> Checkpoint:
     """Return another repository's recognized checkpoint with its images' preprocessing.
@@ -205,7 +206,7 @@ def _with_preprocessing(
     )
     grey = foreign.options.get("in_chans") == 1
     if color_matters and not grey and not foreign.tells_colour_order:
-        preprocessing.check_color(path, said, stated)
+        stated_preprocessing.check_color(path, said, stated)
     habit, stronger = dict(foreign.habit), {**said, **stated}
     size, _ = stronger.get("size", habit["size"])
     if "crop_ratio" not in stronger:
@@ -226,7 +227,7 @@ def _check_stride(path: str | PathLike, wanted: int | None, own: int | None) -> 
         )
 
 
-def _resolved(checkpoint: Checkpoint, *statements: preprocessing.Statements) -> Checkpoint:
+def _resolved(checkpoint: Checkpoint, *statements: stated_preprocessing.Statements) -> Checkpoint:
     """Return a checkpoint with the preprocessing and the class names that statements give."""
     if not checkpoint.num_classes:  # names are of no use to a backbone
         if any(said.get("classes", ("", ""))[1].startswith("--") for said in statements):
@@ -234,7 +235,7 @@ def _resolved(checkpoint: Checkpoint, *statements: preprocessing.Statements) -> 
                 f"{checkpoint.path} is a backbone without a classifier; leave --class-names out"
             )
         statements = tuple({k: v for k, v in said.items() if k != "classes"} for said in statements)
-    found, classes, origins = preprocessing.resolve(
+    found, classes, origins = stated_preprocessing.resolve(
         *statements,
         classes=checkpoint.num_classes,
         channels=checkpoint.preprocessing.channels,
@@ -286,7 +287,7 @@ def of_foreign(foreign: recognition.Foreign, path: str | PathLike) -> Checkpoint
 
     Its preprocessing is the habit of that repository.
     """
-    habit, _, origins = preprocessing.resolve(
+    habit, _, origins = stated_preprocessing.resolve(
         foreign.habit,
         classes=foreign.num_classes,
         channels=foreign.options.get("in_chans", 3),
@@ -311,8 +312,18 @@ def of_foreign(foreign: recognition.Foreign, path: str | PathLike) -> Checkpoint
 
 
 def newest(folder: str | PathLike, name: str) -> Path | None:
-    """Return the file called `name` in `folder` or below that was written last, or None."""
-    matches = Path(folder).rglob(name)
+    """Return the file called `name` in `folder` or below that was written last, or None.
+
+    Links to folders are followed, as a run may have been moved to another disk.
+    """
+    matches, seen = [], set()
+    for path, below, contents in os.walk(folder, followlinks=True):
+        real = os.path.realpath(path)
+        if real in seen:  # a link to a folder that it is in
+            below.clear()
+        elif name in contents:
+            matches.append(Path(path, name))
+        seen.add(real)
     return max(matches, key=lambda file: file.stat().st_mtime, default=None)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from data.transforms import Preprocessing
 from utils import shown
 
-from . import entries, preprocessing
+from . import entries, stated_preprocessing
 from .published import PUBLISHED
 
 ABOUT_PUBLISHED = """\
@@ -57,7 +57,7 @@ def text(report: dict[str, Any]) -> str:
         ("architecture", f"{architecture}, {report['form']} form, {classes}"),
         ("tensors", f"{report['mapped']} mapped; dropped: {_dropped(report['dropped'])}"),
         *([("input", report["input"])] if report["input"] else []),
-        *preprocessing.report(held, report["class_names"], report["origins"]),
+        *stated_preprocessing.report(held, report["class_names"], report["origins"]),
         ("verified", _verified(report)),
         ("layout", report["layout"] or "this project's"),
         ("output", report["output"]),

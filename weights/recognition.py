@@ -19,8 +19,8 @@ from . import (
     layouts,
     mmpretrain,
     own,
-    preprocessing,
     replknet,
+    stated_preprocessing,
 )
 from .files import Contents
 from .keymap import Source, Tensors
@@ -66,7 +66,7 @@ class Foreign:
     note: str | None = None
 
     @property
-    def habit(self) -> preprocessing.Statements:
+    def habit(self) -> stated_preprocessing.Statements:
         """What the source trained and tested this architecture with."""
         published = catalog.published(self.source.name, self.arch, self.num_classes)
         name = self.arch if published is None else published.name
@@ -76,11 +76,11 @@ class Foreign:
         if self.source.preprocessing is None:
             origin = "assumed: as is usual with MegEngine"
         if published is None:
-            return preprocessing.of_habit(replace(usual, size=224, crop_ratio=0.875), origin)
+            return stated_preprocessing.of_habit(replace(usual, size=224, crop_ratio=0.875), origin)
         usual = replace(usual, size=published.size, crop_ratio=published.crop_ratio)
         if published.mean is not None and published.std is not None:
             usual = replace(usual, mean=published.mean, std=published.std)
-        habit = preprocessing.of_habit(usual, origin)
+        habit = stated_preprocessing.of_habit(usual, origin)
         if published.classes is not None:
             habit["classes"] = [*published.classes], origin
         return habit

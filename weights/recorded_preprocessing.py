@@ -13,7 +13,7 @@ from models.staged import STRIDES
 
 import numpy as np
 
-from .preprocessing import LABELS, are_names, from_json, scaled
+from .stated_preprocessing import LABELS, are_names, from_json, scaled
 
 RECORD = "preprocessing"  # of safetensors' metadata, and beside "state_dict" in an exported pickle
 STRIDE = "total_stride"  # of both too

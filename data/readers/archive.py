@@ -51,7 +51,25 @@ def read(place: Place, members: Members, labels: lists.Labels | None) -> Dataset
         for index, parts in paths.items()
         if len(parts) > 1
     ]
+    _assert_once(samples, members, place)
     return ordered(samples, members, place.source, split, left_out, whole)
+
+
+def _assert_once(samples: list[Sample], members: Members, place: Place) -> None:
+    """Raise UserError where two archives have an image of the same class and name."""
+    archives = members.places[:, 0]
+    labels = {sample.label for sample in samples}
+    if len({(sample.label, archives[sample.at]) for sample in samples}) == len(labels):
+        return  # each class is in one archive
+    seen: dict[tuple[str | int, str], int] = {}
+    for sample in samples:
+        other = archives[seen.setdefault((sample.label, sample.name), sample.at)]
+        if other != archives[sample.at]:
+            one, two = (shown(place.paths[i]) for i in (other, archives[sample.at]))
+            raise UserError(
+                f"{one} and {two} both have {shown(str(sample.label))}/{shown(sample.name)}; name "
+                "the archives to take by a pattern, such as 'train-{a,b}.tar'"
+            )
 
 
 def _assert_no_shards(place: Place, members: Members, paths: Collection[int]) -> None:

@@ -152,10 +152,16 @@ def _is_of(file: Path, words: Sequence[str]) -> bool:
 
 
 def _among(source: Path, files: list[Path], names: Sequence[str], exact: bool) -> Place | None:
-    """Return those of the files that have the first possible name of a split in theirs."""
-    for name in names:
-        if chosen := [file for file in files if _is_of(file, [name])]:
-            return _of_files(source, chosen, names, exact, whole=False)
+    """Return those of the files that have the first possible name of a split in theirs.
+
+    A file with the name of another split too, such as train_val.zip, holds the data of both.
+    """
+    others = [word for group in _WORDS.values() if not {*names} & {*group} for word in group]
+    for is_whole in (False, True):
+        candidates = [file for file in files if _is_of(file, others) == is_whole]
+        for name in names:
+            if chosen := [file for file in candidates if _is_of(file, [name])]:
+                return _of_files(source, chosen, names, exact, is_whole)
     return None
 
 
@@ -205,18 +211,26 @@ def _has_images(folder: Path) -> bool:
 
 def _check_gaps(files: list[Path]) -> None:
     """Raise UserError where a number is missing in the names of shards."""
-    groups: dict[tuple[str, str, int], set[int]] = {}
+    groups: dict[tuple[str, str, int], set[int]] = {}  # before, after, digits -> numbers
+    totals: dict[tuple[str, str, int], int] = {}
     for file in files:
         if match := re.fullmatch(r"(.*?)(\d+)-of-(\d+)(.*)", file.name):
             key = match[1], f"-of-{match[3]}{match[4]}", len(match[2])
-            groups.setdefault(key, set()).update({int(match[2]), -int(match[3])})
+            totals[key] = int(match[3])
+            groups.setdefault(key, set()).add(int(match[2]))
         elif re.fullmatch(r"n\d{8}", file.stem):  # a tar for each class of ImageNet
             continue
         elif match := re.fullmatch(r"(.*?)(\d+)(\D*)", file.name):
             groups.setdefault((match[1], match[3], len(match[2])), set()).add(int(match[2]))
-    for (before, after, width), numbers in groups.items():
-        first = min(numbers)  # below 0 it is the number of all
-        wanted = range(-first) if first < 0 else range(first, max(numbers) if first < 2 else 0)
+    for key, numbers in groups.items():
+        first = min(numbers)
+        if key in totals:
+            wanted = range(totals[key])
+        elif first < 2:
+            wanted = range(first, max(numbers))
+        else:
+            continue  # a part that was chosen: whole sets begin at 0 or 1
+        before, after, width = key
         if missing := sorted({*wanted} - numbers):
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise UserError(

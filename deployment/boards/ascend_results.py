@@ -102,7 +102,7 @@ def _output_files(dump: Path) -> dict[str, Path]:
 
 
 def _files_of_summary(file: Path) -> dict[str, Path]:
-    """Return image name -> file of its outputs, which lie where the summary says or beside it.
+    """Return image name -> file of its outputs, which lie beside the summary or where it says.
 
     A batch has several input files, and one output file for each; of a network with several outputs
     the first is taken.
@@ -123,9 +123,11 @@ def _files_of_summary(file: Path) -> dict[str, Path]:
     # where it was copied from the board; of older releases the summary is inside the folder
     folder = file.parent / file.stem.removesuffix("_summary")
     folder = folder if folder.is_dir() else file.parent
-    return {
-        name: path if path.is_file() else folder / path.name for name, path in sorted(named.items())
-    }
+    found = {}
+    for name, path in sorted(named.items()):  # a relative one is of the folder it was run in
+        beside = folder / path.name
+        found[name] = path if path.is_file() and not beside.is_file() else beside
+    return found
 
 
 def _read_summary(file: Path) -> dict:
@@ -146,7 +148,7 @@ def _read_outputs(file: Path) -> np.ndarray:
             text = file.read_text(encoding="ascii")
             first_line = text.partition("\n")[0]
             outputs = np.array((text if file.stem.endswith("_0") else first_line).split(), "f4")
-    except (OSError, ValueError):
+    except (OSError, ValueError, EOFError):
         outputs = np.empty(0)
     if not len(outputs) or not np.isfinite(outputs).all():
         raise UserError(

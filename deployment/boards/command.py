@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cli
-from utils import UserError, json_text
+from utils import UserError
 
 if TYPE_CHECKING:  # MegEngine takes a second to import, which --help need not
     import megengine.module as M
@@ -91,8 +91,8 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
 
 def write_kit(
     args: argparse.Namespace, model: M.Module, preprocessing: Preprocessing, metadata: dict
-) -> int:
-    """Write a kit and print the names of its files; returns the exit status."""
+) -> tuple[dict[str, Any], str]:
+    """Write a kit; return what was written, for `--json` and as plain text."""
     if preprocessing.channels != 3:
         raise UserError(
             f"a kit is for images of three colours, and the network takes {preprocessing.channels} "
@@ -117,9 +117,9 @@ def write_kit(
         listed = rdk.write_kit(
             model, preprocessing, args.calibration, args.out, count, metadata, args.kit, args.int16
         )
-    if args.json:
-        print(json_text({**metadata, "kit": args.kit, "folder": args.out, "files": listed}))
-    else:
-        print(f"{args.kit} kit of {model.arch} in {args.out}: {', '.join(listed)}")
-        print(f"instructions: {Path(args.out, 'README.txt')}")
-    return 0
+    result = {**metadata, "kit": args.kit, "folder": args.out, "files": listed}
+    text = (
+        f"{args.kit} kit of {model.arch} in {args.out}: {', '.join(listed)}\n"
+        f"instructions: {Path(args.out, 'README.txt')}"
+    )
+    return result, text

@@ -18,7 +18,6 @@ import numpy as np
 import onnx
 
 from data import sources
-from data.decoding import ImageFile, decode
 from data.transforms import Preprocessing
 from deployment.int8 import calibration, graph, ptq
 from deployment.onnx_graph import to_onnx
@@ -187,9 +186,10 @@ def write_kit(
         )
         pixels = folder / values["calibration"]
         pixels.mkdir()
-        for name, file in zip(sources.stems(files), files, strict=True):
-            calibration_pixels(decode(file), preprocessing).tofile(pixels / f"{name}.rgb")
-        sample = calibration.evenly(files, _IMAGES_FOR_RANGES)
+        crops = calibration.crops(files, preprocessing)
+        for name, crop in zip(sources.stems(files), crops, strict=True):
+            calibration_pixels(crop, preprocessing).tofile(pixels / f"{name}.rgb")
+        sample = calibration.evenly(crops, _IMAGES_FOR_RANGES)
         normalized = _normalized(sample, preprocessing)
         quantized = _equalize(folder / names["onnx"], normalized)
         if int16:
@@ -209,13 +209,11 @@ def write_kit(
     return [names["onnx"], values["calibration"], names["config"], RANGES, *scripts, "README.txt"]
 
 
-def _normalized(files: Sequence[ImageFile], preprocessing: Preprocessing) -> np.ndarray:
-    """Return images as the mapper normalizes them, float32 [N, 3, size, size]."""
+def _normalized(crops: Sequence[np.ndarray], preprocessing: Preprocessing) -> np.ndarray:
+    """Return crops as the mapper normalizes them, float32 [N, 3, size, size]."""
     mean = np.array(preprocessing.mean, np.float32)[:, None, None]
     std = np.array(preprocessing.std, np.float32)[:, None, None]
-    return np.stack(
-        [(calibration_pixels(decode(file), preprocessing) - mean) / std for file in files]
-    )
+    return np.stack([(calibration_pixels(crop, preprocessing) - mean) / std for crop in crops])
 
 
 def _equalize(path: Path, images: np.ndarray) -> ptq.Quantized:
@@ -245,12 +243,11 @@ def _most_sensitive(
     return sensitivity.most_sensitive(later, quantized.bounds, images, expected, count)
 
 
-def calibration_pixels(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
-    """Return an image, uint8 BGR [H, W, 3], as float32 [3, size, size] from 0 to 255.
+def calibration_pixels(crop: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
+    """Return a crop, uint8 BGR [size, size, 3], as float32 [3, size, size] from 0 to 255.
 
-    It is resized and cropped as for an evaluation; the mapper normalizes it.
+    Its channels are in the order of the network; the mapper normalizes it.
     """
-    crop = preprocessing.evaluation_crop(image)
     if preprocessing.color == "RGB":
         crop = crop[:, :, ::-1]
     return np.ascontiguousarray(crop.transpose(2, 0, 1), np.float32)

@@ -6,7 +6,7 @@ Calls and values are those of the documentation of rknn-toolkit2 2.3.2; 2.5.0 ha
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from os import PathLike
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import models
 
 import cv2
 import megengine.module as M
+import numpy as np
 from tqdm import tqdm
 
 from data import sources
@@ -48,10 +49,11 @@ Convert on a PC (x86-64), in an environment of its own:
   rknn/bin/python convert.py --target rk3588 --algorithm kl_divergence
   rknn/bin/python convert.py --target rk3588 --qdq {arch}-int8.onnx
 
-The last one takes ranges and weights from the file that this project's command writes:
+The last one takes ranges and weights from a file that is written first, from the folder of this
+project; KIT is this folder:
 
-  python quantize.py --model CHECKPOINT --calibration DIR --target rknn --size {size} \\
-      --out {arch}-int8.onnx
+  python quantize.py --model CHECKPOINT --calibration DIR --images {count} --target rknn \\
+      --size {size} --out KIT/{arch}-int8.onnx
 
 The toolkit prints "E RKNN: Unkown op target: 0", which has no consequence. A file is for one chip
 (RK3566 and RK3568 share one).
@@ -114,7 +116,8 @@ def write_kit(
             metadata=metadata,
         )
         listed = [f"{variant}.onnx", "dataset.txt", "calibration"]
-        names = _write_crops(folder / "calibration", files, preprocessing)
+        crops = calibration.crops(files, preprocessing)
+        names = _write_crops(folder / "calibration", files, crops)
         lines = "".join(f"calibration/{name}\n" for name in names)
         (folder / "dataset.txt").write_text(lines, errors="surrogateescape")
         evaluation = ""
@@ -123,7 +126,9 @@ def write_kit(
             chosen = calibration.evenly(range(len(every)), EVALUATED)
             files_of_test = [every[i] for i in chosen]
             calibration.assert_disjoint(files, files_of_test)
-            names_of_test = _write_crops(folder / "evaluation", files_of_test, preprocessing)
+            progress = tqdm(files_of_test, "evaluation", leave=False, disable=None)
+            crops_of_test = (preprocessing.evaluation_crop(decode(file)) for file in progress)
+            names_of_test = _write_crops(folder / "evaluation", files_of_test, crops_of_test)
             pairs = zip(names_of_test, chosen, strict=True)
             (folder / "val_label.txt").write_text(
                 "".join(f"{name} {classes[i]}\n" for name, i in pairs), errors="surrogateescape"
@@ -148,13 +153,11 @@ def write_kit(
 
 
 def _write_crops(
-    folder: Path, files: Sequence[ImageFile], preprocessing: Preprocessing
+    folder: Path, files: Sequence[ImageFile], crops: Iterable[np.ndarray]
 ) -> list[str]:
-    """Write images, resized and cropped as for an evaluation, as PNG; return the files' names."""
+    """Write the crops, uint8 BGR [H, W, 3], of image files as PNG; return the PNG files' names."""
     folder.mkdir()
     names = [f"{stem}.png" for stem in sources.stems(files)]
-    progress = tqdm(files, folder.name, leave=False, disable=None)
-    for file, name in zip(progress, names, strict=True):
-        content = cv2.imencode(".png", preprocessing.evaluation_crop(decode(file)))[1]
-        (folder / name).write_bytes(content.tobytes())
+    for crop, name in zip(crops, names, strict=True):
+        (folder / name).write_bytes(cv2.imencode(".png", crop)[1].tobytes())
     return names

@@ -14,20 +14,31 @@ from data import readers
 from data.decoding import ImageFile, decode
 from data.decoding import read as content_of
 from data.transforms import Preprocessing
-from utils import UserError
+from utils import UserError, say_once
 
 T = TypeVar("T")
+FEW = 16  # images, below which the ranges of the activations are a matter of chance
 
 
 def files(source: str | Path, count: int) -> list[ImageFile]:
     """Return `count` images of a folder or an archive, evenly from the sorted files.
 
-    Raises UserError when there is no such folder or archive, or no image in it.
+    Warns where they are fewer than `FEW`. Raises UserError when there is no such folder or archive,
+    or no image in it.
     """
     available = readers.find_images(source)
     if not available:
         raise UserError(f"there are no images in {source}; give some; 64 suffice")
-    return evenly(available, count)
+    chosen = evenly(available, count)
+    different = len({_digest(file) for file in chosen})
+    if different < FEW:
+        kind = "" if different == len(chosen) else "different "
+        say_once(
+            f"warning: {different} {kind}calibration images are few, and the ranges of the "
+            f"activations a matter of chance; give {FEW} or more, better 64, by --calibration and "
+            "--images"
+        )
+    return chosen
 
 
 @overload
@@ -50,16 +61,22 @@ def read(files: Sequence[ImageFile], preprocessing: Preprocessing) -> np.ndarray
 
     Raises UserError when a file is broken, or every image is of a single colour.
     """
-    crops = [
-        preprocessing.evaluation_crop(decode(file))
-        for file in tqdm(files, desc="calibration images", leave=False, disable=None)
-    ]
-    if all((crop == crop[0, 0]).all() for crop in crops):
+    return np.stack([preprocessing.normalize(crop) for crop in crops(files, preprocessing)])
+
+
+def crops(files: Sequence[ImageFile], preprocessing: Preprocessing) -> list[np.ndarray]:
+    """Return the images, uint8 BGR [size, size, C], resized and cropped as for an evaluation.
+
+    Raises UserError when a file is broken, or every image is of a single colour.
+    """
+    progress = tqdm(files, desc="calibration images", leave=False, disable=None)
+    cropped = [preprocessing.evaluation_crop(decode(file)) for file in progress]
+    if all((crop == crop[0, 0]).all() for crop in cropped):
         raise UserError(
-            f"each of the {len(crops)} images for calibration is of one colour; give photographs "
+            f"each of the {len(cropped)} images for calibration is of one colour; give photographs "
             "like those that the network will see"
         )
-    return np.stack([preprocessing.normalize(crop) for crop in crops])
+    return cropped
 
 
 def assert_disjoint(
@@ -75,11 +92,6 @@ def assert_disjoint(
                 f"the test image {file} is the calibration image {same}; "
                 "calibrate on other images than those the accuracy is measured on"
             )
-
-
-def different(files: Sequence[ImageFile]) -> int:
-    """Return how many files of different content there are."""
-    return len({_digest(file) for file in files})
 
 
 def _digest(file: ImageFile) -> bytes:

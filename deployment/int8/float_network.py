@@ -23,8 +23,7 @@ from deployment.network import (
 from deployment.network_file import properties
 from deployment.onnx_export import export_onnx
 from utils import UserError
-from weights import catalog, checkpoint, formats
-from weights import preprocessing as said
+from weights import catalog, checkpoint, formats, stated_preprocessing
 
 from . import graph, qdq
 from .dialects import Scheme
@@ -39,7 +38,7 @@ class FloatNetwork(NamedTuple):
 
 
 def read(
-    path: str, arch: str | None, stated: said.Statements, entry: str | None = None
+    path: str, arch: str | None, stated: stated_preprocessing.Statements, entry: str | None = None
 ) -> FloatNetwork:
     """Read the network of a checkpoint, which is fused and exported, or of export.py's .onnx file.
 
@@ -113,7 +112,9 @@ def _assert_file(path: Path) -> None:
         raise UserError(f"there is no file {path}; give a checkpoint, or a file of export.py")
 
 
-def _read_onnx(path: Path, arch: str | None, stated: said.Statements) -> FloatNetwork:
+def _read_onnx(
+    path: Path, arch: str | None, stated: stated_preprocessing.Statements
+) -> FloatNetwork:
     _assert_file(path)
     try:
         model = onnx.load(path)
@@ -163,8 +164,8 @@ def _read_onnx(path: Path, arch: str | None, stated: said.Statements) -> FloatNe
             f"again with --size {asked[0]}"
         )
     _assert_finite(str(path), graph.weights(model))
-    own = said.of_habit(preprocessing, "the file")
-    preprocessing, classes, origins = said.resolve(
+    own = stated_preprocessing.of_habit(preprocessing, "the file")
+    preprocessing, classes, origins = stated_preprocessing.resolve(
         own, stated, classes=count, channels=preprocessing.channels, path=path
     )
     metadata["classes"] = classes or (metadata["classes"] and with_wnids(metadata["classes"]))

@@ -88,6 +88,13 @@ def plain(model: onnx.ModelProto, images: np.ndarray, scheme: Scheme) -> onnx.Mo
     return qdq.to_qdq(model, _clipped(histograms, "minmax", scheme), scheme)
 
 
+def title(scheme: Scheme) -> str:
+    """Return what reports call a scheme: "W8A8 per-channel", with ", full range" where it is."""
+    weights = "per-channel" if scheme.per_channel else "per-tensor"
+    is_full = scheme.dialect.saturates and not scheme.limited
+    return f"W8A8 {weights}{', full range' if is_full else ''}"
+
+
 def schemes(
     model: onnx.ModelProto,
     images: np.ndarray,
@@ -96,10 +103,10 @@ def schemes(
 ) -> tuple[dict[str, onnx.ModelProto], dict[str, Quantized]]:
     """Return the network in every scheme of the report, and the `Quantized` of each W8A8 scheme.
 
-    The names are "float", "W8A8 per-tensor, plain", "W8 per-tensor", "W8A8 per-tensor" and so on.
-    W8 schemes quantize the weights only; plain ones are of `plain`. Where the dialect's runtime
-    saturates, weights are limited to what no CPU's kernels saturate with, but for those of "W8A8
-    per-channel, full range".
+    The names are "float", those of `title`, and for both kinds of weights "W8 per-tensor", which
+    quantizes the weights only, and "W8A8 per-tensor, plain", which is of `plain`. Where the
+    dialect's runtime saturates, weights are limited to what no CPU's kernels saturate with, but for
+    those of the full range.
     """
     full = Scheme(limited=False, dialect=dialect)
     networks, quantized = {"float": model}, {}
@@ -113,10 +120,10 @@ def schemes(
         means = bias.means(best.equalized, images)
         alone = bias.correct(best.equalized, {}, images, means, scheme)
         networks[f"W8 {name}"] = qdq.to_qdq(alone.model, {}, scheme)
-        networks[f"W8A8 {name}"] = best.to_qdq()
-        quantized[f"W8A8 {name}"] = best
+        networks[title(scheme)] = best.to_qdq()
+        quantized[title(scheme)] = best
     if dialect.saturates:
         best = quantize(model, images, full, best.clip)
-        networks["W8A8 per-channel, full range"] = best.to_qdq()
-        quantized["W8A8 per-channel, full range"] = best
+        networks[title(full)] = best.to_qdq()
+        quantized[title(full)] = best
     return networks, quantized

@@ -20,7 +20,7 @@ from data.loader import Loader
 from data.transforms import Preprocessing
 from deployment import onnx_runtime
 from utils import write_atomically
-from weights import preprocessing as said
+from weights import stated_preprocessing
 from weights.files import sha256
 
 from . import calibration, dialects, float_network, floor, graph, ptq, qdq, report
@@ -28,7 +28,6 @@ from .dialects import DIALECTS, Scheme
 
 BATCH = 25  # batch size of the evaluation
 IMAGES = 64  # calibration images
-FEW = 16  # calibration images, below which their ranges are a matter of chance
 BASELINE = "W8A8 per-tensor, plain"  # the scheme that the chart compares with
 
 # networks by name and the side of their images -> (name, runtime) -> milliseconds an image
@@ -59,7 +58,7 @@ def write_calibrated(
     args: argparse.Namespace, target: Path, time_files: TimeFiles
 ) -> Outcome | None:
     """Quantize a float network with calibration images; write its file and its chart."""
-    photos = _calibration_files(args)
+    photos = calibration.files(args.calibration, args.images or IMAGES)
     chart = target.with_suffix(".png")
     _refuse_targets((target, chart), photos)
     utils.assert_writable(target)  # now, as the search for a floor may take hours
@@ -72,8 +71,10 @@ def write_calibrated(
     def batches() -> Iterable:
         return [(images, None)] if test is None else _batches(test, preprocessing)
 
-    networks, quantized = ptq.schemes(model, images, args.clip, DIALECTS[args.target])
-    name = f"W8A8 {args.weights}{', full range' if args.full_range else ''}"
+    dialect = DIALECTS[args.target]
+    networks, quantized = ptq.schemes(model, images, args.clip, dialect)
+    is_limited = dialect.saturates and not args.full_range
+    name = ptq.title(Scheme(args.weights == "per-channel", is_limited, dialect))
     chosen, int8 = quantized[name], networks[name]
     rows = report.compare(networks, batches())
     held: dict[str, dict] = {}
@@ -117,7 +118,7 @@ def write_calibrated(
     if chosen.scheme.in_float:
         noted["in_float"] = sorted(qdq.float_weights(model, chosen.scheme))
     int8.metadata_props.add(key="quantization", value=json.dumps(noted))
-    _write(int8, target, images, DIALECTS[args.target])
+    _write(int8, target, images, dialect)
     picture = report.chart(curves)
     write_atomically(chart, lambda file: file.write(picture))
     result = {
@@ -134,21 +135,6 @@ def write_calibrated(
         "chart": str(chart),
     }
     return Outcome(result, report.text(result, rows))
-
-
-def _calibration_files(args: argparse.Namespace) -> list[ImageFile]:
-    """Return the calibration images, and warn where they are few."""
-    photos = calibration.files(args.calibration, args.images or IMAGES)
-    different = calibration.different(photos)
-    if different < FEW:
-        kind = "" if different == len(photos) else "different "
-        print(
-            f"quantize.py: warning: {different} {kind}calibration images are few, and the ranges "
-            f"of the activations a matter of chance; give {FEW} or more, better 64, by "
-            "--calibration and --images",
-            file=sys.stderr,
-        )
-    return photos
 
 
 def hold_floor(
@@ -221,7 +207,9 @@ def write_trained(args: argparse.Namespace, target: Path) -> Outcome:
 
 def _read(args: argparse.Namespace) -> float_network.FloatNetwork:
     """Return the network to quantize, and print what its preprocessing is and why."""
-    read = float_network.read(args.model, args.arch, said.of_flags(args, args.size), args.entry)
+    read = float_network.read(
+        args.model, args.arch, stated_preprocessing.of_flags(args, args.size), args.entry
+    )
     dialect = DIALECTS[args.target]
     opset = next(o.version for o in read.model.opset_import if o.domain in ("", "ai.onnx"))
     if opset not in dialect.opsets:
@@ -231,7 +219,9 @@ def _read(args: argparse.Namespace) -> float_network.FloatNetwork:
         )
     if not args.json:
         origins = read.metadata.get("origins", {})
-        for line in said.lines(read.preprocessing, read.metadata["classes"], origins):
+        for line in stated_preprocessing.lines(
+            read.preprocessing, read.metadata["classes"], origins
+        ):
             print(line)
     return read
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ import onnx
 
 from data.evaluation import Score
 from deployment import onnx_runtime
+from utils import as_png
 
 from . import graph
 
@@ -159,6 +159,4 @@ def chart(curves: Mapping[str, Mapping[str, float]]) -> bytes:
     axes.set(ylabel="SQNR, dB", title="signal over quantization noise")
     axes.grid(alpha=0.3)
     axes.legend()
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=110)
-    return content.getvalue()
+    return as_png(figure)

@@ -127,5 +127,5 @@ def test_a_wrong_deploy_form_is_not_saved(command, saved, tmp_path, monkeypatch)
     monkeypatch.setattr(models, "to_deploy", broken)
     monkeypatch.setattr(equivalence, "to_deploy", broken)
     status, _, err = command("test", "--model", saved, "--data", data, "--switch-deploy", 1)
-    assert status == 2 and "was not saved: fusing it moves the logits by" in err
+    assert status == 2 and "was not saved: fusing" in err
     assert not list(saved.parent.glob("*-deploy.pkl"))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import data_pipeline
+from data.decoding import BadImageError
 from data.transforms import Preprocessing
 from tests.data.forms import tar
 from utils import UserError
@@ -68,6 +69,16 @@ def test_the_forms_must_be_of_the_same_images(image_folder, tmp_path):
     (folder / "val/pear/1.jpg").unlink()
     with pytest.raises(UserError, match="photos has 14 validation images and .*photos.tar 15; giv"):
         data_pipeline.find_same_images([str(folder), str(packed)], 20)
+
+
+@pytest.mark.parametrize("pipeline, library", [("Pillow", "Pillow"), ("MegEngine", "OpenCV")])
+def test_an_image_that_cannot_be_decoded_is_named(image_folder, pipeline, library):
+    folder = image_folder(train=4, val=2)
+    (folder / "train/pear/1.jpg").write_bytes(b"no image")
+    dataset = data_pipeline.find_images(folder, 18)
+    run = data_pipeline.variants(0)[pipeline]
+    with pytest.raises(BadImageError, match=f"{library} cannot decode the image .*pear/1.jpg"):
+        list(run(dataset, Preprocessing(size=32), 4, 0))
 
 
 @pytest.mark.parametrize(

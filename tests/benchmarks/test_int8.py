@@ -16,7 +16,7 @@ from data.transforms import Preprocessing
 from deployment.int8.dialects import DIALECTS
 from tests.support import write_image_folder
 from training import qat
-from training.distributed import Workers
+from training.distributed.process_group import Workers
 from weights import checkpoint
 
 

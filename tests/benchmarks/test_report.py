@@ -1,14 +1,17 @@
 """Reports of benchmark.py's sub-commands; their figures are tested with what they measure."""
 
+import argparse
 import csv
 import io
 import json
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 
-from benchmarks import report
+from benchmarks import commands, report
+from utils import UserError
 
 ROW = {"arch": "RepVGGA0", "size": 64, "batch": 8, "variant": "ours", "seconds": 0.5,
        "fastest": 0.4, "slowest": 0.75, "images_per_second": 16.0, "speedup": 2.0}  # fmt: skip
@@ -66,3 +69,31 @@ def test_a_file_that_cannot_be_written(command):
     status, out, err = command("benchmark", "train", *arguments, "--csv", "a" * 300)
     assert status == 2 and "File name too long" in err and len(err.splitlines()) == 1
     assert len(out.splitlines()) == 4  # what was measured is not lost
+
+
+def test_files_are_written_where_nobody_reads_the_table(tmp_path, monkeypatch):
+    def lost(*_, **__):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("builtins.print", lost)
+    args = argparse.Namespace(json=True, record=None, csv=tmp_path / "a.csv", chart=None)
+    with pytest.raises(BrokenPipeError):
+        report.write_report(args, "a title", [{"images": 3}], report.LAYOUTS["data"])
+    assert (tmp_path / "a.csv").read_text() == "images\n3\n"
+
+
+def test_a_network_that_fails_is_left_out(capsys, monkeypatch):
+    nets = [SimpleNamespace(arch=name) for name in "abc"]
+    monkeypatch.setattr(commands, "networks", lambda *_: [(net, None) for net in nets])
+
+    def measure(network, _):
+        if network.arch == bad:
+            raise UserError("it stalls")
+        return [{"arch": network.arch}]
+
+    bad = "b"
+    assert commands.of_each_network(None, [1], measure) == [{"arch": "a"}, {"arch": "c"}]
+    assert capsys.readouterr().err == "b left out: it stalls\n"
+    bad = "a"
+    with pytest.raises(UserError, match="it stalls"):
+        commands.of_each_network(None, [1], measure)

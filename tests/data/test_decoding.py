@@ -216,6 +216,16 @@ def test_a_header_of_ten_gigapixels():
         decoding.decode_content(bytes(content), "huge.png")
 
 
+@pytest.mark.parametrize("side", [65_500, 30_000])
+def test_a_jpeg_that_says_that_it_is_huge(side):
+    """Its missing rows are grey to libjpeg-turbo, in 13 and in 3 GB of memory."""
+    content = bytearray(cv2.imencode(".jpg", np.zeros((64, 64, 3), np.uint8))[1].tobytes())
+    frame = content.index(b"\xff\xc0")
+    content[frame + 5 : frame + 9] = side.to_bytes(2, "big") * 2
+    with pytest.raises(BadImageError, match="huge.jpg is corrupt"):
+        decoding.decode_content(bytes(content), "huge.jpg")
+
+
 def test_a_size_of_far_more_pixels_than_the_file_can_hold():
     """Missing rows of a TIFF are black to Pillow: half a gigapixel took 13 s and 3 GB."""
     content = saved(Image.new("L", (56, 48)), "TIFF")

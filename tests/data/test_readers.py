@@ -1,16 +1,18 @@
 """The same images in every form that holds image files: the same batches, bit for bit; errors."""
 
+import errno
 import json
 import os
 import re
 import shutil
 import tarfile
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
-from data import archives, class_order, datasets
+from data import archives, class_order, datasets, decoding
 from data.decoding import BadImageError
 from data.holdout import hold_out
 from data.loader import Loader
@@ -345,3 +347,63 @@ def test_what_is_no_data_is_refused_by_name(root, tmp_path):
         archive.write(root / "val/pear/1.jpg", "cat/1.jpg")
     refused("cat/1.jpg in the zip .* compressed otherwise than by deflate", tmp_path / "lzma.zip",
             "val")  # fmt: skip
+
+
+def test_archives_with_the_same_files_are_refused(root, tmp_path):
+    shutil.copy(tar(tmp_path / "some/train.tar", root / "train"), tmp_path / "some/train-copy.tar")
+    refused(r"train-copy.tar and \S+train.tar both have apple/", tmp_path / "some", "train")
+    assert len(open_dataset(f"{tmp_path}/some/train.tar", "train")) == 22
+
+
+def test_an_archive_named_for_two_parts_is_neither(root, tmp_path, command):
+    file = tar(tmp_path / "pets/train_val.tar", root / "train")
+    assert all(open_dataset(file.parent, split).whole for split in ("train", "val"))
+    status, _, err = command("train", "--data", file.parent, "--show-samples", tmp_path / "a.png")
+    assert status == 2 and "says which images are for validation; give --holdout 0.1" in err
+    tar(file, root)
+    assert not open_dataset(file.parent, "val").whole and len(open_dataset(file.parent, "val")) == 9
+    tar(tmp_path / "pets/test.tar", root / "val")
+    assert open_dataset(file.parent, "val").images[0].archive.endswith("test.tar")
+
+
+def test_tars_that_were_joined_to_one_file_are_refused(root, tmp_path):
+    content = b"".join(tar(tmp_path / f"{n}.tar", root).read_bytes() for n in range(2))
+    (tmp_path / "joined.tar").write_bytes(content)
+    refused(r"the tar \S+joined.tar goes on behind its end", tmp_path / "joined.tar", "val")
+
+
+@pytest.mark.parametrize("damage", ["a name that is no UTF-8", "a version to come"])
+def test_a_damaged_directory_of_a_zip_is_a_sentence(root, tmp_path, damage):
+    file = write_zip(tmp_path / "a.zip", root, 0)
+    content = bytearray(file.read_bytes())
+    entry = content.index(b"PK\1\2")
+    if damage == "a version to come":
+        content[entry + 6] = 99
+    else:
+        content[entry + 9] |= 8  # the name is said to be UTF-8
+        content[entry + 46] = 0xFF
+    file.write_bytes(content)
+    refused(r"the zip \S+a.zip is truncated or damaged", file, "val")
+
+
+def test_no_more_archives_are_open_than_a_process_may_have(root, tmp_path):
+    content = (root / "val/pear/1.jpg").read_bytes()
+    files = [tmp_path / f"{number:03}.tar" for number in range(80)]
+    for file in files:
+        with tarfile.open(file, "w") as archive:
+            add(archive, "pear/1.jpg", content)
+    members = [image for file in files for image in find_images(file)]
+    before = len(os.listdir("/proc/self/fd"))
+    with ThreadPoolExecutor(16) as pool:
+        assert {*pool.map(decoding.read, members * 4)} == {content}
+    assert len(os.listdir("/proc/self/fd")) <= before + 64
+
+
+def test_too_many_open_files_are_no_fault_of_an_image(root, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(UserError, match="allow more open files by ulimit -n") as error:
+        decoding.read(root / "val/pear/1.jpg")
+    assert not isinstance(error.value, BadImageError)

@@ -14,7 +14,7 @@ import pytest
 
 from tests.support import ROOT, write_image_folder
 from tests.training.test_run import equal
-from training import cluster, launch
+from training.distributed import cluster, launch
 from utils import UserError
 
 STAND_IN = ROOT / "tests" / "gpu" / "stand_in.py"
@@ -231,7 +231,7 @@ def test_a_stopped_worker_counts_as_lost(train, free_port):
     try:
         status, line = a.finish(SOON + 10)
         assert status == 2
-        assert re.search(r"worker 1 on \S+ has given no sign of life for 8 s", line), a.lines
+        assert re.search(r"worker 1 on \S+ has sent no heartbeat for 8 s", line), a.lines
     finally:
         b.worker(0).resume()
     assert b.finish(SOON)[0] not in (0, None)

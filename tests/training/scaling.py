@@ -22,7 +22,7 @@ import numpy as np
 from benchmarks import record
 from tests.support import ROOT
 from tests.training.hosts import Hosts, missing
-from training import launch
+from training.distributed import launch
 
 ROUNDS, TURNS = 15, 3  # all-reduces in a turn, and turns of each setting
 IMAGES = 512  # of a step, over all hosts

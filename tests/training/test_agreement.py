@@ -9,15 +9,9 @@ import numpy as np
 import pytest
 
 from data.readers import class_folders
-from training import (
-    agreement,
-    low_memory,
-    memory,
-    messages,
-    shared_memory,
-    start,
-)
-from training.distributed import Workers
+from training import agreement, low_memory, memory, messages
+from training.distributed import shared_memory
+from training.distributed.process_group import Workers
 from utils import UserError
 
 
@@ -74,7 +68,7 @@ def test_memory_is_charged_by_host(monkeypatch, free, short):
             self.lines = (*self.lines, line)
 
     folder = Folder()
-    assert start._memory_is_short(args, None, workers, folder) == short
+    assert low_memory._memory_is_short(args, None, workers, folder) == short
     assert len(folder.lines) == short
     if short:
         assert "may take 4.0 GB, and 3.0 GB are free" in folder.lines[0]

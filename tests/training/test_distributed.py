@@ -18,7 +18,7 @@ import pytest
 
 from tests.support import ROOT, write_image_folder
 from tests.training.test_run import SMALL, equal, finish, start, wait_for
-from training.distributed import Workers, synchronize_batch_norms
+from training.distributed.process_group import Workers, synchronize_batch_norms
 
 # two workers, with all that has state or is drawn at random
 ALL = [*SMALL[:-1], "--ngpus", "2", "--optimizer", "adamw", "--lr", "0.01", "--ema", "0.9",

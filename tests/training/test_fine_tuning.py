@@ -95,4 +95,23 @@ def test_a_classifier_of_other_classes_is_kept_with_a_warning(
         "--save", tmp_path, *FLAGS,
     )  # fmt: skip
     assert status == 0, err
-    assert out.count("the weights have the class 'fig' where the data has 'pear'") == said
+    warning = "the weights have the class 'fig' where the data has 'pear'"
+    assert out.count(warning) == said
+    status, out, err = command(
+        "train", "--arch", "RepGhost050", "--data", root / "data", "--pretrained", file, "--freeze",
+        "--save", tmp_path / "auto", "--resume", "auto", *FLAGS,
+    )  # fmt: skip
+    assert status == 0 and out.count(warning) == said, err  # there is no run yet
+
+
+def test_class_names_of_the_weights_are_not_asked_of_the_run(pretrained, command, tmp_path):
+    root, _ = pretrained
+    (tmp_path / "names.txt").write_text("\n".join("abcdefg"))
+    flags = [
+        "--data", root / "data", "--pretrained", root / "deploy.pkl", "--freeze", *FLAGS,
+        "--class-names", tmp_path / "names.txt", "--save", tmp_path, "--resume", "auto",
+    ]  # fmt: skip
+    for _ in range(2):  # a new run, and that run again
+        status, out, err = command("train", *flags)
+        assert status == 0, err
+    assert "resum" in out

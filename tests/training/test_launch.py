@@ -8,9 +8,9 @@ import pytest
 
 from data import cgroup
 from tests.support import ROOT
-from training import cluster, launch, mpi_environment, worker
+from training.distributed import cluster, launch, mpi_environment, worker
+from training.distributed.worker_monitor import WorkerMonitor
 from training.signals import StopSignal
-from training.worker_monitor import WorkerMonitor
 from utils import UserError
 
 VARIABLES = ("PMI_RANK", "PMI_SIZE", "PMI_FD", "PMIX_RANK", "SLURM_STEP_NUM_TASKS",
@@ -79,7 +79,7 @@ def test_a_connection_that_is_not_there_is_refused(environment):
 # two workers print how many they are, and their parent what is left of the input
 PROGRAM = """
 import sys, utils
-from training import launch, cluster
+from training.distributed import launch, cluster
 def work(workers):
     if workers.rank == 0:
         print(workers.size, "workers", flush=True)
@@ -96,7 +96,7 @@ utils.run(main)
 def test_workers_are_bound_to_cores_that_this_process_may_use():
     mine = max(os.sched_getaffinity(0))
     program = (
-        "import os, subprocess, sys; from training import launch\n"
+        "import os, subprocess, sys; from training.distributed import launch\n"
         f"os.sched_setaffinity(0, [{mine}])\n"
         "show = [sys.executable, '-c', 'import os; print(os.sched_getaffinity(0))']\n"
         "subprocess.run([*launch.mpiexec(1), *show])"

@@ -22,7 +22,7 @@ from deployment.int8 import dialects, float_network, graph, qdq, weights
 from deployment.onnx_graph import to_onnx
 from tests.deployment.networks import SMALL
 from training import qat
-from training.distributed import Workers
+from training.distributed.process_group import Workers
 from training.loop import Trainer
 from training.run_folder import RunFolder
 from training.settings import Settings

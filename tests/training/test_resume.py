@@ -13,7 +13,7 @@ from data.augment import Augmentation
 from data.datasets import Dataset
 from data.loader import Loader
 from data.transforms import Preprocessing
-from training import resume, start
+from training import low_memory, resume
 from training.settings import Settings
 from training.trainer_inputs import Data
 from utils import UserError
@@ -46,6 +46,10 @@ def test_the_same_run_goes_on_and_other_versions_are_a_warning(saved):
     versions = saved().training["versions"] | {"numpy": "1.0"}
     (warning,) = resume.check(saved(versions=versions), SETTINGS, data())
     assert warning.startswith("warning: numpy was 1.0 and is now ")
+    for name in ("pillow", "turbojpeg", "device"):
+        versions = saved().training["versions"] | {name: "other"}
+        (warning,) = resume.check(saved(versions=versions), SETTINGS, data())
+        assert warning.startswith(f"warning: {name} was other and is now ")
 
 
 def test_a_run_computes_as_before(saved, monkeypatch):
@@ -91,7 +95,7 @@ def test_the_memory_is_estimated_for_the_way_in_which_the_run_goes_on(
         ways.append(cpu.path())
         raise UserError("enough")
 
-    monkeypatch.setattr(start, "_memory_is_short", seen)
+    monkeypatch.setattr(low_memory, "_memory_is_short", seen)
     flags = ["--data", image_folder(), "--save", tmp_path, "--arch", "RepGhost050"]
     status, _, err = command("train", *flags, "--resume", path)
     assert status == 2 and ways == ["matmul"], err

@@ -175,6 +175,16 @@ def test_a_run_that_fails_at_once_leaves_no_folder(tmp_path):
     assert folder.path.exists()
 
 
+def test_a_run_that_was_moved_is_found_through_its_link(tmp_path):
+    run = open_folder(arguments(tmp_path, tag="a"))
+    run.write("latest.pkl", b"")
+    (tmp_path / "big").mkdir()
+    run.path.rename(tmp_path / "big/a")
+    run.path.symlink_to(tmp_path / "big/a")
+    (tmp_path / "big/a/back").symlink_to(run.path.parent)  # without an end
+    assert run_location.find(arguments(tmp_path, resume="auto")) == run.path / "latest.pkl"
+
+
 def test_best_comes_along_into_a_new_folder(tmp_path):
     old = open_folder(arguments(tmp_path, tag="a"))
     old.write("latest.pkl", b"")

@@ -17,7 +17,7 @@ import pytest
 from tests.support import ROOT, write_image_folder
 from tests.training.hosts import Hosts, missing
 from tests.training.test_run import equal
-from training import launch
+from training.distributed import launch
 
 pytestmark = [
     pytest.mark.slow,
@@ -133,7 +133,7 @@ def test_a_host_that_is_lost_ends_the_run(train, hosts, how):
     status = run.process.wait(20 + SOON)
     out = run.out.read_text()
     assert status not in (0, None)
-    assert "worker 1 on node-b has given no sign of life for 10 s (--worker-timeout)" in out, out
+    assert "worker 1 on node-b has sent no heartbeat for 10 s (--worker-timeout)" in out, out
     if how == "stopped":
         run.kill("node-b", signal.SIGCONT)
     run.finish(20 + SOON)  # the lost host misses the other too

@@ -19,7 +19,7 @@ import utils
 from data import datasets, transforms
 from data.augment import Augmentation
 from data.loader import Loader
-from training import launch
+from training.distributed import launch
 from training.loop import Trainer
 from training.run_folder import RunFolder
 from training.settings import Settings

@@ -22,24 +22,24 @@ from weights import (
     checkpoint,
     export,
     layouts,
-    preprocessing,
     recognition,
     recorded_preprocessing,
+    stated_preprocessing,
 )
 from weights.state import shapes_of
 
-HABIT = preprocessing.of_habit(TORCHVISION, "assumed: theirs")
+HABIT = stated_preprocessing.of_habit(TORCHVISION, "assumed: theirs")
 ODD = Preprocessing(
     "BGR", (101.7, 102.3333333333, 103.1), (51.5, 52.25, 1 / 3), 96, "bicubic", 0.93, "pillow"
 )
 
 
 def resolve(*statements, classes=10):
-    return preprocessing.resolve(HABIT, *statements, classes=classes, path="a.pth")
+    return stated_preprocessing.resolve(HABIT, *statements, classes=classes, path="a.pth")
 
 
 def flags(**given):
-    return preprocessing.of_flags(Namespace(**given))
+    return stated_preprocessing.of_flags(Namespace(**given))
 
 
 def state_of(arch, form="train", classes=10):
@@ -167,7 +167,7 @@ def test_a_record_of_other_values_is_refused_by_name():
 )
 def test_class_names_are_read(tmp_path, text, names):
     (tmp_path / "names.txt").write_bytes(text.encode())
-    assert preprocessing.read_class_names(tmp_path / "names.txt") == names
+    assert stated_preprocessing.read_class_names(tmp_path / "names.txt") == names
 
 
 def test_class_names_that_are_none_or_too_few_are_refused(tmp_path):
@@ -246,7 +246,7 @@ def test_habits_are_those_that_each_source_publishes(
 ):
     layout = next(s for s in layouts.SOURCES if s.name == source and s.archs[:6] == arch[:6])
     foreign = recognition.Foreign(layout, arch, {}, 1000, {}, [])
-    found, _, origins = preprocessing.resolve(foreign.habit, classes=1000, path="a")
+    found, _, origins = stated_preprocessing.resolve(foreign.habit, classes=1000, path="a")
     assert (found.crop_ratio, found.size) == (crop_ratio, size)
     assert (found.interpolation, found.resize_backend) == (interpolation, backend)
     name = catalog.published(source, arch).name

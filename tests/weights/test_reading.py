@@ -5,6 +5,7 @@ import bz2
 import collections
 import datetime
 import enum
+import errno
 import functools
 import gzip
 import io
@@ -32,7 +33,7 @@ import weights
 from tests.support import ONE_OF_EACH, slow_but
 from tests.weights.torch_writer import Call, Global, Storage, whole, write_legacy, write_zip
 from utils import UserError
-from weights import catalog, checkpoint, files, formats, layouts, recognition
+from weights import archives, catalog, checkpoint, files, formats, layouts, recognition
 from weights.state import form_of, shapes_of
 
 ARCH = "RepGhost050"
@@ -728,6 +729,19 @@ def test_averaged_weights_that_are_no_whole_network_are_named(tensors):
     assert foreign.entry == "model"
     assert "the averaged weights 'ema.shadow' are not taken, as they lack what a" in foreign.note
     assert "running_mean is missing" in foreign.note
+
+
+def test_a_full_disk_is_no_fault_of_the_file(tensors, tmp_path, monkeypatch):
+    path = tmp_path / "weights.pkl.gz"
+    path.write_bytes(gzip.compress(pickle.dumps(tensors)))
+
+    class Full(io.BytesIO):
+        def write(self, _):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(archives.tempfile, "NamedTemporaryFile", lambda **_: Full())
+    with pytest.raises(UserError, match="weights.pkl.gz is compressed, and unpacking it needs"):
+        files.read(path)
 
 
 def test_a_file_that_is_compressed_twice_is_refused(tensors, tmp_path, rng):

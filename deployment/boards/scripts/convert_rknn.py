@@ -26,6 +26,7 @@ except ImportError as error:
 else:
     _missing = None
 
+_KEYS = {"name", "model", "size", "color", "mean", "std"}  # what is read of network.json
 ALGORITHMS = ("normal", "kl_divergence", "mmse")
 
 
@@ -79,10 +80,8 @@ def main() -> int:
             parser.error(f"{path} would replace another file; give another name")
     os.chdir(folder)  # what dataset.txt names is relative to it
     try:
-        network = json.loads(Path("network.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        parser.error(f"cannot read {folder / 'network.json'}; it is a file of the kit")
-    try:
+        network = _read_network(folder / "network.json")
+        images = [] if args.evaluate == 0 else _read_labels(folder / "val_label.txt")
         if _missing:
             raise ToolkitError(
                 f"cannot import rknn-toolkit2 ({_missing}); run this in an environment that has it"
@@ -96,9 +95,9 @@ def main() -> int:
             "build_seconds": round(seconds, 1),
             "toolkit": _version(),
         }
-        if args.evaluate != 0 and Path("val_label.txt").is_file():
+        if images:
             _call(rknn, "init_runtime")
-            result.update(_evaluate(rknn, network, args.evaluate))
+            result.update(_evaluate(rknn, network, images, args.evaluate or len(images)))
         rknn.release()
     except ToolkitError as error:
         print(f"convert.py: error: {error}", file=sys.stderr)
@@ -108,6 +107,35 @@ def main() -> int:
     if report:
         report.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return 0
+
+
+def _read_network(file: Path) -> dict[str, Any]:
+    """Return the content of network.json; raise ToolkitError where it is of no kit."""
+    try:
+        network = json.loads(file.read_text(encoding="utf-8"))
+        missing = _KEYS - network.keys()
+    except (OSError, ValueError, AttributeError):
+        raise ToolkitError(f"cannot read {file}; it is a file of the kit") from None
+    if missing:
+        raise ToolkitError(f"{file} has no {min(missing)}; copy all files of one kit")
+    return network
+
+
+def _read_labels(file: Path) -> list[tuple[str, int]]:
+    """Return (name, label) of each image in evaluation/; none where the kit has no such images.
+
+    Raises ToolkitError where the file is damaged.
+    """
+    if not file.is_file():
+        return []
+    lines = file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    try:
+        pairs = [(name, int(label)) for name, label in (line.rsplit(" ", 1) for line in lines)]
+    except ValueError:
+        pairs = []
+    if not pairs:
+        raise ToolkitError(f"{file} has other lines than NAME LABEL, or none; copy it from the kit")
+    return pairs
 
 
 def _build(
@@ -208,23 +236,26 @@ def _call(rknn: Any, method: str, *arguments: Any, **named: Any) -> Any:
     return result
 
 
-def _evaluate(rknn: Any, network: dict[str, Any], count: int | None) -> dict[str, Any]:
-    """Return top-1 of the float network and of the simulated one, and how often they agree."""
-    lines = Path("val_label.txt").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    count = min(count or len(lines), len(lines))
-    lines = [lines[i * len(lines) // count] for i in range(count)]
+def _evaluate(
+    rknn: Any, network: dict[str, Any], images: list[tuple[str, int]], count: int
+) -> dict[str, Any]:
+    """Return top-1 of the float network and of the simulated one, and how often they agree.
+
+    `count` of the images, (name, label), are taken evenly; all if there are fewer.
+    """
+    count = min(count, len(images))
+    images = [images[i * len(images) // count] for i in range(count)]
     of_float = _float_network(network)
     right, simulated, agree, start = 0, 0, 0, time.perf_counter()
-    for number, line in enumerate(lines, start=1):
-        name, label = line.rsplit(" ", 1)
+    for number, (name, label) in enumerate(images, start=1):
         crop = pixels.read_image(f"evaluation/{name}")
         if crop is None:
             raise ToolkitError(f"cannot read evaluation/{name}; copy it from the kit")
         expected = _class(of_float(crop))
         image = pixels.in_network_order(crop, network)[None]
         actual = _class(_call(rknn, "inference", inputs=[image], data_format=["nhwc"])[0])
-        right += expected == int(label)
-        simulated += actual == int(label)
+        right += expected == label
+        simulated += actual == label
         agree += actual == expected
         if number % 100 == 0:
             print(f"{number} of {count} images", file=sys.stderr)

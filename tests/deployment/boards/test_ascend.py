@@ -235,6 +235,18 @@ def ais_bench(folder, rows, form, rate=407.16, batch=1):
     return path
 
 
+def test_outputs_beside_the_summary_come_before_those_it_names(tmp_path, monkeypatch):
+    summary = ais_bench(tmp_path / "result", {"c": [1, 3]}, "npy")
+    said = json.loads(summary.read_text())
+    said["filesinfo"]["0"]["outfiles"] = ["./result/c_0.npy"]
+    summary.write_text(json.dumps(said))
+    (tmp_path / "labels.txt").write_text("c.jpg 1\n")
+    (tmp_path / "elsewhere").mkdir()
+    ais_bench(tmp_path / "elsewhere" / "result", {"c": [3, 1]}, "npy")  # of another network
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert facts(ascend_results.score(summary, tmp_path / "labels.txt"))[2] == "100.0%"
+
+
 def test_outputs_are_those_of_the_kits_network(tmp_path):
     labels = tmp_path / "val_label.txt"
     labels.write_text("a.jpg 3\n")
@@ -344,11 +356,15 @@ def test_labels_of_files_in_another_encoding(tmp_path):
     ],
 )
 def test_bad_dumps(tmp_path, command, rows, message):
+    """In text; an empty .npy is of a copy that was interrupted."""
     (tmp_path / "labels.txt").write_text("c.jpg 0\nd.jpg 1\n")
     dump, out = dumped(tmp_path / "dump", rows), tmp_path / "out.json"
     status, _, err = command("ascend", "score", dump, tmp_path / "labels.txt", out)
     assert status == 2 and not out.exists() and err.count("\n") == 1
     with pytest.raises(UserError, match=message):
+        ascend_results.score(dump, tmp_path / "labels.txt")
+    (dump / "c_0.npy").touch()
+    with pytest.raises(UserError, match="c_0.npy is no dumped output"):
         ascend_results.score(dump, tmp_path / "labels.txt")
 
 

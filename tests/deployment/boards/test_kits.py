@@ -36,7 +36,7 @@ def test_the_kits(command, trained, photos, tmp_path):
     flags = ["--model", trained, "--kit", "rdk-x5", "--calibration", photos, "--images", 4]
     status, said, err = command("export", *flags, "--out", out, "--json")
     said = json.loads(said)
-    assert (status, err) == (0, "")
+    assert status == 0 and err.startswith("warning: 4 calibration images are few, ")
     assert sorted(said["files"]) == sorted(path.name for path in out.iterdir())
     assert len(list((out / "calibration_data_rgb_f32").iterdir())) == 4
     network = onnx.load(out / "RepVGG-A0.onnx")
@@ -58,7 +58,7 @@ def test_rockchips_kit(command, trained, photos, tmp_path):
     flags = ["--model", trained, "--kit", "rknn", "--calibration", photos / "train"]
     status, said, err = command("export", *flags, "--data", photos, "--out", out, "--json")
     said = json.loads(said)
-    assert (status, err) == (0, "")
+    assert status == 0 and err.startswith("warning: 4 calibration images are few, ")
     assert sorted(said["files"]) == sorted(path.name for path in out.iterdir())
     assert len(list((out / "calibration").iterdir())) == 4
     assert len(list((out / "evaluation").iterdir())) == 6

@@ -311,6 +311,10 @@ def test_bad_input_leaves_nothing(tmp_path, tiny, photos, monkeypatch):
     (tmp_path / "photos2").mkdir()
     before = sorted(tmp_path.rglob("*"))
     refused("there are no images in .*photos2", tmp_path / "photos2")
+    for number in range(3):
+        cv2.imwrite(f"{tmp_path}/photos2/{number}.png", np.full((40, 40, 3), 90 * number, np.uint8))
+    before = sorted(tmp_path.rglob("*"))
+    refused("each of the 3 images for calibration is of one colour", tmp_path / "photos2")
     (photos / "b" / "z.jpg").write_bytes(b"no image")
     before = sorted(tmp_path.rglob("*"))
     refused("z.jpg is corrupt")

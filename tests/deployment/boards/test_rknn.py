@@ -170,7 +170,17 @@ def test_a_quantized_file_is_not_quantized_again(network, photos, test_images, t
     evaluated.rename(tmp_path / "moved.png")
     status, _, err = run(out / "convert.py", runtime="toolkit")
     assert status == 2 and f"cannot read evaluation/{evaluated.name}; copy it" in err
-    (out / "network.json").rename(tmp_path / "network.json")
+    labels = (out / "val_label.txt").read_text()
+    for damaged in ("", labels + "photo.png\n", labels + "photo.png pear\n"):
+        (out / "val_label.txt").write_text(damaged)
+        status, _, err = run(out / "convert.py", runtime="toolkit")
+        assert status == 2 and "val_label.txt has other lines than NAME LABEL, or none" in err
+    content = json.loads((out / "network.json").read_text())
+    del content["mean"]
+    (out / "network.json").write_text(json.dumps(content))
+    status, _, err = run(out / "convert.py", runtime="toolkit")
+    assert status == 2 and "network.json has no mean; copy all files of one kit" in err
+    (out / "network.json").unlink()
     status, _, err = run(out / "convert.py", runtime="toolkit")
     assert status == 2 and "network.json; it is a file of the kit" in err
     for flag, path, said in (

@@ -14,7 +14,7 @@ from pathlib import Path
 from utils import UserError
 
 from .cluster import MPI_VARIABLES, Hosts
-from .distributed import MPI
+from .process_group import MPI
 
 
 def check_connection() -> None:

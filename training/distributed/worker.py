@@ -24,10 +24,11 @@ import utils
 from data import processes
 from utils import UserError
 
-from . import cluster, mpi_environment, rendezvous, shared_memory, signals
+from .. import signals
+from . import cluster, mpi_environment, rendezvous, shared_memory
 from .cluster import ONE_HOST, Hosts
-from .distributed import MPI, NCCL, Workers
-from .signs_of_life import SignsOfLife
+from .heartbeat import Heartbeat
+from .process_group import MPI, NCCL, Workers
 from .worker_monitor import end_file
 
 Work = Callable[[Workers], int]  # what a process does; returns its exit status
@@ -86,7 +87,7 @@ class _Worker:
         self._note: Path | None = None
         self._address: tuple[str, int] | None = None  # of a server beyond this mpiexec
         self._server: rendezvous.Server | None = None  # beside worker 0
-        self._signs: SignsOfLife | rendezvous.Watch | None = None
+        self._heartbeat: Heartbeat | rendezvous.Watch | None = None
         self._ending = threading.Lock()
 
     def join(self, count: int) -> Workers:
@@ -114,7 +115,7 @@ class _Worker:
             mpi_environment.check_flags(count, self._hosts, workers)
         if environment.gpu_count() == 0 or workers.size * self._hosts.count == 1:
             if workers.size > 1:
-                self._signs = SignsOfLife(workers, self._timeout, self.fail)
+                self._heartbeat = Heartbeat(workers, self._timeout, self.fail)
             return workers
         if self._note is not None and self._hosts.count > 1:  # an mpiexec on every host
             return self._join_launched(
@@ -184,13 +185,13 @@ class _Worker:
         absent.start()
         workers = NCCL(rank, size, device, address, port, hosts)
         absent.cancel()
-        self._signs = rendezvous.Watch(address, port, rank, size, self._timeout, self.fail)
+        self._heartbeat = rendezvous.Watch(address, port, rank, size, self._timeout, self.fail)
         return workers
 
     def leave(self, status: int) -> None:
         """Part from the others, who have all done their work."""
-        if self._signs is not None:
-            self._signs.stop()
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
         self._write(f"{status}\n")
 
     def fail(self, reason: str, status: int = 2) -> NoReturn:

@@ -1,7 +1,7 @@
-"""Signs of life that the workers of MPI send each other, so that no one waits for a lost host.
+"""Heartbeats that the workers of MPI send each other, so that no one waits for a lost host.
 
-MPI waits without end for a host whose power or network is gone. A thread of every worker sends a
-sign whatever the worker does, be it a step, an evaluation or a slow save: to worker 0, which sends
+MPI waits without end for a host whose power or network is gone. A thread of every worker sends
+one whatever the worker does, be it a step, an evaluation or a slow save: to worker 0, which sends
 one to all. Whoever misses them for too long ends the run on its host.
 """
 
@@ -14,21 +14,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .distributed import MPI
+from .process_group import MPI
 from .rendezvous import silence
 
 if TYPE_CHECKING:
     import mpi4py.MPI
 
-_SIGN, _LEAVING = 1, 2  # tags of messages
+_BEAT, _LEAVING = 1, 2  # tags of messages
 
 
-class SignsOfLife:
-    """The thread that sends and awaits the signs of this worker; it starts at once.
+class Heartbeat:
+    """The thread that sends and awaits the heartbeats of this worker; it starts at once.
 
     Args:
         workers: all of them, which must each have one.
-        timeout: seconds without a sign after which a worker counts as lost.
+        timeout: seconds without one after which a worker counts as lost.
         fail: is called in the thread with a sentence about the worker that is lost.
     """
 
@@ -39,7 +39,7 @@ class SignsOfLife:
         now = time.monotonic()
         self._heard = dict.fromkeys(self._peers, now)
         self._gone: set[int] = set()
-        self._sent: dict[int, mpi4py.MPI.Request] = {}  # the request of the last sign to each peer
+        self._sent: dict[int, mpi4py.MPI.Request] = {}  # the request of the last one to each peer
         self._nothing = np.empty(0, np.uint8)
         self._leave = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -58,7 +58,7 @@ class SignsOfLife:
             if now > last + self._timeout / 2:  # this process itself was stopped meanwhile
                 self._heard = dict.fromkeys(self._peers, now)
             last = now
-            self._send(_SIGN)
+            self._send(_BEAT)
             self._receive(now)
             for peer, heard in self._heard.items():
                 if now > heard + self._timeout and peer not in self._gone:
@@ -78,7 +78,7 @@ class SignsOfLife:
 
     def _receive(self, now: float) -> None:
         for peer in self._peers:
-            for tag in (_SIGN, _LEAVING):
+            for tag in (_BEAT, _LEAVING):
                 while self._comm.Iprobe(peer, tag):
                     self._comm.Recv(self._nothing, peer, tag)
                     self._heard[peer] = now

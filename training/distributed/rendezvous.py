@@ -1,7 +1,7 @@
 """MegEngine's server, at which the processes of a run on GPUs meet, and what else it carries.
 
 The server runs beside worker 0. It is MegEngine's own, with a dictionary that anyone can write to
-and wait for. That dictionary carries signs of life, and the reason for which a run fails, to hosts
+and wait for. That dictionary carries heartbeats, and the reason for which a run fails, to hosts
 that no common mpiexec can end.
 """
 
@@ -96,20 +96,20 @@ def announce_failure(address: str, port: int, reason: str) -> None:
 
 
 def silence(worker: str, timeout: float) -> str:
-    """Return the sentence about a worker that has given no sign of life for `timeout` seconds."""
+    """Return the sentence about a worker that has sent no heartbeat for `timeout` seconds."""
     return (
-        f"{worker} has given no sign of life for {timeout:g} s (--worker-timeout): its host is "
+        f"{worker} has sent no heartbeat for {timeout:g} s (--worker-timeout): its host is "
         "down, the network is cut, or the process is stopped"
     )
 
 
 class Watch:
-    """Signs of life of the workers, and the reason of a failure elsewhere, through the server.
+    """Heartbeats of the workers, and the reason of a failure elsewhere, through the server.
 
     Args:
         address, port: those of the server, beside worker 0.
         rank, size: number of this worker, and number of all.
-        timeout: seconds without a sign of life after which a worker counts as lost.
+        timeout: seconds without a heartbeat after which a worker counts as lost.
         fail: is called in a thread with a sentence when the run has failed.
     """
 
@@ -126,10 +126,10 @@ class Watch:
         self._leaving = False
         self._start(self._await_failure)
         if rank:
-            self._start(self._give_signs)
+            self._start(self._send_heartbeats)
         else:
             for other in range(1, size):
-                self._start(self._await_signs, other)
+                self._start(self._await_heartbeats, other)
 
     def stop(self) -> None:
         """Watch no longer; all workers have done their work."""
@@ -149,7 +149,7 @@ class Watch:
             time.sleep(1)  # the parent of worker 0 may know more
             self._end("worker 0 has ended, and its server with it")
 
-    def _give_signs(self) -> None:
+    def _send_heartbeats(self) -> None:
         number = 0
         try:
             while not self._leaving:
@@ -161,7 +161,7 @@ class Watch:
             time.sleep(1)
             self._end(silence(f"worker 0 at {self._place[0]}", self._timeout))
 
-    def _await_signs(self, other: int) -> None:
+    def _await_heartbeats(self, other: int) -> None:
         number, host = 0, "its host"
         try:
             while not self._leaving:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from data import cgroup
 
-from . import rendezvous, signals
+from .. import signals
+from . import rendezvous
 from .cluster import ONE_HOST, Hosts
 
 _GRACE = 2.0  # seconds that mpiexec has to end the other workers

@@ -26,9 +26,10 @@ import utils
 from data import processes
 from utils import UserError
 
-from . import cluster, signals, worker
+from .. import signals
+from . import cluster, worker
 from .cluster import ONE_HOST, Hosts
-from .distributed import Workers
+from .process_group import Workers
 from .worker import FOLDER, Work
 from .worker_monitor import WorkerMonitor
 
@@ -57,7 +58,7 @@ def run(
         work: what each worker does with the group that it is in; returns an exit status.
         count: number of workers on this host; one for each GPU where there are GPUs.
         hosts: several hosts with GPUs, if the command is started on each.
-        timeout: seconds without a sign of life from a worker after which all end.
+        timeout: seconds without a heartbeat of a worker after which all end.
         advice: what to do after a failure of work that was under way, as the end of a sentence.
 
     Raises UserError where the machine does not allow it.
