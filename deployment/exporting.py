@@ -71,18 +71,17 @@ def run(args: argparse.Namespace) -> Outcome:
         from .onnx_export import export_onnx
 
         details = {"opset": args.opset or 17, "batch": args.batch or "batch", "half": args.half}
-        exported = export_onnx(model, target, preprocessing, **common, **details)
+        facts = export_onnx(model, target, preprocessing, **common, **details)._asdict()
     else:
         from .mge_export import export_mge
 
         details = {"layout": args.layout or "nchw"}
-        exported = export_mge(model, target, preprocessing, **common, **details)
+        facts = export_mge(model, target, preprocessing, **common, **details)._asdict()
     batch = details.get("batch", "batch")
     sides = ("height", "width") if free_size else size
+    outputs: dict[str, list] = {"output": [args.output_name, [batch, model.num_classes]]}
     if args.features:
         outputs = {"outputs": features.shapes(model, batch, sides)}
-    else:
-        outputs = {"output": [args.output_name, [batch, model.num_classes]]}
     result = {
         **metadata,
         "format": args.format,
@@ -91,7 +90,7 @@ def run(args: argparse.Namespace) -> Outcome:
         **outputs,
         **details,
         "network_parameters": models.profile(model, 32).parameters,
-        **exported._asdict(),
+        **facts,
         "file": str(target),
         "bytes": target.stat().st_size,
         "sha256": sha256(target),

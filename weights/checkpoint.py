@@ -317,7 +317,7 @@ def newest(folder: str | PathLike, name: str) -> Path | None:
     Links to folders are followed, as a run may have been moved to another disk.
     """
     matches, seen = [], set()
-    for path, below, contents in os.walk(folder, followlinks=True):
+    for path, below, contents in os.walk(os.fspath(folder), followlinks=True):
         real = os.path.realpath(path)
         if real in seen:  # a link to a folder that it is in
             below.clear()

@@ -29,7 +29,7 @@ def files(source: str | Path, count: int) -> list[ImageFile]:
     available = readers.find_images(source)
     if not available:
         raise UserError(f"there are no images in {source}; give some; 64 suffice")
-    chosen = evenly(available, count)
+    chosen: list[ImageFile] = evenly(available, count)
     different = len({_digest(file) for file in chosen})
     if different < FEW:
         kind = "" if different == len(chosen) else "different "
