@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar, overload
@@ -14,7 +15,7 @@ from data import readers
 from data.decoding import ImageFile, decode
 from data.decoding import read as content_of
 from data.transforms import Preprocessing
-from utils import UserError, say_once
+from utils import UserError
 
 T = TypeVar("T")
 FEW = 16  # images, below which the ranges of the activations are a matter of chance
@@ -33,10 +34,11 @@ def files(source: str | Path, count: int) -> list[ImageFile]:
     different = len({_digest(file) for file in chosen})
     if different < FEW:
         kind = "" if different == len(chosen) else "different "
-        say_once(
+        print(
             f"warning: {different} {kind}calibration images are few, and the ranges of the "
             f"activations a matter of chance; give {FEW} or more, better 64, by --calibration and "
-            "--images"
+            "--images",
+            file=sys.stderr,
         )
     return chosen
 

@@ -356,7 +356,7 @@ def test_archives_with_the_same_files_are_refused(root, tmp_path):
 
 
 def test_an_archive_named_for_two_parts_is_neither(root, tmp_path, command):
-    file = tar(tmp_path / "pets/train_val.tar", root / "train")
+    file = tar(tmp_path / "pets/train_val.tar", root / "train", "pets")
     assert all(open_dataset(file.parent, split).whole for split in ("train", "val"))
     status, _, err = command("train", "--data", file.parent, "--show-samples", tmp_path / "a.png")
     assert status == 2 and "says which images are for validation; give --holdout 0.1" in err

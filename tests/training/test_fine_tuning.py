@@ -108,7 +108,7 @@ def test_class_names_of_the_weights_are_not_asked_of_the_run(pretrained, command
     root, _ = pretrained
     (tmp_path / "names.txt").write_text("\n".join("abcdefg"))
     flags = [
-        "--data", root / "data", "--pretrained", root / "deploy.pkl", "--freeze", *FLAGS,
+        "--data", root / "data", "--pretrained", root / "basecls.pkl", "--freeze", *FLAGS,
         "--class-names", tmp_path / "names.txt", "--save", tmp_path, "--resume", "auto",
     ]  # fmt: skip
     for _ in range(2):  # a new run, and that run again
