@@ -2,10 +2,10 @@
 """Quantize a trained network to int8, and write it as an ONNX file with a report.
 
 The network is fused and its layers are equalized, which changes no bit of the float network. Then
-activations are clipped, weights are rounded, and each channel's mean and deviation are corrected.
-A few images without labels suffice for calibration. With --data, the accuracy is measured on other
-images. A network trained by train.py --qat is not calibrated: the file gets the ranges and weights
-of its training.
+activations are clipped, weights are rounded and biases are corrected, so that each layer keeps its
+mean output. A few images without labels suffice for calibration. With --data, the accuracy is
+measured on other images. A network trained by train.py --qat is not calibrated: the file gets the
+ranges and weights of its training.
 
 For a calibrated network, a chart (.png, beside the file) shows the signal-to-quantization-noise
 ratio (SQNR) of every layer.

@@ -65,7 +65,7 @@ compiler_parameters:
 
 _INT16 = """
 {count} operators are computed in int16, see node_info. They were chosen by a simulation of int8,
-without the vendor's tools and with corrected layers: with all tensors in int8 the SQNR of the
+without the vendor's tools and with corrected biases: with all tensors in int8 the SQNR of the
 logits is {before:.1f} dB, with the tensors of these operators in more bits {after:.1f} dB.
 """
 
@@ -229,7 +229,7 @@ def _most_sensitive(
 ) -> sensitivity.Sensitive:
     """Return the operators of the network that cost most accuracy in int8.
 
-    Layers are corrected for the int8 weights, whose noise would hide that of the activations.
+    Biases are corrected for the int8 weights, whose noise would hide that of the activations.
     """
     training = model.training
     model.eval()

@@ -42,7 +42,7 @@ def most_sensitive(
     16 bits are so much finer than 8 that float stands for them here.
 
     Args:
-        model: network for any batch size, of opset 13 or higher, its layers corrected for int8.
+        model: network for any batch size, of opset 13 or higher, its biases corrected for int8.
         bounds: ranges of its activations.
         images: images to measure on, float32 [N, C, H, W], normalized.
         expected: logits of the float network for these images, float32 [N, classes].

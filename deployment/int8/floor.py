@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from tqdm import tqdm
 
-from . import calibration, correction, graph, qdq
+from . import bias, calibration, graph, qdq
 from .ptq import Quantized
 
 SENSITIVITY_IMAGES = 16  # each layer is measured on as many
@@ -40,12 +40,12 @@ class Outcome(NamedTuple):
 def sensitivity(quantized: Quantized, images: np.ndarray) -> dict[str, float]:
     """Return layer -> SQNR of the logits in dB when only that layer is int8, the lowest first.
 
-    Its weights and its input are rounded, and it is corrected. Each layer costs two passes
+    Its weights and its input are rounded, and its bias is corrected. Each layer costs two passes
     over `SENSITIVITY_IMAGES` of the images.
     """
     images = calibration.evenly(images, SENSITIVITY_IMAGES)
     model, layers = quantized.equalized, graph.layers(quantized.equalized)
-    expected, target = graph.logits(model, images), correction.moments(model, images)
+    expected, means = graph.logits(model, images), bias.means(model, images)
     names = {node.name for node in layers}
     # whether a runtime can compute the layer alone in int8 does not matter here
     dialect = replace(quantized.scheme.dialect, behind_layers=False)
@@ -55,19 +55,18 @@ def sensitivity(quantized: Quantized, images: np.ndarray) -> dict[str, float]:
         alone = replace(quantized.scheme, dialect=dialect, in_float=others)
         read = qdq.quantized_input(model, node, quantized.bounds)
         bounds = {read: quantized.bounds[read]} if read is not None else {}
-        corrected = correction.correct_layer(model, node, bounds, images, target, alone)
+        corrected = bias.correct_layer(model, node, bounds, images, means, alone)
         logits = graph.logits(qdq.to_qdq(corrected, bounds, alone), images)
         noise[node.name] = graph.sqnr(expected, logits)
     return dict(sorted(noise.items(), key=lambda item: item[1]))
 
 
 def keep_in_float(quantized: Quantized, names: list[str], images: np.ndarray) -> Quantized:
-    """Return how to quantize a network with some layers in float, its layers corrected anew."""
+    """Return how to quantize a network with some layers in float, its biases corrected anew."""
     scheme = replace(quantized.scheme, in_float=frozenset(names))
     model = quantized.equalized
     bounds = {name: quantized.bounds[name] for name in qdq.activations(model, scheme)}
-    target = correction.moments(model, images)
-    corrected = correction.correct(model, bounds, images, target, scheme)
+    corrected = bias.correct(model, bounds, images, bias.means(model, images), scheme)
     return quantized._replace(model=corrected.model, bounds=bounds, scheme=scheme)
 
 

@@ -1,4 +1,4 @@
-"""Post-training quantization: equalization, clipping and correction in one function."""
+"""Post-training quantization: equalization, clipping and bias correction in one function."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import onnx
 
-from . import correction, equalize, graph, qdq, ranges
+from . import bias, equalize, graph, qdq, ranges
 from .dialects import DIALECTS, Dialect, Scheme
 
 _DEFAULT = Scheme()
@@ -18,8 +18,8 @@ class Quantized(NamedTuple):
     """Arguments of `qdq.to_qdq` for a network, and how they were chosen.
 
     Attributes:
-        model: equalized float network, its layers corrected for int8 weights and activations.
-        equalized: equalized float network before the correction.
+        model: equalized float network, its biases corrected for int8 weights and activations.
+        equalized: equalized float network before the bias correction.
         bounds: ranges of the activations.
         clip: method that chose the ranges.
         tried: clipping method -> SQNR of the logits on the calibration images in dB.
@@ -51,7 +51,7 @@ def quantize(
         images: calibration images, float32 [N, C, H, W], normalized.
         scheme: what to quantize, and how.
         clip: one of `ranges.CLIPS`, or "auto" for the one with the highest SQNR of the logits on
-            `images` after the correction.
+            `images` after bias correction.
     """
     if scheme.per_channel:
         equalized = equalize.by_activations(model, images)
@@ -59,13 +59,13 @@ def quantize(
         equalized = equalize.by_weights(model)
     equalize.assert_exact(model, equalized, images)
     expected = graph.logits(equalized, images)
-    target = correction.moments(equalized, images)
+    means = bias.means(equalized, images)
     histograms = ranges.histograms(equalized, qdq.activations(equalized, scheme), images)
     results: dict[str, Quantized] = {}
     tried: dict[str, float] = {}
     for method in ranges.CLIPS if clip == "auto" else (clip,):
         bounds = _clipped(histograms, method, scheme)
-        corrected = correction.correct(equalized, bounds, images, target, scheme)
+        corrected = bias.correct(equalized, bounds, images, means, scheme)
         results[method] = Quantized(corrected.model, equalized, bounds, method, tried, scheme)
         tried[method] = graph.sqnr(expected, corrected.logits)
     return results[max(tried, key=tried.__getitem__)]
@@ -117,8 +117,8 @@ def schemes(
             model, images, replace(full, per_channel=per_channel)
         )
         best = quantize(model, images, scheme, clip)
-        target = correction.moments(best.equalized, images)
-        alone = correction.correct(best.equalized, {}, images, target, scheme)
+        means = bias.means(best.equalized, images)
+        alone = bias.correct(best.equalized, {}, images, means, scheme)
         networks[f"W8 {name}"] = qdq.to_qdq(alone.model, {}, scheme)
         networks[title(scheme)] = best.to_qdq()
         quantized[title(scheme)] = best

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from deployment.int8 import correction, floor, graph, ptq, qdq
+from deployment.int8 import bias, floor, graph, ptq, qdq
 from deployment.int8.dialects import DIALECTS, Scheme
 from tests.deployment.networks import SMALL
 from tests.support import slow_but
@@ -123,8 +123,9 @@ def test_rockchips_poolings_are_emulated_as_they_are_written(kind, float_onnx, i
     read = {name for node in int8.graph.node for name in node.input}
     read |= {value.name for value in int8.graph.output}
     assert all(set(node.output) <= read for node in int8.graph.node if node.output)  # none is idle
-    target = correction.moments(mixed.equalized, images)
-    corrected = correction.correct(mixed.equalized, mixed.bounds, images, target, mixed.scheme)
+    corrected = bias.correct(
+        mixed.equalized, mixed.bounds, images, bias.means(mixed.equalized, images), mixed.scheme
+    )
     assert graph.sqnr(corrected.logits, graph.logits(int8, images)) > 30
 
 
@@ -144,8 +145,9 @@ def test_layers_in_float_read_float(target, float_onnx, images):
     in_float = {n.name for n in graph.layers(int8) if n.input[1] in weights}
     assert in_float - {*chosen} == ({layers[1]} if target == "onnxruntime" else set())
     assert not any(n.input[0] in quantized_tensors for n in graph.layers(int8) if n.name in chosen)
-    target = correction.moments(mixed.equalized, images)
-    corrected = correction.correct(mixed.equalized, mixed.bounds, images, target, mixed.scheme)
+    corrected = bias.correct(
+        mixed.equalized, mixed.bounds, images, bias.means(mixed.equalized, images), mixed.scheme
+    )
     assert graph.sqnr(corrected.logits, graph.logits(int8, images)) > 30  # as it is emulated
 
 

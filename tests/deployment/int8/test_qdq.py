@@ -7,7 +7,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from deployment.int8 import correction, graph, qdq, ranges
+from deployment.int8 import bias, graph, qdq, ranges
 from deployment.int8.dialects import UINT8, Scheme
 from tests.deployment.networks import SMALL
 from tests.support import slow_but
@@ -29,14 +29,19 @@ def test_scale_and_zero():
 @pytest.mark.parametrize("kind", SMALL)
 @pytest.mark.parametrize("per_channel", slow_but([True], [True, False]))
 def test_every_family_computes_what_is_stated(kind, per_channel, float_onnx, images):
-    """Against the emulation in float, operator by operator, of `correction.correct`: with the
-    quantized network's own moments as its target it corrects nothing."""
+    """Against the emulation in float, operator by operator, of `bias.correct`: with the float
+    network's own quantized means as its target it corrects nothing."""
     model, scheme = float_onnx(kind), Scheme(per_channel)
     bounds = bounds_of(model, images)
     int8 = qdq.to_qdq(model, bounds, scheme)
     onnx.checker.check_model(int8, full_check=True)
-    own = correction.moments(int8, images[:8], [node.output[0] for node in graph.layers(model)])
-    emulated = correction.correct(model, bounds, images[:8], own, scheme).logits
+    outputs = [node.output[0] for node in graph.layers(model)]
+    (values,) = graph.run(int8, images[:8], outputs)
+    means = {
+        name: value.mean((0, *range(2, value.ndim)), dtype=np.float64)
+        for name, value in zip(outputs, values, strict=True)
+    }
+    emulated = bias.correct(model, bounds, images[:8], means, scheme).logits
     assert graph.sqnr(emulated, graph.logits(int8, images[:8])) > 30
     assert graph.sqnr(graph.logits(model, images), graph.logits(int8, images)) > 3
 

@@ -1,20 +1,18 @@
-"""Correction: restore the mean and the deviation of each channel, layer by layer.
+"""Bias correction: restore the channel means that quantization shifts, layer by layer.
 
-Rounded weights and clipped activations shift the mean of each channel and shrink its deviation, and
-both accumulate from layer to layer. In the network's order, each layer's bias is changed so that
-the mean of its output over the calibration images, computed from the quantized network's own input,
-equals the float network's; and, where each channel's weights have a scale of their own, they are
-multiplied so that its standard deviation does too. That changes the scales alone: the integers stay
-the same.
+Rounded weights and clipped activations shift the mean of each channel, and the shifts accumulate
+from layer to layer. In the network's order, each layer's bias is changed so that the mean of its
+output over the calibration images, computed from the quantized network's own input, equals the
+float network's.
 
-Source of the means: Nagel et al., Data-Free Quantization Through Weight Equalization and Bias
-Correction, ICCV 2019 (arXiv 1906.04721), section 4.2, in its empirical form.
+Source: Nagel et al., Data-Free Quantization Through Weight Equalization and Bias Correction, ICCV
+2019 (arXiv 1906.04721), section 4.2, in its empirical form.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -28,50 +26,40 @@ from . import graph, qdq
 from .dialects import Grid, Scheme
 
 _DEFAULT = Scheme()
-_LARGEST_FACTOR = 1.25  # of a channel's weights, whose deviation may be a matter of few images
 
 
 class Corrected(NamedTuple):
-    """The float network with corrected layers, and the quantized network's logits [N, classes]."""
+    """The float network with corrected biases, and the quantized network's logits [N, classes]."""
 
     model: onnx.ModelProto
     logits: np.ndarray
 
 
-class Moments(NamedTuple):
-    """Mean and standard deviation of each channel over images and positions, float64 [C]."""
-
-    mean: np.ndarray
-    deviation: np.ndarray
-
-
-def moments(
-    model: onnx.ModelProto, images: np.ndarray, names: Sequence[str] | None = None
-) -> dict[str, Moments]:
-    """Return the moments of the tensors `names`, by default the outputs of all layers."""
-    names = names or [node.output[0] for node in graph.layers(model)]
-    sums: dict[str, np.ndarray] = {}  # of the values and of their squares, [2, C]
-    for batch in graph.run(model, images, names, "means and deviations"):
+def means(model: onnx.ModelProto, images: np.ndarray) -> dict[str, np.ndarray]:
+    """Return each layer's output tensor -> its mean over images and positions, float64 [C]."""
+    names = [node.output[0] for node in graph.layers(model)]
+    sums: dict[str, np.ndarray] = {}
+    for batch in graph.run(model, images, names, "means"):
         for name, value in zip(names, batch, strict=True):
-            sums[name] = sums.get(name, 0) + _powers(value) * len(value)
-    return {name: _moments(total / len(images)) for name, total in sums.items()}
+            sums[name] = sums.get(name, 0) + _mean(value) * len(value)
+    return {name: total / len(images) for name, total in sums.items()}
 
 
 def correct(
     model: onnx.ModelProto,
     ranges: Mapping[str, tuple[float, float]],
     images: np.ndarray,
-    target: Mapping[str, Moments],
+    target: Mapping[str, np.ndarray],
     scheme: Scheme = _DEFAULT,
 ) -> Corrected:
-    """Correct the layers of a float network for quantization by `qdq.to_qdq`.
+    """Correct the biases of a float network for quantization by `qdq.to_qdq`.
 
     The feature maps of all images between two layers are held in memory.
 
     Args:
         model, ranges, scheme: arguments of `qdq.to_qdq`.
         images: calibration images, float32 [N, C, H, W], normalized.
-        target: `moments` of the float network.
+        target: `means` of the float network.
     """
     weights = graph.weights(model)
     changed = {}
@@ -92,7 +80,7 @@ def correct(
             tensors[name] = _fake_quantize(tensors[name], grid, *ranges[name])
 
     quantize(entry)
-    for node in tqdm(model.graph.node, desc="correction", leave=False, disable=None):
+    for node in tqdm(model.graph.node, desc="bias correction", leave=False, disable=None):
         if node.op_type == "Constant":
             weights[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
             continue
@@ -104,12 +92,9 @@ def correct(
         given = {**tensors, **raw} if node.name in in_float else tensors
         tensors[name] = _run(node, model, given, constants)
         if node.op_type in graph.LAYERS and len(node.input) > 2:
-            factor, shift = _factor_and_shift(
-                target[name], _moments(_powers(tensors[name])), scheme
-            )
-            changed |= _corrected(node, weights, factor, shift)
+            shift = target[name] - _mean(tensors[name])
+            changed[node.input[2]] = weights[node.input[2]] + shift
             shape = (-1, *[1] * (tensors[name].ndim - 2))
-            tensors[name] *= factor.astype(np.float32).reshape(shape)
             tensors[name] += shift.astype(np.float32).reshape(shape)
         quantize(name)
         for read in node.input:
@@ -125,51 +110,21 @@ def correct_layer(
     node: NodeProto,
     ranges: Mapping[str, tuple[float, float]],
     images: np.ndarray,
-    target: Mapping[str, Moments],
+    target: Mapping[str, np.ndarray],
     scheme: Scheme,
 ) -> onnx.ModelProto:
-    """Correct one layer as `correct` does, for a network in which only it is int8."""
+    """Correct the bias of one layer as `correct` does, for a network in which only it is int8."""
     if len(node.input) < 3:
         return model
-    (name,) = node.output
-    found = moments(qdq.to_qdq(model, ranges, scheme), images, [name])[name]
-    factor, shift = _factor_and_shift(target[name], found, scheme)
-    return graph.with_weights(model, _corrected(node, graph.weights(model), factor, shift))
+    (name,), (_, _, shifted) = node.output, node.input
+    int8 = qdq.to_qdq(model, ranges, scheme)
+    sums = sum(_mean(value) * len(value) for (value,) in graph.run(int8, images, [name]))
+    shift = target[name] - sums / len(images)
+    return graph.with_weights(model, {shifted: graph.weights(model)[shifted] + shift})
 
 
-def _factor_and_shift(
-    target: Moments, found: Moments, scheme: Scheme
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return what to multiply a layer's output by and to add then, float64 [C] each."""
-    factor = np.ones_like(found.mean)
-    if scheme.per_channel:
-        varies = (found.deviation > 0) & (target.deviation > 0)
-        np.divide(target.deviation, found.deviation, out=factor, where=varies)
-        factor = np.clip(factor, 1 / _LARGEST_FACTOR, _LARGEST_FACTOR)
-    return factor, target.mean - factor * found.mean
-
-
-def _corrected(
-    node: NodeProto, weights: Mapping[str, np.ndarray], factor: np.ndarray, shift: np.ndarray
-) -> dict[str, np.ndarray]:
-    """Return the weights and the bias of a layer whose output is multiplied and shifted."""
-    _, weight, bias = node.input
-    along_channels = factor.reshape(-1, *[1] * (weights[weight].ndim - 1))
-    return {
-        weight: (weights[weight] * along_channels).astype(np.float32),
-        bias: (weights[bias] * factor + shift).astype(np.float32),
-    }
-
-
-def _powers(x: np.ndarray) -> np.ndarray:
-    """Return the mean of the values of each channel and that of their squares, float64 [2, C]."""
-    axes = (0, *range(2, x.ndim))
-    return np.stack([x.mean(axes, dtype=np.float64), np.square(x).mean(axes, dtype=np.float64)])
-
-
-def _moments(powers: np.ndarray) -> Moments:
-    mean, square = powers
-    return Moments(mean, np.sqrt(np.maximum(square - mean**2, 0)))
+def _mean(x: np.ndarray) -> np.ndarray:
+    return x.mean((0, *range(2, x.ndim)), dtype=np.float64)
 
 
 def _fake_quantize(x: np.ndarray, grid: Grid, low: float, high: float) -> np.ndarray:
