@@ -21,7 +21,7 @@ from .members import Index, Members
 
 SUMS = "SHA256SUMS"  # the last file of a tar that tar_writer.py has written
 
-_VERSION = 3
+_VERSION = 4
 
 
 def kind(path: Path) -> str:

@@ -101,9 +101,9 @@ def _opened(archive: str) -> _OpenFile:
     """
     file = _open.get(archive)
     if file is None:
-        for name in list(_open)[: len(_open) + 1 - _OPEN_FILES]:
-            _open.pop(name, None)
         file = _open[archive] = _OpenFile(archive)
+        for name in list(_open)[: max(0, len(_open) - _OPEN_FILES)]:
+            _open.pop(name, None)
     return file
 
 

@@ -18,7 +18,7 @@ def stalled(image: object, limit: float) -> UserError:
     """Return the error for an image that was not ready within `limit` seconds."""
     return UserError(
         f"reading the image {image} takes more than {limit:g} s; look at that file and at the disk "
-        "or network that it is on; --stall-timeout of train.py and test.py waits longer"
+        "or network that it is on; train.py and test.py wait longer with a larger --stall-timeout"
     )
 
 

@@ -53,8 +53,8 @@ class EquivalenceCheck(NamedTuple):
                 "without --half"
             )
         return (
-            "a network that has not been trained can be so sensitive to rounding; give trained "
-            "weights by --model"
+            "a network that has not been trained can be so sensitive to rounding; if its weights "
+            "are random, give trained ones by --model"
         )
 
     def __str__(self) -> str:

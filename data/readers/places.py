@@ -154,11 +154,15 @@ def _is_of(file: Path, words: Sequence[str]) -> bool:
 def _among(source: Path, files: list[Path], names: Sequence[str], exact: bool) -> Place | None:
     """Return those of the files that have the first possible name of a split in theirs.
 
-    A file with the name of another split too, such as train_val.zip, holds the data of both.
+    A file with the name of another split too, such as train_val.zip, holds the data of both, unless
+    another file is of that split alone.
     """
-    others = [word for group in _WORDS.values() if not {*names} & {*group} for word in group]
-    for is_whole in (False, True):
-        candidates = [file for file in files if _is_of(file, others) == is_whole]
+    groups = [] if exact else [group for group in _WORDS.values() if not {*names} & {*group}]
+    others = [word for group in groups for word in group]
+    alone = [file for file in files if not _is_of(file, others)]
+    mixed = [file for file in files if _is_of(file, others)]
+    of_other = any(not _is_of(file, names) for file in mixed)
+    for candidates, is_whole in ((alone, False), (mixed, not of_other)):
         for name in names:
             if chosen := [file for file in candidates if _is_of(file, [name])]:
                 return _of_files(source, chosen, names, exact, is_whole)

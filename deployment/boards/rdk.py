@@ -153,7 +153,6 @@ def write_kit(
             f"the size is {preprocessing.size}, but NV12 images have even sides; give --size "
             f"{preprocessing.size - 1} or {preprocessing.size + 1}"
         )
-    files = calibration.files(images, count)
     variant = models.variant_name(model.arch, model.options)
     names = names_of(variant, preprocessing.size, board)
     color = preprocessing.color.lower()
@@ -166,13 +165,14 @@ def write_kit(
         "size": preprocessing.size,
         "short": preprocessing.short_side,
         "color": color,
-        "count": len(files),
         "calibration": CALIBRATION.format(color=color),
         "mean": " ".join(f"{value:.8g}" for value in preprocessing.mean),
         "scale": " ".join(f"{1 / value:.8f}".rstrip("0") for value in preprocessing.std),
         **names,
     }
     with kit.new_folder(out) as folder:
+        files = calibration.files(images, count)
+        values["count"] = len(files)
         export_onnx(
             model,
             folder / names["onnx"],

@@ -100,10 +100,10 @@ def write_kit(
     """
     from deployment.onnx_export import export_onnx
 
-    files = calibration.files(images, count)
     variant = models.variant_name(model.arch, model.options)
     compiled = f"{variant}.rknn"
     with kit.new_folder(out) as folder:
+        files = calibration.files(images, count)
         export_onnx(
             model,
             folder / f"{variant}.onnx",

@@ -78,7 +78,7 @@ def test_an_image_that_cannot_be_decoded_is_named(image_folder, pipeline, librar
     dataset = data_pipeline.find_images(folder, 18)
     run = data_pipeline.variants(0)[pipeline]
     with pytest.raises(BadImageError, match=f"{library} cannot decode the image .*pear/1.jpg"):
-        list(run(dataset, Preprocessing(size=32), 4, 0))
+        list(run(dataset, Preprocessing(size=32), 6, 0))
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def test_rows(network, command, tmp_path, monkeypatch):
     flags += ["--calibration", photos / "train", "--data", photos, "--target", "tensorrt"]
     flags += ["--rounds", 1, "--seconds", 0.01, "--json"]
     status, said, err = command("benchmark", "int8", *flags)
-    assert (status, err) == (0, "")
+    assert status == 0 and err.startswith("warning: 4 calibration images are few, ")
     rows = {row["scheme"]: row for row in json.loads(said)}
     assert [*rows] == [
         "float",

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from data import archives, class_order, datasets, decoding
+from data import members as members_of
 from data.decoding import BadImageError
 from data.holdout import hold_out
 from data.loader import Loader
@@ -364,6 +365,9 @@ def test_an_archive_named_for_two_parts_is_neither(root, tmp_path, command):
     assert not open_dataset(file.parent, "val").whole and len(open_dataset(file.parent, "val")) == 9
     tar(tmp_path / "pets/test.tar", root / "val")
     assert open_dataset(file.parent, "val").images[0].archive.endswith("test.tar")
+    assert not open_dataset(file.parent, "train").whole  # as the other part is in a file of its own
+    named = tar(tmp_path / "named/val_v2.tar", root / "val", "photos")
+    assert len(open_dataset(named.parent, "val_v2", exact=True)) == 9
 
 
 def test_tars_that_were_joined_to_one_file_are_refused(root, tmp_path):
@@ -386,13 +390,17 @@ def test_a_damaged_directory_of_a_zip_is_a_sentence(root, tmp_path, damage):
     refused(r"the zip \S+a.zip is truncated or damaged", file, "val")
 
 
-def test_no_more_archives_are_open_than_a_process_may_have(root, tmp_path):
+def test_no_more_archives_are_open_than_a_process_may_have(root, tmp_path, monkeypatch):
     content = (root / "val/pear/1.jpg").read_bytes()
     files = [tmp_path / f"{number:03}.tar" for number in range(80)]
     for file in files:
         with tarfile.open(file, "w") as archive:
             add(archive, "pear/1.jpg", content)
     members = [image for file in files for image in find_images(file)]
+    monkeypatch.setattr(members_of, "_open", {})
+    for member in members[:40]:
+        member.read()
+    assert len(members_of._open) == 40  # and none is opened again
     before = len(os.listdir("/proc/self/fd"))
     with ThreadPoolExecutor(16) as pool:
         assert {*pool.map(decoding.read, members * 4)} == {content}
