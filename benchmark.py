@@ -75,7 +75,12 @@ def main(argv: list[str] | None = None) -> int:
         from training.distributed import launch
 
         return launch.run(partial(commands.time_all_reduce, args), args.ngpus)
-    title, rows = commands.MEASUREMENTS[args.command](args)
+    failure = None
+    try:
+        title, rows = commands.MEASUREMENTS[args.command](args)
+    except commands.Incomplete as error:
+        title, rows, failure = "measured before the error", error.rows, error
+        args.record = None  # which has all networks
     against = args.command == "train" and args.against == "pytorch"
     layout = report.LAYOUTS["against" if against else args.command]
     try:
@@ -83,6 +88,8 @@ def main(argv: list[str] | None = None) -> int:
             commands.draw_networks(args, rows)
     finally:
         report.write_report(args, title, rows, layout)
+    if failure is not None:
+        raise failure
     return 0
 
 

@@ -74,11 +74,11 @@ def main(argv: list[str] | None = None) -> int:
 
     from data import sources
     from deployment import network
-    from weights import catalog, checkpoint, stated_preprocessing
+    from weights import catalog, newest, stated_preprocessing
 
     environment.hide_unused_gpus()
     environment.tune_for_computing()
-    path = catalog.locate(args.model) if args.model else checkpoint.newest_best()
+    path = catalog.locate(args.model) if args.model else newest.best()
     stated = stated_preprocessing.of_flags(args, args.size)
     net = network.load(path, args.arch, args.entry, stated)
     for line in stated_preprocessing.lines(net.preprocessing, net.classes, net.origins):

@@ -22,7 +22,7 @@ from deployment import fusion_check, network, network_file
 from deployment.verification import Runner
 from training.distributed.process_group import Workers
 from utils import UserError, json_text
-from weights import catalog, checkpoint, stated_preprocessing
+from weights import catalog, checkpoint, newest, stated_preprocessing
 
 from . import html_report, record
 from .predictions import Predictions
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace, workers: Workers) -> int:
     say = print if workers.rank == 0 and not args.json else lambda _: None
     if args.report is not None:  # now, as a test may take hours
         html_report.make_folder(args.report)
-    path = catalog.locate(args.model) if args.model else checkpoint.newest_best()
+    path = catalog.locate(args.model) if args.model else newest.best()
     if not args.model:
         say(f"testing the newest checkpoint, {path}")
     scorer = Scorer(args, path, workers, say)

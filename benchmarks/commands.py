@@ -26,6 +26,14 @@ if TYPE_CHECKING:
     from .training_step import Point
 
 
+class Incomplete(utils.UserError):
+    """The failure of a network behind others; `rows` are those that were measured before."""
+
+    def __init__(self, message: str, rows: Rows):
+        super().__init__(message)
+        self.rows = rows
+
+
 def time_inference(args: argparse.Namespace) -> tuple[str, Rows]:
     """Measure every network with every batch size and number of threads."""
     from .inference.latency import inference
@@ -72,18 +80,16 @@ def time_throughput(args: argparse.Namespace) -> tuple[str, Rows]:
 def of_each_network(
     args: argparse.Namespace, batches: list[int], measure: Callable[[Network, Settings], Rows]
 ) -> Rows:
-    """Return the rows of all networks; one that fails behind others is left out, with its reason.
+    """Return the rows of all networks.
 
-    Raises UserError where the first one fails.
+    Raises Incomplete where one fails behind others, and UserError where the first one does.
     """
     rows: Rows = []
-    for network, settings in networks(args, batches):
-        try:
+    try:
+        for network, settings in networks(args, batches):
             rows += measure(network, settings)
-        except utils.UserError as error:
-            if not rows:
-                raise
-            utils.say_once(f"{network.arch} left out: {error}")
+    except utils.UserError as error:
+        raise Incomplete(str(error), rows) if rows else error from None
     return rows
 
 

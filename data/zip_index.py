@@ -43,7 +43,8 @@ def of_zip(path: Path) -> Index:
                 packed = entry.compress_size if entry.compress_type else -1
                 names.append(entry.filename)
                 places.append((offset, entry.file_size, packed))
-    except (zipfile.BadZipFile, struct.error, ValueError, NotImplementedError):  # as zipfile raises
+    # of a name that is not in its encoding, and of a version to come, zipfile raises the last two
+    except (zipfile.BadZipFile, struct.error, UnicodeDecodeError, NotImplementedError):
         after = f" behind {shown(names[-1])}" if names else ""
         raise UserError(
             f"the zip {shown(path)} is truncated or damaged{after}; give a whole copy"

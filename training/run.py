@@ -15,13 +15,13 @@ from weights.checkpoint import Checkpoint
 from . import (
     agreement,
     constant_norms,
-    data_sets,
     find_lr,
     gpu,
     low_memory,
     messages,
     options,
     resume,
+    run_data,
     run_location,
     starting_point,
 )
@@ -38,7 +38,7 @@ def run(args: argparse.Namespace, workers: Workers) -> int:
 
     Raises UserError for data, weights or a folder that cannot be used.
     """
-    train_set, val_set = data_sets.of_flags(args)
+    train_set, val_set = run_data.of_flags(args)
     agreement.on_data(train_set, val_set, workers)
     seen = run_location.find(args)
     resume_from, unshared = agreement.on_checkpoint(seen, workers)

@@ -12,7 +12,7 @@ import models
 from models.staged import STRIDES
 
 from utils import UserError
-from weights import checkpoint
+from weights import newest
 
 from .run_folder import RunFolder
 
@@ -26,7 +26,7 @@ def find(args: argparse.Namespace) -> Path | None:
         if args.tag:  # a run may be in a folder below that of another
             files = [home / args.tag / "latest.pkl" for home in homes]
         else:
-            files = [file for home in homes if (file := checkpoint.newest(home, "latest.pkl"))]
+            files = [file for home in homes if (file := newest.file_called("latest.pkl", home))]
         there = filter(Path.exists, files)
         return max(there, key=lambda file: file.stat().st_mtime, default=None)
     return None if args.resume is None else Path(args.resume)

@@ -6,11 +6,9 @@ A checkpoint file of this project is a pickle of arrays and plain values: those 
 
 from __future__ import annotations
 
-import os
 import pickle
 from dataclasses import asdict, dataclass, field, replace
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import megengine.module as M
@@ -309,29 +307,3 @@ def of_foreign(foreign: recognition.Foreign, path: str | PathLike) -> Checkpoint
         origins=origins,
         note=foreign.note,
     )
-
-
-def newest(folder: str | PathLike, name: str) -> Path | None:
-    """Return the file called `name` in `folder` or below that was written last, or None.
-
-    Links to folders are followed, as a run may have been moved to another disk.
-    """
-    matches, seen = [], set()
-    for path, below, contents in os.walk(os.fspath(folder), followlinks=True):
-        real = os.path.realpath(path)
-        if real in seen:  # a link to a folder that it is in
-            below.clear()
-        elif name in contents:
-            matches.append(Path(path, name))
-        seen.add(real)
-    return max(matches, key=lambda file: file.stat().st_mtime, default=None)
-
-
-def newest_best() -> Path:
-    """Return the best.pkl under checkpoints/ that was written last; raise UserError without one."""
-    path = newest("checkpoints", "best.pkl")
-    if path is None:
-        raise UserError(
-            "there is no best.pkl under checkpoints/; train first (python train.py) or give --model"
-        )
-    return path

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from benchmarks import commands, report
+from benchmarks import commands, record, report
 from utils import UserError
 
 ROW = {"arch": "RepVGGA0", "size": 64, "batch": 8, "variant": "ours", "seconds": 0.5,
@@ -82,7 +82,7 @@ def test_files_are_written_where_nobody_reads_the_table(tmp_path, monkeypatch):
     assert (tmp_path / "a.csv").read_text() == "images\n3\n"
 
 
-def test_a_network_that_fails_is_left_out(capsys, monkeypatch):
+def test_what_was_measured_before_a_failure_is_reported(command, tmp_path, monkeypatch):
     nets = [SimpleNamespace(arch=name) for name in "abc"]
     monkeypatch.setattr(commands, "networks", lambda *_: [(net, None) for net in nets])
 
@@ -92,8 +92,20 @@ def test_a_network_that_fails_is_left_out(capsys, monkeypatch):
         return [{"arch": network.arch}]
 
     bad = "b"
-    assert commands.of_each_network(None, [1], measure) == [{"arch": "a"}, {"arch": "c"}]
-    assert capsys.readouterr().err == "b left out: it stalls\n"
-    bad = "a"
-    with pytest.raises(UserError, match="it stalls"):
+    with pytest.raises(commands.Incomplete, match="it stalls") as stopped:
         commands.of_each_network(None, [1], measure)
+    assert stopped.value.rows == [{"arch": "a"}]
+
+    def fails(_):
+        raise stopped.value
+
+    monkeypatch.setitem(commands.MEASUREMENTS, "throughput", fails)
+    monkeypatch.setattr(record, "write", lambda *_: pytest.fail("a record of a part"))
+    flags = ["--json", "--csv", tmp_path / "a.csv", "--record", "x"]
+    status, out, err = command("benchmark", "throughput", *flags)
+    assert status == 2 and json.loads(out) == [{"arch": "a"}] and "it stalls" in err
+    assert (tmp_path / "a.csv").read_text() == "arch\na\n"
+    bad = "a"
+    with pytest.raises(UserError, match="it stalls") as first:
+        commands.of_each_network(None, [1], measure)
+    assert not isinstance(first.value, commands.Incomplete)

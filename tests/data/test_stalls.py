@@ -9,6 +9,8 @@ import threading
 import time
 from dataclasses import replace
 
+import models
+
 import numpy as np
 import psutil
 import pytest
@@ -20,6 +22,7 @@ from data.transforms import Preprocessing
 from tests.data.test_loader import data_workers, gone
 from tests.support import ROOT
 from utils import UserError
+from weights import checkpoint
 
 SMALL = Preprocessing(size=32)
 
@@ -43,6 +46,24 @@ def test_an_image_that_stalls_is_an_error_that_names_it(val, workers):
     assert 0.4 < time.monotonic() - begun < 15
     assert gone(data_workers())
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def test_a_test_waits_as_long_as_it_is_told(val, command, tmp_path):
+    file = tmp_path / "best.pkl"
+    model = models.create("RepGhost050", 3)
+    checkpoint.save(checkpoint.of_model(model, SMALL, ["apple", "pear", "plum"]), file)
+    flags = [
+        "--model",
+        file,
+        "--data",
+        val.images[0].parents[2],
+        "--stall-timeout",
+        0.5,
+        "--workers",
+        0,
+    ]
+    status, _, err = command("test", *flags)
+    assert status == 2 and "takes more than 0.5 s; look at" in err
 
 
 def test_a_stall_is_noticed_behind_messages_that_the_worker_does_not_read(val):

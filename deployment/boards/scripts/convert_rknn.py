@@ -20,13 +20,13 @@ try:
     import numpy as np
     import onnxruntime
     import pixels
+    from program import BoardError, read_network
     from rknn.api import RKNN
 except ImportError as error:
     _missing: ImportError | None = error
 else:
     _missing = None
 
-_KEYS = {"name", "model", "size", "color", "mean", "std"}  # what is read of network.json
 ALGORITHMS = ("normal", "kl_divergence", "mmse")
 
 
@@ -79,13 +79,13 @@ def main() -> int:
         if path and (path in kept or out == report):
             parser.error(f"{path} would replace another file; give another name")
     os.chdir(folder)  # what dataset.txt names is relative to it
+    if _missing:
+        parser.error(
+            f"cannot import rknn-toolkit2 ({_missing}); run this in an environment that has it"
+        )
     try:
-        network = _read_network(folder / "network.json")
+        network = read_network(folder / "network.json")
         images = [] if args.evaluate == 0 else _read_labels(folder / "val_label.txt")
-        if _missing:
-            raise ToolkitError(
-                f"cannot import rknn-toolkit2 ({_missing}); run this in an environment that has it"
-            )
         rknn, seconds = _build(args, network, qdq)
         _call(rknn, "export_rknn", str(out or network["model"]))
         result = {
@@ -99,7 +99,7 @@ def main() -> int:
             _call(rknn, "init_runtime")
             result.update(_evaluate(rknn, network, images, args.evaluate or len(images)))
         rknn.release()
-    except ToolkitError as error:
+    except (BoardError, ToolkitError) as error:
         print(f"convert.py: error: {error}", file=sys.stderr)
         return 2
     for key, value in result.items():
@@ -107,18 +107,6 @@ def main() -> int:
     if report:
         report.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return 0
-
-
-def _read_network(file: Path) -> dict[str, Any]:
-    """Return the content of network.json; raise ToolkitError where it is of no kit."""
-    try:
-        network = json.loads(file.read_text(encoding="utf-8"))
-        missing = _KEYS - network.keys()
-    except (OSError, ValueError, AttributeError):
-        raise ToolkitError(f"cannot read {file}; it is a file of the kit") from None
-    if missing:
-        raise ToolkitError(f"{file} has no {min(missing)}; copy all files of one kit")
-    return network
 
 
 def _read_labels(file: Path) -> list[tuple[str, int]]:

@@ -60,7 +60,7 @@ def main(open_board: Callable, threads: Sequence[int] = (1,)) -> int:
         parser.error("--top and --frames must be at least 1")
     folder = Path(__file__).resolve().parent
     try:
-        network = _read_network(folder / "network.json")
+        network = read_network(folder / "network.json")
         model = Path(args.model or folder / network["model"])
         if not model.is_file():
             raise BoardError(f"there is no {model}; compile it as README.txt says, or give --model")
@@ -76,8 +76,8 @@ def main(open_board: Callable, threads: Sequence[int] = (1,)) -> int:
     return 2 if bad else 0
 
 
-def _read_network(file: Path) -> dict[str, Any]:
-    """Return the content of network.json."""
+def read_network(file: Path) -> dict[str, Any]:
+    """Return the content of network.json; raise BoardError where it is of no kit."""
     try:
         network = json.loads(file.read_text(encoding="utf-8"))
         missing = _KEYS - network.keys()

@@ -182,7 +182,7 @@ def test_a_quantized_file_is_not_quantized_again(network, photos, test_images, t
     assert status == 2 and "network.json has no mean; copy all files of one kit" in err
     (out / "network.json").unlink()
     status, _, err = run(out / "convert.py", runtime="toolkit")
-    assert status == 2 and "network.json; it is a file of the kit" in err
+    assert status == 2 and "network.json; copy it from the kit" in err
     for flag, path, said in (
         ("--qdq", "none.onnx", "there is no none.onnx; write it by quantize.py --target rknn"),
         ("--json", "none/a.json", "there is no folder none to write none/a.json to"),
