@@ -1,11 +1,12 @@
 """Training as compiled programs: one for a network's forward pass, one for its gradients.
 
 symbol.py in the folder above records what a network computes. fuse.py joins the branches of a
-block, writer.py and convolution.py write this down as instructions (records.py), slots.py numbers
-the memory outside, and places.py lays out the memory inside. program.py encodes it and has
-executor.py run it in one compiled call: convolutions and activations by oneDNN (onednn_layers.py on
-onednn.py, its C interface), wide 3x3 convolutions as products of transformed tiles (winograd.py),
-the rest by loops that numba compiles (norm_kernels.py, map_kernels.py, depthwise_kernels.py,
+block, and merging.py finds those that one convolution can compute. writer.py, convolution.py,
+norm_sum.py and merged_sum.py write this down as instructions (records.py), slots.py numbers the
+memory outside, and places.py lays out the memory inside. program.py encodes it and has executor.py
+run it in one compiled call: convolutions and activations by oneDNN (onednn_layers.py on onednn.py,
+its C interface), wide 3x3 convolutions as products of transformed tiles (winograd.py), the rest by
+loops that numba compiles (norm_kernels.py, merged_kernels.py, map_kernels.py, depthwise_kernels.py,
 winograd_kernels.py; compiled.py is what these share). cache.py keeps programs, and network.py
 makes them a function that MegEngine can differentiate, on memory shared with it (memory.py).
 momentum.py updates the parameters.

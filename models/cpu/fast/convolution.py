@@ -6,6 +6,8 @@ products take its place; winograd.py takes the place of wide 3x3 ones.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..symbol import Operation
 from . import onednn, winograd
 from .executor import Code
@@ -17,26 +19,29 @@ from .winograd import WinogradConvolution
 
 
 def convolution_of(
-    records: Records,
-    slots: Slots,
-    first: int,
-    shape: tuple[int, int, int, int],
-    operation: Operation,
+    records: Records, slots: Slots, operations: list[Operation], number: int
 ) -> Convolution | WinogradConvolution:
-    """Return the convolution of an operation, by what is fastest.
+    """Return the convolution that an operation is, by what is fastest.
 
     Args:
         records: where it is written.
         slots: slots of what is outside of the program.
-        first: index of its weight among the parameters; a bias is the next one.
-        shape: shape of its input, [N, C, H, W].
-        operation: the operation of the trace.
+        operations: those of the trace.
+        number: of the convolution.
     """
-    n, i, h, w = shape
-    geometry = Geometry(n, h, w, i, operation.shape[1], *operation.settings)
+    geometry, first = geometry_of(operations, number), slots.first_parameter[number]
+    parameters = tuple(slots.of("parameters", first + k) for k in (0, 1))
+    gradients = tuple(slots.of("parameter_gradients", first + k) for k in (0, 1))
     if winograd.suits(geometry):
-        return WinogradConvolution(records, slots, first, geometry)
-    return Convolution(records, slots, first, geometry)
+        return WinogradConvolution(records, geometry, parameters[0], gradients[0])
+    return Convolution(records, geometry, parameters, gradients)
+
+
+def geometry_of(operations: list[Operation], number: int) -> Geometry:
+    """Return the sizes of a convolution."""
+    operation = operations[number]
+    n, i, h, w = operations[operation.inputs[0]].shape
+    return Geometry(n, h, w, i, operation.shape[1], *operation.settings)
 
 
 class Convolution:
@@ -44,13 +49,19 @@ class Convolution:
 
     Args:
         records: where it is written.
-        slots: slots of what is outside of the program.
-        first: index of its weight among the parameters; a bias is the next one.
         geometry: its sizes.
+        parameters: weight, and bias if the geometry has one.
+        gradients: where theirs are written; none without a backward pass.
     """
 
-    def __init__(self, records: Records, slots: Slots, first: int, geometry: Geometry):
-        self._records, self._slots, self._first = records, slots, first
+    def __init__(
+        self,
+        records: Records,
+        geometry: Geometry,
+        parameters: Sequence[Place],
+        gradients: Sequence[Place],
+    ):
+        self._records, self._parameters, self._gradients = records, parameters, gradients
         # several outputs of each channel: a depthwise convolution of as many copies of it
         self._copies = geometry.o // geometry.i if 1 < geometry.groups == geometry.i else 1
         if self._copies > 1:
@@ -72,7 +83,7 @@ class Convolution:
         weight = self._reordered(primitives.to_forward, primitives.forward)
         places = {onednn.SRC: x, onednn.WEIGHTS: weight, onednn.DST: y}
         if self._geometry.bias:
-            places[onednn.BIAS] = self._slots.of("parameters", self._first + 1)
+            places[onednn.BIAS] = self._parameters[1]
         self._records.execute(primitives.forward, places)
 
     def backward(self, gradient: Buffer, target: Buffer | None) -> None:
@@ -102,7 +113,7 @@ class Convolution:
 
     def _reordered(self, reorder: onednn.Primitive | None, primitive: onednn.Primitive) -> Place:
         """Return the weight in the primitive's layout."""
-        weight = self._slots.of("parameters", self._first)
+        weight = self._parameters[0]
         if reorder is None:
             return weight
         target = Buffer(primitive.memory[onednn.WEIGHTS].size // 4)
@@ -113,14 +124,12 @@ class Convolution:
         """Return the weight of a depthwise convolution as [kernel, kernel, channels]."""
         g = self._geometry
         target = Buffer(g.o * g.kernel**2)
-        weight = self._slots.of("parameters", self._first)
-        self._records.transpose(weight, target, 1, g.o, g.kernel**2)
+        self._records.transpose(self._parameters[0], target, 1, g.o, g.kernel**2)
         return target
 
     def _weight_gradient(self, gradient: Buffer) -> None:
         primitives, g = self._primitives, self._geometry
-        target: Place = self._slots.of("parameter_gradients", self._first)
-        bias = self._slots.of("parameter_gradients", self._first + 1)
+        target, *biases = self._gradients
         primitive, reorder = primitives.backward_weights, primitives.from_backward
         if primitives.by_own_loops(primitive):
             result = Buffer(g.o * g.kernel**2)
@@ -130,14 +139,14 @@ class Convolution:
         if primitives.weights_by_product:
             self._weight_product(gradient, target)
             if g.bias:
-                self._records.emit(Code.SUM_ROWS, gradient, gradient.size // g.o, g.o, bias)
+                self._records.emit(Code.SUM_ROWS, gradient, gradient.size // g.o, g.o, *biases)
             return
         weights = target
         if reorder is not None:
             weights = Buffer(primitive.memory[onednn.DIFF_WEIGHTS].size // 4)
         places = {onednn.SRC: self._x, onednn.DIFF_DST: gradient, onednn.DIFF_WEIGHTS: weights}
         if g.bias:
-            places[onednn.DIFF_BIAS] = bias
+            places[onednn.DIFF_BIAS] = biases[0]
         self._records.execute(primitive, places)
         if reorder is not None:
             self._records.execute(reorder, {onednn.SRC: weights, onednn.DST: target})

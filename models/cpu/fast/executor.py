@@ -9,7 +9,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from . import depthwise_kernels, map_kernels, norm_kernels, winograd_kernels
+from . import depthwise_kernels, map_kernels, merged_kernels, norm_kernels, winograd_kernels
 from .compiled import OPTIONS
 
 
@@ -39,6 +39,12 @@ class Code(IntEnum):
     PATCHES = 20
     TO_TILES = 21
     FROM_TILES = 22
+    CENTER = 23
+    BRANCH_STATISTICS = 24
+    MERGE = 25
+    CENTERED_GRADIENT = 26
+    BRANCH_GRADIENTS = 27
+    NEGATIVE_PRODUCT = 28
 
 
 WIDTH = 14
@@ -142,6 +148,20 @@ def run(records, slots, execute, set_handle, stream):
             depthwise_kernels.weight_gradient(
                 a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10]
             )
+        elif code == Code.CENTER:
+            merged_kernels.center(a[1], a[2], a[3], a[4], a[5])
+        elif code == Code.BRANCH_STATISTICS:
+            merged_kernels.branch_statistics(a[1], a[2], a[3], a[4], a[5], a[6], a[7])
+        elif code == Code.MERGE:
+            merged_kernels.merge(a[1], a[2], a[3], a[4], a[5], a[6], a[7])
+        elif code == Code.CENTERED_GRADIENT:
+            merged_kernels.centered_gradient(a[1], a[2], a[3], a[4], a[5], a[6], a[7])
+        elif code == Code.BRANCH_GRADIENTS:
+            merged_kernels.branch_gradients(
+                a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10], a[11]
+            )
+        elif code == Code.NEGATIVE_PRODUCT:
+            merged_kernels.negative_product(a[1], a[2], a[3], a[4])
         else:
             failures += 1
     return failures

@@ -16,7 +16,7 @@ _CHUNK = 16384  # floats of a map that a thread works on at a time: 64 KiB
 
 
 @njit(**OPTIONS)
-def _chunks(rows, channels):
+def chunks_of(rows, channels):
     """Return the rows in a chunk and the number of chunks."""
     size = max(8, _CHUNK // channels)
     return size, (rows + size - 1) // size
@@ -31,7 +31,7 @@ def statistics(source, rows, channels, target):
     """
     x = carray(floats(source), (rows, channels))
     mean, squares = carray(floats(target), (2, channels))
-    size, chunks = _chunks(rows, channels)
+    size, chunks = chunks_of(rows, channels)
     parts = np.empty((chunks, 2, channels), np.float32)
     for k in prange(chunks):
         total, square = parts[k, 0], parts[k, 1]
@@ -123,7 +123,7 @@ def combine(sources, count, coefficients_, added, more, rows, channels, relu, ta
     for b in range(count):
         for c in range(channels):
             shift[c] += table[b, 1, c]
-    size, chunks = _chunks(rows, channels)
+    size, chunks = chunks_of(rows, channels)
     x0 = carray(floats(inputs[0]), (rows, channels))
     x1 = carray(floats(inputs[min(1, count - 1)]), (rows, channels))
     x2 = carray(floats(inputs[min(2, count - 1)]), (rows, channels))
@@ -165,7 +165,7 @@ def gradient_sums(
     means = carray(floats(stats), (count, 2, channels))
     table = carray(floats(coefficients_), (count, 3, channels))
     out = carray(floats(target), (1 + count, channels))
-    size, chunks = _chunks(rows, channels)
+    size, chunks = chunks_of(rows, channels)
     parts = np.zeros((chunks, 1 + count, channels), np.float32)
     for k in prange(chunks):
         g = np.empty((4, channels), np.float32)
@@ -241,7 +241,7 @@ def gradient_inputs(
             a = table[b, 0, c]
             slope[b, c] = -a * table[b, 2, c] * totals[1 + b, c] * share
             shift[b, c] = -a * totals[0, c] * share - slope[b, c] * means[b, 0, c]
-    size, chunks = _chunks(rows, channels)
+    size, chunks = chunks_of(rows, channels)
     for k in prange(chunks):
         g = np.empty(channels, np.float32)
         for row in range(k * size, min(rows, (k + 1) * size)):

@@ -19,7 +19,6 @@ from .executor import Code
 from .onednn_layers import Geometry
 from .places import Argument, Buffer, Place
 from .records import Records
-from .slots import Slots
 from .winograd_kernels import SIZE, TILE, along, count
 
 # Five points for the polynomials, which with infinity give the transforms. The integers that are
@@ -76,15 +75,14 @@ class WinogradConvolution:
 
     Args:
         records: where it is written.
-        slots: slots of what is outside of the program.
-        first: index of its weight among the parameters.
         geometry: its sizes.
+        weight: the weight.
+        weight_gradient: where its gradient is written.
     """
 
-    def __init__(self, records: Records, slots: Slots, first: int, geometry: Geometry):
+    def __init__(self, records: Records, geometry: Geometry, weight: Place, weight_gradient: Place):
         self._records, self._geometry = records, geometry
-        self._weight = slots.of("parameters", first)
-        self._weight_gradient = slots.of("parameter_gradients", first)
+        self._weight, self._weight_gradient = weight, weight_gradient
         self._tiles = count(geometry.n, geometry.h, geometry.w)
         self._x = Buffer(0)
 

@@ -9,7 +9,10 @@ from . import libraries, onednn, onednn_layers
 from .convolution import Convolution, convolution_of
 from .executor import Code
 from .fuse import NormSum, fuse
-from .places import Addresses, Buffer, Part, Place
+from .merged_sum import MergedSumRecords
+from .merging import MergedSum, merge
+from .norm_sum import NormSumRecords, masked
+from .places import Addresses, Buffer, Place
 from .records import Records
 from .slots import Slots
 from .winograd import WinogradConvolution
@@ -45,8 +48,9 @@ class Writer:
         self._activations: dict[int, onednn_layers.Activation] = {}
         self._values: dict[int, Buffer] = {}
         self._gradients: dict[int, list[Buffer]] = {}
-        self._saved: dict[int, tuple] = {}
-        fused = fuse(operations)
+        self._sums: dict[int, NormSumRecords] = {}
+        self._merged: dict[int, MergedSumRecords] = {}
+        fused = merge(operations, fuse(operations))
         self._emit_input()
         for item in fused:
             self._forward(item)
@@ -107,18 +111,19 @@ class Writer:
         self._emit(Code.ADD, Addresses(parts), len(parts), total.size, total)
         return total
 
-    def _forward(self, item: int | NormSum) -> None:
+    def _forward(self, item: int | NormSum | MergedSum) -> None:
         if isinstance(item, NormSum):
             self._norm_sum(item)
+            return
+        if isinstance(item, MergedSum):
+            self._merged_sum(item)
             return
         operation = self._operations[item]
         images, positions, channels = self._shape(item)
         target = self._values[item] = self._new(item)
         inputs = [self._values[number] for number in operation.inputs]
         if operation.kind == "convolution":
-            first = self.slots.first_parameter[item]
-            source = self._operations[operation.inputs[0]]
-            convolution = convolution_of(self.records, self.slots, first, source.shape, operation)
+            convolution = convolution_of(self.records, self.slots, self._operations, item)
             convolution.forward(inputs[0], target)
             self._convolutions[item] = convolution
         elif operation.kind == "sum":
@@ -138,9 +143,12 @@ class Writer:
             places: dict[int, Place] = {onednn.SRC: inputs[0], onednn.DST: target}
             self.records.execute(activation.forward, places)
 
-    def _backward(self, item: int | NormSum) -> None:
+    def _backward(self, item: int | NormSum | MergedSum) -> None:
         if isinstance(item, NormSum):
             self._norm_sum_gradient(item)
+            return
+        if isinstance(item, MergedSum):
+            self._merged_sum_gradient(item)
             return
         operation = self._operations[item]
         images, positions, channels = self._shape(item)
@@ -168,78 +176,42 @@ class Writer:
             self._emit(Code.SUM_ROWS, gradient, images, channels, parameter)
         else:
             target = self._contribution(operation.inputs[0])
-            self._activation_gradient(self._activations.pop(item), inputs[0], gradient, target)
-
-    def _activation_gradient(
-        self, activation: onednn_layers.Activation, source: Buffer, gradient: Buffer, target: Buffer
-    ) -> None:
-        self.records.execute(
-            activation.backward,
-            {onednn.SRC: source, onednn.DIFF_DST: gradient, onednn.DIFF_SRC: target},
-        )
+            activation = self._activations.pop(item)
+            places = {onednn.SRC: inputs[0], onednn.DIFF_DST: gradient, onednn.DIFF_SRC: target}
+            self.records.execute(activation.backward, places)
 
     def _norm_sum(self, item: NormSum) -> None:
         rows, channels = self._rows(item.number)
-        count = len(item.normed)
-        stats, table = Buffer(2 * count * channels), Buffer(3 * count * channels)
-        for b, (number, norm) in enumerate(item.normed):
-            self._emit(
-                Code.STATISTICS, self._values[number], rows, channels, Part(stats, 2 * b * channels)
-            )
-            parameter, index = self.slots.first_parameter[norm], 2 * self.slots.norm[norm]
-            self._emit(
-                Code.COEFFICIENTS,
-                Part(stats, 2 * b * channels),
-                self.slots.of("parameters", parameter),
-                self.slots.of("parameters", parameter + 1),
-                self.slots.of("statistics", index),
-                self.slots.of("statistics", index + 1),
-                self.slots.of("new_statistics", index),
-                self.slots.of("new_statistics", index + 1),
-                rows,
-                channels,
-                self.slots.of("settings", index),
-                self.slots.of("settings", index + 1),
-                Part(table, 3 * b * channels),
-            )
-        inputs = Addresses([self._values[number] for number, _ in item.normed])
-        others = Addresses([self._values[number] for number in item.others])
+        records = self._sums[item.number] = NormSumRecords(
+            self.records, self.slots, item, rows, channels
+        )
+        inputs = [self._values[number] for number, _ in item.normed]
+        others = [self._values[number] for number in item.others]
         target = self._values[item.number] = self._new(item.number)
-        self._emit(
-            Code.COMBINE, inputs, count, table, others, len(item.others), rows, channels,
-            int(item.relu), target,
-        )  # fmt: skip
-        self._saved[item.number] = stats, table
+        records.forward(inputs, others, target)
 
     def _norm_sum_gradient(self, item: NormSum) -> None:
-        stats, table = self._saved.pop(item.number)
-        gradient, output = self._gradient(item.number), self._values[item.number]
-        rows, channels = self._rows(item.number)
-        count = len(item.normed)
-        inputs = Addresses([self._values[number] for number, _ in item.normed])
-        sums = Buffer((1 + count) * channels)
-        if not item.relu:
-            output = gradient  # it is not read
-        common = (rows, channels, int(item.relu))
-        self._emit(Code.GRADIENT_SUMS, gradient, output, inputs, count, stats, table, *common, sums)
-        targets = Addresses([self._contribution(number) for number, _ in item.normed])
-        self._emit(
-            Code.GRADIENT_INPUTS,
-            gradient, output, inputs, count, stats, table, sums, *common, targets,
-        )  # fmt: skip
-        for b, (_, norm) in enumerate(item.normed):
-            parameter = self.slots.first_parameter[norm]
-            for offset, target in (((1 + b) * channels, parameter), (0, parameter + 1)):
-                self._emit(
-                    Code.COPY,
-                    Part(sums, offset),
-                    channels,
-                    self.slots.of("parameter_gradients", target),
-                )
+        gradient = self._gradient(item.number)
+        targets = [self._contribution(number) for number, _ in item.normed]
+        self._sums.pop(item.number).backward(gradient, targets)
+        self._gradient_of_others(item, gradient)
+
+    def _merged_sum(self, item: MergedSum) -> None:
+        records = self._merged[item.number] = MergedSumRecords(self.records, self.slots, item)
+        others = [self._values[number] for number in item.others]
+        target = self._values[item.number] = self._new(item.number)
+        records.forward(self._values[item.source], others, target)
+
+    def _merged_sum_gradient(self, item: MergedSum) -> None:
+        gradient, targets = self._gradient(item.number), None
+        if item.source > 0 or self._input_gradient:
+            targets = self._contribution(item.source), self._contribution(item.source)
+        self._merged.pop(item.number).backward(gradient, targets)
+        self._gradient_of_others(item, gradient)
+
+    def _gradient_of_others(self, item: NormSum | MergedSum, gradient: Buffer) -> None:
         if item.others and item.relu:
-            masked, relu = Buffer(gradient.size), onednn_layers.Activation("relu", gradient.size)
-            self._activation_gradient(relu, output, gradient, masked)  # as the input is above 0
-            gradient = masked
+            gradient = masked(self.records, gradient, self._values[item.number])
         for number in item.others:
             self._gradients.setdefault(number, []).append(gradient)
 
