@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from models import cpu
 from models.cpu.elementwise_operators import BLEND
 
 import megengine as mge
@@ -41,20 +42,21 @@ class Muon(AdamW):
 
     def _updates(self, param_group: dict) -> None:
         param_group["step"] += 1
-        matrices, others = self._split(param_group["params"])
+        kernels, others = self._split(param_group["params"])
         self._update(others, param_group)
         lr, decay = param_group["lr"], param_group["weight_decay"]
         kept = mge.Tensor(1 - lr * decay, dtype="float32")
-        for param in matrices:
-            if param.grad is None:
-                continue
+        params = [param for param in kernels if param.grad is not None]
+        matrices = []
+        for param in params:
             velocity = self._state[param]["velocity"] * self.momentum + param.grad
             self._state[param]["velocity"]._reset(velocity)
-            rows = param.shape[0]
-            matrix = (param.grad + velocity * self.momentum).reshape(rows, -1)
-            move = mge.Tensor(-0.2 * lr * math.sqrt(max(matrix.shape)), dtype="float32")
-            change = orthogonal(matrix).reshape(param.shape)
-            param._reset(apply(BLEND, param, kept, change, move)[0])
+            matrix = param.grad + velocity * self.momentum
+            matrices.append(matrix.reshape(param.shape[0], -1))
+        changes = cpu.orthogonal(self, matrices) or [orthogonal(matrix) for matrix in matrices]
+        for param, change in zip(params, changes, strict=True):
+            move = mge.Tensor(-0.2 * lr * math.sqrt(max(change.shape)), dtype="float32")
+            param._reset(apply(BLEND, param, kept, change.reshape(param.shape), move)[0])
 
     def _split(self, params: list[mge.Tensor]) -> tuple[list[mge.Tensor], list[mge.Tensor]]:
         """Return the parameters that are matrices, and the others."""

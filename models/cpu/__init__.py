@@ -27,8 +27,8 @@ from .matmul import SMALL_KERNEL, SMALL_MAP, add_bias, batch_norm, conv2d, relu,
 from .symbol import Symbol, Trace
 
 __all__ = ["PATHS", "SMALL_KERNEL", "SMALL_MAP", "Symbol", "add_bias", "batch_norm", "compute",
-           "conv2d", "covers", "evaluation", "is_chosen", "is_recorded", "is_used", "path", "relu",
-           "scale_channels", "update_by_momentum", "using"]  # fmt: skip
+           "conv2d", "covers", "evaluation", "is_chosen", "is_recorded", "is_used", "orthogonal",
+           "path", "relu", "scale_channels", "update_by_momentum", "using"]  # fmt: skip
 
 PATHS = ("stock", "matmul", "fast")
 _path: ContextVar[str | None] = ContextVar("path", default=None)
@@ -143,3 +143,15 @@ def update_by_momentum(
     from . import fast
 
     return fast.update_by_momentum(owner, parameters, velocities, **settings)
+
+
+def orthogonal(owner: object, matrices: list[mge.Tensor]) -> list[mge.Tensor] | None:
+    """Return matrices made orthogonal by a compiled program, or None where there is none.
+
+    For the arguments see fast/newton_schulz.py. Memory is kept for `owner` as long as it lives.
+    """
+    if path() != "fast" or not is_used():
+        return None
+    from . import fast
+
+    return fast.orthogonal(owner, matrices)

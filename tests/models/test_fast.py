@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import weakref
+from pathlib import Path
 
 import models
 from models import cpu, equivalence, layers
@@ -122,7 +123,9 @@ def test_convolution(case, rng):
 @pytest.mark.parametrize("threads", ["2", pytest.param("4", marks=pytest.mark.slow)])
 def test_convolutions_with_several_threads(threads):
     """Some of oneDNN's implementations wait for each other, and one of them for ever."""
-    tests = [f"{__file__}::test_convolution", f"{__file__}::test_sum_of_batch_norms"]
+    merged = Path(__file__).with_name("test_fast_merged.py")
+    tests = [f"{__file__}::test_convolution", f"{__file__}::test_sum_of_batch_norms",
+             f"{merged}::test_merged_sum"]  # fmt: skip
     command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-x", *tests]
     environment = {**os.environ, "OMP_NUM_THREADS": threads}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -390,7 +393,7 @@ print(hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest())
 """
 
 
-@pytest.mark.parametrize("arch", ["RepVGGA0", "RepGhost050"])
+@pytest.mark.parametrize("arch", ["RepVGGA0", "RepGhost050", "MobileOneS0"])
 @pytest.mark.slow
 @pytest.mark.parametrize("threads", ["1", "2"])
 def test_the_bits_are_those_of_another_process(arch, threads):
@@ -547,7 +550,8 @@ def test_a_fused_network_has_gradients_during_an_evaluation(model, rng):
 def test_a_program_without_a_backward_pass_takes_less_memory(model):
     deployed = models.to_deploy(model)
     arguments = symbol.trace(deployed._last_map, (4, 3, 64, 64)).operations, False
-    both, forward = (Program(Writer(*arguments, back))._arena for back in (True, False))
+    written = [Writer(*arguments, back) for back in (True, False)]
+    both, forward = (Program(w.records, w.slots.ranges, w.split)._arena for w in written)
     assert forward.size < both.size / 3
 
 

@@ -4,6 +4,7 @@ import copy
 
 import models
 from models import cpu
+from models.cpu import fast
 
 import megengine as mge
 import megengine.functional as F
@@ -228,6 +229,20 @@ def test_orthogonal_keeps_zeros_and_does_not_see_the_scale(rng):
     results = [muon.orthogonal(matrix * scale).numpy() for scale in (1, 1e-9, 1e9)]
     np.testing.assert_allclose(results[1], results[0], atol=2e-3)
     np.testing.assert_allclose(results[2], results[0], atol=1e-5)
+
+
+def test_the_program_for_matrices_is_the_same_function(rng):
+    """Matrices of one shape, wide, tall and square, zeros among them; also a second time."""
+    if not fast.available():
+        pytest.skip("the compiled programs are not available here")
+    owner, shapes = mge.module.Identity(), [(8, 30), (30, 8), (8, 30), (1, 9), (40, 40), (3, 3)]
+    for _ in range(2):
+        matrices = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
+        matrices[-1][:] = 0
+        results = cpu.orthogonal(owner, [mge.Tensor(matrix) for matrix in matrices])
+        for matrix, result in zip(matrices, results, strict=True):
+            expected = muon.orthogonal(mge.Tensor(matrix)).numpy()
+            np.testing.assert_allclose(result.numpy(), expected, atol=2e-5)
 
 
 def step(name, layer, gradients, decay=0.0, **options):

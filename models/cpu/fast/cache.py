@@ -45,7 +45,10 @@ class Programs:
 
     def take(self) -> Program:
         """Return a program that is not in use."""
-        return self._idle.pop() if self._idle else Program(Writer(*self._arguments))
+        if self._idle:
+            return self._idle.pop()
+        written = Writer(*self._arguments)
+        return Program(written.records, written.slots.ranges, written.split)
 
     def release(self, program: Program) -> None:
         """Take back a program, to be used again unless there are others already."""

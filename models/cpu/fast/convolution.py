@@ -30,8 +30,9 @@ def convolution_of(
         number: of the convolution.
     """
     geometry, first = geometry_of(operations, number), slots.first_parameter[number]
-    parameters = tuple(slots.of("parameters", first + k) for k in (0, 1))
-    gradients = tuple(slots.of("parameter_gradients", first + k) for k in (0, 1))
+    indices = range(first, first + 1 + geometry.bias)
+    parameters = [slots.of("parameters", index) for index in indices]
+    gradients = [slots.of("parameter_gradients", index) for index in indices]
     if winograd.suits(geometry):
         return WinogradConvolution(records, geometry, parameters[0], gradients[0])
     return Convolution(records, geometry, parameters, gradients)
@@ -51,7 +52,8 @@ class Convolution:
         records: where it is written.
         geometry: its sizes.
         parameters: weight, and bias if the geometry has one.
-        gradients: where theirs are written; none without a backward pass.
+        gradients: where those of the parameters are written, which may be empty where `backward` is
+            not called.
     """
 
     def __init__(
@@ -163,8 +165,6 @@ class Convolution:
         if taps > 1:
             result = Buffer(o * taps * g.i)
         product = onednn.products(1, o, rows, taps * g.i, transposed="source")
-        self._records.execute(
-            product, {onednn.SRC: gradient, onednn.WEIGHTS: patches, onednn.DST: result}
-        )
+        self._records.multiply(product, gradient, patches, result)
         if taps > 1:
             self._records.transpose(result, target, o, taps, g.i)

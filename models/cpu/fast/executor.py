@@ -9,7 +9,14 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from . import depthwise_kernels, map_kernels, merged_kernels, norm_kernels, winograd_kernels
+from . import (
+    depthwise_kernels,
+    map_kernels,
+    matrix_kernels,
+    merged_kernels,
+    norm_kernels,
+    winograd_kernels,
+)
 from .compiled import OPTIONS
 
 
@@ -45,6 +52,8 @@ class Code(IntEnum):
     CENTERED_GRADIENT = 26
     BRANCH_GRADIENTS = 27
     NEGATIVE_PRODUCT = 28
+    NORMALIZE = 29
+    SCALE_AND_SHIFT = 30
 
 
 WIDTH = 14
@@ -162,6 +171,10 @@ def run(records, slots, execute, set_handle, stream):
             )
         elif code == Code.NEGATIVE_PRODUCT:
             merged_kernels.negative_product(a[1], a[2], a[3], a[4])
+        elif code == Code.NORMALIZE:
+            matrix_kernels.normalize(a[1], a[2], a[3])
+        elif code == Code.SCALE_AND_SHIFT:
+            matrix_kernels.scale_and_shift(a[1], a[2], a[3], _float(a[4]), _float(a[5]), a[6])
         else:
             failures += 1
     return failures

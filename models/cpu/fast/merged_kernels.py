@@ -9,27 +9,8 @@ import numpy as np
 from numba import carray, njit, prange
 
 from .compiled import ONE, OPTIONS, ZERO, floats
+from .matrix_kernels import LANES, dot
 from .norm_kernels import chunks_of
-
-_LANES = 16
-
-
-@njit(**OPTIONS)
-def _dot(a, b, size, lanes):
-    """Return the sum of products; `lanes` [16] is memory that is written over."""
-    lanes[:] = 0
-    i = 0
-    while i + _LANES <= size:
-        for j in range(_LANES):
-            lanes[j] += a[i + j] * b[i + j]
-        i += _LANES
-    total = ZERO
-    for j in range(_LANES):
-        total += lanes[j]
-    while i < size:
-        total += a[i] * b[i]
-        i += 1
-    return total
 
 
 @njit(parallel=True, **OPTIONS)
@@ -56,10 +37,10 @@ def branch_statistics(weights, products, means, branches, outputs, inputs, targe
     mean = carray(floats(means), (inputs,))
     stats = carray(floats(target), (branches, 2, outputs))
     for o in prange(outputs):
-        lanes = np.empty(_LANES, np.float32)
+        lanes = np.empty(LANES, np.float32)
         for b in range(branches):
-            stats[b, 0, o] = _dot(w[b, o], mean, inputs, lanes)
-            stats[b, 1, o] = max(_dot(w[b, o], p[b, o], inputs, lanes), ZERO)
+            stats[b, 0, o] = dot(w[b, o], mean, inputs, lanes)
+            stats[b, 1, o] = max(dot(w[b, o], p[b, o], inputs, lanes), ZERO)
 
 
 @njit(parallel=True, **OPTIONS)
@@ -85,7 +66,10 @@ def merge(weights, coefficients, branches, outputs, inputs, target, table):
 
 @njit(parallel=True, **OPTIONS)
 def centered_gradient(gradient, output, rows, channels, relu, sums, target):
-    """Write the sums over a gradient, of a ReLU's output if `relu`, and it without its mean."""
+    """Write a gradient less the mean of each channel, and its sums over the rows.
+
+    If `relu`, it is first made 0 where the ReLU's `output` is.
+    """
     dy, y = carray(floats(gradient), (rows, channels)), carray(floats(output), (rows, channels))
     total, g = carray(floats(sums), (channels,)), carray(floats(target), (rows, channels))
     size, chunks = chunks_of(rows, channels)
@@ -120,8 +104,8 @@ def branch_gradients(
     """Write the gradients of the branches from that of the merged weight [outputs, inputs].
 
     Those of the scales of the norms are [branches, outputs], those of the weights [branches,
-    outputs, inputs]. `scaled`, of the same shape, is the weights times the gradient of their
-    quadratic form, twice: weights^T `scaled` is the gradient of the covariance, twice.
+    outputs, inputs]. `scaled`, of the same shape, is each row of the weights times twice the
+    gradient of its sum of squares, so that weights^T `scaled` is twice that of the covariance.
     """
     dm = carray(floats(gradient), (outputs, inputs))
     w = carray(floats(weights), (branches, outputs, inputs))
@@ -132,22 +116,22 @@ def branch_gradients(
     twice = carray(floats(scaled), (branches, outputs, inputs))
     share = ONE / np.float32(rows)
     for o in prange(outputs):
-        lanes = np.empty(_LANES, np.float32)
+        lanes = np.empty(LANES, np.float32)
         for b in range(branches):
             scale, inverse = table[b, 0, o], table[b, 2, o]
-            of_scale = _dot(dm[o], w[b, o], inputs, lanes)
+            of_scale = dot(dm[o], w[b, o], inputs, lanes)
             dscale[b, o] = of_scale * inverse
-            # of the squares' sum, which the inverse standard deviation is made of
-            of_squares = -of_scale * scale * inverse * inverse * share
+            # twice the gradient of the sum of squares, which the inverse deviation is made of
+            twice_of_squares = -of_scale * scale * inverse * inverse * share
             for i in range(inputs):
-                dw[b, o, i] = scale * dm[o, i] + of_squares * p[b, o, i]
-                twice[b, o, i] = of_squares * w[b, o, i]
+                dw[b, o, i] = scale * dm[o, i] + twice_of_squares * p[b, o, i]
+                twice[b, o, i] = twice_of_squares * w[b, o, i]
 
 
 @njit(**OPTIONS)
 def negative_product(matrix, vector, size, target):
     """Write -matrix vector, of a matrix [size, size]."""
     m, v = carray(floats(matrix), (size, size)), carray(floats(vector), (size,))
-    y, lanes = carray(floats(target), (size,)), np.empty(_LANES, np.float32)
+    y, lanes = carray(floats(target), (size,)), np.empty(LANES, np.float32)
     for i in range(size):
-        y[i] = -_dot(m[i], v, size, lanes)
+        y[i] = -dot(m[i], v, size, lanes)

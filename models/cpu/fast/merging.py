@@ -13,7 +13,7 @@ from .onednn_layers import Geometry
 
 @dataclass(frozen=True)
 class MergedSum:
-    """The sum of the batch norms of convolutions of one map, of this map's own, and of others.
+    """The sum of batch norms of convolutions of one map, of norms of this map itself, and of maps.
 
     Attributes:
         number: of the operation whose result this is.
@@ -38,7 +38,6 @@ def merge(
 ) -> list[int | NormSum | MergedSum]:
     """Return what `fuse` returns, with merged sums for those that are faster so."""
     uses = Counter(number for operation in operations for number in operation.inputs)
-    uses[len(operations) - 1] += 1
     result: list[int | NormSum | MergedSum] = []
     gone: set[int | None] = set()
     for item in reversed(fused):
@@ -62,9 +61,7 @@ def _merged(operations: list[Operation], uses: Counter[int], item: NormSum) -> M
         operation = operations[number]
         if number == source:
             branches.append((None, norm))
-        elif operation.inputs == last.inputs and uses[number] == 1:
-            if operation.kind != "convolution":
-                return None
+        elif (operation.kind, operation.inputs) == ("convolution", (source,)) and uses[number] == 1:
             geometries.append(geometry_of(operations, number))
             branches.append((number, norm))
         else:
@@ -81,8 +78,7 @@ def _pointwise(geometries: list[Geometry], branches: int) -> Geometry | None:
     plain = (first.kernel, first.stride, first.padding, first.groups, first.bias)
     if plain != (1, 1, 0, 1, False) or any(g != first for g in geometries):
         return None
-    n, oh, ow, o = first.output
-    rows, i = n * oh * ow, first.i
+    rows, i, o = first.n * first.h * first.w, first.i, first.o
     alone = 3 * len(geometries) * rows * i * o
     merged = rows * i * (2 * i + 3 * o) + 2 * branches * o * i * i
     return first if merged < alone else None

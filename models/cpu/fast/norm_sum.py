@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from . import onednn, onednn_layers
 from .executor import Code
 from .fuse import NormSum
-from .places import Addresses, Buffer, Part
+from .places import Addresses, Buffer, Part, Place
 from .records import Records
 from .slots import Slots
 
@@ -53,7 +52,7 @@ class NormSumRecords:
         self._records.emit(Code.GRADIENT_INPUTS, *maps, sums, *common, Addresses(targets))
         for b, (_, norm) in enumerate(self._item.normed):
             scale = Part(sums, (1 + b) * channels)
-            copy_gradients(self._records, self._slots, norm, channels, scale, Part(sums, 0))
+            copy_gradients(self._records, self._slots, norm, channels, scale, sums)
 
 
 def coefficients(
@@ -79,18 +78,10 @@ def coefficients(
 
 
 def copy_gradients(
-    records: Records, slots: Slots, norm: int, channels: int, scale: Part, shift: Part
+    records: Records, slots: Slots, norm: int, channels: int, scale: Place, shift: Place
 ) -> None:
     """Copy the gradients of a batch norm's scale and shift to where they are returned."""
     parameter = slots.first_parameter[norm]
     for offset, source in enumerate((scale, shift)):
         target = slots.of("parameter_gradients", parameter + offset)
         records.emit(Code.COPY, source, channels, target)
-
-
-def masked(records: Records, gradient: Buffer, output: Buffer) -> Buffer:
-    """Return the gradient of the input of a ReLU, whose output is above 0 where the input is."""
-    target, relu = Buffer(gradient.size), onednn_layers.Activation("relu", gradient.size)
-    places = {onednn.SRC: output, onednn.DIFF_DST: gradient, onednn.DIFF_SRC: target}
-    records.execute(relu.backward, places)
-    return target

@@ -24,7 +24,7 @@ class Records:
     Attributes:
         rows: the records.
         scratch: memory that oneDNN uses within a record.
-        kept: objects of oneDNN, which the records have the addresses of.
+        kept: objects whose memory the records have the addresses of, such as those of oneDNN.
     """
 
     def __init__(self) -> None:
@@ -46,6 +46,12 @@ class Records:
             self.emit(Code.HANDLE, primitive.memory[argument].handle, place)
         arguments = primitive.handle, len(primitive.memory), primitive.arguments
         self.emit(Code.EXECUTE, *arguments, uses=tuple(all_places.values()))
+
+    def multiply(
+        self, product: onednn.Primitive, source: Argument, weights: Argument, target: Place
+    ) -> None:
+        """Append a product of matrices, one of `onednn.products`."""
+        self.execute(product, {onednn.SRC: source, onednn.WEIGHTS: weights, onednn.DST: target})
 
     def transpose(self, source: Place, target: Place, count: int, rows: int, columns: int) -> None:
         """Append a transposition of [count, rows, columns] to [count, columns, rows]."""

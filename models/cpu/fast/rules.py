@@ -71,3 +71,13 @@ def update_by_momentum(
 
     momentum.update(owner, parameters, velocities, **settings)
     return True
+
+
+def orthogonal(owner: object, matrices: list[mge.Tensor]) -> list[mge.Tensor] | None:
+    """Return matrices made orthogonal, or None if some are not of shared memory."""
+    ours = all(m.dtype == np.float32 and str(m.device) == "cpu0:0" for m in matrices)
+    if not (matrices and ours and available()):
+        return None
+    from . import newton_schulz
+
+    return newton_schulz.orthogonal(owner, matrices)

@@ -17,7 +17,7 @@ import numpy as np
 from . import onednn
 from .executor import Code
 from .onednn_layers import Geometry
-from .places import Argument, Buffer, Place
+from .places import Buffer, Place
 from .records import Records
 from .winograd_kernels import SIZE, TILE, along, count
 
@@ -91,7 +91,7 @@ class WinogradConvolution:
         g, self._x = self._geometry, x
         outputs = Buffer(_NUMBERS * self._tiles * g.o)
         product = onednn.products(_NUMBERS, self._tiles, g.i, g.o, transposed="weights")
-        self._product(product, self._inputs(), self._weights(), outputs)
+        self._records.multiply(product, self._inputs(), self._weights(), outputs)
         self._transform(Code.FROM_TILES, outputs, _TO_OUTPUT, TILE, g.o, y)
 
     def backward(self, gradient: Buffer, target: Buffer | None) -> None:
@@ -101,13 +101,13 @@ class WinogradConvolution:
         self._transform(Code.TO_TILES, gradient, _FROM_GRADIENT, TILE, g.o, gradients)
         weights = Buffer(_NUMBERS * g.o * g.i)
         product = onednn.products(_NUMBERS, g.o, tiles, g.i, transposed="source")
-        self._product(product, gradients, self._inputs(), weights)
+        self._records.multiply(product, gradients, self._inputs(), weights)
         product = onednn.products(1, g.o * g.i, _NUMBERS, 9, transposed="source")
-        self._product(product, weights, _WEIGHTS.ctypes.data, self._weight_gradient)
+        self._records.multiply(product, weights, _WEIGHTS.ctypes.data, self._weight_gradient)
         if target is not None:
             inputs = Buffer(_NUMBERS * tiles * g.i)
             product = onednn.products(_NUMBERS, tiles, g.o, g.i)
-            self._product(product, gradients, self._weights(), inputs)
+            self._records.multiply(product, gradients, self._weights(), inputs)
             self._transform(Code.FROM_TILES, inputs, _TO_INPUT_GRADIENT, SIZE, g.i, target)
 
     def _inputs(self) -> Buffer:
@@ -122,19 +122,8 @@ class WinogradConvolution:
         g = self._geometry
         target = Buffer(_NUMBERS * g.o * g.i)
         product = onednn.products(1, _NUMBERS, 9, g.o * g.i, transposed="weights")
-        self._product(product, _WEIGHTS.ctypes.data, self._weight, target)
+        self._records.multiply(product, _WEIGHTS.ctypes.data, self._weight, target)
         return target
-
-    def _product(
-        self,
-        product: onednn.Primitive,
-        source: Argument,
-        weights: Argument,
-        target: Place,
-    ) -> None:
-        self._records.execute(
-            product, {onednn.SRC: source, onednn.WEIGHTS: weights, onednn.DST: target}
-        )
 
     def _transform(
         self,

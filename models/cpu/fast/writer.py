@@ -11,7 +11,7 @@ from .executor import Code
 from .fuse import NormSum, fuse
 from .merged_sum import MergedSumRecords
 from .merging import MergedSum, merge
-from .norm_sum import NormSumRecords, masked
+from .norm_sum import NormSumRecords
 from .places import Addresses, Buffer, Place
 from .records import Records
 from .slots import Slots
@@ -177,13 +177,18 @@ class Writer:
         else:
             target = self._contribution(operation.inputs[0])
             activation = self._activations.pop(item)
-            places = {onednn.SRC: inputs[0], onednn.DIFF_DST: gradient, onednn.DIFF_SRC: target}
-            self.records.execute(activation.backward, places)
+            self._activation_gradient(activation, inputs[0], gradient, target)
+
+    def _activation_gradient(
+        self, activation: onednn_layers.Activation, source: Buffer, gradient: Buffer, target: Buffer
+    ) -> None:
+        places = {onednn.SRC: source, onednn.DIFF_DST: gradient, onednn.DIFF_SRC: target}
+        self.records.execute(activation.backward, places)
 
     def _norm_sum(self, item: NormSum) -> None:
-        rows, channels = self._rows(item.number)
+        images, positions, channels = self._shape(item.number)
         records = self._sums[item.number] = NormSumRecords(
-            self.records, self.slots, item, rows, channels
+            self.records, self.slots, item, images * positions, channels
         )
         inputs = [self._values[number] for number, _ in item.normed]
         others = [self._values[number] for number in item.others]
@@ -211,10 +216,9 @@ class Writer:
 
     def _gradient_of_others(self, item: NormSum | MergedSum, gradient: Buffer) -> None:
         if item.others and item.relu:
-            gradient = masked(self.records, gradient, self._values[item.number])
+            masked, relu = Buffer(gradient.size), onednn_layers.Activation("relu", gradient.size)
+            output = self._values[item.number]  # above 0 where the input of the ReLU is
+            self._activation_gradient(relu, output, gradient, masked)
+            gradient = masked
         for number in item.others:
             self._gradients.setdefault(number, []).append(gradient)
-
-    def _rows(self, number: int) -> tuple[int, int]:
-        images, positions, channels = self._shape(number)
-        return images * positions, channels
