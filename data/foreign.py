@@ -9,9 +9,12 @@ import numpy as np
 
 # Modules whose functions run programs, change files or import code. A placeholder would do no harm
 # either; but no training leaves them in a checkpoint, and whoever has such a file should know.
-_DANGEROUS = {
-    *("os", "posix", "nt", "subprocess", "sys", "importlib", "runpy", "pty", "ctypes", "shutil"),
-    *("socket", "webbrowser", "multiprocessing", "commands", "popen2", "code", "pip"),
+_DANGEROUS_PACKAGES = {
+    *("os", "posix", "nt", "subprocess", "sys", "importlib", "ctypes", "multiprocessing", "pip"),
+}
+# without modules inside, so that a package of the same name is another one, somebody's own
+_DANGEROUS_MODULES = {
+    *("runpy", "pty", "shutil", "socket", "webbrowser", "commands", "popen2", "code"),
 }
 _DANGEROUS_BUILTINS = {
     *("eval", "exec", "execfile", "compile", "open", "file", "__import__", "input", "breakpoint"),
@@ -72,7 +75,7 @@ def is_dangerous(module: str, name: str) -> bool:
     """Return whether a pickle that asks for this global is a program rather than data."""
     if module in ("builtins", "__builtin__"):
         return name.partition(".")[0] in _DANGEROUS_BUILTINS
-    return module.partition(".")[0] in _DANGEROUS
+    return module in _DANGEROUS_MODULES or module.partition(".")[0] in _DANGEROUS_PACKAGES
 
 
 def walk(tree: Any) -> Iterator[Any]:

@@ -20,7 +20,7 @@ from data.unpickle import UnsuitableError
 from .keymap import Tensors
 
 ROOT = "."  # name of the entry at the top of a file
-MMENGINES_RAW = "ema_state_dict"  # mmengine swaps the two: these are not the averaged weights
+MMENGINES_RAW = "ema_state_dict"  # mmengine swaps the two: in its files these are the raw weights
 
 # Last parts of the keys of arrays that count something and are no weights.
 COUNTERS = {
@@ -58,8 +58,8 @@ class Entry:
 
     @property
     def is_averaged(self) -> bool:
-        """Whether its name says that it holds averaged weights."""
-        return any(_AVERAGED.search(part.lower()) for part in self.path if part != MMENGINES_RAW)
+        """Whether its name says that it holds averaged weights; mmengine's names do so in turn."""
+        return any(_AVERAGED.search(part.lower()) for part in self.path)
 
     @property
     def is_numeric(self) -> bool:

@@ -151,7 +151,8 @@ def recognize(
             raise ConversionError(f"{path} holds no tensors; give a checkpoint or a state dict")
         names = sorted({layout.name for layout in sources})
         raise_misfit(max(attempts, key=lambda attempt: attempt.known), path, arch, names, stride)
-    taken, network = _preferred(fitting, arch)
+    of_mmengine = isinstance(contents.tree, dict) and "message_hub" in contents.tree
+    taken, network = _preferred(fitting, arch, of_mmengine)
     attempt = next(attempt for attempt in attempts if attempt.network is network)
     renaming = network.renaming
     assert_numbers(renaming.tensors, path)
@@ -164,8 +165,9 @@ def recognize(
         layout = chenyaofo.REPVGG
     if layout.name == "mmpretrain":
         note = mmpretrain.note(network.arch, form_of(renaming.tensors))
-    if entry is None and not taken.is_averaged:
-        note = "; ".join(filter(None, (note, _passed_over(attempts, network)))) or None
+    if entry is None and not _is_averaged((taken, network), of_mmengine):
+        passed_over = _passed_over(attempts, network, of_mmengine)
+        note = "; ".join(filter(None, (note, passed_over))) or None
     if arch not in (None, network.arch):
         raise ConversionError(
             f"{path} holds {network.arch}, but {arch} was asked for; leave the architecture out or "
@@ -199,6 +201,14 @@ def _with_stride(network: Network, path: str | PathLike) -> tuple[Network, str |
     source, kind = network.renaming.source, _kind(network)
     of_cifar = source is dingxiaoh.REPVGG and bool(chenyaofo.files_like(*kind))
     own_names = source.name == own.NAME and kind[1] != 1000  # which nobody trains at a stride of 8
+    if network.stride == 8 and source.name != own.NAME:
+        if of_cifar and chenyaofo.is_published(path, *kind):
+            return network, None
+        return network, (
+            "a total stride of 8 is taken, as there are branches that only blocks with a stride of "
+            "1 have; the first convolution, of which the tensors do not tell it, is assumed to "
+            "have a stride of 1 too"
+        )
     if network.stride != 32 or not (of_cifar or own_names):
         return network, None
     fits_8 = not replace(network, stride=8).problems
@@ -221,11 +231,13 @@ def _kind(network: Network) -> tuple[str, int]:
     return network.arch, class_count(network.renaming.tensors) or 0
 
 
-def _passed_over(attempts: list[Attempt], network: Network) -> str | None:
+def _passed_over(attempts: list[Attempt], network: Network, of_mmengine: bool) -> str | None:
     """Return a sentence about averaged weights that are not a whole network like the one taken."""
     for attempt in attempts:
-        if attempt.entry.is_averaged and attempt.is_known and attempt.network is None:
+        if attempt.is_known and attempt.network is None:
             averaged = replace(network, renaming=attempt.renamings[0])
+            if not _is_averaged((attempt.entry, averaged), of_mmengine):
+                continue
             return (
                 f"the averaged weights {attempt.entry.name!r} are not taken, as they lack what a "
                 f"{network.arch} has: {some(averaged.problems)}"
@@ -245,7 +257,15 @@ def _called(name: str, attempts: list[Attempt], path: str | PathLike) -> list[At
     return exact or called
 
 
-def _preferred(fitting: list[Fit], arch: str | None) -> Fit:
+def _is_averaged(fit: Fit, of_mmengine: bool) -> bool:
+    """Return whether these are averaged weights, by the name of the entry."""
+    entry, network = fit
+    if entries.MMENGINES_RAW in entry.path:
+        return not (of_mmengine or network.renaming.source.name == "mmpretrain")
+    return entry.is_averaged
+
+
+def _preferred(fitting: list[Fit], arch: str | None, of_mmengine: bool) -> Fit:
     """Return the entry to take: the largest, and of several the one to evaluate."""
 
     def size(fit: Fit) -> tuple[bool, bool, int]:
@@ -257,7 +277,8 @@ def _preferred(fitting: list[Fit], arch: str | None) -> Fit:
         entry, network = fit
         names = network.renaming.source.entries
         known = [i for i, name in enumerate(names) if name in entry.path]
-        return (*known, len(names))[0], not entry.is_averaged, entries.MMENGINES_RAW in entry.path
+        averaged = _is_averaged(fit, of_mmengine)
+        return (*known, len(names))[0], not averaged, entries.MMENGINES_RAW in entry.path
 
     largest = max(fitting, key=size)
     equal = [

@@ -76,7 +76,11 @@ def of_timm(said: Mapping[str, Any], origin: str) -> dict[str, tuple[Any, str]]:
             values[field] = [*numbers] * 3 if one else numbers
     scale = 1.0 if any(map(_are_of_bytes, values.values())) else 255.0
     values = {field: scaled(numbers, scale) for field, numbers in values.items()}
-    size = said.get("input_size") or said.get("img_size")
+    if said.get("imagenet_default_mean_and_std") is False:  # RepLKNet's training: .5 for all
+        values = {"mean": (127.5,) * 3, "std": (127.5,) * 3}
+    test_size = said.get("test_size")  # of RepLKNet's training, which evaluates at this size
+    is_side = isinstance(test_size, int) and not isinstance(test_size, bool) and test_size > 0
+    size = test_size if is_side else said.get("input_size") or said.get("img_size")
     if size:  # [channels, height, width], or the side
         height, width = ([size] * 2 if not isinstance(size, list | tuple) else [*size] * 2)[-2:]
         values["size"] = height if height == width else f"{height}x{width}"

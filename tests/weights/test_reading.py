@@ -33,7 +33,16 @@ import weights
 from tests.support import ONE_OF_EACH, slow_but
 from tests.weights.torch_writer import Call, Global, Storage, whole, write_legacy, write_zip
 from utils import UserError
-from weights import archives, catalog, checkpoint, files, formats, layouts, recognition
+from weights import (
+    archives,
+    catalog,
+    checkpoint,
+    files,
+    formats,
+    layouts,
+    recognition,
+    recorded_preprocessing,
+)
 from weights.state import form_of, shapes_of
 
 ARCH = "RepGhost050"
@@ -145,8 +154,9 @@ def two(arch, layout, *names):
         ("RepVGGA0", "timm", ("state_dict", "state_dict_ema"), "state_dict_ema"),
         ("RepViTM0_6", "repvit", ("model_ema", "model"), "model"),
         ("RepViTM0_6", "timm", ("state_dict", "state_dict_ema"), "state_dict_ema"),
-        ("RepVGGA0", "repvgg", ("state_dict", "ema_state_dict"), "state_dict"),
-        ("RepVGGA0", "repvgg", ("ema_state_dict", "state_dict"), "state_dict"),
+        ("RepVGGA0", "repvgg", ("state_dict", "ema_state_dict"), "ema_state_dict"),
+        ("RepVGGA0", "mmpretrain", ("state_dict", "ema_state_dict"), "state_dict"),
+        ("RepVGGA0", "mmpretrain", ("ema_state_dict", "state_dict"), "state_dict"),
         ("RepVGGA0", "repvgg", ("model", "ema"), "ema"),
         ("RepVGGA0", "repvgg", ("params", "params_ema"), "params_ema"),
         ("RepVGGA0", "repvgg", ("student", "teacher"), "teacher"),
@@ -168,6 +178,34 @@ def test_of_two_sets_the_one_that_is_evaluated_is_taken_and_the_other_is_named(
         read(path, entry="nothing")
 
 
+@pytest.mark.parametrize("color", ["RGB", "BGR", None])
+def test_a_mean_in_the_files_words_keeps_its_order(color, tmp_path):
+    """Beside a network in a layout of BGR, whose own mean the colour order would reverse."""
+    contents = {
+        "state_dict": in_layout("RepVGGA0", "basecls"),
+        "args": {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]},
+    }
+    path = pickled(contents, tmp_path / "a.pkl")
+    said = {} if color is None else {"color": (color, "--color")}
+    found = checkpoint.read(path, stated=said).preprocessing
+    assert (found.color, found.mean) == (color or "BGR", (25.5, 51.0, 76.5))
+    assert found.std == (102.0, 127.5, 153.0)
+
+
+def test_the_words_of_replknets_training():
+    words = {"input_size": 224, "test_size": 320, "imagenet_default_mean_and_std": False}
+    said = recorded_preprocessing.of_timm(words, "args")
+    assert said["size"] == (320, "args") and said["mean"] == ((127.5,) * 3, "args")
+    said = recorded_preprocessing.of_timm({"input_size": 224, "test_size": None}, "args")
+    assert said["size"] == (224, "args") and "mean" not in said
+
+
+def test_mmengine_swaps_the_two_sets_whatever_the_network_is_called():
+    tree = two("RepVGGA0", "repvgg", "state_dict", "ema_state_dict")
+    assert recognition.recognize(tree, "file").entry == "ema_state_dict"
+    assert recognition.recognize({**tree, "message_hub": {}}, "file").entry == "state_dict"
+
+
 def test_student_and_teacher_in_one_state_dict(tensors):
     both = {**prefixed("student.", tensors), **prefixed("teacher.", tensors)}
     foreign = recognition.recognize({"state_dict": both}, "file")
@@ -179,7 +217,8 @@ def test_a_fused_network_beside_its_old_train_form(tensors):
     """As mmengine's scripts leave it: the raw weights of before the fusion are larger."""
     fused = in_layout("RepVGGA0", "repvgg", form="deploy")
     raw = prefixed("module.", in_layout("RepVGGA0", "repvgg"))
-    foreign = recognition.recognize({"ema_state_dict": raw, "state_dict": fused}, "file")
+    tree = {"ema_state_dict": raw, "state_dict": fused, "message_hub": {}}
+    foreign = recognition.recognize(tree, "file")
     assert (foreign.entry, form_of(foreign.state_dict)) == ("state_dict", "deploy")
 
 
@@ -274,9 +313,12 @@ def test_nothing_of_a_foreign_class_is_imported_or_run(tmp_path, monkeypatch):
     write_zip("f.pth", {"a.b": weight, "x": Call("evil.run", "a", state={"b": 1})})
     assert list(files.read("f.pth").tree) == ["a.b", "x"]
     assert "evil" not in sys.modules and not pathlib.Path("OWNED").exists()
-    write_zip("g.pth", {"a.b": weight, "x": Call("posix.system", "touch OWNED")})
-    with pytest.raises(UserError, match="asks for posix.system, .* nothing in it was executed"):
-        files.read("g.pth")
+    write_zip("o.pth", {"a.b": weight, "x": Call("code.utils.Config", "a")})  # one's own `code`
+    assert list(files.read("o.pth").tree) == ["a.b", "x"]
+    for name in ("posix.system", "code.interact", "shutil.rmtree", "os.path.exists"):
+        write_zip("g.pth", {"a.b": weight, "x": Call(name, "touch OWNED")})
+        with pytest.raises(UserError, match=f"asks for {name}, .* nothing in it was executed"):
+            files.read("g.pth")
     assert not pathlib.Path("OWNED").exists()
 
 
