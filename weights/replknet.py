@@ -50,7 +50,11 @@ def _fusible(theirs: str, ours: str) -> Rules:
     )
 
 
-_HEAD = (("norm.{p}", "norm.{p}"), ("head.{p}", "linear.{p}"))
+_HEAD = (
+    ("norm.{p}", "norm.{p}"),
+    ("head.weight", "linear.weight"),  # not head.fc.weight, of another repository
+    ("head.bias", "linear.bias"),
+)
 
 # blocks and transitions in one row
 _MEGENGINE_RULES = (

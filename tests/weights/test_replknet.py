@@ -72,6 +72,14 @@ def test_pytorchs_names(network):
         np.testing.assert_array_equal(foreign.state_dict[key], value)
 
 
+def test_a_classifier_of_another_name_is_not_dropped(network):
+    """As that of MMPretrain's RepLKNet, head.fc: it was renamed to linear.fc, and then left out."""
+    theirs = layouts.export(state_of(network), "RepLKNet31B", "replknet")
+    other = {key.replace("head.", "head.fc."): value for key, value in theirs.items()}
+    with pytest.raises(recognition.ConversionError, match=r"no rule knows: head\.fc"):
+        recognition.recognize(other, "file")
+
+
 def test_pytorchs_merged_form_is_folded_the_rest_of_the_way(network, images):
     theirs = dict(layouts.export(state_of(network), "RepLKNet31B", "replknet"))
     for key in [key for key in theirs if key.endswith("lkb_origin.conv.weight")]:
