@@ -13,6 +13,8 @@ from megengine.core._imperative_rt.core2 import apply
 
 from .adamw import AdamW
 
+STEPS = ((3.4445, -4.7750, 2.0315),) * 5  # of Newton and Schulz, by Jordan et al. (2024)
+
 
 class Muon(AdamW):
     """Muon for the kernels of ungrouped convolutions, and AdamW for all other parameters.
@@ -53,7 +55,7 @@ class Muon(AdamW):
             self._state[param]["velocity"]._reset(velocity)
             matrix = param.grad + velocity * self.momentum
             matrices.append(matrix.reshape(param.shape[0], -1))
-        changes = cpu.orthogonal(self, matrices) or [orthogonal(matrix) for matrix in matrices]
+        changes = cpu.orthogonal(self, matrices, STEPS) or [orthogonal(m) for m in matrices]
         for param, change in zip(params, changes, strict=True):
             move = mge.Tensor(-0.2 * lr * math.sqrt(max(change.shape)), dtype="float32")
             param._reset(apply(BLEND, param, kept, change.reshape(param.shape), move)[0])
@@ -73,10 +75,9 @@ class Muon(AdamW):
 def orthogonal(matrix: mge.Tensor) -> mge.Tensor:
     """Return a matrix with the singular vectors of `matrix` and singular values near 1.
 
-    [R, C] -> [R, C]. Five Newton-Schulz steps with the coefficients of Jordan et al. (2024), after
-    which most singular values are between 0.7 and 1.2; a matrix of zeros stays so.
+    [R, C] -> [R, C]. After the Newton-Schulz steps most singular values are between 0.7 and 1.2; a
+    matrix of zeros stays so.
     """
-    a, b, c = 3.4445, -4.7750, 2.0315
     is_tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.transpose(1, 0) if is_tall else matrix
     x = x / (F.sqrt((x * x).sum()) + 1e-12)
@@ -84,7 +85,7 @@ def orthogonal(matrix: mge.Tensor) -> mge.Tensor:
     # polynomial of x x', so that the steps can be done on these small matrices alone.
     identity, gram = F.eye(x.shape[0]), F.matmul(x, x, transpose_b=True)
     product = identity
-    for _ in range(5):
+    for a, b, c in STEPS:
         step = a * identity + b * gram + c * F.matmul(gram, gram)
         product = F.matmul(step, product)
         gram = F.matmul(step, F.matmul(gram, step))

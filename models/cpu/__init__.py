@@ -145,7 +145,9 @@ def update_by_momentum(
     return fast.update_by_momentum(owner, parameters, velocities, **settings)
 
 
-def orthogonal(owner: object, matrices: list[mge.Tensor]) -> list[mge.Tensor] | None:
+def orthogonal(
+    owner: object, matrices: list[mge.Tensor], steps: tuple[tuple[float, float, float], ...]
+) -> list[mge.Tensor] | None:
     """Return matrices made orthogonal by a compiled program, or None where there is none.
 
     For the arguments see fast/newton_schulz.py. Memory is kept for `owner` as long as it lives.
@@ -154,4 +156,4 @@ def orthogonal(owner: object, matrices: list[mge.Tensor]) -> list[mge.Tensor] | 
         return None
     from . import fast
 
-    return fast.orthogonal(owner, matrices)
+    return fast.orthogonal(owner, matrices, steps)

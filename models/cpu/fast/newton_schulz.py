@@ -16,26 +16,23 @@ from .places import Buffer, Part, Slot
 from .program import Program
 from .records import Records
 
-COEFFICIENTS = 3.4445, -4.7750, 2.0315  # of a Newton-Schulz step, by Jordan et al. (2024)
-STEPS = 5
 Shape = tuple[int, int]
+Steps = tuple[tuple[float, float, float], ...]
 
-# owner -> shapes of its matrices -> the program and memory for its results
-_prepared: WeakKeyDictionary[object, dict[tuple[Shape, ...], tuple[Program, memory.Pool]]] = (
-    WeakKeyDictionary()
-)
+# owner -> shapes of its matrices and steps -> the program and memory for its results
+_prepared: WeakKeyDictionary[object, dict[tuple, tuple[Program, memory.Pool]]] = WeakKeyDictionary()
 
 
-def orthogonal(owner: object, matrices: Sequence[mge.Tensor]) -> list[mge.Tensor]:
-    """Return what training/muon.py's `orthogonal` does of each float32 matrix [R, C].
+def orthogonal(owner: object, matrices: Sequence[mge.Tensor], steps: Steps) -> list[mge.Tensor]:
+    """Return float32 matrices [R, C] divided by their norms after Newton-Schulz steps.
 
-    Raises onednn.Error.
+    A step with the coefficients a, b, c is x <- (a + b x x' + c (x x')^2) x. Raises onednn.Error.
     """
     shapes = tuple((int(rows), int(columns)) for rows, columns in (m.shape for m in matrices))
-    by_shapes = _prepared.setdefault(owner, {})
-    if shapes not in by_shapes:
-        by_shapes[shapes] = _program(shapes), memory.Pool(shapes)
-    program, pool = by_shapes[shapes]
+    programs = _prepared.setdefault(owner, {})
+    if (shapes, steps) not in programs:
+        programs[shapes, steps] = _program(shapes, steps), memory.Pool(shapes)
+    program, pool = programs[shapes, steps]
     addresses, owners = memory.addresses_of(matrices)
     memory.settle()
     block = pool.take()
@@ -46,7 +43,7 @@ def orthogonal(owner: object, matrices: Sequence[mge.Tensor]) -> list[mge.Tensor
     return block.tensors()
 
 
-def _program(shapes: Sequence[Shape]) -> Program:
+def _program(shapes: Sequence[Shape], steps: Steps) -> Program:
     libraries.set_threads()  # oneDNN divides its work when something is created
     records, count = Records(), len(shapes)
     groups: dict[Shape, list[int]] = {}
@@ -60,7 +57,7 @@ def _program(shapes: Sequence[Shape]) -> Program:
                 records.emit(Code.COPY, Slot(number), size, Part(x, k * size))
             else:
                 records.transpose(Slot(number), Part(x, k * size), 1, columns, rows)
-        _emit_steps(records, len(numbers), rows, columns, x, result)
+        _emit_steps(records, steps, len(numbers), rows, columns, x, result)
         for k, number in enumerate(numbers):
             target = Slot(count + number)
             if shapes[number] == (rows, columns):
@@ -71,14 +68,19 @@ def _program(shapes: Sequence[Shape]) -> Program:
 
 
 def _emit_steps(
-    records: Records, count: int, rows: int, columns: int, x: Buffer, result: Buffer
+    records: Records,
+    steps: Steps,
+    count: int,
+    rows: int,
+    columns: int,
+    x: Buffer,
+    result: Buffer,
 ) -> None:
     """Write down the steps for `count` matrices of at least as many columns as rows.
 
     A step is x <- q x with q = a + b g + c g^2 and g = x x'. As q is a polynomial of g, the product
     of all q and the last g are computed without x.
     """
-    a, b, c = COEFFICIENTS
     squares = onednn.products(count, rows, rows, rows)
 
     def product(left: Buffer, right: Buffer) -> Buffer:
@@ -94,13 +96,13 @@ def _emit_steps(
     gram, total = Buffer(count * rows * rows), None
     x_x = onednn.products(count, rows, columns, rows, transposed="weights")
     records.multiply(x_x, x, x, gram)
-    for step in range(STEPS):
+    for number, (a, b, c) in enumerate(steps, 1):
         linear = Buffer(gram.size)
         scale_and_shift(gram, c, b, linear)
         q = product(gram, linear)
         scale_and_shift(q, 1, a, q)
         total = q if total is None else product(q, total)
-        if step + 1 < STEPS:
+        if number < len(steps):
             gram = product(q, product(gram, q))
     assert total is not None
     records.multiply(onednn.products(count, rows, rows, columns), total, x, result)

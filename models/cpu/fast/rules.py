@@ -73,11 +73,13 @@ def update_by_momentum(
     return True
 
 
-def orthogonal(owner: object, matrices: list[mge.Tensor]) -> list[mge.Tensor] | None:
-    """Return matrices made orthogonal, or None if some are not of shared memory."""
+def orthogonal(
+    owner: object, matrices: list[mge.Tensor], steps: tuple[tuple[float, float, float], ...]
+) -> list[mge.Tensor] | None:
+    """Return matrices made orthogonal by steps, or None if some are not of shared memory."""
     ours = all(m.dtype == np.float32 and str(m.device) == "cpu0:0" for m in matrices)
     if not (matrices and ours and available()):
         return None
     from . import newton_schulz
 
-    return newton_schulz.orthogonal(owner, matrices)
+    return newton_schulz.orthogonal(owner, matrices, steps)
