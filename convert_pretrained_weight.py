@@ -142,9 +142,11 @@ def read(path: Path, args: argparse.Namespace) -> tuple[checkpoint.Checkpoint, s
 def check_fusion(path: Path, args: argparse.Namespace) -> equivalence.Equivalence:
     """Compare the network in a file before and after fusion, at its own size.
 
-    Raises ConversionError when they differ, and CheckpointError when a weight is not finite.
+    Raises ConversionError when they differ, and CheckpointError when a weight is not finite; and,
+    before any work, what `target_path` raises, or UserError where nothing can be written.
     """
     converted, _ = read(path, args)
+    utils.assert_writable(target_path(args.save_dir, args.export, path, converted))
     # the report has what is assumed
     model = weights.load(replace(converted, note=None), classifier=False)
     size, fused_here = converted.preprocessing.size, converted.form == "train"
@@ -164,13 +166,22 @@ def check_fusion(path: Path, args: argparse.Namespace) -> equivalence.Equivalenc
     return check
 
 
-def target_path(save_dir: str, source: Path, converted: checkpoint.Checkpoint, suffix: str) -> Path:
-    """Return the file to write: `save_dir` itself when it has the `suffix`, else one in it.
+def target_path(
+    save_dir: str, layout: str | None, source: Path, converted: checkpoint.Checkpoint
+) -> Path:
+    """Return the file to write: `save_dir` itself when it has the layout's suffix, else one in it.
 
-    Raises UserError for a name with the suffix of another kind of weights, and where the file would
-    replace `source`, which may hold more than its weights.
+    Raises ConversionError for a name with the suffix of another kind of weights, and for a network
+    that the layout for the hub cannot hold; UserError where the file would replace `source`, which
+    may hold more than its weights.
     """
     path = Path(save_dir)
+    if layout == HUB:
+        export.assert_fits_hub(converted)
+        path = path / "model.safetensors"
+        utils.assert_other_file(source, path, "--save-dir")
+        return path
+    suffix = ".pkl" if layout is None or layout in export.PICKLED else ".safetensors"
     ending = path.suffix.lower()
     is_folder = save_dir.endswith(os.sep) or os.path.isdir(path)  # False for a name too long
     is_file = ending == suffix and not is_folder
@@ -192,16 +203,11 @@ def save_export(converted: checkpoint.Checkpoint, layout: str, save_dir: str, so
     Raises ConversionError when that layout cannot hold it, and UserError where the file would
     replace `source`.
     """
+    target = target_path(save_dir, layout, source, converted)
     if layout == HUB:
-        utils.assert_other_file(source, Path(save_dir, "model.safetensors"), "--save-dir")
-        return next(
-            file
-            for file in export.save_for_hub(converted, save_dir)
-            if file.suffix == ".safetensors"
-        )
-    suffix = ".pkl" if layout in export.PICKLED else ".safetensors"
-    target = target_path(save_dir, source, converted, suffix)
-    export.save(converted, layout, target)
+        export.save_for_hub(converted, save_dir)
+    else:
+        export.save(converted, layout, target)
     return target
 
 
@@ -232,7 +238,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.export:
         target = save_export(converted, args.export, args.save_dir, path)
     else:
-        target = target_path(args.save_dir, path, converted, ".pkl")
+        target = target_path(args.save_dir, None, path, converted)
         checkpoint.save(converted, target)
     report = {
         "source": converted.source,

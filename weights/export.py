@@ -89,8 +89,38 @@ def save_for_hub(checkpoint: Checkpoint, folder: str | PathLike) -> list[Path]:
     network for BGR, the input channels of the first kernels are exchanged, and a note of it in the
     metadata makes reading here exchange them back.
 
+    Raises ConversionError as `assert_fits_hub` does, and where the folder has other files of these
+    names.
+    """
+    published = assert_fits_hub(checkpoint)
+    metadata = _metadata(checkpoint)
+    shown = checkpoint
+    if is_reversed_for_hub(checkpoint):
+        metadata[recorded_preprocessing.CHANNELS] = "reversed"
+        shown = replace(
+            checkpoint,
+            state_dict=with_reversed_channels(checkpoint.state_dict),
+            preprocessing=checkpoint.preprocessing.in_color_order("RGB"),
+        )
+    folder = Path(folder)
+    exported = tensors(shown, "timm")
+    config = json.dumps(_config(shown, published.name), indent=2) + "\n"
+    card = model_card.write(shown, published)
+    files = [folder / name for name in ("config.json", "model.safetensors", "README.md")]
+    _assert_replaceable(files[0], '"architecture"')
+    _assert_replaceable(files[2], "library_name: timm")
+    _save_safetensors(exported, metadata, files[1])
+    write_atomically(files[0], lambda file: file.write(config.encode()))
+    write_atomically(files[2], lambda file: file.write(card.encode()))
+    return files
+
+
+def assert_fits_hub(checkpoint: Checkpoint) -> catalog.Published:
+    """Return timm's own network of the same architecture.
+
     Raises ConversionError for an architecture or a total stride that timm lacks, for the deploy
-    form, which timm cannot open from a folder, and where the folder has other files of these names.
+    form, which timm cannot open from a folder, for a backbone, and for channels in an order that
+    timm does not feed.
     """
     published = catalog.published("timm", checkpoint.arch)
     if published is None:
@@ -119,26 +149,7 @@ def save_for_hub(checkpoint: Checkpoint, folder: str | PathLike) -> list[Path]:
             f"{checkpoint.path} takes {channels} channels that begin with BGR, and timm feeds RGB; "
             "use --export timm for the tensors alone"
         )
-    metadata = _metadata(checkpoint)
-    shown = checkpoint
-    if is_reversed_for_hub(checkpoint):
-        metadata[recorded_preprocessing.CHANNELS] = "reversed"
-        shown = replace(
-            checkpoint,
-            state_dict=with_reversed_channels(checkpoint.state_dict),
-            preprocessing=checkpoint.preprocessing.in_color_order("RGB"),
-        )
-    folder = Path(folder)
-    exported = tensors(shown, "timm")
-    config = json.dumps(_config(shown, published.name), indent=2) + "\n"
-    card = model_card.write(shown, published)
-    files = [folder / name for name in ("config.json", "model.safetensors", "README.md")]
-    _assert_replaceable(files[0], '"architecture"')
-    _assert_replaceable(files[2], "library_name: timm")
-    _save_safetensors(exported, metadata, files[1])
-    write_atomically(files[0], lambda file: file.write(config.encode()))
-    write_atomically(files[2], lambda file: file.write(card.encode()))
-    return files
+    return published
 
 
 def _assert_replaceable(file: Path, mark: str) -> None:

@@ -260,13 +260,16 @@ def test_a_folder_for_the_hub_by_the_command(command, network, tmp_path):
     assert command("convert_pretrained_weight", *back)[0] == 0
 
 
-def test_the_file_to_write(command, ours, tmp_path):
+def test_the_file_to_write(command, ours, tmp_path, monkeypatch):
     convert = ["convert_pretrained_weight", "--origin-dir", ours, "--save-dir"]
     for folder in ("models-v1.0/", "models-v1.0", "b.v2"):
         assert command(*convert, f"{tmp_path}/{folder}")[0] == 0
         assert (tmp_path / folder / "RepVGGA0.pkl").is_file()
+    monkeypatch.setattr(equivalence, "compare", lambda *_, **__: pytest.fail("refused too late"))
     for flags, said in (
         (["a.pth"], "is written as .pkl; give a name with this suffix, or a folder"),
+        (["ours.pkl/sub"], "ours.pkl is no folder; choose another folder"),
+        (["ours.pkl/sub", "--export", "hf"], "ours.pkl is no folder; choose another folder"),
         (["a.pkl", "--export", "timm"], "is written as .safetensors; give a name with this"),
         (["a.safetensors", "--export", "basecls"], "is written as .pkl; give a name with this"),
     ):
