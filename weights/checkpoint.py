@@ -202,12 +202,6 @@ def _with_preprocessing(
     said = recorded_preprocessing.of_file(
         contents.tree, contents.metadata, contents.config, foreign.num_classes
     )
-    colors = (foreign.habit.get("color", ("", ""))[0], stated.get("color", ("", ""))[0])
-    if colors == ("BGR", "RGB") and "color" not in said:
-        # the file's own words are of RGB, as timm's are, and `resolve` reverses what is of BGR
-        for field in {"mean", "std"}.intersection(said):
-            value, origin = said[field]
-            said[field] = value[::-1] if isinstance(value, tuple | list) else value, origin
     grey = foreign.options.get("in_chans") == 1
     if color_matters and not grey and not foreign.tells_colour_order:
         stated_preprocessing.check_color(path, said, stated)

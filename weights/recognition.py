@@ -164,10 +164,9 @@ def recognize(
     if layout is dingxiaoh.REPVGG and network.stride == 8 and _kind(network) in chenyaofo.PUBLISHED:
         layout = chenyaofo.REPVGG
     if layout.name == "mmpretrain":
-        note = mmpretrain.note(network.arch, form_of(renaming.tensors))
-    if entry is None and not _is_averaged((taken, network), of_mmengine):
-        passed_over = _passed_over(attempts, network, of_mmengine)
-        note = "; ".join(filter(None, (note, passed_over))) or None
+        note = _joined(note, mmpretrain.note(network.arch, form_of(renaming.tensors)))
+    if entry is None and not _is_averaged(taken, layout, of_mmengine):
+        note = _joined(note, _passed_over(attempts, network, of_mmengine))
     if arch not in (None, network.arch):
         raise ConversionError(
             f"{path} holds {network.arch}, but {arch} was asked for; leave the architecture out or "
@@ -227,6 +226,10 @@ def _with_stride(network: Network, path: str | PathLike) -> tuple[Network, str |
     return network, chenyaofo.note(*kind)
 
 
+def _joined(*notes: str | None) -> str | None:
+    return "; ".join(filter(None, notes)) or None
+
+
 def _kind(network: Network) -> tuple[str, int]:
     return network.arch, class_count(network.renaming.tensors) or 0
 
@@ -234,10 +237,9 @@ def _kind(network: Network) -> tuple[str, int]:
 def _passed_over(attempts: list[Attempt], network: Network, of_mmengine: bool) -> str | None:
     """Return a sentence about averaged weights that are not a whole network like the one taken."""
     for attempt in attempts:
-        if attempt.is_known and attempt.network is None:
+        is_averaged = _is_averaged(attempt.entry, attempt.renamings[0].source, of_mmengine)
+        if is_averaged and attempt.is_known and attempt.network is None:
             averaged = replace(network, renaming=attempt.renamings[0])
-            if not _is_averaged((attempt.entry, averaged), of_mmengine):
-                continue
             return (
                 f"the averaged weights {attempt.entry.name!r} are not taken, as they lack what a "
                 f"{network.arch} has: {some(averaged.problems)}"
@@ -257,11 +259,10 @@ def _called(name: str, attempts: list[Attempt], path: str | PathLike) -> list[At
     return exact or called
 
 
-def _is_averaged(fit: Fit, of_mmengine: bool) -> bool:
+def _is_averaged(entry: entries.Entry, source: Source, of_mmengine: bool) -> bool:
     """Return whether these are averaged weights, by the name of the entry."""
-    entry, network = fit
     if entries.MMENGINES_RAW in entry.path:
-        return not (of_mmengine or network.renaming.source.name == "mmpretrain")
+        return not (of_mmengine or source.name == "mmpretrain")
     return entry.is_averaged
 
 
@@ -277,7 +278,7 @@ def _preferred(fitting: list[Fit], arch: str | None, of_mmengine: bool) -> Fit:
         entry, network = fit
         names = network.renaming.source.entries
         known = [i for i, name in enumerate(names) if name in entry.path]
-        averaged = _is_averaged(fit, of_mmengine)
+        averaged = _is_averaged(entry, network.renaming.source, of_mmengine)
         return (*known, len(names))[0], not averaged, entries.MMENGINES_RAW in entry.path
 
     largest = max(fitting, key=size)

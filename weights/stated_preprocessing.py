@@ -52,16 +52,21 @@ def resolve(
         channels: number of channels of the images, which the network decides.
 
     A stronger statement of the colour order alone reverses the weaker mean and deviation, for each
-    colour keeps its own. Raises UserError when a value is not possible.
+    colour keeps its own; but not those that are said without an order beside a network of BGR, for
+    they may be in either. Raises UserError when a value is not possible.
     """
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
+    orders: dict[str, str | None] = {}  # of mean and deviation
     for statements in (habit, *stronger):
         color = statements.get("color", (values.get("color"), ""))[0]
-        if values.get("color") not in (None, color):
-            values |= {field: _reversed(values[field]) for field in ("mean", "std")}
+        for field, order in orders.items():
+            if order not in (None, color):
+                values[field], orders[field] = _reversed(values[field]), color
         for field, (value, origin) in statements.items():
             values[field], origins[field] = value, origin
+            if field in ("mean", "std"):
+                orders[field] = color if color == "RGB" or "color" in statements else None
     names = values.pop("classes", None)
     if names is not None and len(names) != classes:
         raise UserError(

@@ -37,7 +37,9 @@ def theirs(arch, classes, form, stride, layout="repvgg"):
     return layouts.export(state, arch, layout)
 
 
-@pytest.mark.parametrize("arch, layout", [("RepVGGA0", "repvgg"), ("RepVGGA1", "timm")])
+@pytest.mark.parametrize(
+    "arch, layout", [("RepVGGA0", "repvgg"), ("RepVGGA1", "timm"), ("RepVGGA0", "mmpretrain")]
+)
 def test_a_train_form_with_the_identity_has_a_stride_of_8(arch, layout):
     tensors = theirs(arch, 5, "train", 8, layout)
     foreign = recognition.recognize(tensors, "file")

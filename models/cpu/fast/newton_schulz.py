@@ -24,7 +24,7 @@ _prepared: WeakKeyDictionary[object, dict[tuple, tuple[Program, memory.Pool]]] =
 
 
 def orthogonal(owner: object, matrices: Sequence[mge.Tensor], steps: Steps) -> list[mge.Tensor]:
-    """Return float32 matrices [R, C] divided by their norms after Newton-Schulz steps.
+    """Divide float32 matrices [R, C] by their norms, and return them after Newton-Schulz steps.
 
     A step with the coefficients a, b, c is x <- (a + b x x' + c (x x')^2) x. Raises onednn.Error.
     """
