@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
         from training.distributed import launch
 
         launch.refuse_unsupported_gpu(args.ngpus, args.world_size)
-        gpu.check(args.amp, args.dtr)
+        gpu.check(args.dtr)
         environment.tune_for_computing()
         return launch.run(
             partial(run.run, args),

@@ -123,10 +123,10 @@ def time_training(args: argparse.Namespace) -> tuple[str, Rows]:
         return time_against_pytorch(args)
     from . import training_step
 
-    rows = []
-    with progress(len(args.point) * args.rounds * len(training_step.VARIANTS), "step") as bar:
+    rows, variants = [], training_step.variants()
+    with progress(len(args.point) * args.rounds * len(variants), "step") as bar:
         for at in points(args):
-            seconds = training_step.seconds_per_step(at, args.rounds, after_step=bar.update)
+            seconds = training_step.seconds_per_step(at, args.rounds, variants, bar.update)
             rows += training_step.summary(at, seconds)
     return f"training step, median of {args.rounds}, one process", rows
 

@@ -41,11 +41,13 @@ def _stock() -> Iterator[None]:
         yield
 
 
-# name -> context in which a step is made and run
-VARIANTS: dict[str, Callable[[], AbstractContextManager]] = {
-    "stock": _stock,
-    "ours": nullcontext,
-}
+Variants = dict[str, Callable[[], AbstractContextManager]]
+
+
+def variants() -> Variants:
+    """Return name -> context in which a step is made and run."""
+    bfloat16 = {"ours, --amp": cpu.bfloat16} if cpu.has_bfloat16() else {}
+    return {"stock": _stock, "ours": nullcontext, **bfloat16}
 
 
 def training_step(
@@ -76,7 +78,7 @@ def training_step(
 def seconds_per_step(
     point: Point,
     rounds: int,
-    variants: dict[str, Callable[[], AbstractContextManager]] = VARIANTS,
+    variants: Variants,
     after_step: Callable[[], None] = lambda: None,
 ) -> dict[str, list[float]]:
     """Return the seconds of `rounds` steps of each variant, in turns after one warm-up step each.

@@ -1,4 +1,4 @@
-"""What MegEngine offers on GPUs only: mixed precision, and dropping activations dynamically.
+"""What MegEngine offers on GPUs only: dropping activations dynamically.
 
 Written to its documented interface; nothing here has been run on a GPU.
 """
@@ -13,19 +13,13 @@ import megengine as mge
 
 from utils import UserError
 
-# Measured with MegEngine 1.13 and RepVGGA0.
-_NOT_ON_A_CPU = {
-    "--amp": "on a CPU a convolution in half precision takes 85 times as long; leave it out",
-    "--dtr": "on a CPU it frees nothing, and a step took 21 GB; use --low-memory",
-}
 
-
-def check(amp: bool, dtr: str | None) -> None:
-    """Raise UserError when one of them is wanted without a GPU, or when `dtr` is not a size."""
-    on_a_cpu = environment.on_cpu()
-    for flag, wanted in (("--amp", amp), ("--dtr", dtr is not None)):
-        if wanted and on_a_cpu:
-            raise UserError(f"{flag} needs a GPU: {_NOT_ON_A_CPU[flag]}")
+def check(dtr: str | None) -> None:
+    """Raise UserError when it is wanted without a GPU, or when `dtr` is not a size."""
+    if dtr is not None and environment.on_cpu():
+        raise UserError(
+            "--dtr needs a GPU: on a CPU it frees nothing, and a step took 21 GB; use --low-memory"
+        )
     if dtr is not None and not re.fullmatch(r"\d+(\.\d+)?[KMG]B", dtr):
         raise UserError(f"--dtr {dtr} is not a size such as 5GB")
 

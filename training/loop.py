@@ -18,7 +18,6 @@ from models import cpu
 
 import megengine as mge
 import numpy as np
-from megengine.amp import autocast
 
 from data import by_epoch, mixing
 from data.evaluation import Score, evaluate
@@ -27,7 +26,16 @@ from utils import UserError
 from weights import checkpoint
 from weights.checkpoint import Checkpoint
 
-from . import accumulation, agreement, changes, drop_path, low_memory, precise_bn, resume
+from . import (
+    accumulation,
+    agreement,
+    changes,
+    drop_path,
+    low_memory,
+    mixed_precision,
+    precise_bn,
+    resume,
+)
 from .best import BestEpoch
 from .distributed.process_group import synchronize_batch_norms
 from .objective import Objective
@@ -180,7 +188,7 @@ class Trainer:
         images, labels, targets, kept = part
         scale = share * self.update.loss_scale
         objective = self.objective.for_images(images, targets, scale, now.weight_decay)
-        with autocast(enabled=self.settings.amp), drop_path.applied(self.model, kept):
+        with mixed_precision.applied(self.settings.amp), drop_path.applied(self.model, kept):
             _, loss, logits = self._backward(
                 self.network.computed, self.update.grad_manager, mge.Tensor(images), objective
             )

@@ -31,7 +31,7 @@ HEADINGS = {
     "learning from a teacher": "",
     "running": "",
     "several processes": "",
-    "on GPUs only (not tested: nothing here has been run on a GPU)": "amp dtr",
+    "on GPUs only (not tested: nothing here has been run on a GPU)": "dtr",
 }
 QAT_RATE = 0.01  # of the usual learning rate
 

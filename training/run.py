@@ -19,6 +19,7 @@ from . import (
     gpu,
     low_memory,
     messages,
+    mixed_precision,
     options,
     resume,
     run_data,
@@ -70,6 +71,7 @@ def run(args: argparse.Namespace, workers: Workers) -> int:
                 run_location.bring_best(best, folder)
             for line in (
                 *filter(None, [unshared, messages.resumption(resume_from, trainer)]),
+                *filter(None, [mixed_precision.note(args.amp)]),
                 *network.notes,
                 messages.describe(args, trainer),
                 *messages.data_warnings(train_set, val_set),

@@ -224,8 +224,10 @@ class Settings:
     )
     amp: bool = setting(
         False,
-        help="automatic mixed precision: compute in half precision where the operators allow it "
-        "(GPUs only; not tested)",
+        group="running",
+        help="automatic mixed precision: on a CPU, convolutions in bfloat16 if the processor has "
+        "instructions for it (AVX512-BF16); on a GPU, half precision where operators allow it "
+        "(not tested)",
     )
     freeze: bool = setting(
         False,

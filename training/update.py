@@ -8,10 +8,9 @@ import models
 
 import megengine as mge
 import numpy as np
-from megengine.amp import GradScaler
 from megengine.autodiff import GradManager
 
-from . import gradients, optimizer
+from . import gradients, mixed_precision, optimizer
 from .distributed.process_group import Workers
 from .ema import WeightAverage
 from .parameters import kinds
@@ -45,7 +44,7 @@ class Update:
             settings.optimizer, groups, settings.lr, settings.momentum, settings.nesterov
         )
         self.average = WeightAverage(model, settings.ema) if settings.ema else None
-        self.scaler = GradScaler() if settings.amp else None
+        self.scaler = mixed_precision.loss_scaler(settings.amp)
 
     @property
     def loss_scale(self) -> float:
@@ -70,7 +69,8 @@ class Update:
             gradients.clip_adaptively(self._without_classifier(), self.settings.agc)
         if self.settings.clip_norm:
             gradients.clip_by_norm(self.learnt.values(), self.settings.clip_norm)
-        self.optimizer.step().clear_grad()
+        with mixed_precision.of_update(self.settings.amp):
+            self.optimizer.step().clear_grad()
         if self.average is not None:
             self.average.update(step)
 

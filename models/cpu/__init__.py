@@ -26,13 +26,15 @@ from megengine.jit.tracing import is_tracing
 from .matmul import SMALL_KERNEL, SMALL_MAP, add_bias, batch_norm, conv2d, relu, scale_channels
 from .symbol import Symbol, Trace
 
-__all__ = ["PATHS", "SMALL_KERNEL", "SMALL_MAP", "Symbol", "add_bias", "batch_norm", "compute",
-           "conv2d", "covers", "evaluation", "is_chosen", "is_recorded", "is_used", "orthogonal",
-           "path", "relu", "scale_channels", "update_by_momentum", "using"]  # fmt: skip
+__all__ = ["PATHS", "SMALL_KERNEL", "SMALL_MAP", "Symbol", "add_bias", "batch_norm", "bfloat16",
+           "compute", "conv2d", "covers", "evaluation", "has_bfloat16", "is_chosen", "is_recorded",
+           "is_used", "orthogonal", "path", "relu", "scale_channels", "update_by_momentum",
+           "using"]  # fmt: skip
 
 PATHS = ("stock", "matmul", "fast")
 _path: ContextVar[str | None] = ContextVar("path", default=None)
 _evaluates: ContextVar[bool] = ContextVar("evaluates", default=False)
+_rounds: ContextVar[bool] = ContextVar("rounds", default=False)
 
 
 def path() -> str:
@@ -74,6 +76,30 @@ def evaluation() -> Iterator[None]:
         _evaluates.reset(token)
 
 
+@contextmanager
+def bfloat16() -> Iterator[None]:
+    """Compute products of programs in bfloat16 in this thread: `with cpu.bfloat16():`.
+
+    Inputs, weights and gradients of dense convolutions are rounded where the processor has
+    instructions for it, and their products summed in float32; so are the factors in `orthogonal`.
+    All else stays as it is.
+    """
+    token = _rounds.set(True)
+    try:
+        yield
+    finally:
+        _rounds.reset(token)
+
+
+def has_bfloat16() -> bool:
+    """Return whether `bfloat16` changes anything: programs, on a processor with instructions."""
+    if path() != "fast" or not is_used():
+        return False
+    from . import fast
+
+    return fast.has_bfloat16()
+
+
 def is_used() -> bool:
     """Return whether MegEngine computes on a CPU, eagerly, and not as it is ("stock").
 
@@ -113,7 +139,7 @@ def compute(
         return None
     from .fast import network  # it needs packages that may be missing
 
-    return network.run(model, trace, x)
+    return network.run(model, trace, x, _rounds.get())
 
 
 def covers(model: M.Module, function: Callable[[mge.Tensor], mge.Tensor], x: mge.Tensor) -> bool:
@@ -156,4 +182,4 @@ def orthogonal(
         return None
     from . import fast
 
-    return fast.orthogonal(owner, matrices, steps)
+    return fast.orthogonal(owner, matrices, steps, _rounds.get())

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import weakref
+from contextlib import nullcontext
 from pathlib import Path
 
 import models
@@ -42,12 +43,12 @@ from models.cpu.fast.writer import Writer
 NETWORKS = ["RepVGGA0", "RepVGGA0-qa", "MobileOneS0", "RepViTM0_6", "RepGhost050", "FastViTT8"]
 
 
-def program(function, x, dy, parameters):
+def program(function, x, dy, parameters, bfloat16=False):
     """Return output, input gradient and gradients of the parameters, by a program."""
     x = mge.Tensor(x)
     grad_manager = GradManager().attach([x, *parameters])
     with grad_manager:
-        y = network.run(M.Identity(), symbol.trace(function, tuple(x.shape)), x)
+        y = network.run(M.Identity(), symbol.trace(function, tuple(x.shape)), x, bfloat16)
         grad_manager.backward(y, mge.Tensor(dy))
     return y.numpy(), x.grad.numpy(), [parameter.grad.numpy() for parameter in parameters]
 
@@ -115,6 +116,52 @@ def test_convolution(case, rng):
         lambda shape: rng.standard_normal(shape).astype(np.float32),
     )
     actual = program(module, x, dy, [module.weight])
+    close(actual[0], y, 1e-5)
+    close(actual[1], dx, 1e-5)
+    close(actual[2][0], dw.reshape(weight.shape), 1e-5)
+
+
+def random_dense_convolution(seed):
+    """Return a case that is neither depthwise nor grouped."""
+    n, c, o, *rest, _ = random_convolution(seed)
+    return (n, c, o, *rest, 1)
+
+
+def nearest_bfloat16(x):
+    bits = x.astype(np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
+
+
+needs_bfloat16 = pytest.mark.skipif(
+    not environment.processor_has("avx512_bf16"), reason="the processor has no bfloat16"
+)
+
+
+@needs_bfloat16
+@pytest.mark.parametrize(
+    "case",
+    [
+        *(case for case in CONVOLUTIONS if case[-1] == 1),
+        (16, 16, 48, (1, 1), 3, 2, 1, 1),  # where oneDNN's gradient of the weights is wrong
+        *map(random_dense_convolution, range(40)),
+    ],
+    ids=str,
+)
+def test_convolution_in_bfloat16(case, rng):
+    """It is the convolution of rounded inputs, weights and gradients, summed in float32."""
+    n, c, o, size, kernel, stride, padding, _ = case
+    module = layers.Conv2d(c, o, kernel, stride, padding, bias=False)
+    x = rng.standard_normal((n, c, *size)).astype(np.float32)
+    weight = module.weight.numpy()
+    y, dx, dw, dy = conv_float64(
+        nearest_bfloat16(x),
+        nearest_bfloat16(weight),
+        (stride, stride),
+        (padding, padding),
+        1,
+        lambda shape: nearest_bfloat16(rng.standard_normal(shape)),
+    )
+    actual = program(module, x, dy, [module.weight], bfloat16=True)
     close(actual[0], y, 1e-5)
     close(actual[1], dx, 1e-5)
     close(actual[2][0], dw.reshape(weight.shape), 1e-5)
@@ -274,7 +321,7 @@ def test_other_operations_are_megengines(kind, rng):
         close(got, want.numpy(), 1e-5)
 
 
-def gradients(arch, path, size=64, batch=4, steps=1, seed=0):
+def gradients(arch, path, size=64, batch=4, steps=1, seed=0, within=nullcontext):
     """Return logits, gradients by name and state of a new network after forward passes."""
     mge.random.seed(seed)
     model = models.create(arch, 10)
@@ -286,7 +333,7 @@ def gradients(arch, path, size=64, batch=4, steps=1, seed=0):
     x = rng.standard_normal((batch, 3, size, size)).astype(np.float32)
     weights = mge.Tensor(rng.standard_normal((batch, 10)).astype(np.float32))
     grad_manager = GradManager().attach(model.parameters())
-    with cpu.using(path):
+    with cpu.using(path), within():
         for _ in range(steps):
             with grad_manager:
                 logits = model(mge.Tensor(x))

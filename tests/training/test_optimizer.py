@@ -245,6 +245,28 @@ def test_the_program_for_matrices_is_the_same_function(rng):
             np.testing.assert_allclose(result.numpy(), expected, atol=2e-5)
 
 
+def test_the_program_in_bfloat16_is_nearly_the_same_function(rng):
+    """Singular values between 0.6 and 1.25, but for tiny ones; wide matrices are as in float32."""
+    if not cpu.has_bfloat16():
+        pytest.skip("the processor has no bfloat16")
+    owner, shapes = mge.module.Identity(), [(64, 64), (48, 96), (96, 48), (64, 64), (16, 160)]
+    matrices = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
+    matrices[3][:] = 0
+    tensors = [mge.Tensor(matrix) for matrix in matrices]
+    exact = cpu.orthogonal(owner, tensors, muon.STEPS)
+    with cpu.bfloat16():
+        rounded = cpu.orthogonal(owner, tensors, muon.STEPS)
+    for matrix, a, b in zip(matrices, exact, rounded, strict=True):
+        distance = np.linalg.norm(a.numpy() - b.numpy()) / max(1e-9, np.linalg.norm(a.numpy()))
+        if max(matrix.shape) < 100 and matrix.any():
+            assert 1e-4 < distance < 0.03
+            u, values, v = np.linalg.svd(matrix, full_matrices=False)
+            kept = np.diag(u.T @ b.numpy() @ v.T)[values > 0.05 * values[0]]
+            assert 0.6 < kept.min() <= kept.max() < 1.25
+        else:
+            assert distance == 0
+
+
 def step(name, layer, gradients, decay=0.0, **options):
     """Train the layer by the optimizer `name`: a step for each of the lists of gradients."""
     groups = optimizer.parameter_groups(layer, weight_decay=decay)

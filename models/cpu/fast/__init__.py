@@ -20,6 +20,6 @@ with contextlib.suppress(libraries.NotAvailable):  # `available` says it
     libraries.configure_numba()
 
 from .libraries import versions
-from .rules import available, orthogonal, traced, update_by_momentum
+from .rules import available, has_bfloat16, orthogonal, traced, update_by_momentum
 
-__all__ = ["available", "orthogonal", "traced", "update_by_momentum", "versions"]
+__all__ = ["available", "has_bfloat16", "orthogonal", "traced", "update_by_momentum", "versions"]

@@ -29,8 +29,8 @@ class Programs:
         gradients: memory of the gradients: that of the input, if it is computed, is the first.
     """
 
-    def __init__(self, trace: Trace, input_gradient: bool, backward: bool):
-        self._arguments = trace.operations, input_gradient, backward
+    def __init__(self, trace: Trace, input_gradient: bool, backward: bool, bfloat16: bool):
+        self._arguments = trace.operations, input_gradient, backward, bfloat16
         self._idle: list[Program] = []
         self.unused = 0
         first, last = trace.operations[0].shape, trace.operations[-1].shape
@@ -59,11 +59,12 @@ class Programs:
 _recent: WeakKeyDictionary[M.Module, OrderedDict[tuple, Programs]] = WeakKeyDictionary()
 
 
-def programs_of(model: M.Module, trace: Trace, input_gradient: bool) -> Programs:
+def programs_of(model: M.Module, trace: Trace, input_gradient: bool, bfloat16: bool) -> Programs:
     """Return the programs for a trace of a model, which are kept if it is one of the last."""
-    key = tuple(trace.operations), input_gradient, model.training
+    kind = input_gradient, model.training, bfloat16
+    key = tuple(trace.operations), *kind
     recent = _recent.setdefault(model, OrderedDict())
-    programs = recent.pop(key, None) or Programs(trace, input_gradient, model.training)
+    programs = recent.pop(key, None) or Programs(trace, *kind)
     programs.unused = 0
     for other in [*recent]:
         recent[other].unused += 1

@@ -19,7 +19,7 @@ from .winograd import WinogradConvolution
 
 
 def convolution_of(
-    records: Records, slots: Slots, operations: list[Operation], number: int
+    records: Records, slots: Slots, operations: list[Operation], number: int, bfloat16: bool
 ) -> Convolution | WinogradConvolution:
     """Return the convolution that an operation is, by what is fastest.
 
@@ -28,14 +28,15 @@ def convolution_of(
         slots: slots of what is outside of the program.
         operations: those of the trace.
         number: of the convolution.
+        bfloat16: whether it is rounded to bfloat16, unless it is depthwise or grouped.
     """
     geometry, first = geometry_of(operations, number), slots.first_parameter[number]
     indices = range(first, first + 1 + geometry.bias)
     parameters = [slots.of("parameters", index) for index in indices]
     gradients = [slots.of("parameter_gradients", index) for index in indices]
-    if winograd.suits(geometry):
+    if not bfloat16 and winograd.suits(geometry):
         return WinogradConvolution(records, geometry, parameters[0], gradients[0])
-    return Convolution(records, geometry, parameters, gradients)
+    return Convolution(records, geometry, parameters, gradients, bfloat16)
 
 
 def geometry_of(operations: list[Operation], number: int) -> Geometry:
@@ -54,6 +55,8 @@ class Convolution:
         parameters: weight, and bias if the geometry has one.
         gradients: where those of the parameters are written, which may be empty where `backward` is
             not called.
+        bfloat16: whether inputs, weights and gradients are rounded to bfloat16 and their products
+            summed in float32, unless the convolution is depthwise or grouped.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class Convolution:
         geometry: Geometry,
         parameters: Sequence[Place],
         gradients: Sequence[Place],
+        bfloat16: bool = False,
     ):
         self._records, self._parameters, self._gradients = records, parameters, gradients
         # several outputs of each channel: a depthwise convolution of as many copies of it
@@ -69,7 +73,7 @@ class Convolution:
         if self._copies > 1:
             geometry = geometry._replace(i=geometry.o, groups=geometry.o)
         self._geometry = geometry
-        self._primitives = ConvolutionPrimitives(geometry)
+        self._primitives = ConvolutionPrimitives(geometry, bfloat16 and geometry.groups == 1)
         self._x = Buffer(0)
 
     def forward(self, x: Buffer, y: Buffer) -> None:
@@ -83,7 +87,7 @@ class Convolution:
             self._records.emit(Code.DEPTHWISE, x, self._taps(), *self._geometry.sizes, y)
             return
         weight = self._reordered(primitives.to_forward, primitives.forward)
-        places = {onednn.SRC: x, onednn.WEIGHTS: weight, onednn.DST: y}
+        places = {onednn.SRC: self._rounded(x), onednn.WEIGHTS: weight, onednn.DST: y}
         if self._geometry.bias:
             places[onednn.BIAS] = self._parameters[1]
         self._records.execute(primitives.forward, places)
@@ -100,10 +104,8 @@ class Convolution:
             self._records.emit(Code.DEPTHWISE_DATA, gradient, self._taps(), *sizes, copies)
         else:
             weight = self._reordered(primitives.to_backward, primitives.backward_data)
-            self._records.execute(
-                primitives.backward_data,
-                {onednn.DIFF_DST: gradient, onednn.WEIGHTS: weight, onednn.DIFF_SRC: copies},
-            )
+            places = {onednn.DIFF_DST: self._rounded(gradient), onednn.WEIGHTS: weight}
+            self._records.execute(primitives.backward_data, {**places, onednn.DIFF_SRC: copies})
         if copies is not target:
             self._records.emit(Code.REPEAT_GRADIENT, copies, *self._single, self._copies, target)
 
@@ -112,6 +114,10 @@ class Convolution:
         """Rows and channels of the input before it is copied."""
         g = self._geometry
         return g.n * g.h * g.w, g.i // self._copies
+
+    def _rounded(self, values: Buffer) -> Buffer:
+        """Return values as the primitives take them."""
+        return self._records.rounded(values) if self._primitives.bfloat16 else values
 
     def _reordered(self, reorder: onednn.Primitive | None, primitive: onednn.Primitive) -> Place:
         """Return the weight in the primitive's layout."""
@@ -146,7 +152,8 @@ class Convolution:
         weights = target
         if reorder is not None:
             weights = Buffer(primitive.memory[onednn.DIFF_WEIGHTS].size // 4)
-        places = {onednn.SRC: self._x, onednn.DIFF_DST: gradient, onednn.DIFF_WEIGHTS: weights}
+        x, gradient = self._rounded(self._x), self._rounded(gradient)
+        places = {onednn.SRC: x, onednn.DIFF_DST: gradient, onednn.DIFF_WEIGHTS: weights}
         if g.bias:
             places[onednn.DIFF_BIAS] = biases[0]
         self._records.execute(primitive, places)
@@ -164,7 +171,8 @@ class Convolution:
             self._records.emit(Code.PATCHES, self._x, *g.sizes, patches)
         if taps > 1:
             result = Buffer(o * taps * g.i)
-        product = onednn.products(1, o, rows, taps * g.i, transposed="source")
-        self._records.multiply(product, gradient, patches, result)
+        kind = self._primitives.kind
+        product = onednn.products(1, o, rows, taps * g.i, transposed="source", kind=kind)
+        self._records.multiply(product, self._rounded(gradient), self._rounded(patches), result)
         if taps > 1:
             self._records.transpose(result, target, o, taps, g.i)

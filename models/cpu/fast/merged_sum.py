@@ -41,10 +41,12 @@ class MergedSumRecords:
         records: where it is written.
         slots: slots of what is outside of the program.
         item: the sum.
+        bfloat16: whether the convolutions are rounded to bfloat16; statistics are not.
     """
 
-    def __init__(self, records: Records, slots: Slots, item: MergedSum):
+    def __init__(self, records: Records, slots: Slots, item: MergedSum, bfloat16: bool):
         self._records, self._slots, self._item = records, slots, item
+        self._bfloat16 = bfloat16
         g, self._count = item.geometry, len(item.branches)
         self._rows, self._inputs, self._outputs = g.n * g.h * g.w, g.i, g.o
         size = g.o * g.i
@@ -52,7 +54,9 @@ class MergedSumRecords:
         self._products = Buffer(self._count * size)  # of the weights and the covariance
         self._table = Buffer(3 * self._count * g.o)
         self._merged, self._merged_gradient = Buffer(size), Buffer(size)  # weights
-        self._convolution = Convolution(records, g, [self._merged], [self._merged_gradient])
+        self._convolution = Convolution(
+            records, g, [self._merged], [self._merged_gradient], bfloat16
+        )
         self._x = self._stats = self._output = Buffer(0)
 
     def forward(self, x: Buffer, others: list[Buffer], target: Buffer) -> None:
@@ -131,7 +135,8 @@ class MergedSumRecords:
         self._records.multiply(product, self._weights, scaled, matrix)
         self._records.emit(Code.NEGATIVE_PRODUCT, matrix, self._stats, inputs, shift)
         geometry = self._item.geometry._replace(o=inputs, bias=True)
-        Convolution(self._records, geometry, [matrix, shift], []).forward(self._x, target)
+        convolution = Convolution(self._records, geometry, [matrix, shift], [], self._bfloat16)
+        convolution.forward(self._x, target)
 
     def _branch(self, buffer: Buffer, b: int) -> Part:
         """Return the matrix of a branch."""

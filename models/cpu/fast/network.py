@@ -8,7 +8,7 @@ from megengine.autodiff import Function
 from megengine.core._imperative_rt.core2 import get_grad_key
 
 from ..symbol import Trace
-from . import memory
+from . import libraries, memory
 from .cache import Programs, programs_of
 from .executor import bits
 from .program import Program
@@ -67,13 +67,15 @@ class _Map(Function):
             self.programs.release(self.program)
 
 
-def run(model: M.Module, trace: Trace, x: mge.Tensor) -> mge.Tensor:
+def run(model: M.Module, trace: Trace, x: mge.Tensor, bfloat16: bool = False) -> mge.Tensor:
     """Return the map that a trace of a model returns for images.
 
-    It can be differentiated if the model is in training mode.
+    It can be differentiated if the model is in training mode. With `bfloat16`, dense convolutions
+    are rounded to that where the processor has instructions for it.
     """
     input_gradient = model.training and get_grad_key((x,)) is not None
-    programs = programs_of(model, trace, input_gradient)
+    bfloat16 = bfloat16 and libraries.has_bfloat16()
+    programs = programs_of(model, trace, input_gradient, bfloat16)
     function = _Map(programs, trace.norms, input_gradient)
     if not model.training:
         return function.forward(x, *trace.parameters)

@@ -1,6 +1,7 @@
 """Matrices made orthogonal for Muon, all of an optimizer in one program.
 
-Those of one shape are multiplied together, on all cores.
+Those of one shape are multiplied together, on all cores, in float32 or in bfloat16, as Jordan does
+(see training/muon.py).
 """
 
 from __future__ import annotations
@@ -19,20 +20,30 @@ from .records import Records
 Shape = tuple[int, int]
 Steps = tuple[tuple[float, float, float], ...]
 
-# owner -> shapes of its matrices and steps -> the program and memory for its results
+_WIDE = (
+    4.5  # columns for a row, from which on fewer products in float32 are faster than in bfloat16
+)
+
+# owner -> shapes of its matrices, steps, bfloat16 -> the program and memory for its results
 _prepared: WeakKeyDictionary[object, dict[tuple, tuple[Program, memory.Pool]]] = WeakKeyDictionary()
 
 
-def orthogonal(owner: object, matrices: Sequence[mge.Tensor], steps: Steps) -> list[mge.Tensor]:
+def orthogonal(
+    owner: object, matrices: Sequence[mge.Tensor], steps: Steps, bfloat16: bool = False
+) -> list[mge.Tensor]:
     """Divide float32 matrices [R, C] by their norms, and return them after Newton-Schulz steps.
 
-    A step with the coefficients a, b, c is x <- (a + b x x' + c (x x')^2) x. Raises onednn.Error.
+    A step with the coefficients a, b, c is x <- (a + b x x' + c (x x')^2) x. With `bfloat16`, the
+    factors of products are rounded to that where the processor has instructions for it and that is
+    faster. Raises onednn.Error.
     """
+    bfloat16 = bfloat16 and libraries.has_bfloat16()
     shapes = tuple((int(rows), int(columns)) for rows, columns in (m.shape for m in matrices))
     programs = _prepared.setdefault(owner, {})
-    if (shapes, steps) not in programs:
-        programs[shapes, steps] = _program(shapes, steps), memory.Pool(shapes)
-    program, pool = programs[shapes, steps]
+    key = shapes, steps, bfloat16
+    if key not in programs:
+        programs[key] = _program(*key), memory.Pool(shapes)
+    program, pool = programs[key]
     addresses, owners = memory.addresses_of(matrices)
     memory.settle()
     block = pool.take()
@@ -43,7 +54,7 @@ def orthogonal(owner: object, matrices: Sequence[mge.Tensor], steps: Steps) -> l
     return block.tensors()
 
 
-def _program(shapes: Sequence[Shape], steps: Steps) -> Program:
+def _program(shapes: Sequence[Shape], steps: Steps, bfloat16: bool) -> Program:
     libraries.set_threads()  # oneDNN divides its work when something is created
     records, count = Records(), len(shapes)
     groups: dict[Shape, list[int]] = {}
@@ -57,7 +68,10 @@ def _program(shapes: Sequence[Shape], steps: Steps) -> Program:
                 records.emit(Code.COPY, Slot(number), size, Part(x, k * size))
             else:
                 records.transpose(Slot(number), Part(x, k * size), 1, columns, rows)
-        _emit_steps(records, steps, len(numbers), rows, columns, x, result)
+        emit = _emit_steps
+        if bfloat16 and columns < _WIDE * rows:
+            emit = _emit_rounded_steps
+        emit(records, steps, len(numbers), rows, columns, x, result)
         for k, number in enumerate(numbers):
             target = Slot(count + number)
             if shapes[number] == (rows, columns):
@@ -88,21 +102,62 @@ def _emit_steps(
         records.multiply(squares, left, right, target)
         return target
 
-    def scale_and_shift(source: Buffer, scale: float, shift: float, target: Buffer) -> None:
-        arguments = source, count, rows, bits(scale), bits(shift), target
-        records.emit(Code.SCALE_AND_SHIFT, *arguments)
-
     records.emit(Code.NORMALIZE, x, count, rows * columns)
     gram, total = Buffer(count * rows * rows), None
     x_x = onednn.products(count, rows, columns, rows, transposed="weights")
     records.multiply(x_x, x, x, gram)
     for number, (a, b, c) in enumerate(steps, 1):
-        linear = Buffer(gram.size)
-        scale_and_shift(gram, c, b, linear)
-        q = product(gram, linear)
-        scale_and_shift(q, 1, a, q)
+        q = product(gram, _linear(records, gram, count, rows, c, b))
+        _shift(records, q, count, rows, a)
         total = q if total is None else product(q, total)
         if number < len(steps):
             gram = product(q, product(gram, q))
     assert total is not None
     records.multiply(onednn.products(count, rows, rows, columns), total, x, result)
+
+
+def _emit_rounded_steps(
+    records: Records,
+    steps: Steps,
+    count: int,
+    rows: int,
+    columns: int,
+    x: Buffer,
+    result: Buffer,
+) -> None:
+    """Write down the same steps, with the factors of each product rounded to bfloat16.
+
+    The product of all q is large for small singular values, and its rounding errors would be as
+    large for all others; so x itself is multiplied in each step.
+    """
+
+    def product(primitive: onednn.Primitive, left: Buffer, right: Buffer, target: Buffer) -> Buffer:
+        records.multiply(primitive, records.rounded(left), records.rounded(right), target)
+        return target
+
+    x_x = onednn.products(count, rows, columns, rows, "weights", onednn.BFLOAT16)
+    g_g = onednn.products(count, rows, rows, rows, kind=onednn.BFLOAT16)
+    q_x = onednn.products(count, rows, rows, columns, kind=onednn.BFLOAT16)
+    records.emit(Code.NORMALIZE, x, count, rows * columns)
+    for number, (a, b, c) in enumerate(steps, 1):
+        gram = product(x_x, x, x, Buffer(count * rows * rows))
+        linear = _linear(records, gram, count, rows, c, b)
+        q = product(g_g, gram, linear, Buffer(count * rows * rows))
+        _shift(records, q, count, rows, a)
+        x = product(q_x, q, x, result if number == len(steps) else Buffer(x.size))
+
+
+def _linear(
+    records: Records, source: Buffer, count: int, rows: int, scale: float, shift: float
+) -> Buffer:
+    """Return scale m + shift for each of `count` matrices [rows, rows]."""
+    target = Buffer(source.size)
+    arguments = source, count, rows, bits(scale), bits(shift), target
+    records.emit(Code.SCALE_AND_SHIFT, *arguments)
+    return target
+
+
+def _shift(records: Records, matrices: Buffer, count: int, rows: int, shift: float) -> None:
+    """Add a number to the diagonal of each of `count` matrices [rows, rows], in place."""
+    arguments = matrices, count, rows, bits(1), bits(shift), matrices
+    records.emit(Code.SCALE_AND_SHIFT, *arguments)

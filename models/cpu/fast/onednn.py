@@ -13,7 +13,8 @@ from functools import cache
 from . import libraries
 
 # constants of dnnl_types.h, whose names begin with dnnl_ or, for arguments, with DNNL_ARG_
-_CPU, _STREAM_IN_ORDER, _SCRATCHPAD_MODE_USER, _F32, _QUERY_IMPL_INFO_STR = 1, 1, 1, 3, 8
+_CPU, _STREAM_IN_ORDER, _SCRATCHPAD_MODE_USER, _QUERY_IMPL_INFO_STR = 1, 1, 1, 8
+BFLOAT16, FLOAT32 = 2, 3
 SRC, DST, WEIGHTS, BIAS = 1, 17, 33, 41
 DIFF_SRC, DIFF_DST, DIFF_WEIGHTS, DIFF_BIAS, SCRATCHPAD = 129, 145, 161, 169, 80
 _QUERY_MD = {SRC: 129, DIFF_SRC: 130, WEIGHTS: 131, DIFF_WEIGHTS: 132, DST: 133, DIFF_DST: 134,
@@ -114,23 +115,25 @@ def numbers(*values: int) -> ctypes.Array:
 
 
 @cache
-def strided_layout(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
-    """Return the layout of float32 values with a stride, in floats, for each axis."""
-    sizes = len(shape), numbers(*shape), _F32
+def strided_layout(shape: tuple[int, ...], strides: tuple[int, ...], kind: int = FLOAT32) -> int:
+    """Return the layout of values with a stride, in values, for each axis."""
+    sizes = len(shape), numbers(*shape), kind
     return created("dnnl_memory_desc_create_with_strides", *sizes, numbers(*strides))
 
 
-def _matrices(count: int, rows: int, columns: int, transposed: bool = False) -> int:
+def _matrices(
+    count: int, rows: int, columns: int, transposed: bool = False, kind: int = FLOAT32
+) -> int:
     strides = (1, rows) if transposed else (columns, 1)
     if count == 1:
-        return strided_layout((rows, columns), strides)
-    return strided_layout((count, rows, columns), (rows * columns, *strides))
+        return strided_layout((rows, columns), strides, kind)
+    return strided_layout((count, rows, columns), (rows * columns, *strides), kind)
 
 
 @cache
-def tagged_layout(shape: tuple[int, ...], tag: int) -> int:
-    """Return the layout of float32 values in an order of axes that dnnl_types.h names."""
-    return created("dnnl_memory_desc_create_with_tag", len(shape), numbers(*shape), _F32, tag)
+def tagged_layout(shape: tuple[int, ...], tag: int, kind: int = FLOAT32) -> int:
+    """Return the layout of values in an order of axes that dnnl_types.h names."""
+    return created("dnnl_memory_desc_create_with_tag", len(shape), numbers(*shape), kind, tag)
 
 
 def address(function: str) -> int:
@@ -203,20 +206,27 @@ def _copy(source: int, destination: int) -> Primitive:
     return Primitive(description, {SRC: source, DST: destination})
 
 
+def rounding(size: int) -> Primitive:
+    """Return SRC float32 [size] -> DST bfloat16 [size]."""
+    return _copy(strided_layout((size,), (1,)), strided_layout((size,), (1,), BFLOAT16))
+
+
 def transposition(count: int, rows: int, columns: int) -> Primitive:
     """Return SRC [count, rows, columns] -> DST [count, columns, rows]."""
     shape, size = (count, rows, columns), rows * columns
     return _copy(strided_layout(shape, (size, columns, 1)), strided_layout(shape, (size, 1, rows)))
 
 
-def products(count: int, rows: int, inner: int, columns: int, transposed: str = "") -> Primitive:
+def products(
+    count: int, rows: int, inner: int, columns: int, transposed: str = "", kind: int = FLOAT32
+) -> Primitive:
     """Return SRC WEIGHTS -> DST for `count` pairs of matrices, [rows, inner] and [inner, columns].
 
     Where `transposed` is "source" or "weights", these are in memory as [inner, rows] or [columns,
-    inner].
+    inner]. DST is float32, and `kind` that of the others.
     """
-    source = _matrices(count, rows, inner, transposed == "source")
-    weights = _matrices(count, inner, columns, transposed == "weights")
+    source = _matrices(count, rows, inner, transposed == "source", kind)
+    weights = _matrices(count, inner, columns, transposed == "weights", kind)
     target = _matrices(count, rows, columns)
     description = created(
         "dnnl_matmul_primitive_desc_create",

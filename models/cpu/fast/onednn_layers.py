@@ -86,8 +86,11 @@ class Activation:
 class ConvolutionPrimitives:
     """A convolution with its gradients, as primitives.
 
+    Inputs, weights and output gradients may be bfloat16; what is computed is float32.
+
     Attributes:
-        geometry: what was given.
+        geometry, bfloat16: what was given.
+        kind: of the inputs, weights and output gradients.
         forward: SRC, WEIGHTS (and BIAS) -> DST.
         backward_data: DIFF_DST, WEIGHTS -> DIFF_SRC.
         backward_weights: SRC, DIFF_DST -> DIFF_WEIGHTS (and DIFF_BIAS).
@@ -96,30 +99,35 @@ class ConvolutionPrimitives:
         from_backward: SRC, the primitive's gradient of the weights -> DST, in MegEngine's layout.
     """
 
-    def __init__(self, geometry: Geometry):
-        self.geometry = geometry
+    def __init__(self, geometry: Geometry, bfloat16: bool = False):
+        self.geometry, self.bfloat16 = geometry, bfloat16
+        self.kind = kind = onednn.BFLOAT16 if bfloat16 else onednn.FLOAT32
         n, h, w, i, o, kernel, stride, padding, groups, bias = geometry
         _, oh, ow, _ = geometry.output
         x = onednn.tagged_layout((n, i, h, w), _ACDB)
         y = onednn.tagged_layout((n, o, oh, ow), _ACDB)
+        read_x = onednn.tagged_layout((n, i, h, w), _ACDB, kind)
+        read_y = onednn.tagged_layout((n, o, oh, ow), _ACDB, kind)
         shape: tuple[int, ...] = (o, i, kernel, kernel)
         if groups > 1:
             shape = (groups, o // groups, i // groups, kernel, kernel)
-        weights = onednn.tagged_layout(shape, _ANY)
+        weights = onednn.tagged_layout(shape, _ANY, kind)
+        of_weights = onednn.tagged_layout(shape, _ANY)
         b = onednn.tagged_layout((o,), _A) if bias else None
         pad = onednn.numbers(padding, padding)
         axes = (onednn.numbers(stride, stride), onednn.numbers(0, 0), pad, pad)
         forward = onednn.created(
             "dnnl_convolution_forward_primitive_desc_create",
-            onednn.engine(), _FORWARD, _DIRECT, x, weights, b, y, *axes, onednn.attributes(),
+            onednn.engine(), _FORWARD, _DIRECT, read_x, weights, b, y, *axes, onednn.attributes(),
         )  # fmt: skip
         data = onednn.created(
             "dnnl_convolution_backward_data_primitive_desc_create",
-            onednn.engine(), _DIRECT, x, weights, y, *axes, forward, onednn.attributes(),
+            onednn.engine(), _DIRECT, x, weights, read_y, *axes, forward, onednn.attributes(),
         )  # fmt: skip
         gradient = onednn.created(
             "dnnl_convolution_backward_weights_primitive_desc_create",
-            onednn.engine(), _DIRECT, x, weights, b, y, *axes, forward, onednn.attributes(),
+            onednn.engine(), _DIRECT, read_x, of_weights, b, read_y, *axes, forward,
+            onednn.attributes(),
         )  # fmt: skip
         of_bias = {} if b is None else {onednn.BIAS: b}
         of_bias_gradient = {} if b is None else {onednn.DIFF_BIAS: b}
@@ -154,12 +162,13 @@ class ConvolutionPrimitives:
         It is up to 6 times as fast with AVX2 for 1x1 kernels, with a stride and for tiny maps, and
         1.1 to 4 times with AVX-512 for many channels with a stride or in tiny maps. oneDNN's
         jit_1x1 needs it with a stride: for few channels of large maps, such as 3 of 224 px, it
-        writes behind its scratchpad, and with AVX2 and two threads it may never return.
+        writes behind its scratchpad, and with AVX2 and two threads it may never return. Its
+        jit_bf16 is wrong with a stride where a kernel is larger than the map.
         """
         g, name = self.geometry, self.backward_weights.implementation
         if g.groups > 1:
             return False
-        if g.stride > 1 and name.startswith("jit_1x1:"):
+        if g.stride > 1 and name.startswith(("jit_1x1:", "jit_bf16")):
             return True
         if "avx512" in name:
             _, oh, ow, _ = g.output

@@ -31,6 +31,7 @@ class Records:
         self.rows: list[Record] = []
         self.scratch = Buffer(0)
         self.kept: list[object] = []
+        self._rounded: dict[Buffer, Buffer] = {}
 
     def emit(self, code: Code, *arguments: Argument, uses: Sequence[Argument] = ()) -> None:
         """Append a record, which uses the memory of its arguments and of `uses`."""
@@ -46,6 +47,14 @@ class Records:
             self.emit(Code.HANDLE, primitive.memory[argument].handle, place)
         arguments = primitive.handle, len(primitive.memory), primitive.arguments
         self.emit(Code.EXECUTE, *arguments, uses=tuple(all_places.values()))
+
+    def rounded(self, source: Buffer) -> Buffer:
+        """Return a copy in bfloat16 of a buffer that stays as it is now."""
+        if source not in self._rounded:
+            target = self._rounded[source] = Buffer(-(-source.size // 2))
+            primitive = onednn.rounding(source.size)
+            self.execute(primitive, {onednn.SRC: source, onednn.DST: target})
+        return self._rounded[source]
 
     def multiply(
         self, product: onednn.Primitive, source: Argument, weights: Argument, target: Place

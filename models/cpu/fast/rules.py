@@ -38,6 +38,11 @@ def available() -> bool:
     return True
 
 
+def has_bfloat16() -> bool:
+    """Return whether programs can be run here, and convolutions computed in bfloat16."""
+    return available() and libraries.has_bfloat16()
+
+
 def traced(
     model: M.Module, function: Callable[[mge.Tensor], mge.Tensor], x: mge.Tensor
 ) -> symbol.Trace | None:
@@ -74,7 +79,10 @@ def update_by_momentum(
 
 
 def orthogonal(
-    owner: object, matrices: list[mge.Tensor], steps: tuple[tuple[float, float, float], ...]
+    owner: object,
+    matrices: list[mge.Tensor],
+    steps: tuple[tuple[float, float, float], ...],
+    bfloat16: bool,
 ) -> list[mge.Tensor] | None:
     """Return matrices made orthogonal by steps, or None if some are not of shared memory."""
     ours = all(m.dtype == np.float32 and str(m.device) == "cpu0:0" for m in matrices)
@@ -82,4 +90,4 @@ def orthogonal(
         return None
     from . import newton_schulz
 
-    return newton_schulz.orthogonal(owner, matrices, steps)
+    return newton_schulz.orthogonal(owner, matrices, steps, bfloat16)

@@ -25,6 +25,7 @@ class Writer:
         operations: those of a trace; the result of the last one is the output.
         input_gradient: whether the gradient of the input is computed.
         backward: whether there is a backward pass.
+        bfloat16: whether dense convolutions are rounded to bfloat16.
 
     Attributes:
         records: those of both passes.
@@ -37,10 +38,11 @@ class Writer:
         operations: list[Operation],
         input_gradient: bool,
         backward: bool = True,
+        bfloat16: bool = False,
     ):
         libraries.set_threads()  # oneDNN divides its work when something is created
         self._operations = operations
-        self._input_gradient = input_gradient
+        self._input_gradient, self._bfloat16 = input_gradient, bfloat16
         self.slots = Slots(operations, input_gradient)
         self.records = Records()
         self._emit = self.records.emit
@@ -123,7 +125,9 @@ class Writer:
         target = self._values[item] = self._new(item)
         inputs = [self._values[number] for number in operation.inputs]
         if operation.kind == "convolution":
-            convolution = convolution_of(self.records, self.slots, self._operations, item)
+            convolution = convolution_of(
+                self.records, self.slots, self._operations, item, self._bfloat16
+            )
             convolution.forward(inputs[0], target)
             self._convolutions[item] = convolution
         elif operation.kind == "sum":
@@ -202,7 +206,9 @@ class Writer:
         self._gradient_of_others(item, gradient)
 
     def _merged_sum(self, item: MergedSum) -> None:
-        records = self._merged[item.number] = MergedSumRecords(self.records, self.slots, item)
+        records = self._merged[item.number] = MergedSumRecords(
+            self.records, self.slots, item, self._bfloat16
+        )
         others = [self._values[number] for number in item.others]
         target = self._values[item.number] = self._new(item.number)
         records.forward(self._values[item.source], others, target)
