@@ -65,11 +65,14 @@ class Muon(AdamW):
         matrices: list[mge.Tensor] = []
         others: list[mge.Tensor] = []
         for param in params:
-            # batch norms have [1, C, 1, 1], grouped kernels five dimensions
-            kernel = param.ndim == 4 and param.shape[0] > 1
-            sides = (param.shape[0], math.prod(param.shape[1:]))
-            (matrices if kernel and min(sides) <= self.LARGEST_SIDE else others).append(param)
+            (matrices if self._is_matrix(param.shape) else others).append(param)
         return matrices, others
+
+    def _is_matrix(self, shape: tuple[int, ...]) -> bool:
+        # batch norms have [1, C, 1, 1], grouped kernels five dimensions
+        if len(shape) != 4 or shape[0] == 1:
+            return False
+        return min(shape[0], math.prod(shape[1:])) <= self.LARGEST_SIDE
 
 
 def orthogonal(matrix: mge.Tensor) -> mge.Tensor:

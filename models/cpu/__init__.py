@@ -28,8 +28,8 @@ from .symbol import Symbol, Trace
 
 __all__ = ["PATHS", "SMALL_KERNEL", "SMALL_MAP", "Symbol", "add_bias", "batch_norm", "bfloat16",
            "compute", "conv2d", "covers", "evaluation", "has_bfloat16", "is_chosen", "is_recorded",
-           "is_used", "orthogonal", "path", "relu", "scale_channels", "update_by_momentum",
-           "using"]  # fmt: skip
+           "is_used", "orthogonal", "path", "relu", "scale_channels", "update_by_adamw",
+           "update_by_momentum", "using"]  # fmt: skip
 
 PATHS = ("stock", "matmul", "fast")
 _path: ContextVar[str | None] = ContextVar("path", default=None)
@@ -169,6 +169,24 @@ def update_by_momentum(
     from . import fast
 
     return fast.update_by_momentum(owner, parameters, velocities, **settings)
+
+
+def update_by_adamw(
+    owner: object,
+    parameters: list[mge.Tensor],
+    means: list[mge.Tensor],
+    squares: list[mge.Tensor],
+    **numbers: float,
+) -> bool:
+    """Update parameters in a compiled pass and return True; return False where there is none.
+
+    For the arguments see fast/adamw.py. Memory is kept for `owner` as long as it lives.
+    """
+    if path() != "fast" or not is_used():
+        return False
+    from . import fast
+
+    return fast.update_by_adamw(owner, parameters, means, squares, **numbers)
 
 
 def orthogonal(

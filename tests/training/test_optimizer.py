@@ -13,6 +13,7 @@ import pytest
 from megengine.autodiff import GradManager
 
 from training import losses, muon, optimizer
+from training.adamw import AdamW
 from training.parameters import depths
 
 
@@ -150,18 +151,49 @@ def train_adamw(module, gradients, rates, adamw):
         adamw.step().clear_grad()
 
 
-def test_adamw_is_its_definition_with_decoupled_decay(rng):
+@pytest.mark.parametrize("path", ["matmul", "fast"])
+def test_adamw_is_its_definition_with_decoupled_decay(rng, path):
     module = mge.module.Linear(3, 2)
     before = [p.numpy().astype(np.float64) for p in (module.weight, module.bias)]
     gradients = list(rng.standard_normal((30, 2, 3)).astype(np.float32))
     gradients[3] *= 0
     rates = np.linspace(0.2, 0.01, 30).tolist()
     groups = optimizer.parameter_groups(module, weight_decay=0.5)
-    train_adamw(module, gradients, rates, optimizer.make("adamw", groups, 0.1))
+    with cpu.using(path):
+        train_adamw(module, gradients, rates, optimizer.make("adamw", groups, 0.1))
     expected = numpy_adamw(before[0], gradients, rates, 0.5)
     np.testing.assert_allclose(module.weight.numpy(), expected, rtol=1e-5, atol=1e-6)
     expected = numpy_adamw(before[1], [g[:, 0] * 1e-8 for g in gradients], rates, 0.0)
     np.testing.assert_allclose(module.bias.numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_compiled_adamw_updates_all_of_large_and_small_parameters(rng):
+    """More floats than a chunk, a single one, and a parameter without a gradient, which stays."""
+    if not fast.available():
+        pytest.skip("the compiled programs are not available here")
+    shapes, results = [(150, 300), (1,), (7,), (3, 2)], {}
+    values, gradients = ([rng.standard_normal(s).astype(np.float32) for s in shapes] for _ in "ab")
+    for path in ("matmul", "fast"):
+        parameters = [mge.Parameter(value) for value in values]
+        adamw = AdamW([{"params": parameters, "weight_decay": 0.5}], 0.1)
+        with cpu.using(path):
+            for factor in (1, -2):
+                for parameter, gradient in zip(parameters[:3], gradients, strict=False):
+                    parameter.grad = mge.Tensor(np.float32(factor) * gradient)
+                adamw.step().clear_grad()
+        results[path] = [parameter.numpy() for parameter in parameters]
+    for a, b in zip(results["fast"], results["matmul"], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    assert np.array_equal(results["fast"][3], values[3])
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
+def test_a_parameter_without_axes_is_learnt_too(name):
+    parameter = mge.Parameter(np.float32(2))
+    rule = optimizer.make(name, [{"params": [parameter], "weight_decay": 0.0}], 0.1)
+    parameter.grad = mge.Tensor(np.float32(3))
+    rule.step()
+    assert parameter.numpy() == pytest.approx(1.7 if name == "sgd" else 1.9)
 
 
 def test_adamw_agrees_with_megengines_own(rng):

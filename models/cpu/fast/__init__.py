@@ -9,7 +9,8 @@ its C interface), wide 3x3 convolutions as products of transformed tiles (winogr
 loops that numba compiles (norm_kernels.py, merged_kernels.py, map_kernels.py, depthwise_kernels.py,
 winograd_kernels.py; compiled.py is what these share). cache.py keeps programs, and network.py
 makes them a function that MegEngine can differentiate, on memory shared with it (memory.py).
-momentum.py updates the parameters, and newton_schulz.py computes Muon's updates by such a program.
+momentum.py and adamw.py update the parameters (tensor_updates.py is what these share), and
+newton_schulz.py computes Muon's updates by such a program.
 """
 
 import contextlib
@@ -20,6 +21,14 @@ with contextlib.suppress(libraries.NotAvailable):  # `available` says it
     libraries.configure_numba()
 
 from .libraries import versions
-from .rules import available, has_bfloat16, orthogonal, traced, update_by_momentum
+from .rules import (
+    available,
+    has_bfloat16,
+    orthogonal,
+    traced,
+    update_by_adamw,
+    update_by_momentum,
+)
 
-__all__ = ["available", "has_bfloat16", "orthogonal", "traced", "update_by_momentum", "versions"]
+__all__ = ["available", "has_bfloat16", "orthogonal", "traced", "update_by_adamw",
+           "update_by_momentum", "versions"]  # fmt: skip

@@ -28,7 +28,7 @@ def available() -> bool:
     """Return whether programs can be run here; say so once, on stderr, if not."""
     try:
         libraries.load()
-        from . import momentum, network  # noqa: F401  (what they need is compiled now, or read)
+        from . import adamw, momentum, network  # noqa: F401  (what they need is compiled now, or read)
     except Exception as reason:  # numba's of a damaged cache are of many kinds
         line = " ".join(str(reason).split())
         print(
@@ -69,12 +69,27 @@ def update_by_momentum(
     owner: object, parameters: list[mge.Tensor], velocities: list[mge.Tensor], **settings: Any
 ) -> bool:
     """Update parameters unless some are not of shared memory; return whether it was done."""
-    ours = all(p.dtype == np.float32 and str(p.device) == "cpu0:0" for p in parameters)
-    if not (parameters and ours and available()):
+    if not _are_shared(parameters):
         return False
     from . import momentum
 
     momentum.update(owner, parameters, velocities, **settings)
+    return True
+
+
+def update_by_adamw(
+    owner: object,
+    parameters: list[mge.Tensor],
+    means: list[mge.Tensor],
+    squares: list[mge.Tensor],
+    **numbers: float,
+) -> bool:
+    """Update parameters unless some are not of shared memory; return whether it was done."""
+    if not _are_shared(parameters):
+        return False
+    from . import adamw
+
+    adamw.update(owner, parameters, means, squares, **numbers)
     return True
 
 
@@ -85,9 +100,16 @@ def orthogonal(
     bfloat16: bool,
 ) -> list[mge.Tensor] | None:
     """Return matrices made orthogonal by steps, or None if some are not of shared memory."""
-    ours = all(m.dtype == np.float32 and str(m.device) == "cpu0:0" for m in matrices)
-    if not (matrices and ours and available()):
+    if not _are_shared(matrices):
         return None
     from . import newton_schulz
 
     return newton_schulz.orthogonal(owner, matrices, steps, bfloat16)
+
+
+def _are_shared(tensors: list[mge.Tensor]) -> bool:
+    """Return whether compiled code can be run here on all of these tensors, if there are any."""
+    ours = all(  # MegEngine cannot share tensors without axes
+        t.ndim and t.dtype == np.float32 and str(t.device) == "cpu0:0" for t in tensors
+    )
+    return bool(tensors) and ours and available()
