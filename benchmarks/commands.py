@@ -123,7 +123,7 @@ def time_training(args: argparse.Namespace) -> tuple[str, Rows]:
         return time_against_pytorch(args)
     from . import training_step
 
-    rows, variants = [], training_step.variants()
+    rows, variants = [], training_step.all_variants()
     with progress(len(args.point) * args.rounds * len(variants), "step") as bar:
         for at in points(args):
             seconds = training_step.seconds_per_step(at, args.rounds, variants, bar.update)

@@ -118,7 +118,8 @@ def add_training(commands: argparse._SubParsersAction) -> None:
     train = commands.add_parser(
         "train",
         description="Measure the seconds of a training step with MegEngine's own operators and "
-        "with this project's; or, with --against pytorch, with PyTorch's and with this project's.",
+        "with this project's, also in bfloat16 (train.py --amp) if the processor has it; or, with "
+        "--against pytorch, with PyTorch's and with this project's.",
         examples="  python benchmark.py train --point 64x16 32x64\n"
         "  python benchmark.py train --against pytorch --threads 1 2 --rounds 7\n",
         help="compare a training step with MegEngine's own operators and with this project's",

@@ -21,7 +21,7 @@ import utils
 FOLDER = utils.ROOT / "docs" / "results"
 _PACKAGES = ("megengine", "numpy", "opencv-python", "onnx", "onnxruntime", "openvino", "torch",
              "timm", "pillow")  # fmt: skip
-_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni")
+_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni")
 _PARENT_FOLDERS = re.compile(r'(?<![\w.~/:-])(?:/[^/\s"]+)+/')  # of an absolute path; not of a URL
 
 

@@ -44,7 +44,7 @@ def _stock() -> Iterator[None]:
 Variants = dict[str, Callable[[], AbstractContextManager]]
 
 
-def variants() -> Variants:
+def all_variants() -> Variants:
     """Return name -> context in which a step is made and run."""
     bfloat16 = {"ours, --amp": cpu.bfloat16} if cpu.has_bfloat16() else {}
     return {"stock": _stock, "ours": nullcontext, **bfloat16}

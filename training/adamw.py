@@ -1,4 +1,4 @@
-"""AdamW in one pass over memory on a CPU, by models/cpu/fast/adamw.py, or else in few."""
+"""AdamW in one pass over memory on a CPU, by models/cpu/fast/adamw.py, and elsewhere in a few."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class AdamW(megengine.optimizer.Optimizer):
         )
         if cpu.update_by_adamw(
             self, learnt, means, squares,
-            kept=kept, move=move, b1=b1, b2=b2, correction=correction, eps=self.eps,
+            kept=kept, move=move, betas=self.betas, correction=correction, eps=self.eps,
         ):  # fmt: skip
             return
         numbers = b1, 1 - b1, b2, 1 - b2, kept, move, correction, self.eps

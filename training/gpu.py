@@ -15,7 +15,7 @@ from utils import UserError
 
 
 def check(dtr: str | None) -> None:
-    """Raise UserError when it is wanted without a GPU, or when `dtr` is not a size."""
+    """Raise UserError when `dtr` is given without a GPU, or is not a size such as "5GB"."""
     if dtr is not None and environment.on_cpu():
         raise UserError(
             "--dtr needs a GPU: on a CPU it frees nothing, and a step took 21 GB; use --low-memory"

@@ -1,15 +1,19 @@
-"""Mixed precision: half precision on a GPU, bfloat16 on a CPU.
+"""Mixed precision: bfloat16 on a CPU, half precision on a GPU.
 
 On a GPU it is MegEngine's own, to its documented interface; nothing here has been run on a GPU.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 from models import cpu
-from models.environment import on_cpu
+from models.environment import on_cpu, processor_has
+from models.staged import StagedClassifier
 
+import megengine as mge
+import numpy as np
 from megengine.amp import GradScaler, autocast
 
 
@@ -25,15 +29,30 @@ def of_update(wanted: bool) -> AbstractContextManager:
     return cpu.bfloat16() if wanted and on_cpu() else nullcontext()
 
 
-def note(wanted: bool) -> str | None:
-    """Return a sentence for the log where it is wanted and cannot be had."""
-    if not wanted or not on_cpu() or cpu.has_bfloat16():
-        return None
-    if cpu.path() != "fast":
-        return f"--amp changes nothing: REPARAM_CPU={cpu.path()} computes in float32"
-    return "--amp changes nothing: this processor has no instructions for bfloat16 (avx512_bf16)"
-
-
 def loss_scaler(wanted: bool) -> GradScaler | None:
     """Return the scaler of the loss, which half precision needs and bfloat16 does not."""
     return GradScaler() if wanted and not on_cpu() else None
+
+
+def note(
+    wanted: bool, model: StagedClassifier, size: int, drop_path: Sequence[float]
+) -> str | None:
+    """Return a line for the log where --amp has no effect, else None.
+
+    Args:
+        wanted: whether it was given.
+        model: the network, as it is trained.
+        size: sides of the images in pixels.
+        drop_path: probabilities of all epochs, with which blocks are computed one by one.
+    """
+    if not wanted or not on_cpu():
+        return None
+    if not processor_has("avx512_bf16"):
+        return "--amp has no effect: this processor has no instructions for bfloat16 (avx512_bf16)"
+    image = mge.Tensor(np.zeros((1, model.in_chans, size, size), np.float32))
+    if any(drop_path) or not model.is_compiled(image):
+        return (
+            "--amp has no effect on this network: it is for what compiled programs compute (see "
+            "Computing on a CPU in docs/training.md)"
+        )
+    return None

@@ -71,7 +71,7 @@ def run(args: argparse.Namespace, workers: Workers) -> int:
                 run_location.bring_best(best, folder)
             for line in (
                 *filter(None, [unshared, messages.resumption(resume_from, trainer)]),
-                *filter(None, [mixed_precision.note(args.amp)]),
+                *filter(None, [_precision_note(args, trainer)]),
                 *network.notes,
                 messages.describe(args, trainer),
                 *messages.data_warnings(train_set, val_set),
@@ -82,6 +82,11 @@ def run(args: argparse.Namespace, workers: Workers) -> int:
     except UserError:
         folder.remove_if_unused()
         raise
+
+
+def _precision_note(args: argparse.Namespace, trainer: Trainer) -> str | None:
+    size, drop_path = (by_epoch.values(value) for value in (args.size, args.drop_path))
+    return mixed_precision.note(args.amp, trainer.network.model, max(size), drop_path)
 
 
 def _fit(args: argparse.Namespace, trainer: Trainer) -> int:

@@ -225,9 +225,9 @@ class Settings:
     amp: bool = setting(
         False,
         group="running",
-        help="automatic mixed precision: on a CPU, convolutions in bfloat16 if the processor has "
-        "instructions for it (AVX512-BF16); on a GPU, half precision where operators allow it "
-        "(not tested)",
+        help="automatic mixed precision: on a CPU, convolutions and Muon's products in bfloat16 if "
+        "the processor has instructions for it (AVX512-BF16); on a GPU, half precision where "
+        "operators allow it (not tested)",
     )
     freeze: bool = setting(
         False,

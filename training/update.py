@@ -103,7 +103,7 @@ class Update:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a `state_dict` of the same network and settings."""
-        if self.scaler is not None:
+        if self.scaler is not None and state["scaler"] is not None:  # None from a CPU
             self.scaler.load_state_dict(state["scaler"])
         if state["optimizer"]["state"]:  # SGD without momentum has none; MegEngine expects some
             self.optimizer.load_state_dict(state["optimizer"])

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
+from typing import Any
 
 import megengine as mge
 import megengine.module as M
@@ -80,9 +81,9 @@ def evaluation() -> Iterator[None]:
 def bfloat16() -> Iterator[None]:
     """Compute products of programs in bfloat16 in this thread: `with cpu.bfloat16():`.
 
-    Inputs, weights and gradients of dense convolutions are rounded where the processor has
-    instructions for it, and their products summed in float32; so are the factors in `orthogonal`.
-    All else stays as it is.
+    Where the processor has instructions for it, inputs, weights and gradients of dense convolutions
+    are rounded, and their products summed in float32. The factors of products in `orthogonal` are
+    rounded likewise, where that is faster. All else stays as it is.
     """
     token = _rounds.set(True)
     try:
@@ -92,7 +93,7 @@ def bfloat16() -> Iterator[None]:
 
 
 def has_bfloat16() -> bool:
-    """Return whether `bfloat16` changes anything: programs, on a processor with instructions."""
+    """Return whether `bfloat16` has an effect: programs can be used, and the processor has it."""
     if path() != "fast" or not is_used():
         return False
     from . import fast
@@ -176,7 +177,7 @@ def update_by_adamw(
     parameters: list[mge.Tensor],
     means: list[mge.Tensor],
     squares: list[mge.Tensor],
-    **numbers: float,
+    **numbers: Any,
 ) -> bool:
     """Update parameters in a compiled pass and return True; return False where there is none.
 

@@ -10,14 +10,26 @@ import cv2
 import numpy as np
 import pytest
 
-from benchmarks import commands, record, report
+from benchmarks import commands, record, report, training_step
 from utils import UserError
 
 ROW = {"arch": "RepVGGA0", "size": 64, "batch": 8, "variant": "ours", "seconds": 0.5,
        "fastest": 0.4, "slowest": 0.75, "images_per_second": 16.0, "speedup": 2.0}  # fmt: skip
 
 
-def test_the_same_figures_in_every_form(command, tmp_path):
+@pytest.fixture
+def without_bfloat16(monkeypatch):
+    """A machine without the variant in bfloat16."""
+    monkeypatch.setattr(training_step.cpu, "has_bfloat16", lambda: False)
+
+
+def test_a_step_in_bfloat16_is_a_variant_where_there_is_one(monkeypatch):
+    for has in (True, False):
+        monkeypatch.setattr(training_step.cpu, "has_bfloat16", lambda has=has: has)
+        assert [*training_step.all_variants()] == ["stock", "ours", "ours, --amp"][: 2 + has]
+
+
+def test_the_same_figures_in_every_form(command, tmp_path, without_bfloat16):
     table, chart = tmp_path / "new" / "rows.csv", tmp_path / "rows.png"
     arguments = ["train", "--arch", "RepGhost050", "--point", "32x2", "32x4", "--rounds", 1]
     status, out, err = command("benchmark", *arguments, "--json", "--csv", table, "--chart", chart)
@@ -61,7 +73,7 @@ def test_a_chart_of_every_layout(name):
     assert cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_COLOR).shape[1] > 600
 
 
-def test_a_file_that_cannot_be_written(command):
+def test_a_file_that_cannot_be_written(command, without_bfloat16):
     arguments = ["--arch", "RepGhost050", "--point", "32x1", "--rounds", 1]
     status, out, err = command("benchmark", "train", *arguments, "--csv", "/dev/null/a.csv")
     assert status == 2 and "cannot save /dev/null/a.csv: /dev/null is no folder; choose" in err

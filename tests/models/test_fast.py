@@ -196,12 +196,14 @@ def test_where_a_convolution_is_winograds(case):
     assert codes.count(executor.Code.FROM_TILES) == (case in WINOGRAD)
 
 
-def test_convolution_with_bias(rng):
+@pytest.mark.parametrize("bfloat16", [False, pytest.param(True, marks=needs_bfloat16)])
+def test_convolution_with_bias(rng, bfloat16):
     module = layers.Conv2d(6, 8, 3, 1, 1)
     module.bias[:] = mge.Tensor(rng.standard_normal((1, 8, 1, 1)).astype(np.float32))
-    x = rng.standard_normal((3, 6, 5, 4)).astype(np.float32)
-    dy = rng.standard_normal((3, 8, 5, 4)).astype(np.float32)
-    y, _, (_, db) = program(module, x, dy, [module.weight, module.bias])
+    module.weight[:] = mge.Tensor(nearest_bfloat16(module.weight.numpy()))
+    x = nearest_bfloat16(rng.standard_normal((3, 6, 5, 4)))
+    dy = nearest_bfloat16(rng.standard_normal((3, 8, 5, 4)))
+    y, _, (_, db) = program(module, x, dy, [module.weight, module.bias], bfloat16)
     plain, *_ = conv_float64(x, module.weight.numpy(), (1, 1), (1, 1), 1, np.zeros)
     close(y, plain + module.bias.numpy(), 1e-5)
     close(db, dy.astype(np.float64).sum((0, 2, 3), keepdims=True), 1e-5)
@@ -719,6 +721,23 @@ def test_where_compiled_code_is_kept(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(libraries.NotAvailable, match="there is no folder for compiled code .* set"):
         libraries._cache_folder()
+
+
+@pytest.mark.parametrize(
+    "given, expected",
+    [({}, "passive 10000"), ({"OMP_WAIT_POLICY": "active"}, "active None"),
+     ({"GOMP_SPINCOUNT": "5"}, "passive 5")],
+)  # fmt: skip
+def test_how_long_threads_wait_awake(given, expected):
+    names = "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"
+    code = f"""from models.cpu.fast import libraries; import os; libraries.load()
+print(*(os.environ.get(name) for name in {names}))"""
+    inherited = {name: value for name, value in os.environ.items() if name not in names}
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, check=True, env=inherited | given
+    )
+    assert done.stdout == f"{expected}\n"
 
 
 def test_a_folder_for_compiled_code_can_be_given(monkeypatch, tmp_path):

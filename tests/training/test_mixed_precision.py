@@ -1,14 +1,18 @@
-"""train.py --amp on a CPU: bfloat16 in compiled programs, or a sentence why not."""
+"""train.py --amp on a CPU: bfloat16 in compiled programs, or a line that says why not."""
+
+import models
+from models import cpu
+from models.cpu import fast
 
 import numpy as np
 import pytest
 
-from training import run_folder
+from training import mixed_precision, run_folder
 from weights import checkpoint
 
-libraries = pytest.importorskip("models.cpu.fast.libraries")
 FLAGS = ["--arch", "RepGhost050", "--size", "32", "--batch-size", "4", "--workers", "0",
          "--lr", "1", "--min-lr", str(4 / 256), "--warmup-epochs", "0"]  # fmt: skip
+NO_PROGRAM = "--amp has no effect on this network: it is for what compiled programs compute"
 
 
 @pytest.fixture
@@ -31,28 +35,59 @@ def same(weights, others):
     return all(np.array_equal(weights[name], others[name]) for name in weights)
 
 
-def test_training_in_bfloat16_is_another_one_and_is_resumed_exactly(train):
-    if not libraries.has_bfloat16():
-        pytest.skip("the processor has no bfloat16")
-    out, rounded = train("amp", "--amp", "--epochs", "2")
+@pytest.fixture
+def needs_bfloat16():
+    if not cpu.has_bfloat16():
+        pytest.skip("no programs in bfloat16 can be run here")
+
+
+@pytest.mark.parametrize("name", ["sgd", "muon"])
+def test_training_in_bfloat16_is_another_one_and_is_resumed_exactly(train, needs_bfloat16, name):
+    flags = "--optimizer", name
+    out, rounded = train("amp", "--amp", *flags, "--epochs", "2")
     assert "--amp" not in out
-    assert not same(rounded, train("exact", "--epochs", "2")[1])
-    train("stopped", "--amp", "--epochs", "1")
-    resumed = train("stopped", "--amp", "--epochs", "2", "--extend", "--resume", "auto")[1]
-    assert same(resumed, rounded)
+    assert not same(rounded, train("exact", *flags, "--epochs", "2")[1])
+    train("stopped", "--amp", *flags, "--epochs", "1")
+    again = "--epochs", "2", "--extend", "--resume", "auto"
+    assert same(train("stopped", "--amp", *flags, *again)[1], rounded)
 
 
-@pytest.mark.parametrize(
-    "variable, has, reason",
-    [
-        ("fast", False, "this processor has no instructions for bfloat16 (avx512_bf16)"),
-        ("matmul", True, "REPARAM_CPU=matmul computes in float32"),
-    ],
-)
-def test_what_computes_in_float32_is_said(train, monkeypatch, variable, has, reason):
-    monkeypatch.setenv("REPARAM_CPU", variable)
-    monkeypatch.setattr(libraries, "has_bfloat16", lambda: has)
+def test_muons_products_are_rounded(train, needs_bfloat16, monkeypatch):
+    from models.cpu.fast import newton_schulz
+
+    rounded, emit = [], newton_schulz._emit_rounded_steps
+    monkeypatch.setattr(
+        newton_schulz, "_emit_rounded_steps", lambda *a: rounded.append(a) or emit(*a)
+    )
+    train("exact", "--optimizer", "muon", "--epochs", "1")
+    assert not rounded
+    train("amp", "--amp", "--optimizer", "muon", "--epochs", "1")
+    assert rounded
+
+
+def test_a_processor_without_bfloat16_is_said(train, monkeypatch):
+    monkeypatch.setattr(mixed_precision, "processor_has", lambda word: False)
+    if fast.available():
+        monkeypatch.setattr(fast.libraries, "has_bfloat16", lambda: False)
     out, weights = train("amp", "--amp", "--epochs", "1")
-    assert out.count(f"--amp changes nothing: {reason}") == 1
+    line = "--amp has no effect: this processor has no instructions for bfloat16 (avx512_bf16)"
+    assert out.count("--amp") == out.count(line) == 1
     out, exact = train("exact", "--epochs", "1")
     assert same(weights, exact) and "--amp" not in out
+
+
+@pytest.mark.parametrize("flags", [(), ("--low-memory",)])
+def test_a_network_without_a_program_is_said(train, monkeypatch, flags):
+    monkeypatch.setattr(mixed_precision, "processor_has", lambda word: True)
+    if not flags:
+        monkeypatch.setenv("REPARAM_CPU", "matmul")
+    out, weights = train("amp", "--amp", "--epochs", "1", *flags)
+    assert out.count("--amp") == out.count(NO_PROGRAM) == 1
+    assert same(weights, train("exact", "--epochs", "1", *flags)[1])
+
+
+def test_blocks_that_are_computed_one_by_one_are_said(needs_bfloat16):
+    model = models.create("FastViTT8", 10)
+    model.train()
+    assert mixed_precision.note(True, model, 64, [0.0, 0.0]) is None
+    assert mixed_precision.note(True, model, 64, [0.0, 0.1]).startswith(NO_PROGRAM)

@@ -118,16 +118,17 @@ def test_sgd_is_its_definition(momentum, nesterov, path):
     assert not np.array_equal(before.numpy(), module.weight.numpy())
 
 
-def test_a_compiled_update_keeps_older_values():
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_compiled_update_keeps_older_values(name):
     """What was read from a parameter before stays as it was, whoever holds it."""
     module = mge.module.Linear(64, 32)
-    sgd = optimizer.make("sgd", optimizer.parameter_groups(module, 0.01), 0.1, 0.9)
+    rule = optimizer.make(name, optimizer.parameter_groups(module, 0.01), 0.1)
     history = []
     for step in range(6):
         history.append((module.weight.detach(), module.weight.numpy().copy()))
         module.weight.grad = mge.Tensor(np.full(module.weight.shape, step + 1, np.float32))
         module.bias.grad = mge.Tensor(np.ones(module.bias.shape, np.float32))
-        sgd.step().clear_grad()
+        rule.step().clear_grad()
     for tensor, values in history:
         np.testing.assert_array_equal(tensor.numpy(), values)
 
@@ -167,10 +168,22 @@ def test_adamw_is_its_definition_with_decoupled_decay(rng, path):
     np.testing.assert_allclose(module.bias.numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_the_compiled_adamw_updates_all_of_large_and_small_parameters(rng):
+def spy(function, results):
+    """Return a function that also appends what it returns to `results`."""
+
+    def called(*args, **options):
+        results.append(function(*args, **options))
+        return results[-1]
+
+    return called
+
+
+def test_the_compiled_adamw_updates_all_of_large_and_small_parameters(rng, monkeypatch):
     """More floats than a chunk, a single one, and a parameter without a gradient, which stays."""
     if not fast.available():
         pytest.skip("the compiled programs are not available here")
+    updated = []
+    monkeypatch.setattr(fast, "update_by_adamw", spy(fast.update_by_adamw, updated))
     shapes, results = [(150, 300), (1,), (7,), (3, 2)], {}
     values, gradients = ([rng.standard_normal(s).astype(np.float32) for s in shapes] for _ in "ab")
     for path in ("matmul", "fast"):
@@ -185,6 +198,7 @@ def test_the_compiled_adamw_updates_all_of_large_and_small_parameters(rng):
     for a, b in zip(results["fast"], results["matmul"], strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
     assert np.array_equal(results["fast"][3], values[3])
+    assert updated == [True, True]
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])

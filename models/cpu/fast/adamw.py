@@ -1,7 +1,7 @@
 """A step of AdamW in one pass over all parameters.
 
-Most parameters of a network are its batch norms', so small that calling MegEngine's eight operators
-for each takes longest.
+Most parameters of a network are its batch norms', so small that most of the time would go into
+calling MegEngine's eight operators for each.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def _update_chunk(addresses, tensor, offset, size, kept, move, b1, b2, correctio
     **OPTIONS,
 )
 def _update(addresses, chunks, kept, move, b1, b2, correction, eps):
-    """Update tensors, as tensor_updates.update has its loop."""
+    """Update tensors; tensor_updates.update tells what `addresses` and `chunks` are."""
     for k in prange(len(chunks)):
         tensor, offset, size = chunks[k, 0], 4 * chunks[k, 1], chunks[k, 2]
         _update_chunk(addresses, tensor, offset, size, kept, move, b1, b2, correction, eps)
@@ -50,19 +50,22 @@ def update(
     parameters: Sequence[mge.Tensor],
     means: Sequence[mge.Tensor],
     squares: Sequence[mge.Tensor],
-    **numbers: float,
+    kept: float,
+    move: float,
+    betas: tuple[float, float],
+    correction: float,
+    eps: float,
 ) -> None:
     """Update float32 parameters p by their gradients g, and means m and mean squares v of these.
 
     m <- b1 m + (1 - b1) g, v <- b2 v + (1 - b2) g^2, then
-    p <- kept p + move m / (correction sqrt(v) + eps).
+    p <- kept p + move m / (correction sqrt(v) + eps), where (b1, b2) is `betas`.
     """
-    names = "kept", "move", "b1", "b2", "correction", "eps"
-    values = [np.float32(numbers[name]) for name in names]
+    numbers = [np.float32(number) for number in (kept, move, *betas, correction, eps)]
     gradients = [parameter.grad for parameter in parameters]
     tensor_updates.update(
         owner,
         [parameters, means, squares],
         [gradients],
-        lambda addresses, chunks: _update(addresses, chunks, *values),
+        lambda addresses, chunks: _update(addresses, chunks, *numbers),
     )

@@ -124,7 +124,7 @@ class Convolution:
         weight = self._parameters[0]
         if reorder is None:
             return weight
-        target = Buffer(primitive.memory[onednn.WEIGHTS].size // 4)
+        target = Buffer(-(-primitive.memory[onednn.WEIGHTS].size // 4))
         self._records.execute(reorder, {onednn.SRC: weight, onednn.DST: target})
         return target
 

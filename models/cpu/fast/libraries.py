@@ -35,10 +35,11 @@ def load() -> ctypes.CDLL:
     if not environment.processor_has("avx2"):
         raise NotAvailable("this processor has no AVX2")
     library = _file_of("onednn-cpu-gomp", "libdnnl.so.3")
-    # Threads that wait would spin for long, and take the time of those that decode images. Between
-    # the records of a program they wait so briefly that falling asleep takes longer: with these
-    # few turns a step of MobileOneS0 or RepViTM0_6 takes 0.31 or 0.17 s, and without 0.37 or 0.21 s
-    # (128 images of 24 px, total stride of 16, AMD EPYC, 2 cores).
+    # By default, threads that wait spin for milliseconds, and take the time of those that decode
+    # images. Here they sleep instead, but only after 10,000 turns, as most waits between the
+    # records of a program are shorter than it takes to fall asleep: a step of MobileOneS0 takes
+    # 0.31 instead of 0.37 s, one of RepViTM0_6 0.17 instead of 0.21 s (128 images of 24 px, total
+    # stride of 16, AMD EPYC, 2 cores).
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ["OMP_WAIT_POLICY"] = "passive"
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
@@ -152,7 +153,8 @@ def versions() -> dict[str, str]:
     """Return what decides the bits of a result: libraries, instruction set, number of threads."""
     packages = {name: metadata.version(name) for name in ("numba", "llvmlite", "onednn-cpu-gomp")}
     wide = environment.processor_has("avx512f")
-    return {**packages, "instructions": "avx512" if wide else "avx2", "threads": str(threads())}
+    found = {"instructions": "avx512" if wide else "avx2", "bfloat16": str(has_bfloat16())}
+    return {**packages, **found, "threads": str(threads())}
 
 
 def _file_of(package: str, name: str) -> Path:

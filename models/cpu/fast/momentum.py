@@ -34,7 +34,7 @@ def _update_chunk(parameter, velocity, gradient, target, new_velocity, size, lr,
     **OPTIONS,
 )
 def _update(addresses, chunks, lr, decay, momentum, nesterov):
-    """Update tensors, as tensor_updates.update has its loop."""
+    """Update tensors; tensor_updates.update tells what `addresses` and `chunks` are."""
     for k in prange(len(chunks)):
         tensor, offset, size = chunks[k, 0], 4 * chunks[k, 1], chunks[k, 2]
         _update_chunk(

@@ -20,9 +20,8 @@ from .records import Records
 Shape = tuple[int, int]
 Steps = tuple[tuple[float, float, float], ...]
 
-_WIDE = (
-    4.5  # columns for a row, from which on fewer products in float32 are faster than in bfloat16
-)
+# columns for a row from which on float32, which takes fewer products, is faster than bfloat16
+_WIDE = 4.5
 
 # owner -> shapes of its matrices, steps, bfloat16 -> the program and memory for its results
 _prepared: WeakKeyDictionary[object, dict[tuple, tuple[Program, memory.Pool]]] = WeakKeyDictionary()
@@ -125,10 +124,10 @@ def _emit_rounded_steps(
     x: Buffer,
     result: Buffer,
 ) -> None:
-    """Write down the same steps, with the factors of each product rounded to bfloat16.
+    """Write down the steps of `_emit_steps` with the factors of each product rounded to bfloat16.
 
-    The product of all q is large for small singular values, and its rounding errors would be as
-    large for all others; so x itself is multiplied in each step.
+    The product of all q is large for small singular values, and its rounding errors in bfloat16
+    would spoil all others; so x itself is multiplied in each step.
     """
 
     def product(primitive: onednn.Primitive, left: Buffer, right: Buffer, target: Buffer) -> Buffer:

@@ -1,7 +1,7 @@
 """A convolution and an activation by oneDNN with their gradients, and what is faster without it.
 
-Maps are float32 [N, H, W, C]. Weights and their gradients are in whatever order is fastest, and are
-reordered from and to MegEngine's.
+Maps are [N, H, W, C], in float32 or, if a dense convolution reads them, in bfloat16. Weights and
+their gradients are in whatever order is fastest, and are reordered from and to MegEngine's.
 """
 
 from __future__ import annotations
@@ -90,12 +90,12 @@ class ConvolutionPrimitives:
 
     Attributes:
         geometry, bfloat16: what was given.
-        kind: of the inputs, weights and output gradients.
+        kind: oneDNN's data type of inputs, weights and output gradients.
         forward: SRC, WEIGHTS (and BIAS) -> DST.
         backward_data: DIFF_DST, WEIGHTS -> DIFF_SRC.
         backward_weights: SRC, DIFF_DST -> DIFF_WEIGHTS (and DIFF_BIAS).
-        to_forward, to_backward: SRC, weights in MegEngine's layout -> DST, in the primitive's; None
-            where it is the same.
+        to_forward, to_backward: SRC, weights in MegEngine's layout -> DST, in the primitive's
+            layout and data type; None where they are the same.
         from_backward: SRC, the primitive's gradient of the weights -> DST, in MegEngine's layout.
     """
 
@@ -162,13 +162,13 @@ class ConvolutionPrimitives:
         It is up to 6 times as fast with AVX2 for 1x1 kernels, with a stride and for tiny maps, and
         1.1 to 4 times with AVX-512 for many channels with a stride or in tiny maps. oneDNN's
         jit_1x1 needs it with a stride: for few channels of large maps, such as 3 of 224 px, it
-        writes behind its scratchpad, and with AVX2 and two threads it may never return. Its
-        jit_bf16 is wrong with a stride where a kernel is larger than the map.
+        writes behind its scratchpad, and with AVX2 and two threads it may never return. In bfloat16
+        oneDNN is wrong with a stride where a kernel is larger than the map, and slower with others.
         """
         g, name = self.geometry, self.backward_weights.implementation
         if g.groups > 1:
             return False
-        if g.stride > 1 and name.startswith(("jit_1x1:", "jit_bf16")):
+        if g.stride > 1 and (self.bfloat16 or name.startswith("jit_1x1:")):
             return True
         if "avx512" in name:
             _, oh, ow, _ = g.output

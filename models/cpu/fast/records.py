@@ -49,7 +49,7 @@ class Records:
         self.emit(Code.EXECUTE, *arguments, uses=tuple(all_places.values()))
 
     def rounded(self, source: Buffer) -> Buffer:
-        """Return a copy in bfloat16 of a buffer that stays as it is now."""
+        """Return a copy in bfloat16 of a buffer, made once: the buffer must not change any more."""
         if source not in self._rounded:
             target = self._rounded[source] = Buffer(-(-source.size // 2))
             primitive = onednn.rounding(source.size)

@@ -1,9 +1,9 @@
 """Where programs are used: training of whole networks in float32, in the usual ways.
 
 So is the evaluation of fused networks without gradients, where it is asked for (`cpu.evaluation`).
-The other path computes what is traced or exported, quantization-aware training, mixed precision,
-modules with hooks, kernels larger than 7x7, batch norms that are frozen or shared between
-processes, `--low-memory`, single blocks, `features()`, and batch norms in evaluation mode.
+The other path computes what is traced or exported, quantization-aware training, MegEngine's own
+mixed precision, modules with hooks, kernels larger than 7x7, batch norms that are frozen or shared
+between processes, `--low-memory`, single blocks, `features()`, and batch norms in evaluation mode.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def update_by_adamw(
     parameters: list[mge.Tensor],
     means: list[mge.Tensor],
     squares: list[mge.Tensor],
-    **numbers: float,
+    **numbers: Any,
 ) -> bool:
     """Update parameters unless some are not of shared memory; return whether it was done."""
     if not _are_shared(parameters):
@@ -108,7 +108,7 @@ def orthogonal(
 
 
 def _are_shared(tensors: list[mge.Tensor]) -> bool:
-    """Return whether compiled code can be run here on all of these tensors, if there are any."""
+    """Return whether compiled code can be run here on all of these tensors, and there are some."""
     ours = all(  # MegEngine cannot share tensors without axes
         t.ndim and t.dtype == np.float32 and str(t.device) == "cpu0:0" for t in tensors
     )

@@ -45,9 +45,9 @@ def update(
         owner: for which memory is kept as long as it lives.
         written: lists of tensors, whose nth ones all have the same shape.
         read: such lists of what else is needed.
-        loop: a compiled function of addresses [lists, tensors], of what is written, of what is
-            read, and of the new values; and of chunks [chunks, 3], each the index of its tensors,
-            the first float and how many there are.
+        loop: called as loop(addresses, chunks). `addresses` [lists, tensors] has a row for each
+            list of `written`, then of `read`, then of the new values of `written`. Each row of
+            `chunks` [chunks, 3] is the index of its tensors, the first float and their number.
     """
     shapes = tuple(tuple(tensor.shape) for tensor in written[0])
     pool, chunks = _prepare(owner, shapes, len(written))
