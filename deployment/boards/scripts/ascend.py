@@ -16,9 +16,10 @@ class Board:
     def __init__(self, path: str, network: dict[str, Any]):
         try:
             from ais_bench.infer.interface import InferSession
-        except ImportError:
+        except ImportError as error:
             raise program.BoardError(
-                "ais_bench is not installed; install the packages aclruntime and ais_bench of CANN"
+                f"cannot load ais_bench ({error}); install the packages aclruntime and ais_bench "
+                "of CANN, and source CANN's set_env.sh"
             ) from None
         self._session = InferSession(0, path)
         shape = self._session.get_inputs()[0].shape

@@ -192,7 +192,8 @@ def _check_same(
 def _statements(session: onnxruntime.InferenceSession) -> dict[str, Any]:
     """Return what a file of export.py or quantize.py says of its network and of its input."""
     said = session.get_modelmeta().custom_metadata_map
-    statements = {key: said[key] for key in ("arch", "options", "num_classes") if key in said}
+    keys = ("arch", "options", "num_classes", "classes")
+    statements = {key: said[key] for key in keys if key in said}
     try:
         preprocessing = json.loads(said.get("preprocessing", "{}"))
     except ValueError:

@@ -18,11 +18,21 @@ _BITS = 22  # of the fractions of Pillow's weights
 
 
 def read_image(file: str | Path) -> np.ndarray | None:
-    """Return the image in a file of any name, uint8 BGR [H, W, 3]; None if it cannot be read."""
+    """Return the image in a file of any name, uint8 BGR [H, W, 3].
+
+    None is returned if it cannot be read, and for a JPEG whose end is missing.
+    """
     try:  # cv2.imread would end the process where a name is no UTF-8
-        return cv2.imdecode(np.fromfile(str(file), np.uint8), cv2.IMREAD_COLOR)
+        content = np.fromfile(str(file), np.uint8)
+        return None if _is_cut(content.tobytes()) else cv2.imdecode(content, cv2.IMREAD_COLOR)
     except (OSError, cv2.error):  # also for more pixels than OpenCV takes
         return None
+
+
+def _is_cut(content: bytes) -> bool:
+    """Return whether it is a JPEG without its end, of which OpenCV would make up the rest."""
+    start_of_scan, end_of_image = b"\xff\xda", b"\xff\xd9"
+    return content[:2] == b"\xff\xd8" and content.rfind(end_of_image) < content.rfind(start_of_scan)
 
 
 def evaluation_crop(image: np.ndarray, network: dict[str, Any]) -> np.ndarray:

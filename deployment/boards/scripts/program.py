@@ -124,11 +124,24 @@ def assert_side(found: Sequence[int], network: dict[str, Any]) -> None:
         )
 
 
+def _assert_classes(logits: np.ndarray, network: dict[str, Any]) -> None:
+    """Raise BoardError unless the compiled network has the classes of the kit."""
+    found, expected = np.size(logits), len(network["classes"])
+    if found != expected:
+        raise BoardError(
+            f"the compiled network has {found} outputs, and this kit is for {expected} classes; "
+            "give --model the network of this kit"
+        )
+
+
 def _files(path: Path) -> list[Path]:
     """Return the images of a folder, or the file itself."""
-    if not path.is_dir():
-        return [path]
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in _SUFFIXES)
+    try:
+        if not path.is_dir():
+            return [path]
+        files = sorted(file for file in path.iterdir() if file.suffix.lower() in _SUFFIXES)
+    except OSError as error:
+        raise BoardError(f"cannot read the folder {path}: {error.strerror}") from None
     if not files:
         raise BoardError(f"there are no images in {path}; give files such as {path}/photo.jpg")
     return files
@@ -161,11 +174,7 @@ def _classify(
     middle = perf_counter()
     logits = _run(board, prepared)
     end = perf_counter()
-    if np.size(logits) != len(network["classes"]):
-        raise BoardError(
-            f"the compiled network has {np.size(logits)} outputs, and this kit is for "
-            f"{len(network['classes'])} classes; give --model the network of this kit"
-        )
+    _assert_classes(logits, network)
     try:
         best = pixels.best_classes(logits, args.top)
     except ValueError as error:
@@ -196,17 +205,25 @@ def _measure(board: Any, network: dict[str, Any], frames: int, threads: Sequence
     """Print the mean latency of `run` and the frames/s for each number of threads."""
     size = network["size"]
     prepared = board.prepare(np.full((size, size, 3), 127, np.uint8))
-    _run(board, prepared)
+    _assert_classes(_run(board, prepared), network)
     calls = f"{frames} calls of {board.batch} frames" if board.batch > 1 else f"{frames} frames"
     print(f"{network['name']}: {calls}, input prepared once")
     for count in threads:
         latencies: list[float] = []
+        failures: list[Exception] = []
 
-        def work(number: int, latencies: list[float] = latencies) -> None:
-            for _ in range(number):
-                start = perf_counter()
-                board.run(prepared)
-                latencies.append(perf_counter() - start)
+        def work(
+            number: int,
+            latencies: list[float] = latencies,
+            failures: list[Exception] = failures,
+        ) -> None:
+            try:
+                for _ in range(number):
+                    start = perf_counter()
+                    board.run(prepared)
+                    latencies.append(perf_counter() - start)
+            except Exception as error:  # of many kinds; a thread would print its traceback
+                failures.append(error)
 
         each = -(-frames // count)
         workers = [threading.Thread(target=work, args=(each,)) for _ in range(count)]
@@ -216,8 +233,10 @@ def _measure(board: Any, network: dict[str, Any], frames: int, threads: Sequence
         for worker in workers:
             worker.join()
         seconds = perf_counter() - start
-        if len(latencies) != each * count:
-            raise BoardError(f"the runtime failed in {count} threads; its message is above")
+        if failures:
+            raise BoardError(
+                f"the runtime failed with {count} thread{'s' * (count > 1)} ({failures[0]})"
+            )
         mean = 1000 * sum(latencies) / len(latencies)
         rate = board.batch * len(latencies) / seconds
         print(f"{count} thread{'s' * (count > 1)}: {mean:.2f} ms, {rate:.2f} frames/s")

@@ -24,8 +24,19 @@ class _Hbm:
     def run(self, packed: np.ndarray) -> np.ndarray:
         height, width = _sides(self.shape)
         packed = packed.reshape(1, height * 3 // 2, width, 1)
-        outputs = self._model.run({self._name: {self._input: packed}})
-        return next(iter(outputs[self._name].values()))
+        outputs = self._model.run({self._name: {self._input: packed}})[self._name]
+        name, values = next(iter(outputs.items()))
+        return self._in_float(name, np.squeeze(values))
+
+    def _in_float(self, name: str, values: np.ndarray) -> np.ndarray:
+        """Return an output in float: without Dequantize at its end, the network has integers."""
+        if values.dtype.kind == "f":
+            return values
+        quants = self._model.output_quants[self._name][name]
+        scale = np.asarray(quants.scale, np.float32).reshape(-1)
+        if scale.size not in (1, values.size) or np.any(quants.zero_point):
+            return values  # `Board.run` refuses them
+        return values * scale
 
 
 class _Dnn:
@@ -36,7 +47,7 @@ class _Dnn:
         self.shape = self._model.inputs[0].properties.shape
 
     def run(self, packed: np.ndarray) -> np.ndarray:
-        return self._model.forward(packed)[0].buffer
+        return np.squeeze(self._model.forward(packed)[0].buffer)
 
 
 def _sides(shape: Sequence[int]) -> Sequence[int]:
@@ -78,11 +89,12 @@ class Board:
 
     def run(self, prepared: np.ndarray) -> np.ndarray:
         """Return the logits."""
-        logits = np.squeeze(self._model.run(prepared))
+        logits = self._model.run(prepared)
         if logits.dtype.kind != "f":
             raise program.BoardError(
-                f"the compiled network returns {logits.dtype}, whose scale this script does not "
-                "know; leave Dequantize out of remove_node_type in the mapper's settings"
+                f"the compiled network returns {logits.dtype}, whose scale the runtime does not "
+                "tell; leave Dequantize out of remove_node_type in the mapper's settings, and "
+                "compile it again"
             )
         return logits
 

@@ -18,9 +18,10 @@ class Board:
     def __init__(self, path: str, network: dict[str, Any]):
         try:
             from rknnlite.api import RKNNLite
-        except ImportError:
+        except ImportError as error:
             raise program.BoardError(
-                "rknnlite is not installed; install the package rknn-toolkit-lite2 on the board"
+                f"cannot load rknnlite ({error}); install the package rknn-toolkit-lite2 on the "
+                "board"
             ) from None
         self._lite = RKNNLite()
         self._network = network

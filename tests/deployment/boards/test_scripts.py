@@ -307,6 +307,56 @@ def test_what_goes_wrong_on_a_board_is_said(make_kit, tmp_path):
     assert status == 2 and f"the runtime cannot load {model}" in err and "Traceback" not in err
 
 
+def test_integers_with_known_scales_are_classified(make_kit, photos):
+    """As of a network whose last Dequantize the mapper has removed."""
+    image = next((photos / "train").rglob("*.jpg"))
+    script = make_kit("rdk") / "classify.py"
+    _, expected, _ = run(script, image, runtime="hbm")
+    status, out, err = run(script, image, runtime="hbm", SCALED="1")
+    assert (status, err) == (0, "")
+    assert out.splitlines()[:-1] == expected.splitlines()[:-1]  # but for the times
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "bmp"])
+def test_an_image_whose_end_is_missing_is_refused(kind, photos, tmp_path):
+    photo = cv2.imread(str(next(photos.rglob("*.jpg"))))
+    content = cv2.imencode(f".{kind}", photo)[1].tobytes()
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    whole.write_bytes(content + b"what some cameras append")
+    cut.write_bytes(content[: len(content) * 2 // 3])
+    assert np.array_equal(pixels.read_image(whole), decode(whole))
+    assert pixels.read_image(cut) is None
+    assert pixels.read_image(tmp_path / "none") is None
+
+
+@pytest.mark.parametrize("runtime, module", [("ascend", "ais_bench"), ("lite", "rknnlite")])
+def test_why_a_runtime_cannot_be_loaded_is_said(make_kit, tmp_path, runtime, module):
+    script = make_kit(BOARDS[runtime]) / "classify.py"
+    status, out, err = run(script, "--bench")
+    assert (status, out) == (2, "") and f"cannot load {module} (No module named" in err
+    (tmp_path / "broken").mkdir()
+    broken = tmp_path / "broken" / f"{module}.py"
+    broken.write_text("raise ImportError('libascendcl.so: cannot open shared object file')")
+    status, out, err = run(script, "--bench", PYTHONPATH=str(broken.parent))
+    assert (status, out) == (2, "") and f"cannot load {module} (libascendcl.so: cannot" in err
+
+
+def test_only_this_kits_network_is_measured(make_kit):
+    script = make_kit("rdk") / "classify.py"
+    settings = script.with_name("network.json")
+    settings.write_text(settings.read_text().replace('"ant",', ""))
+    status, out, err = run(script, "--bench", "--frames", 1, runtime="hbm")
+    assert (status, out) == (2, "") and "has 6 outputs, and this kit is for 5 classes" in err
+
+
+def test_a_runtime_that_fails_in_threads_is_said(make_kit):
+    script = make_kit("rdk") / "classify.py"
+    flags = ["--bench", "--frames", 40]
+    status, _, err = run(script, *flags, runtime="hbm", FAIL_AFTER="20")
+    assert status == 2 and "the runtime failed with 1 thread (no more calls)" in err
+    assert "Traceback" not in err
+
+
 @pytest.mark.parametrize("runtime", ["hbm", "dnn"])
 def test_outputs_that_are_no_floats_are_refused(make_kit, photos, runtime):
     image = next((photos / "train").rglob("*.jpg"))
