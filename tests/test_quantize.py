@@ -18,6 +18,7 @@ from data.transforms import Preprocessing
 from deployment import network, network_file
 from deployment.int8 import floor, graph, quantization, weights
 from deployment.int8.dialects import DIALECTS
+from tests.deployment.int8.tensorrt_rules import RULES
 from tests.support import write_image_folder
 from training import qat
 from training.distributed.process_group import Workers
@@ -160,6 +161,8 @@ def test_a_file_for_each_target(target, command, trained, photos, tmp_path):
     kinds = {t.data_type for t in written.graph.initializer}
     assert (onnx.TensorProto.UINT8 in kinds) == (target != "tensorrt")
     assert (onnx.TensorProto.INT32 in kinds) == (target != "tensorrt")
+    if target == "tensorrt":
+        assert {text: check(written) for text, check in RULES.items() if check(written)} == {}
     batch = written.graph.input[0].type.tensor_type.shape.dim[0]
     assert (batch.dim_value == 1) == (target == "rknn")
     tensors = map(onnx.numpy_helper.to_array, written.graph.initializer)

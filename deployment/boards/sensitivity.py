@@ -10,6 +10,7 @@ import onnx
 
 from deployment.int8 import graph, qdq
 from deployment.int8.ranges import Range
+from utils import UserError
 
 # operators that a tensor is looked through for the one that computes its values
 _TRANSPARENT = ("Relu", "Flatten", "Reshape")
@@ -46,15 +47,22 @@ def most_sensitive(
         bounds: ranges of its activations.
         images: images to measure on, float32 [N, C, H, W], normalized.
         expected: logits of the float network for these images, float32 [N, classes].
-        count: number of operators; all where there are fewer.
+        count: number of operators.
+
+    Raises UserError if the network has fewer operators.
     """
+    operators = _operators(model, bounds)
+    if count > len(operators):
+        raise UserError(
+            f"--int16 {count}: the network has {len(operators)} operators whose results are "
+            f"quantized; give at most {len(operators)}"
+        )
     int8 = qdq.to_qdq(model, bounds)
 
     def noise(tensors: Collection[str]) -> float:
         return graph.sqnr(expected, graph.logits(_in_float(int8, tensors), images))
 
     before = noise(())
-    operators = _operators(model, bounds)
     gains = {name: noise(tensors) - before for name, tensors in operators.items()}
     nodes = sorted(gains, key=gains.__getitem__, reverse=True)[:count]
     return Sensitive(nodes, before, noise({t for name in nodes for t in operators[name]}))

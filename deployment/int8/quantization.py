@@ -177,6 +177,7 @@ def hold_floor(
 
 def write_trained(args: argparse.Namespace, target: Path) -> Outcome:
     """Write the int8 network of a checkpoint of train.py --qat, with the ranges of its training."""
+    utils.assert_writable(target)  # now, before anything is measured
     bounds = float_network.trained_ranges(args.model, args.arch)
     model, preprocessing, metadata = _read(args)
     test = _test_set(args, metadata)

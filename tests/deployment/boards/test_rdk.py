@@ -260,9 +260,12 @@ def test_sensitivity_is_measured(tiny, images):
         node.name for node in graph_of.consumers(network)[worst]
     }
     assert set(found.nodes) <= neighbours and found.after > found.before + 5
-    every = sensitivity.most_sensitive(network, bounds, images, expected, 1000)
     convolutions = [node for node in network.graph.node if node.op_type == "Conv"]
-    assert len(every.nodes) == len(convolutions) + 1  # and the pool, of which the last layer reads
+    count = len(convolutions) + 1  # and the pool, of which the last layer reads
+    every = sensitivity.most_sensitive(network, bounds, images, expected, count)
+    assert len(set(every.nodes)) == count
+    with pytest.raises(UserError, match=f"--int16 {count + 1}: the network has {count} operators"):
+        sensitivity.most_sensitive(network, bounds, images, expected, count + 1)
 
 
 def test_every_architecture_has_names():

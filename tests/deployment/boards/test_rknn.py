@@ -120,7 +120,7 @@ def said_to_be_int8(source, file, **changed):
 
 def test_a_quantized_file_is_not_quantized_again(network, photos, test_images, tmp_path):
     out = tmp_path / "kit"
-    said = {"arch": "RepVGGA0"}
+    said = {"arch": "RepVGGA0", "classes": list("abcdef")}
     rknn.write_kit(network, replace(BASECLS, size=32), photos / "train", out, 4, said, test_images)
     int8 = said_to_be_int8(out / "RepVGGA0.onnx", tmp_path / "int8.onnx")
     flags = ["--qdq", int8, "--evaluate", 0, "--out", tmp_path / "a.rknn"]
@@ -146,11 +146,12 @@ def test_a_quantized_file_is_not_quantized_again(network, photos, test_images, t
         (tmp_path / "hidden" / name / "__init__.py").write_text("raise ImportError('none')")
     status, _, err = run(out / "convert.py", PYTHONPATH=str(tmp_path / "hidden"))
     assert status == 2 and "cannot import rknn-toolkit2 (none)" in err and "Traceback" not in err
-    for key, value in (("arch", "RepVGGA1"), ("preprocessing", '{"color": "RGB"}')):
+    others = {"arch": "RepVGGA1", "classes": '["a"]', "preprocessing": '{"color": "RGB"}'}
+    for key, value in others.items():
         said_to_be_int8(out / "RepVGGA0.onnx", tmp_path / "other.onnx", **{key: value})
         flags = ["--qdq", tmp_path / "other.onnx", "--evaluate", 0]
         status, _, err = run(out / "convert.py", *flags, runtime="toolkit")
-        key = "arch" if key == "arch" else "color"
+        key = "color" if key == "preprocessing" else key
         assert status == 2 and f"other.onnx has {key} " in err and "of this kit has" in err
     flags = ["--qdq", out / "RepVGGA0.onnx"]
     status, _, err = run(out / "convert.py", *flags, runtime="toolkit")

@@ -119,6 +119,26 @@ def scales_of_weights(graph):
             yield node.name
 
 
+@rule(
+    "a matrix product's weights are stored [classes, inputs], so that their axis 0 is the outputs"
+)
+def matrix_products(graph):
+    for node in graph.of("Gemm"):
+        if not next((a.i for a in node.attribute if a.name == "transB"), 0):
+            yield node.name
+
+
+@rule("QuantizeLinear and its DequantizeLinear share scale and zero point")
+def one_scale_for_a_pair(graph):
+    for node in graph.of("DequantizeLinear"):
+        quantizer = graph.source.get(node.input[0])
+        if quantizer is None or quantizer.op_type != "QuantizeLinear":
+            continue  # of weights
+        both = zip(quantizer.input[1:], node.input[1:], strict=True)
+        if not all(np.array_equal(graph.constants[a], graph.constants[b]) for a, b in both):
+            yield node.name
+
+
 @rule("biases stay float, without a pair")
 def biases(graph):
     for node in graph.of("Conv", "Gemm"):

@@ -158,6 +158,21 @@ def no_pair_behind_a_gate(model):
         node.input[0] = node.input[0].replace(f"{product}.dequantized", product)
 
 
+def weights_of_a_matrix_product_that_are_not_transposed(model):
+    attributes = nodes(model, "Gemm")[0].attribute
+    attributes.remove(next(a for a in attributes if a.name == "transB"))
+
+
+def another_scale_of_a_dequantizer(model):
+    constants = {tensor.name for tensor in model.graph.initializer}
+    node = next(n for n in nodes(model, "DequantizeLinear") if n.input[0] not in constants)
+    scale = next(t for t in model.graph.initializer if t.name == node.input[1])
+    model.graph.initializer.append(
+        onnx.numpy_helper.from_array(2 * onnx.numpy_helper.to_array(scale), "twice")
+    )
+    node.input[1] = "twice"
+
+
 def a_pair_on_the_logits(model):
     name = model.graph.output[0].name
     pair_on(model, name)
@@ -172,6 +187,8 @@ PLANTED = {
     a_scale_of_zero: "scales are positive",
     scales_of_an_activation: "activations have one scale",
     weights_along_axis_1: "weights have a scale for each output channel",
+    weights_of_a_matrix_product_that_are_not_transposed: "a matrix product's weights are stored",
+    another_scale_of_a_dequantizer: "QuantizeLinear and its DequantizeLinear share scale",
     a_float_input: "a layer with int8 weights has an int8 input",
     a_pair_before_an_activation: "no pair between a convolution and the activation",
     a_second_pair_at_a_fork: "a tensor that several operators read has one pair",
