@@ -13,16 +13,20 @@ from .files import in_folder
 from .published import PUBLISHED, Published
 
 
-def published(source: str, arch: str, num_classes: int | None = None) -> Published | None:
+def published(
+    source: str, arch: str, num_classes: int | None = None, stride: int | None = None
+) -> Published | None:
     """Return what `source` has published of an architecture, or None.
 
-    Where the classes of published weights are known, there must be `num_classes` of them.
+    Where the classes of published weights are known, there must be `num_classes` of them; the total
+    stride must be `stride`, if it is given.
     """
     return next(
         (
             entry
             for entry in PUBLISHED
             if (entry.source, entry.arch) == (source, arch)
+            and stride in (None, entry.stride)
             and (entry.classes is None or len(entry.classes) == num_classes)
         ),
         None,

@@ -20,6 +20,7 @@ from utils import UserError, say_once, write_atomically
 
 from . import (
     files,
+    mmpretrain,
     recognition,
     recorded_preprocessing,
     replknet,
@@ -210,7 +211,9 @@ def _with_preprocessing(
     if "crop_ratio" not in stronger:
         habit["crop_ratio"] = foreign.crop_ratio(size)
         if foreign.is_for_warped_images(size):
-            foreign.note = foreign.note or replknet.note_of_warping(size)
+            foreign.add_note(replknet.note_of_warping(size))
+    if "size" not in stronger and foreign.source in (replknet.PYTORCH, mmpretrain.REPLKNET):
+        foreign.add_note(replknet.note_of_side(size))
     if "the file" in {origin for _, origin in said.values()}:  # exported here, it has no names
         habit.pop("classes", None)
     return _resolved(of_foreign(foreign, path), habit, said, stated)

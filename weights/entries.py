@@ -31,6 +31,8 @@ COUNTERS = {
 _PARTS = ("backbone", "encoder", "features", "trunk", "body", "base_model", "feature_extractor",
           "_orig_mod", "module", "model", "net", "network")  # fmt: skip
 _AVERAGED = re.compile(r"(?:^|[^a-z])(?:ema|averaged?|avg|swa|teacher|shadow|momentum)(?:$|[^a-z])")
+# timm.create_model(..., features_only=True) flattens the names of sequences: stages_0 for stages.0
+_FLATTENED = re.compile(r"^(stem|stages|blocks)_(\d+)\.")
 _DEEPEST = 100  # levels of dicts and lists
 _PLACES = 8  # in which one dict of arrays counts as a set of weights
 _SMALL = 10  # tensors: what is smaller is a part of no network
@@ -143,9 +145,13 @@ def _without_counters(entry: Entry) -> Entry:
 def views(entry: Entry) -> Iterator[Entry]:
     """Yield the ways to take an entry with a prefix less, and then those with two less, and so on.
 
-    A prefix that not all keys have is removed in two ways: the others stay as they are, as where a
+    Names of timm's feature extractors come first. A prefix that not all keys have is removed in two
+    ways: the others stay as they are, as where a
     backbone has one and the classifier has none; or they are dropped.
     """
+    flat = {_FLATTENED.sub(r"\1.\2.", key): tensor for key, tensor in entry.tensors.items()}
+    if flat.keys() != entry.tensors.keys():
+        yield replace(entry, tensors=flat)
     groups: dict[str, Tensors] = {}
     for key, tensor in entry.tensors.items():
         head, dot, rest = key.partition(".")

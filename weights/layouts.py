@@ -47,6 +47,7 @@ SOURCES = (
     replknet.PYTORCH,
     mmpretrain.REPVGG,
     mmpretrain.MOBILEONE,
+    mmpretrain.REPLKNET,
 )
 
 

@@ -64,6 +64,7 @@ def load(
             raise CheckpointError(
                 f"{source.path} is a backbone without a classifier; fine-tune it by train.py "
                 "--pretrained, or load its features: weights.load(path, classifier=False)"
+                + (f" ({source.note})" if source.note else "")
             )
         model, _ = _with_new_head(source, num_classes or 1000)
         return models.to_deploy(model) if deploy else model

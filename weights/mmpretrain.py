@@ -4,9 +4,13 @@ Its training checkpoints have the averaged weights, where there are any, in stat
 ones in ema_state_dict. An extracted backbone has no "backbone." before its keys.
 """
 
+import re
+from dataclasses import replace
+
 from data.transforms import TORCHVISION
 
-from .keymap import Rules, Source, product
+from . import replknet
+from .keymap import Rules, Source, Tensors, product
 
 _PREFIXES: Rules = (("backbone.", ""), ("", ""))  # the first one is for exporting
 _HEAD: Rules = (("head.fc.{p}", "linear.{p}"),)
@@ -58,6 +62,41 @@ MOBILEONE = Source(
         *_HEAD,
     ),
     preprocessing=TORCHVISION,
+    entries=("state_dict",),
+)
+
+
+def _as_pytorchs(theirs: Tensors) -> Tensors:
+    """Rename a RepLKNet's tensors to those of DingXiaoH/RepLKNet-pytorch, and pair its blocks.
+
+    Tensors that are not MMPretrain's stay as they are, which no rule knows.
+    """
+    plain = {key.removeprefix("backbone."): tensor for key, tensor in theirs.items()}
+    if "stages.3.norm.weight" not in plain:
+        return theirs
+    renamed = {
+        re.sub(r"^stages\.3\.norm\.", "norm.", re.sub(r"^head\.fc\.", "head.", key)): tensor
+        for key, tensor in plain.items()
+    }
+    return replknet.PYTORCH.prepare(renamed)
+
+
+def _as_theirs(pytorchs: Tensors) -> Tensors:
+    """Rename back what `_as_pytorchs` renamed, after RepLKNet-pytorch's own `restore`."""
+    renamed = {}
+    for key, tensor in replknet.PYTORCH.restore(pytorchs).items():
+        theirs = re.sub(r"^norm\.", "stages.3.norm.", key)
+        is_head = theirs.startswith("head.")
+        renamed[theirs.replace("head.", "head.fc.") if is_head else f"backbone.{theirs}"] = tensor
+    return renamed
+
+
+REPLKNET = replace(
+    replknet.PYTORCH,
+    name="mmpretrain",
+    title="MMPretrain",
+    prepare=_as_pytorchs,
+    restore=_as_theirs,
     entries=("state_dict",),
 )
 

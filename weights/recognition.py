@@ -28,6 +28,7 @@ from .search import (
     Attempt,
     ConversionError,
     Network,
+    Renaming,
     Search,
     assert_fractions,
     assert_numbers,
@@ -36,6 +37,10 @@ from .search import (
 )
 from .state import class_count, form_of
 
+_STRIDE_NOTE = (
+    "a total stride of 32 is assumed, as the tensors do not tell it from {}; convert the file with "
+    "{} if it has that one"
+)
 Fit = tuple[entries.Entry, Network]  # an entry whose tensors are those of a network
 
 
@@ -65,10 +70,15 @@ class Foreign:
     colour_orders: set[str] = field(default_factory=set)
     note: str | None = None
 
+    def add_note(self, note: str | None) -> None:
+        """Say one thing more of what was assumed."""
+        self.note = _joined(self.note, note)
+
     @property
     def habit(self) -> stated_preprocessing.Statements:
         """What the source trained and tested this architecture with."""
-        published = catalog.published(self.source.name, self.arch, self.num_classes)
+        stride = self.options.get("stride", 32)
+        published = catalog.published(self.source.name, self.arch, self.num_classes, stride)
         name = self.arch if published is None else published.name
         usual = self.source.preprocessing or BASECLS
         publisher = self.source.title.partition(",")[0]
@@ -151,7 +161,7 @@ def recognize(
             raise ConversionError(f"{path} holds no tensors; give a checkpoint or a state dict")
         names = sorted({layout.name for layout in sources})
         raise_misfit(max(attempts, key=lambda attempt: attempt.known), path, arch, names, stride)
-    of_mmengine = isinstance(contents.tree, dict) and "message_hub" in contents.tree
+    of_mmengine = _is_mmengines(contents.tree)
     taken, network = _preferred(fitting, arch, of_mmengine)
     attempt = next(attempt for attempt in attempts if attempt.network is network)
     renaming = network.renaming
@@ -173,6 +183,8 @@ def recognize(
             f"say {network.arch}"
         )
     shapes = network.shapes
+    if class_count(renaming.tensors) is None:
+        note = _joined(note, _left_out_classifier(taken, renaming, numeric))
     with np.errstate(over="ignore"):  # the equivalence check refuses infinite weights
         state_dict = {
             key: tensor.reshape(shapes[key]).astype(np.float32, copy=False)
@@ -200,30 +212,45 @@ def _with_stride(network: Network, path: str | PathLike) -> tuple[Network, str |
     source, kind = network.renaming.source, _kind(network)
     of_cifar = source is dingxiaoh.REPVGG and bool(chenyaofo.files_like(*kind))
     own_names = source.name == own.NAME and kind[1] != 1000  # which nobody trains at a stride of 8
+    # of other images as small as CIFAR's
+    other_classes = (
+        source is dingxiaoh.REPVGG
+        and kind[1] not in (0, 1000)
+        and not of_cifar
+        and bool(chenyaofo.files_like(kind[0], 0))
+    )
     if network.stride == 8 and source.name != own.NAME:
         if of_cifar and chenyaofo.is_published(path, *kind):
             return network, None
         return network, (
             "a total stride of 8 is taken, as there are branches that only blocks with a stride of "
             "1 have; the first convolution, of which the tensors do not tell it, is assumed to "
-            "have a stride of 1 too"
+            "have a stride of 1 too; give --size, --mean and --std where the network was trained "
+            "with others than are assumed"
         )
-    if network.stride != 32 or not (of_cifar or own_names):
+    if network.stride != 32 or not (of_cifar or own_names or other_classes):
         return network, None
     fits_8 = not replace(network, stride=8).problems
+    if other_classes and not own_names:
+        return network, _STRIDE_NOTE.format("8", "--stride 8") if fits_8 else None
     if own_names:
         # 16 always fits: the first convolution, of the images, has no branch more with stride 1
         others = (8, 16) if fits_8 else (16,)
         flags = " or ".join(f"--stride {stride}" for stride in others)
-        return network, (
-            "a total stride of 32 is assumed, as the tensors do not tell it from "
-            f"{' and '.join(map(str, others))}; convert the file with {flags} if it has that one"
-        )
+        return network, _STRIDE_NOTE.format(" and ".join(map(str, others)), flags)
     if not fits_8:
         return network, None
     if chenyaofo.is_published(path, *kind):
         return replace(network, stride=8), None
     return network, chenyaofo.note(*kind)
+
+
+def _is_mmengines(tree: Any) -> bool:
+    """Return whether mmengine, or an older framework of OpenMMLab, has written a checkpoint."""
+    if not isinstance(tree, dict):
+        return False
+    meta = tree.get("meta")
+    return "message_hub" in tree or (isinstance(meta, dict) and "mmengine_version" in meta)
 
 
 def _joined(*notes: str | None) -> str | None:
@@ -245,6 +272,33 @@ def _passed_over(attempts: list[Attempt], network: Network, of_mmengine: bool) -
                 f"{network.arch} has: {some(averaged.problems)}"
             )
     return None
+
+
+def _left_out_classifier(
+    taken: entries.Entry, renaming: Renaming, candidates: list[entries.Entry]
+) -> str | None:
+    """Return a sentence about a matrix and its bias beside a backbone that was taken."""
+    matrices = [
+        f".{key}"
+        for candidate in candidates
+        for key, tensor in candidate.tensors.items()
+        if tensor.ndim == 2 and key.endswith(".weight")
+    ]
+    layers = [key.removesuffix(".weight") for key in taken.dropped if key.endswith(".weight")]
+    names = [
+        layer
+        for layer in layers
+        if f"{layer}.bias" in taken.dropped
+        and any(matrix.endswith(f".{layer}.weight") for matrix in matrices)
+    ]
+    if not names:
+        return None
+    name = names[0]
+    expected = next(iter(renaming.source.from_ours({"linear.weight": np.zeros((1, 1))})))
+    return (
+        f"{name}.weight and {name}.bias are left out, so that the network has no classifier; if "
+        f"they are its classifier, rename them to {expected} and {expected[:-6]}bias"
+    )
 
 
 def _called(name: str, attempts: list[Attempt], path: str | PathLike) -> list[Attempt]:

@@ -17,8 +17,6 @@ from . import batch_norm
 from .keymap import Rules, Source, Tensors, product
 
 _NORMED = (".enter", ".expand")  # convolutions with a batch norm before them
-
-
 WARPED = 384  # side in pixels from which on the PyTorch repository's evaluation does not crop
 
 
@@ -27,6 +25,14 @@ def note_of_warping(size: int) -> str:
     return (
         "DingXiaoH/RepLKNet-pytorch's own evaluation warps whole images to "
         f"{size}x{size}; here their short side is resized to {size} and the centre is taken"
+    )
+
+
+def note_of_side(size: int) -> str:
+    """Return what is to be said where the side of the images is assumed."""
+    return (
+        f"images of {size} px are assumed, as the tensors do not tell their side; give --size "
+        f"{WARPED if size == 224 else 224} if the network was trained for that"
     )
 
 
@@ -141,6 +147,9 @@ def _fold(ours: Tensors) -> Tensors:
         return ours
     for layer in [k.removesuffix(".conv.weight") for k in ours if k.endswith(".conv.weight")]:
         before = f"{layer}.norm" if layer.endswith(_NORMED) else None
+        if f"{layer}.conv.bias" in ours and f"{layer}.bn.weight" not in ours:
+            # of deep_fuse_BN, which leaves the batch norms before convolutions
+            ours |= batch_norm.adding(ours.pop(f"{layer}.conv.bias"), f"{layer}.bn")
         folded = batch_norm.fold(ours, f"{layer}.conv.weight", f"{layer}.bn", before)
         if folded is not None:
             ours[f"{layer}.reparam.weight"], ours[f"{layer}.reparam.bias"] = folded

@@ -242,7 +242,8 @@ def raise_misfit(
     if first.unknown:
         raise ConversionError(
             f"{where} has tensors that no rule knows: {some(first.unknown)}; leave them out of the "
-            "file if they are no part of the network"
+            "file if they are no part of the network; if they are one, it is none of those that "
+            "`python train.py --list-archs` lists"
         )
     networks = _networks(attempt.renamings, arch, stride or 32)
     if stride not in (None, 32):
@@ -256,7 +257,9 @@ def raise_misfit(
         where += f" holds no {arch} and"
     nearest = min(networks.values(), key=lambda network: len(network.problems))
     raise ConversionError(
-        f"{where} fits no architecture; the nearest is {nearest.arch}, but {some(nearest.problems)}"
+        f"{where} fits no architecture; the nearest is {nearest.arch}, but "
+        f"{some(nearest.problems)} (names of this project); give a network that `python train.py "
+        "--list-archs` lists, with one linear layer as its classifier or none"
     )
 
 

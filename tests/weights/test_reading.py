@@ -14,6 +14,7 @@ import json
 import lzma
 import pathlib
 import pickle
+import re
 import sys
 import tarfile
 import types
@@ -912,3 +913,41 @@ def test_formats_of_exported_files(tmp_path):
             read(tmp_path / "file.bin")
     (tmp_path / "file.onnx").write_bytes(b"damaged")
     assert formats.of_file(tmp_path / "file.onnx") == "onnx"
+
+
+@pytest.mark.parametrize("arch, layout", [("RepVGGA0", "timm"), ("RepGhost050", "timm")])
+@pytest.mark.parametrize("prefix", ["", "encoder.model."])
+def test_names_of_timms_feature_extractors(arch, layout, prefix):
+    """timm.create_model(..., features_only=True) flattens the names of sequences."""
+    flat = {
+        prefix + re.sub(r"^(stages|blocks)\.(\d+)\.", r"\1_\2.", key): tensor
+        for key, tensor in in_layout(arch, layout).items()
+        if not key.startswith(("head.", "classifier.", "conv_head."))
+    }
+    assert any("_0." in key for key in flat)
+    foreign = recognition.recognize(flat, "file")
+    assert (foreign.arch, foreign.num_classes, foreign.note) == (arch, 0, None)
+
+
+def test_a_matrix_beside_a_backbone_is_said():
+    """As the classifier of a user's own network around a backbone of timm's."""
+    theirs = in_layout("RepVGGA0", "timm")
+    own = {f"backbone.{key}": v for key, v in theirs.items() if not key.startswith("head.")}
+    own |= {"fc.weight": np.ones((10, 1280), np.float32), "fc.bias": np.ones(10, np.float32)}
+    for prefix in ("", "module."):
+        foreign = recognition.recognize({prefix + key: v for key, v in own.items()}, "file")
+        assert foreign.num_classes == 0
+        assert foreign.note == (
+            "fc.weight and fc.bias are left out, so that the network has no classifier; if they "
+            "are its classifier, rename them to head.fc.weight and head.fc.bias"
+        )
+    with pytest.raises(checkpoint.CheckpointError, match=r"backbone without .*rename them to head"):
+        weights.load(checkpoint.of_foreign(foreign, "file"))
+
+
+def test_checkpoints_of_mmengine_are_known_by_their_versions():
+    """Their ema_state_dict has the raw weights, whatever the layout."""
+    theirs = in_layout("RepVGGA0", "timm")
+    raw = {f"module.{key}": 2 * tensor for key, tensor in theirs.items()}
+    tree = {"meta": {"mmengine_version": "0.10.4"}, "state_dict": theirs, "ema_state_dict": raw}
+    assert recognition.recognize(tree, "file").entry == "state_dict"

@@ -73,15 +73,59 @@ def test_pytorchs_names(network):
 
 
 def test_a_classifier_of_another_name_is_not_dropped(network):
-    """As that of MMPretrain's RepLKNet, head.fc: it was renamed to linear.fc, and then left out."""
+    """head.fc was renamed to linear.fc, and then left out."""
     theirs = layouts.export(state_of(network), "RepLKNet31B", "replknet")
     other = {key.replace("head.", "head.fc."): value for key, value in theirs.items()}
     with pytest.raises(recognition.ConversionError, match=r"no rule knows: head\.fc"):
         recognition.recognize(other, "file")
 
 
-def test_pytorchs_merged_form_is_folded_the_rest_of_the_way(network, images):
+@pytest.mark.parametrize("form", ["train", "deploy"])
+def test_mmpretrains_names(network, images, form):
+    """As in a training checkpoint of OpenMMLab, and of the backbone alone."""
+    network.eval()
+    expected = network(mge.Tensor(images)).numpy()
+    state = state_of(network if form == "train" else models.to_deploy(network))
+    theirs = layouts.export(state, "RepLKNet31B", "mmpretrain")
+    large = "lkb_origin.conv" if form == "train" else "lkb_reparam"
+    for key, shape in {
+        "backbone.stem.3.bn.running_var": (4,),
+        f"backbone.stages.0.blocks.2.large_kernel.{large}.weight": (4, 1, 9, 9),
+        "backbone.stages.3.blocks.3.pw1.conv.weight": (64, 16, 1, 1),
+        "backbone.transitions.2.1.conv.weight": (16, 1, 3, 3),
+        "backbone.stages.3.norm.running_mean": (16,),
+        "head.fc.weight": (CLASSES, 16),
+    }.items():
+        assert theirs[key].shape == shape, key
+    for tree in (theirs, {"meta": {}, "state_dict": theirs, "message_hub": {}}):
+        foreign = recognition.recognize(tree, "file")
+        assert (foreign.source.name, foreign.arch) == ("mmpretrain", "RepLKNet31B")
+        assert form_of(foreign.state_dict) == form and foreign.num_classes == CLASSES
+        said = checkpoint.of_foreign(foreign, "file").preprocessing
+        assert said == replace(TORCHVISION, interpolation="bicubic")
+        assert_same(logits(tree, images), expected)
+    backbone = {key: value for key, value in theirs.items() if key.startswith("backbone.")}
+    assert recognition.recognize(backbone, "file").num_classes == 0
+
+
+def test_pytorchs_deeply_fused_form_is_folded_the_rest_of_the_way(network, images):
+    """What deep_fuse_BN leaves where batch norms are plain ones: those before convolutions."""
+    network.eval()
+    expected = network(mge.Tensor(images)).numpy()
     theirs = dict(layouts.export(state_of(network), "RepLKNet31B", "replknet"))
+    for key in [k for k in theirs if k.endswith(".conv.weight") and "large_kernel" not in k]:
+        layer = key.removesuffix(".conv.weight")
+        gain, shift = batch_norm(theirs, f"{layer}.bn")
+        theirs[key] = (theirs[key] * gain[:, None, None, None]).astype(np.float32)
+        theirs[f"{layer}.conv.bias"] = shift.astype(np.float32)
+    merge_large_kernels(theirs)
+    foreign = recognition.recognize(theirs, "file")
+    assert form_of(foreign.state_dict) == "deploy"
+    assert_same(logits(theirs, images), expected)
+
+
+def merge_large_kernels(theirs):
+    """Do to tensors what structural_reparam does to the network."""
     for key in [key for key in theirs if key.endswith("lkb_origin.conv.weight")]:
         prefix = key.removesuffix(".lkb_origin.conv.weight")
         kernel, small = theirs.pop(key), theirs.pop(f"{prefix}.small_conv.conv.weight")
@@ -92,6 +136,11 @@ def test_pytorchs_merged_form_is_folded_the_rest_of_the_way(network, images):
         kernel[:, :, pad : pad + 5, pad : pad + 5] += small * gain5[:, None, None, None]
         theirs[f"{prefix}.lkb_reparam.weight"] = kernel.astype(np.float32)
         theirs[f"{prefix}.lkb_reparam.bias"] = (shift + shift5).astype(np.float32)
+
+
+def test_pytorchs_merged_form_is_folded_the_rest_of_the_way(network, images):
+    theirs = dict(layouts.export(state_of(network), "RepLKNet31B", "replknet"))
+    merge_large_kernels(theirs)
     foreign = recognition.recognize(theirs, "file")
     assert form_of(foreign.state_dict) == "deploy"
     exported = layouts.export(foreign.state_dict, "RepLKNet31B", "replknet")
@@ -151,7 +200,9 @@ def test_images_of_384_pixels_are_not_cropped_and_the_report_says_what_the_sourc
         path.write_bytes(pickle.dumps({"model": theirs, "args": args}))
         found = checkpoint.read(path, stated=stated)
         assert (found.preprocessing.size, found.preprocessing.crop_ratio) == (size, crop_ratio)
-        assert (found.note is not None) == (crop_ratio == 1.0)
+        said = [*args, *stated]
+        assert (found.note is not None) == (crop_ratio == 1.0 or not said)
+        assert said or "images of 224 px are assumed" in found.note
     path.write_bytes(pickle.dumps(theirs))
     status, out, err = command(
         "convert_pretrained_weight", "--origin-dir", path, "--save-dir", tmp_path / "a.pkl",

@@ -50,6 +50,21 @@ def test_a_train_form_with_the_identity_has_a_stride_of_8(arch, layout):
     assert len(tensors) == 356
 
 
+@pytest.mark.parametrize("classes, said", [(1000, False), (200, True), (43, True)])
+@pytest.mark.parametrize("form", ["train", "deploy"])
+def test_other_numbers_of_classes_may_be_of_small_images_too(classes, said, form):
+    foreign = recognition.recognize(theirs("RepVGGA2", classes, form, 32), "file")
+    assert "stride" not in foreign.options
+    assert (foreign.note is not None and foreign.note.startswith(NOTE)) == said
+
+
+def test_images_of_imagenet_are_not_assumed_for_a_stride_of_8():
+    foreign = recognition.recognize(theirs("RepVGGA0", 5, "train", 8), "file")
+    value, origin = foreign.habit["size"]
+    assert origin == "assumed: DingXiaoH/RepVGG's for RepVGGA0"  # the family's, of no published one
+    assert "give --size, --mean and --std" in foreign.note
+
+
 @pytest.mark.slow  # all architectures are tried
 @pytest.mark.parametrize("arch, layout", [("RepVGGA0", "repvgg"), ("RepVGGA1", "timm")])
 def test_a_train_form_with_the_identity_is_no_other_network(arch, layout):
