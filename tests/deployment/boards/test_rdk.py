@@ -10,6 +10,7 @@ from models import equivalence, init
 from models.repvit import RepViT
 
 import cv2
+import megengine as mge
 import numpy as np
 import onnx
 import onnxruntime
@@ -21,6 +22,7 @@ from deployment.int8 import graph as graph_of
 from deployment.int8 import qdq
 from deployment.onnx_export import export_onnx
 from deployment.onnx_graph import to_onnx
+from tests.deployment.networks import SMALL
 from utils import UserError
 
 RGB = Preprocessing()
@@ -266,6 +268,39 @@ def test_sensitivity_is_measured(tiny, images):
     assert len(set(every.nodes)) == count
     with pytest.raises(UserError, match=f"--int16 {count + 1}: the network has {count} operators"):
         sensitivity.most_sensitive(network, bounds, images, expected, count + 1)
+
+
+# family -> an architecture and the names of its files
+NAMES = {
+    "RepVGG": ("RepVGGB1g4", "RepVGG-B1g4.onnx", "RepVGG_B1g4_config.yaml"),
+    "RepVGGplus": ("RepVGGplusL2pse", "RepVGGplus-L2pse.onnx", "RepVGGplus_L2pse_config.yaml"),
+    "MobileOne": ("MobileOneS4", "mobileone_s4.onnx", "MobileOne_S4_config.yaml"),
+    "RepViT": ("RepViTM0_9", "repvit_m0_9.onnx", "RepViT_m0_9_config.yaml"),
+    "RepGhost": ("RepGhost100", "repghostnet_100.onnx", "RepGhost_100.yaml"),
+    "FastViT": ("FastViTT8", "fastvit_t8.onnx", "FastViT_T8_config.yaml"),
+    "RepLKNet": ("RepLKNet31B", "replknet_31b.onnx", "RepLKNet_31B_config.yaml"),
+}
+
+
+@pytest.mark.parametrize("family", NAMES)
+def test_a_whole_kit_of_every_family(family, tmp_path, photos, rng):
+    """With small networks, whose files compute what the networks do, equalized for int8."""
+    arch, onnx_name, config = NAMES[family]
+    model, preprocessing = SMALL[family](), replace(RGB, size=64)
+    model.arch = arch
+    images = rng.standard_normal((4, 3, 64, 64)).astype(np.float32)
+    equivalence.randomize(model, images)
+    model, out = models.to_deploy(model), tmp_path / "kit"
+    model.arch = arch
+    rdk.write_kit(model, preprocessing, photos, out, count=4)
+    settings = (out / config).read_text()
+    assert f"onnx_model: './{onnx_name}'" in settings and "march: 'bayes-e'" in settings
+    assert len(list((out / "calibration_data_rgb_f32").iterdir())) == 4
+    session = onnxruntime.InferenceSession(out / onnx_name)
+    model.eval()
+    expected = model(mge.Tensor(images[:1])).numpy()
+    (found,) = session.run(None, {"data": images[:1]})
+    assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
 def test_every_architecture_has_names():
