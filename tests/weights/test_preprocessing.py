@@ -410,7 +410,7 @@ def test_the_licence_of_a_known_source_is_on_the_card(tmp_path):
             "train",
             "timm has no RepVGGB2g2; .* basecls, mmpretrain, own, port, repvgg$",
         ),
-        ("RepLKNet31B", "train", "timm has no RepLKNet31B; .* megengine, mmpretrain, own, replknet$"),
+        ("RepLKNet31B", "train", "no RepLKNet31B; .* megengine, mmpretrain, own, replknet$"),
         ("RepVGGA0", "deploy", "in deploy form"),
         ("MobileOneS0", "backbone", "is a backbone without a classifier, which timm cannot open"),
     ],
