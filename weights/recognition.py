@@ -18,9 +18,9 @@ from . import (
     entries,
     layouts,
     mmpretrain,
-    own,
     replknet,
     stated_preprocessing,
+    total_stride,
 )
 from .files import Contents
 from .keymap import Source, Tensors
@@ -37,10 +37,6 @@ from .search import (
 )
 from .state import class_count, form_of
 
-_STRIDE_NOTE = (
-    "a total stride of 32 is assumed, as the tensors do not tell it from {}; convert the file with "
-    "{} if it has that one"
-)
 Fit = tuple[entries.Entry, Network]  # an entry whose tensors are those of a network
 
 
@@ -169,9 +165,13 @@ def recognize(
     assert_fractions(renaming.tensors, path)
     note = None
     if stride is None:
-        network, note = _with_stride(network, path)
+        network, note = total_stride.told_or_assumed(network, path)
     layout = renaming.source
-    if layout is dingxiaoh.REPVGG and network.stride == 8 and _kind(network) in chenyaofo.PUBLISHED:
+    if (
+        layout is dingxiaoh.REPVGG
+        and network.stride == 8
+        and total_stride.kind(network) in chenyaofo.PUBLISHED
+    ):
         layout = chenyaofo.REPVGG
     if layout.name == "mmpretrain":
         note = _joined(note, mmpretrain.note(network.arch, form_of(renaming.tensors)))
@@ -204,45 +204,7 @@ def recognize(
     )
 
 
-# ---------------------------------------------------------------- stride and entry
-
-
-def _with_stride(network: Network, path: str | PathLike) -> tuple[Network, str | None]:
-    """Return the network with the total stride that `path` tells, and what is assumed of it."""
-    source, kind = network.renaming.source, _kind(network)
-    of_cifar = source is dingxiaoh.REPVGG and bool(chenyaofo.files_like(*kind))
-    own_names = source.name == own.NAME and kind[1] != 1000  # which nobody trains at a stride of 8
-    # of other images as small as CIFAR's
-    other_classes = (
-        source is dingxiaoh.REPVGG
-        and kind[1] not in (0, 1000)
-        and not of_cifar
-        and bool(chenyaofo.files_like(kind[0], 0))
-    )
-    if network.stride == 8 and source.name != own.NAME:
-        if of_cifar and chenyaofo.is_published(path, *kind):
-            return network, None
-        return network, (
-            "a total stride of 8 is taken, as there are branches that only blocks with a stride of "
-            "1 have; the first convolution, of which the tensors do not tell it, is assumed to "
-            "have a stride of 1 too; give --size, --mean and --std where the network was trained "
-            "with others than are assumed"
-        )
-    if network.stride != 32 or not (of_cifar or own_names or other_classes):
-        return network, None
-    fits_8 = not replace(network, stride=8).problems
-    if other_classes and not own_names:
-        return network, _STRIDE_NOTE.format("8", "--stride 8") if fits_8 else None
-    if own_names:
-        # 16 always fits: the first convolution, of the images, has no branch more with stride 1
-        others = (8, 16) if fits_8 else (16,)
-        flags = " or ".join(f"--stride {stride}" for stride in others)
-        return network, _STRIDE_NOTE.format(" and ".join(map(str, others)), flags)
-    if not fits_8:
-        return network, None
-    if chenyaofo.is_published(path, *kind):
-        return replace(network, stride=8), None
-    return network, chenyaofo.note(*kind)
+# ---------------------------------------------------------------- entries
 
 
 def _is_mmengines(tree: Any) -> bool:
@@ -255,10 +217,6 @@ def _is_mmengines(tree: Any) -> bool:
 
 def _joined(*notes: str | None) -> str | None:
     return "; ".join(filter(None, notes)) or None
-
-
-def _kind(network: Network) -> tuple[str, int]:
-    return network.arch, class_count(network.renaming.tensors) or 0
 
 
 def _passed_over(attempts: list[Attempt], network: Network, of_mmengine: bool) -> str | None:

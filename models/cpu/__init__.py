@@ -94,7 +94,7 @@ def bfloat16() -> Iterator[None]:
 
 def has_bfloat16() -> bool:
     """Return whether `bfloat16` has an effect: programs can be used, and the processor has it."""
-    if path() != "fast" or not is_used():
+    if not _may_use_programs():
         return False
     from . import fast
 
@@ -151,11 +151,16 @@ def covers(model: M.Module, function: Callable[[mge.Tensor], mge.Tensor], x: mge
 def _traced(
     model: M.Module, function: Callable[[mge.Tensor], mge.Tensor], x: mge.Tensor
 ) -> Trace | None:
-    if not ((model.training or _evaluates.get()) and path() == "fast" and is_used()):
+    if not ((model.training or _evaluates.get()) and _may_use_programs()):
         return None
     from . import fast
 
     return fast.traced(model, function, x)
+
+
+def _may_use_programs() -> bool:
+    """Return whether "fast" is chosen, where MegEngine's operators may be replaced."""
+    return path() == "fast" and is_used()
 
 
 def update_by_momentum(
@@ -165,7 +170,7 @@ def update_by_momentum(
 
     For the arguments see fast/momentum.py. Memory is kept for `owner` as long as it lives.
     """
-    if path() != "fast" or not is_used():
+    if not _may_use_programs():
         return False
     from . import fast
 
@@ -183,7 +188,7 @@ def update_by_adamw(
 
     For the arguments see fast/adamw.py. Memory is kept for `owner` as long as it lives.
     """
-    if path() != "fast" or not is_used():
+    if not _may_use_programs():
         return False
     from . import fast
 
@@ -197,7 +202,7 @@ def orthogonal(
 
     For the arguments see fast/newton_schulz.py. Memory is kept for `owner` as long as it lives.
     """
-    if path() != "fast" or not is_used():
+    if not _may_use_programs():
         return None
     from . import fast
 

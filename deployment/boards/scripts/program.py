@@ -211,22 +211,8 @@ def _measure(board: Any, network: dict[str, Any], frames: int, threads: Sequence
     for count in threads:
         latencies: list[float] = []
         failures: list[Exception] = []
-
-        def work(
-            number: int,
-            latencies: list[float] = latencies,
-            failures: list[Exception] = failures,
-        ) -> None:
-            try:
-                for _ in range(number):
-                    start = perf_counter()
-                    board.run(prepared)
-                    latencies.append(perf_counter() - start)
-            except Exception as error:  # of many kinds; a thread would print its traceback
-                failures.append(error)
-
-        each = -(-frames // count)
-        workers = [threading.Thread(target=work, args=(each,)) for _ in range(count)]
+        arguments = board, prepared, -(-frames // count), latencies, failures
+        workers = [threading.Thread(target=_call_often, args=arguments) for _ in range(count)]
         start = perf_counter()
         for worker in workers:
             worker.start()
@@ -240,3 +226,20 @@ def _measure(board: Any, network: dict[str, Any], frames: int, threads: Sequence
         mean = 1000 * sum(latencies) / len(latencies)
         rate = board.batch * len(latencies) / seconds
         print(f"{count} thread{'s' * (count > 1)}: {mean:.2f} ms, {rate:.2f} frames/s")
+
+
+def _call_often(
+    board: Any,
+    prepared: np.ndarray,
+    number: int,
+    latencies: list[float],
+    failures: list[Exception],
+) -> None:
+    """Call `run` a number of times, and append the seconds of each call, or what it raises."""
+    try:
+        for _ in range(number):
+            start = perf_counter()
+            board.run(prepared)
+            latencies.append(perf_counter() - start)
+    except Exception as error:  # of many kinds; a thread would print its traceback
+        failures.append(error)

@@ -18,6 +18,7 @@ from .program import Program
 from .records import Records
 
 Shape = tuple[int, int]
+Sizes = tuple[int, int, int]  # number of matrices, their rows and columns
 Steps = tuple[tuple[float, float, float], ...]
 
 # columns for a row from which on float32, which takes fewer products, is faster than bfloat16
@@ -70,7 +71,7 @@ def _program(shapes: Sequence[Shape], steps: Steps, bfloat16: bool) -> Program:
         emit = _emit_steps
         if bfloat16 and columns < _WIDE * rows:
             emit = _emit_rounded_steps
-        emit(records, steps, len(numbers), rows, columns, x, result)
+        emit(records, steps, (len(numbers), rows, columns), x, result)
         for k, number in enumerate(numbers):
             target = Slot(count + number)
             if shapes[number] == (rows, columns):
@@ -80,20 +81,13 @@ def _program(shapes: Sequence[Shape], steps: Steps, bfloat16: bool) -> Program:
     return Program(records, {"matrices": slice(0, count), "results": slice(count, 2 * count)})
 
 
-def _emit_steps(
-    records: Records,
-    steps: Steps,
-    count: int,
-    rows: int,
-    columns: int,
-    x: Buffer,
-    result: Buffer,
-) -> None:
+def _emit_steps(records: Records, steps: Steps, sizes: Sizes, x: Buffer, result: Buffer) -> None:
     """Write down the steps for `count` matrices of at least as many columns as rows.
 
     A step is x <- q x with q = a + b g + c g^2 and g = x x'. As q is a polynomial of g, the product
     of all q and the last g are computed without x.
     """
+    count, rows, columns = sizes
     squares = onednn.products(count, rows, rows, rows)
 
     def product(left: Buffer, right: Buffer) -> Buffer:
@@ -116,13 +110,7 @@ def _emit_steps(
 
 
 def _emit_rounded_steps(
-    records: Records,
-    steps: Steps,
-    count: int,
-    rows: int,
-    columns: int,
-    x: Buffer,
-    result: Buffer,
+    records: Records, steps: Steps, sizes: Sizes, x: Buffer, result: Buffer
 ) -> None:
     """Write down the steps of `_emit_steps` with the factors of each product rounded to bfloat16.
 
@@ -134,6 +122,7 @@ def _emit_rounded_steps(
         records.multiply(primitive, records.rounded(left), records.rounded(right), target)
         return target
 
+    count, rows, columns = sizes
     x_x = onednn.products(count, rows, columns, rows, "weights", onednn.BFLOAT16)
     g_g = onednn.products(count, rows, rows, rows, kind=onednn.BFLOAT16)
     q_x = onednn.products(count, rows, rows, columns, kind=onednn.BFLOAT16)
