@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import textwrap
 from collections.abc import Callable
@@ -37,7 +38,7 @@ class ArgumentParser(argparse.ArgumentParser):
         given = sys.argv[1:] if args is None else list(args)
         for before, argument in zip(["", *given], given, strict=False):
             flag = before if not argument else argument.removesuffix("=")
-            if not argument or (argument.startswith("--") and argument.endswith("=")):
+            if not argument or re.fullmatch(r"--[\w-]+=", argument):
                 where = f" after {flag}" if flag.startswith("-") else ""
                 self.error(f"the argument{where} is empty; give a value, or leave it out")
         return super().parse_known_args(args, namespace)

@@ -76,8 +76,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     cli.add_flags(
         what,
         "--stride",
-        help="total stride of the network, one of %(choices)s (default: told from its tensors; 32 "
-        "where these fit both 32 and 8, which the report says in layouts that are used for CIFAR)",
+        help="total stride of the network, one of %(choices)s (default: told from the checkpoint's "
+        "tensors; 32 where they fit both 32 and 8, with a note in the report for layouts that are "
+        "used for CIFAR)",
     )
     cli.add_flags(what, "--entry")
     what.add_argument(

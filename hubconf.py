@@ -29,7 +29,8 @@ def _entry_point(arch: str, name: str) -> _abc.Callable[..., _M.Module]:
         numbers = {"in_chans": in_chans, "stride": stride}
         if pretrained is None or pretrained is False:
             given = {name: number for name, number in numbers.items() if number is not None}
-            return _models.create(arch, num_classes or 1000, deploy, **given)
+            classes = 1000 if num_classes is None else num_classes
+            return _models.create(arch, classes, deploy, **given)
         return _weights.load(pretrained, arch, num_classes, deploy, entry=entry, **numbers)
 
     create.__name__ = name

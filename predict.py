@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import csv
 import io
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
@@ -86,6 +87,8 @@ def main(argv: list[str] | None = None) -> int:
     names = list(sources.expand(args.images))
     for source in (path, args.class_names, *args.images, *names) if args.csv else ():
         utils.assert_other_file(source, args.csv, "--csv")
+    if args.save:
+        _assert_no_picture_is_replaced(names, args.save)
     with closing(reported(net, names, args)) as results:
         if args.csv:
             bad = write_csv(Path(args.csv), results, min(args.top, net.num_classes))
@@ -102,6 +105,23 @@ def main(argv: list[str] | None = None) -> int:
                     lines = [utils.shown(result.name), *map(_line, result.predictions)]
                     tqdm.write("\n".join(lines))
     return 2 if bad else 0
+
+
+def _picture(folder: str, stem: str) -> Path:
+    """Return the file for the labelled picture of an image."""
+    return Path(folder, f"{stem}-labelled.jpg")
+
+
+def _assert_no_picture_is_replaced(names: Sequence[ImageFile], folder: str) -> None:
+    """Raise UserError where a labelled picture would replace one of the images."""
+    from data import sources
+
+    read = {os.path.realpath(name) for name in names if isinstance(name, str | Path)}
+    for stem in sources.stems(names):
+        if os.path.realpath(file := _picture(folder, stem)) in read:
+            raise utils.UserError(
+                f"{file} is one of the images to classify; give another folder by --save"
+            )
 
 
 def reported(
@@ -126,7 +146,7 @@ def reported(
                 rows = result.predictions
                 lines = [f"{row['probability']:.1%} {row['name']}" for row in rows]
                 picture = caption.labelled(result.image, lines)
-                _save(picture, Path(args.save, f"{stem}-labelled.jpg"))
+                _save(picture, _picture(args.save, stem))
             yield result
 
 

@@ -114,16 +114,16 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     record.add_argument(output)
     args = parser.parse_args(argv)
     if args.val_list and not args.data:
-        parser.error("--val-list labels images in --data, so it needs that")
+        parser.error("--val-list labels the images in --data; give --data too")
     if args.split and not args.data:
-        parser.error("--split names a folder in --data, so it needs that")
+        parser.error("--split names a folder in --data; give --data too")
     if args.holdout is not None and (not args.data or args.split or args.val_list):
         parser.error(
-            "--holdout takes images from those of training in --data, so it needs that, "
-            "without --split and --val-list"
+            "--holdout takes images from those of training in --data; give --data, and leave out "
+            "--split and --val-list"
         )
     if args.seed is not None and args.holdout is None:
-        parser.error("--seed needs --holdout, whose images it chose")
+        parser.error("--seed needs --holdout, whose images it chose; give --holdout FRACTION too")
     args.seed = args.seed or 0
     if args.report is not None and args.report.exists() and not args.report.is_dir():
         parser.error(f"--report {args.report} is no folder; give another name")

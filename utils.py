@@ -13,6 +13,7 @@ import re
 import reprlib
 import socket
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -23,6 +24,8 @@ from typing import Any, BinaryIO, NoReturn, TextIO
 ROOT = Path(__file__).resolve().parent
 
 _LONGEST = 2000  # characters of a message
+_CHINESE_FONTS = ("Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "WenQuanYi Micro Hei",
+                  "WenQuanYi Zen Hei", "Microsoft YaHei", "SimHei", "PingFang SC")  # fmt: skip
 # errors of the system about a file that the user has named, wherever it is opened first
 _ABOUT_FILES = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS, errno.EIO)
 
@@ -153,9 +156,26 @@ def text_of(content: bytes) -> str:
 
 
 def as_png(figure: Any) -> bytes:
-    """Return a matplotlib figure as the content of a PNG file."""
+    """Return a matplotlib figure as the content of a PNG file.
+
+    Chinese characters are drawn in one of `_CHINESE_FONTS` that is installed. Without one, a line
+    on stderr says so.
+    """
+    from matplotlib import font_manager, rc_context
+    from matplotlib.text import Text
+
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    fonts = ["DejaVu Sans", *(name for name in _CHINESE_FONTS if name in installed)]
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=110)
+    for text in figure.findobj(Text):
+        text.set_fontfamily(fonts)
+    with rc_context({"font.family": fonts}), warnings.catch_warnings(record=True) as caught:
+        figure.savefig(content, format="png", dpi=110)
+    if any("missing from font" in str(warning.message) for warning in caught):
+        say_once(
+            "warning: no installed font has all characters of a picture, which shows boxes instead "
+            f"of them; install a font such as {_CHINESE_FONTS[0]}"
+        )
     return content.getvalue()
 
 

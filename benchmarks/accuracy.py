@@ -21,7 +21,7 @@ from data.loader import Loader
 from deployment import fusion_check, network, network_file
 from deployment.verification import Runner
 from training.distributed.process_group import Workers
-from utils import UserError, json_text
+from utils import UserError, assert_writable, json_text
 from weights import catalog, checkpoint, newest, stated_preprocessing
 
 from . import html_report, record
@@ -74,11 +74,7 @@ def _target(args: argparse.Namespace, path: Path) -> Path:
             f"{path} has the name by which --switch-deploy saves the deploy form; leave that out, "
             "or rename the file"
         )
-    if not os.access(target.parent, os.W_OK):
-        raise UserError(
-            f"the deploy form cannot be saved in {target.parent}, which is not writable; copy the "
-            "checkpoint to another folder, or leave --switch-deploy out"
-        )
+    assert_writable(target)
     return target
 
 

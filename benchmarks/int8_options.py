@@ -93,7 +93,7 @@ def add_rknn(commands: argparse._SubParsersAction) -> None:
         nargs="+",
         required=True,
         metavar="FOLDER",
-        help="kits of export.py --kit rknn with --data",
+        help="folders of kits that export.py wrote with --kit rknn and --data",
     )
     rknn.add_argument(
         "--python",

@@ -141,7 +141,8 @@ def add_training(commands: argparse._SubParsersAction) -> None:
     train.add_argument(
         "--avx2",
         action="store_true",
-        help="with --against pytorch, let both use no instructions newer than AVX2",
+        help="with --against pytorch, let neither PyTorch nor this project use instructions newer "
+        "than AVX2",
     )
     memory = commands.add_parser(
         "memory",
@@ -169,8 +170,8 @@ def add_training(commands: argparse._SubParsersAction) -> None:
             nargs="+",
             default=[_point(text) for text in default],
             metavar="[ARCH:]PIXELSxBATCH",
-            help="sides of the input images and batch sizes to measure, of another architecture "
-            f"where one is given (default: {' '.join(default)})",
+            help="points to measure: side of the input images and batch size, preceded by an "
+            f"architecture where it is not that of --arch (default: {' '.join(default)})",
         )
         add_rounds(command, 3)
     all_reduce = commands.add_parser(

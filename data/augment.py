@@ -154,8 +154,8 @@ class Augmentation:
         at_least=1,
         metavar="N",
         by_epoch=True,
-        help="times that each image of an epoch appears in it, each time augmented anew; an epoch "
-        "keeps its length, and so has fewer different images",
+        help="number of times that each image appears in an epoch, each time augmented anew; an "
+        "epoch keeps its length, and so has fewer different images",
     )
 
     def __post_init__(self) -> None:

@@ -25,12 +25,12 @@ def write_samples(
     images, labels = next(loader.training(seed, epoch=0))
     if not len(images):
         raise utils.UserError(
-            "none of the first images could be read; run without --skip-bad-images, which names "
-            "the first of them"
+            "none of the first images could be read; leave out --skip-bad-images to see the name "
+            "of the first of them"
         )
     augment = loader.augmentation(epoch=0)
     if augment.mixup or augment.cutmix:
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng((seed, 0))  # that of the first step
         images, labels = mixing.mix(images, labels, len(dataset.classes), augment, rng)
     png = contact_sheet(images, labels, dataset.classes, preprocessing)
     utils.write_atomically(file, lambda out: out.write(png))

@@ -55,9 +55,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--quality",
         type=cli.number(int, 1, 100),
-        default=95,
         metavar="Q",
-        help="quality of the JPEGs that --size makes, from 1 to 100",
+        help="quality of the JPEGs that --size makes, from 1 to 100 (default: 95)",
     )
     parser.add_argument(
         "--check",
@@ -67,6 +66,11 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if bool(args.target) == args.check:
         parser.error("give SRC and DST, or SRC and --check")
+    if args.check and (args.size or args.quality or args.val_list or args.skip_bad_images):
+        parser.error("--check takes SRC alone; leave the other flags out")
+    if args.quality and not args.size:
+        parser.error("--quality is that of the JPEGs that --size makes; give --size PIXELS too")
+    args.quality = args.quality or 95
     if args.target and not args.target.endswith(".tar"):
         parser.error(f"DST {args.target!r} does not end in .tar")
     return args
@@ -164,7 +168,8 @@ def _files(
     names = tar_writer.told_apart([_name(folder, part, i, width) for i in range(len(part))])
     images = ((name, part.images[index]) for index, name in enumerate(names))
     prepare = partial(_prepared, size=args.size, quality=args.quality, skip=args.skip_bad_images)
-    waiting = (row for row in images if row[0] not in done and f"{row[0]}.jpg" not in done)
+    done_as_jpeg = done - {*names}
+    waiting = (row for row in images if row[0] not in done and f"{row[0]}.jpg" not in done_as_jpeg)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         while batch := list(islice(waiting, _AHEAD)):
             for (name, _), result in zip(batch, pool.map(prepare, batch), strict=True):

@@ -18,6 +18,7 @@ _LARGEST = 1 << 30  # pixels, as in OpenCV
 # memory and many seconds. Deflate, for one bit a pixel, has 8,256 at most.
 _LARGE, _MOST_IN_A_BYTE = 1 << 27, 10_000
 _ORIENTATION = 0x0112  # EXIF's tag
+_BITS_PER_SAMPLE = 0x0102  # TIFF's tag
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 _THIRTY_TWO_BITS = ("I", "F")
 # upright = image, transposed or not, then mirrored about an axis of cv2.flip or not
@@ -28,8 +29,8 @@ _UPRIGHT = {2: (False, 1), 3: (False, -1), 4: (False, 0),
 def decode(content: bytes, kind: Format, reduction: int = 1) -> np.ndarray | None:
     """Return the first picture of a file, upright, uint8 BGR [H, W, 3]; None when it is broken.
 
-    Transparency is ignored, and of 16 bits the upper eight are kept. Values of 32 bits, which have
-    no range, are refused.
+    Transparency is ignored, and of 12 or 16 bits the upper eight are kept. Values of 32 bits, which
+    have no range, are refused.
 
     Args:
         content: the file's content.
@@ -47,7 +48,8 @@ def decode(content: bytes, kind: Format, reduction: int = 1) -> np.ndarray | Non
             if image.size != (-(-width // reduction), -(-height // reduction)):
                 return None
         image.load()
-        return _pixels(ImageOps.exif_transpose(image), kind)
+        bits = image.tag_v2.get(_BITS_PER_SAMPLE, (1,))[0] if kind.name == "TIFF" else 16
+        return _pixels(ImageOps.exif_transpose(image), kind, bits)
     return None
 
 
@@ -62,9 +64,9 @@ def _open(content: bytes, kind: Format) -> Image.Image:
     return Image.open(io.BytesIO(content), formats=[kind.name])
 
 
-def _pixels(image: Image.Image, kind: Format) -> np.ndarray | None:
+def _pixels(image: Image.Image, kind: Format, bits: int) -> np.ndarray | None:
     if image.mode in _SIXTEEN_BITS or (image.mode == "I" and kind.name == "PPM"):
-        grey = (np.asarray(image).astype(np.int32) >> 8).astype(np.uint8)
+        grey = (np.asarray(image).astype(np.int32) >> (bits - 8)).astype(np.uint8)
         return cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR)
     if image.mode in _THIRTY_TWO_BITS:
         return None

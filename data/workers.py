@@ -131,6 +131,8 @@ class DataWorkers:
                 if worker.failure:
                     raise RuntimeError(f"a message was not sent:\n{worker.failure}") from None
                 raise self._death(number) from None
+            if isinstance(answer, UserError):
+                raise answer
             if isinstance(answer, str):
                 raise RuntimeError(f"preparing {self._at(number)} failed:\n{answer}")
             bad |= {number + self.count * row: sentence for row, sentence in answer.items()}
@@ -245,6 +247,9 @@ def serve(connection: Connection, file: int) -> None:
             out = memory.pixels[slot, worker::workers][: len(jobs)]
             try:
                 connection.send(prepare(jobs, out, note))
+            except UserError as error:
+                connection.send(error)
+                return
             except Exception:
                 connection.send(traceback.format_exc())
                 return

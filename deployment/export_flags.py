@@ -46,10 +46,10 @@ def parse(description: str, argv: list[str] | None) -> argparse.Namespace:
     file.add_argument(
         "--out",
         metavar="PATH",
-        help="file to write, or folder to write ARCH.onnx or ARCH.mge in (default: the "
-        "checkpoint's name with that suffix, beside it; ARCH.onnx or ARCH.mge in the working "
-        "directory where --model is no file); names that are not given by --out have -train, "
-        "-features or -half before the suffix where these are asked for",
+        help="file to write, or folder for a file called ARCH.onnx or ARCH.mge (default: a file "
+        "beside the checkpoint with its name and the suffix .onnx or .mge; ARCH.onnx or ARCH.mge "
+        "in the working directory where --model is no file); unless --out names the file, its name "
+        "has -train with --keep-branches, -features with --features and -half with --half",
     )
     cli.add_flags(
         file,

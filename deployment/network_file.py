@@ -85,18 +85,14 @@ def _value(text: str) -> Any:
 
 
 def _mge(path: str | PathLike) -> NetworkFile:
-    from .mge_runtime import MOST_IMAGES, MgeFile
+    from .mge_runtime import MgeFile
 
     file = MgeFile(path)
 
     def run(images: np.ndarray) -> np.ndarray:
-        results = []
-        for start in range(0, len(images), MOST_IMAGES):
-            part = images[start : start + MOST_IMAGES]
-            outputs = file(part)
-            first = outputs[0] if isinstance(outputs, list) else outputs
-            results.append(_logits(path, first, len(part)))
-        return np.concatenate(results)
+        outputs = file(images)
+        first = outputs[0] if isinstance(outputs, list) else outputs
+        return _logits(path, first, len(images))
 
     _, channels, *sides = _images(path, file.input_shape)
     if file.metadata.get("free_size"):

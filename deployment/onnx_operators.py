@@ -69,7 +69,10 @@ def _conv2d(
     **_: Any,
 ) -> str:
     if conv_mode != "cross_correlation" or compute_mode != "default":
-        raise Unsupported(f"has a convolution with {conv_mode} in {compute_mode} precision")
+        raise Unsupported(
+            f"has a convolution with conv_mode {conv_mode!r} and compute_mode {compute_mode!r}; "
+            "only 'cross_correlation' and 'default' can be exported"
+        )
     kernel = weight.value.reshape(-1, *weight.value.shape[-3:])  # [G, O/G, I/G, kh, kw] -> [O, ...]
     inputs = [inp, graph.parameter(weight.name, kernel)]
     if bias is not None:
@@ -89,7 +92,9 @@ def _linear(
     graph: Graph, inp: str, weight: Weight, bias: Weight | None, compute_mode: str, **_: Any
 ) -> str:
     if compute_mode != "default":
-        raise Unsupported(f"has a linear layer in {compute_mode} precision")
+        raise Unsupported(
+            f"has a linear layer with compute_mode {compute_mode!r}; only 'default' can be exported"
+        )
     parameters = [graph.parameter(w.name, w.value) for w in (weight, bias) if w is not None]
     return graph.op("Gemm", inp, *parameters, transB=1)
 
@@ -108,7 +113,9 @@ def _batch_norm(
     if training:
         raise Unsupported("has a batch norm in training mode")
     if weight is None or bias is None:
-        raise Unsupported("has a batch norm without weight and bias; only others can be exported")
+        raise Unsupported(
+            "has a batch norm without weight or bias; only one with both can be exported"
+        )
     weights = (weight, bias, running_mean, running_var)
     parameters = [graph.parameter(w.name, w.value.reshape(-1)) for w in weights]
     return graph.op("BatchNormalization", inp, *parameters, epsilon=float(eps))

@@ -76,7 +76,7 @@ def canonical_name(arch: str) -> str:
 
 
 def own_options(arch: str) -> dict[str, tuple]:
-    """Return the options of `create` that this architecture has and not all have: name -> values.
+    """Return the options of `create` that are specific to an architecture: name -> values.
 
     `arch` is a registered name.
     """

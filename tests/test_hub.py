@@ -37,7 +37,7 @@ net.eval()
 np.save(sys.argv[2], net(mge.Tensor(np.load(sys.argv[3]))).numpy())
 fresh = hub.load(entry="repvgga0", num_classes=2, stride=8, **where)
 assert (fresh.num_classes, fresh.in_chans, fresh.options) == (2, 3, {"stride": 8})
-for wrong, said in (({"in_chans": 0}, "in_chans is 0"),
+for wrong, said in (({"in_chans": 0}, "in_chans is 0"), ({"num_classes": 0}, "num_classes"),
                     ({"pretrained": sys.argv[1], "num_classes": 7, "stride": 8}, "stride of 32")):
     try:
         hub.load(entry="repvgga0", **wrong, **where)

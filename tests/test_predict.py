@@ -237,6 +237,7 @@ def test_bad_input_is_one_sentence(command, network, photos, tmp_path):
     assert "takes ['any']; give" in refused(image, "--model", tmp_path / "elsewhere.onnx")
     assert "the argument after --model is empty; give a value" in refused(image, "--model", "")
     assert "the argument after --model is empty; give a value" in refused(image, "--model=")
+    assert "cannot read a.pth=: No such file" in refused(image, "--model=a.pth=")
     long = tmp_path / ("a" * 300)
     assert f"cannot read {long}: File name too long" in refused(image, "--model", long)
     (tmp_path / "broken.mge").write_bytes(b"hello")
@@ -490,6 +491,14 @@ def test_a_table_does_not_replace_what_is_read(command, network, photos, tmp_pat
         status, _, err = command("predict", photos, "--model", network.path, "--csv", file)
         assert status == 2 and f"{file} is the file to read; give another name by --csv" in err
         assert file.read_bytes() == before
+
+
+def test_a_labelled_picture_does_not_replace_an_image(command, network, photos):
+    mine = photos / "a-labelled.jpg"
+    mine.write_bytes((photos / "a.jpg").read_bytes())
+    status, out, err = command("predict", photos, "--model", network.path, "--save", photos)
+    assert (status, out) == (2, "") and f"{mine} is one of the images to classify" in err
+    assert mine.read_bytes() == (photos / "a.jpg").read_bytes()
 
 
 def test_class_names_cannot_draw_on_the_terminal(command, network, photos, tmp_path):

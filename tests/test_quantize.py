@@ -331,6 +331,9 @@ def test_bad_input_leaves_nothing(command, trained, photos, tmp_path, monkeypatc
     tensor.CopyFrom(onnx.numpy_helper.from_array(value, tensor.name))
     onnx.save(poisoned, tmp_path / "inf.onnx")
     (tmp_path / "text.onnx").write_text("no network")
+    parted = {"save_as_external_data": True, "location": "parted", "size_threshold": 0}
+    onnx.save(onnx.load(float_onnx), tmp_path / "parted.onnx", **parted)
+    (tmp_path / "parted").unlink()
     (tmp_path / "empty").mkdir()
     (tmp_path / "grey").mkdir()
     for i in range(3):
@@ -355,6 +358,7 @@ def test_bad_input_leaves_nothing(command, trained, photos, tmp_path, monkeypatc
     refused("holds numbers that are not finite, or neg", model=tmp_path / "nan.pkl")
     refused("has weights that are no numbers, in", model=tmp_path / "inf.onnx")
     refused("is no ONNX file", model=tmp_path / "text.onnx")
+    refused("has its weights in another file, which is missing", model=tmp_path / "parted.onnx")
     refused("there is no file", model=tmp_path / "none.onnx")
     status, _, err = command("quantize", "--model", tmp_path / "none.onnx")
     assert status == 2 and "there is no file" in err

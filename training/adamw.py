@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 
 from models import cpu
-from models.cpu.elementwise_operators import BLEND, MULTIPLY_ADD
+from models.cpu.elementwise_operators import blend, multiply_add
 
 import megengine as mge
 import megengine.functional as F
 import megengine.optimizer
-from megengine.core._imperative_rt.core2 import apply
 
 
 class AdamW(megengine.optimizer.Optimizer):
@@ -59,7 +58,7 @@ class AdamW(megengine.optimizer.Optimizer):
             mge.Tensor(number, dtype="float32") for number in numbers
         )
         for param, mean, square in zip(learnt, means, squares, strict=True):
-            mean._reset(apply(BLEND, mean, b1_, param.grad, rest1)[0])
-            square._reset(apply(BLEND, square, b2_, param.grad * param.grad, rest2)[0])
-            size = apply(MULTIPLY_ADD, F.sqrt(square), correction_, eps_)[0]
-            param._reset(apply(BLEND, param, kept_, mean / size, move_)[0])
+            mean._reset(blend(mean, b1_, param.grad, rest1))
+            square._reset(blend(square, b2_, param.grad * param.grad, rest2))
+            size = multiply_add(F.sqrt(square), correction_, eps_)
+            param._reset(blend(param, kept_, mean / size, move_))

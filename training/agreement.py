@@ -76,6 +76,8 @@ def on_weights(model: M.Module, workers: Workers) -> None:
 
     Costs one pass over the weights, so it can run after every epoch.
     """
+    if workers.size == 1:
+        return
     checksum = 0
     for value in model.state_dict().values():
         checksum = zlib.crc32(np.ascontiguousarray(value).data, checksum)
@@ -84,9 +86,9 @@ def on_weights(model: M.Module, workers: Workers) -> None:
     if len(different):
         name = workers.name(int(different[0]))
         raise UserError(
-            f"{name} no longer holds the same weights as worker 0; the likely reasons, the first "
-            "before all: another kind of processor, other versions of packages (run.json has those "
-            "of worker 0), another MKL_DEBUG_CPU_TYPE, faulty memory"
+            f"{name} no longer holds the same weights as worker 0; give all hosts the same kind of "
+            "processor, the same versions of packages (run.json lists those of worker 0) and the "
+            "same MKL_DEBUG_CPU_TYPE; if they have these, test their memory"
         )
 
 

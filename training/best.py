@@ -50,5 +50,6 @@ class BestEpoch:
         self.lost = len(state["history"])
         return (
             f"warning: there is no best.pkl of the epochs so far, of which epoch {row['epoch']} "
-            f"was the best ({row[self.column]:.2f} %): it will be of an epoch from now on"
+            f"was the best ({row[self.column]:.2f} %); best.pkl will be the best of the epochs "
+            "from now on"
         )

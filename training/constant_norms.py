@@ -43,7 +43,8 @@ def warning(model: M.Module, settings: Settings, size: int, workers: int) -> str
     if not constant:
         return None
     return (
-        f"warning: {len(constant)} batch norms ({constant[0]} first) see a single number per "
-        "channel, one image at a time on maps of 1x1, and so give a constant: nothing before them "
-        "learns; use a larger --batch-size, a smaller --accumulate or a larger --size"
+        f"warning: {len(constant)} batch norms, the first of them {constant[0]}, see a single "
+        "number per channel (one image with a map of 1x1), so that their output is constant and "
+        "the layers before them do not learn; use a larger --batch-size, a smaller --accumulate or "
+        "a larger --size"
     )

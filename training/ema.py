@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 
-from models.cpu.elementwise_operators import BLEND
+from models.cpu.elementwise_operators import blend
 
 import megengine as mge
 import megengine.module as M
 import numpy as np
-from megengine.core._imperative_rt.core2 import apply
 
 from .swap import swapped, tensors
 
@@ -33,7 +32,7 @@ class WeightAverage:
         decay = min(self.decay, (1 + step) / (10 + step))
         kept, rest = (mge.Tensor(value, dtype="float32") for value in (decay, 1 - decay))
         for name, tensor in tensors(self.model).items():
-            self._average[name] = apply(BLEND, self._average[name], kept, tensor, rest)[0]
+            self._average[name] = blend(self._average[name], kept, tensor, rest)
 
     def applied(self) -> AbstractContextManager[None]:
         """Return a context within which the network has the average's weights."""

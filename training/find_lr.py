@@ -96,7 +96,8 @@ def suggestion(tried: np.ndarray, curve: list[float]) -> float:
         if slope[best] < 0:
             return float(tried[best])
     raise UserError(
-        "the loss fell at no learning rate, so there is none to suggest; see find_lr.csv"
+        "the loss fell at no learning rate, or diverged within five steps, so none can be "
+        "suggested; see find_lr.csv"
     )
 
 

@@ -17,9 +17,7 @@ from utils import UserError
 def check(dtr: str | None) -> None:
     """Raise UserError when `dtr` is given without a GPU, or is not a size such as "5GB"."""
     if dtr is not None and environment.on_cpu():
-        raise UserError(
-            "--dtr needs a GPU: on a CPU it frees nothing, and a step took 21 GB; use --low-memory"
-        )
+        raise UserError("--dtr needs a GPU: on a CPU it frees nothing; use --low-memory instead")
     if dtr is not None and not re.fullmatch(r"\d+(\.\d+)?[KMG]B", dtr):
         raise UserError(f"--dtr {dtr} is not a size such as 5GB")
 

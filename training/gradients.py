@@ -14,17 +14,16 @@ import megengine.functional as F
 from .parameter_kinds import VECTORS
 
 
-def clip_by_norm(parameters: Iterable[mge.Tensor], limit: float) -> mge.Tensor:
+def clip_by_norm(parameters: Iterable[mge.Tensor], limit: float) -> None:
     """Scale all gradients together so that their common L2 norm is at most `limit`.
 
-    Returns the norm before, a scalar. Source: Pascanu et al., ICML 2013.
+    Source: Pascanu et al., ICML 2013.
     """
     parameters = [p for p in parameters if p.grad is not None]
     norm = F.sqrt(sum(_sum_of_squares(p.grad) for p in parameters))
     scale = F.minimum(limit / F.maximum(norm, 1e-12), 1.0)
     for parameter in parameters:
         parameter.grad = parameter.grad * scale
-    return norm
 
 
 def clip_adaptively(

@@ -120,6 +120,7 @@ class Trainer:
             self.run.folder.write_metrics(self.history, last=True)
         while True:
             if self.step == (len(self.history) + 1) * self.steps_per_epoch:
+                self.save()  # an evaluation may outlast the time until a SIGKILL
                 with self.report.progress.evaluating():
                     self._end_epoch()
             if self.step >= self.total_steps:

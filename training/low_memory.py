@@ -29,7 +29,7 @@ from .run_folder import RunFolder
 def backward_at_once(
     model: M.Module, grad_manager: GradManager, images: mge.Tensor, objective: Callable
 ) -> tuple[mge.Tensor, ...]:
-    """Do the same as `backward` in the usual way: keep everything that gradients need."""
+    """Compute the gradients of a network in one backward pass that keeps all activations."""
     with grad_manager:
         result = objective(model(images))
         grad_manager.backward(result[0])

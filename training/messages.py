@@ -82,7 +82,7 @@ def summarize(trainer: Trainer, resumed: bool) -> list[str]:
         lines.append(f"{skipped} bad images were skipped{since}")
     best, latest = trainer.best.row(trainer.history), trainer.run.folder.latest
     if best is None:
-        return [*lines, f"no epoch was left to train; the network of the last one: {latest}"]
+        return [*lines, f"no epoch was left to train; the last epoch's weights are in {latest}"]
     whose = " of the averaged weights" if trainer.settings.ema else ""
     top1, file = best[trainer.best.column], trainer.run.folder.best
     return [*lines, f"best top-1{whose} {top1:.2f} % in epoch {best['epoch']}: {file}"]

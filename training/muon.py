@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 
 from models import cpu
-from models.cpu.elementwise_operators import BLEND
+from models.cpu.elementwise_operators import blend
 
 import megengine as mge
 import megengine.functional as F
-from megengine.core._imperative_rt.core2 import apply
 
 from .adamw import AdamW
 
@@ -58,7 +57,7 @@ class Muon(AdamW):
         changes = cpu.orthogonal(self, matrices, STEPS) or [orthogonal(m) for m in matrices]
         for param, change in zip(params, changes, strict=True):
             move = mge.Tensor(-0.2 * lr * math.sqrt(max(change.shape)), dtype="float32")
-            param._reset(apply(BLEND, param, kept, change.reshape(param.shape), move)[0])
+            param._reset(blend(param, kept, change.reshape(param.shape), move))
 
     def _split(self, params: list[mge.Tensor]) -> tuple[list[mge.Tensor], list[mge.Tensor]]:
         """Return the parameters that are matrices, and the others."""

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from models import cpu
-from models.cpu.elementwise_operators import MULTIPLY_ADD
+from models.cpu.elementwise_operators import multiply_add
 
 import megengine as mge
 import megengine.module as M
 import megengine.optimizer
-from megengine.core._imperative_rt.core2 import apply
 
 from .adamw import AdamW
 from .muon import Muon
@@ -72,16 +71,13 @@ class SGD(megengine.optimizer.SGD):
         for param in learnt:
             grad = param.grad
             if decay:
-                grad = apply(MULTIPLY_ADD, param, decay_tensor, grad)[0]
+                grad = multiply_add(param, decay_tensor, grad)
             if momentum:
                 buffer = self._state[param]["momentum_buffer"]
-                velocity = apply(MULTIPLY_ADD, buffer, momentum_tensor, grad)[0]
+                velocity = multiply_add(buffer, momentum_tensor, grad)
                 buffer._reset(velocity)
-                if self.nesterov:
-                    grad = apply(MULTIPLY_ADD, velocity, momentum_tensor, grad)[0]
-                else:
-                    grad = velocity
-            param._reset(apply(MULTIPLY_ADD, grad, negative_lr, param)[0])
+                grad = multiply_add(velocity, momentum_tensor, grad) if self.nesterov else velocity
+            param._reset(multiply_add(grad, negative_lr, param))
 
 
 def make(

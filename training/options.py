@@ -116,13 +116,16 @@ def check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
             "give a shorter warmup or more epochs"
         )
     if args.val_list is not None and (args.data is None or args.holdout is not None):
-        parser.error("--val-list labels the validation images of --data, instead of --holdout")
+        parser.error("--val-list labels the images in --data; give --data, and no --holdout")
     if args.holdout is not None and args.data is None:
-        parser.error("--holdout takes images from the folder of --data, so it needs that")
+        parser.error("--holdout takes images from the folder of --data; give --data too")
     if args.extend and not args.resume:
-        parser.error("--extend goes on with a run, so it needs --resume")
+        parser.error("--extend continues a run; give --resume too")
     if args.entry and not args.pretrained:
-        parser.error("--entry chooses one of several sets of weights in the --pretrained file")
+        parser.error(
+            "--entry chooses one of several sets of weights in the --pretrained file; give "
+            "--pretrained too"
+        )
     if args.class_names and not args.pretrained:
         parser.error(
             "--class-names has the class names of the --pretrained weights; give these too"
@@ -135,9 +138,11 @@ def check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
             "another --tag"
         )
     if args.freeze and not (args.pretrained or args.resume):
-        parser.error("--freeze trains the classifier alone, so it needs weights by --pretrained")
+        parser.error(
+            "--freeze trains the classifier alone; give the weights of the network by --pretrained"
+        )
     if args.qat and not (args.pretrained or args.resume):
-        parser.error("--qat fine-tunes a trained network, so it needs weights by --pretrained")
+        parser.error("--qat fine-tunes a trained network; give its weights by --pretrained")
     if args.qat and (args.freeze or args.precise_bn or args.sync_bn or args.low_memory or args.amp):
         parser.error(
             "--qat trains the fused network, all of it, as int8 numbers kept in float32: leave "
@@ -155,7 +160,10 @@ def check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
             f"give at most {args.batch_size}"
         )
     if (args.schedule == "step") != bool(args.milestones):
-        parser.error("--schedule step and --milestones, the epochs where it falls, need each other")
+        parser.error(
+            "--schedule step and --milestones, the epochs after which it lowers the learning rate, "
+            "need each other; give both or neither"
+        )
     if args.milestones and max(args.milestones) >= args.epochs:
         parser.error(
             f"--milestones {max(args.milestones):g} is never reached in --epochs {args.epochs}; "
@@ -171,7 +179,7 @@ def check(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     if args.find_lr and args.show_samples is not None:
         parser.error("--find-lr and --show-samples are run one at a time; leave one of them out")
     _check_epochs(args, parser)
-    for epoch in (*by_epoch.starts(args.crop_scale), args.epochs) if args.crop_scale else ():
+    for epoch in range(args.epochs + 1) if args.crop_scale else ():
         low, high = by_epoch.value_at(tuple(args.crop_scale), epoch, args.epochs)
         if low > high:
             text = " ".join(f"{v:g}" if isinstance(v, float) else v for v in args.crop_scale[::-1])
@@ -236,10 +244,16 @@ def _check_effect(
             flag = "--" + name.replace("_", "-")
             parser.error(f"{flag} has an effect {needed} only; change that, or leave {flag} out")
     rate = args.lr * args.batch_size / 256
-    if "min_lr" in typed and args.min_lr > rate:
+    of_rate = f"the learning rate of {rate:g} (--lr {args.lr:g} x {args.batch_size}/256)"
+    if args.schedule == "cosine" and args.min_lr > rate:
         parser.error(
-            f"--min-lr {args.min_lr:g} is above the learning rate of {rate:g} at which the cosine "
-            f"begins (--lr {args.lr:g} x {args.batch_size}/256); give a lower one"
+            f"--min-lr {args.min_lr:g} is above {of_rate} at which the cosine begins; give a lower "
+            "one"
+        )
+    if args.warmup_epochs and args.warmup_lr is not None and args.warmup_lr > rate:
+        parser.error(
+            f"--warmup-lr {args.warmup_lr:g} is above {of_rate} at which the warm-up ends; give a "
+            "lower one"
         )
 
 

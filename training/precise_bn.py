@@ -76,7 +76,10 @@ def statistics(
         model.train(training)
     number = workers.gather([number]).sum()
     if number == 0:
-        raise UserError("there was no image to estimate batch norm statistics from")
+        raise UserError(
+            "none of the images for --precise-bn could be read; leave out --skip-bad-images to see "
+            "the name of the first of them"
+        )
     result = {}
     for name, norm in norms.items():
         total = workers.gather(sums[name].ravel()).sum(axis=0)

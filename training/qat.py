@@ -67,7 +67,7 @@ class FakeQuantized(M.Module):
         self._weights: dict[str, mge.Tensor] | None = None  # in evaluation
 
     def train(self, mode: bool = True, recursive: bool = True) -> None:
-        """See megengine.module.Module."""
+        """Set training or evaluation mode, and discard the weights rounded for evaluation."""
         super().train(mode, recursive)
         self._weights = None  # may since have changed
 
@@ -114,8 +114,8 @@ class FakeQuantized(M.Module):
         self.observe(workers)
         if not self.ranges:
             raise UserError(
-                "none of the first images could be read, so the activations have no ranges; run "
-                "without --skip-bad-images, which names the first of them"
+                "none of the first images could be read, so the activations have no ranges; leave "
+                "out --skip-bad-images to see the name of the first of them"
             )
 
     def _fake_quantized_weights(self) -> dict[str, mge.Tensor]:

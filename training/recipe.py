@@ -80,12 +80,22 @@ def wrong_value(recipe: str, key: str, message: str) -> UserError:
 
 
 def lines(args: argparse.Namespace) -> list[str]:
-    """Return parsed arguments as the lines of a recipe; a value of None has no line."""
-    return [
-        f"{name.replace('_', '-')} = {_text(value)}"
+    """Return parsed arguments as the lines of a recipe; a value of None has no line.
+
+    Raises UserError where a value cannot be written in a recipe.
+    """
+    texts = {
+        name.replace("_", "-"): _text(value)
         for name, value in vars(args).items()
         if value is not None and name not in NOT_IN_A_RECIPE
-    ]
+    }
+    for key, text in texts.items():
+        if " #" in f" {text}":
+            raise UserError(
+                f"--{key} {text!r} cannot be written in a recipe, where ' #' begins a comment; "
+                "give another value"
+            )
+    return [f"{key} = {text}" for key, text in texts.items()]
 
 
 def _text(value: Any) -> str:

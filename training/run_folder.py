@@ -43,7 +43,8 @@ class RunFolder:
             )
         except OSError as error:
             raise UserError(
-                f"cannot write to the output folder {path}: {error.strerror}; give another --save"
+                f"cannot write to the output folder {path}: {error.strerror}; give another --save "
+                "or --tag"
             ) from None
         if not lock.acquire(self._log):
             raise UserError(

@@ -61,8 +61,8 @@ class RunOptions:
     )
     extend: bool = setting(
         False,
-        help="with --resume, go on with a run to a larger number of --epochs than it had; the "
-        "learning rate continues as in a run of that many",
+        help="with --resume, continue a run to more --epochs than it had; from there on, the "
+        "learning rate is that of a run of the new number of epochs",
     )
     pretrained: str | None = setting(
         None,
@@ -172,8 +172,8 @@ class RunOptions:
         None,
         negatable=True,
         help="recompute activations in the backward pass instead of storing them (activation "
-        "checkpointing): the same result except for rounding, with less memory and in several "
-        "times the time (default: only where a run on a CPU would not fit into the free memory)",
+        "checkpointing): the same result except for rounding, with less memory but several times "
+        "as slow (default: only where a run on a CPU would not fit into the free memory)",
     )
     world_size: int = setting(
         1,
@@ -232,7 +232,8 @@ class RunOptions:
         group="instead of training",
         value_if_bare="samples.png",
         metavar="FILE",
-        help="write a picture of what the network would see (default: samples.png) and exit",
+        help="write a picture of up to 64 augmented training images (default: samples.png) and "
+        "exit",
     )
     find_lr: bool = setting(
         False,

@@ -87,8 +87,8 @@ class Settings:
         at_most=0.99,
         metavar="P",
         by_epoch=True,
-        help="probability of leaving out the last residual branch for an image, in proportion "
-        "lower for earlier ones (stochastic depth; RepLKNet and FastViT)",
+        help="probability of leaving out a residual branch of the last block for an image, rising "
+        "linearly from 0 in the first block (stochastic depth; RepLKNet and FastViT)",
     )
     loss: str = setting(
         "cross-entropy",
@@ -137,7 +137,7 @@ class Settings:
         at_least=0,
         metavar="LR",
         help="learning rate of the first step of the warm-up; not scaled with the batch size "
-        "(default: the learning rate divided by the number of warm-up steps plus 1)",
+        "(default: the learning rate divided by one more than the number of warm-up steps)",
     )
     accumulate: int = setting(
         1,
@@ -193,7 +193,7 @@ class Settings:
         at_least=0,
         at_most=1,
         metavar="ALPHA",
-        help="weight of the teacher in the loss; the labels have the rest",
+        help="weight of the distillation loss; the loss of the labels has the weight 1 - ALPHA",
     )
     distillation_temperature: float = setting(
         1.0,
@@ -232,13 +232,14 @@ class Settings:
     freeze: bool = setting(
         False,
         group="network and data",
-        help="train the classifier alone, with all batch-norm statistics kept; needs --pretrained",
+        help="train the classifier alone, with all batch-norm statistics kept; needs --pretrained "
+        "or --resume",
     )
     qat: bool = setting(
         False,
         group="network and data",
         help="quantization-aware training: fine-tune the fused network with the rounding of its "
-        "int8 form, for quantize.py; needs --pretrained",
+        "int8 form, for quantize.py; needs --pretrained or --resume",
     )
 
     def learning_rate(self, step: int, steps_per_epoch: int) -> float:

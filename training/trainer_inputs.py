@@ -107,6 +107,6 @@ def check_any(score: Score, kind: str) -> None:
     """Raise UserError when a score is of no image; `kind` is what they are for."""
     if score.total == 0:
         raise UserError(
-            f"none of the {kind} images could be read, so there is nothing to go by; run without "
-            "--skip-bad-images, which names the first of them"
+            f"none of the {kind} images could be read, so there is no result; leave out "
+            "--skip-bad-images to see the name of the first of them"
         )

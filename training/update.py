@@ -62,9 +62,12 @@ class Update:
         optimizer.set_learning_rate(self.optimizer, rate)
         optimizer.set_weight_decay(self.optimizer, weight_decay)
         self._exchange()
-        if self.scaler is not None:  # after an overflow there are no gradients, and no step
-            self.scaler.unscale([p for p in self.learnt.values() if p.grad is not None])
+        if self.scaler is not None:
+            learnt = [p for p in self.learnt.values() if p.grad is not None]
+            self.scaler.unscale(learnt)
             self.scaler.update()
+            if all(p.grad is None for p in learnt):  # they have overflowed: no step
+                return
         if self.settings.agc:
             gradients.clip_adaptively(self._without_classifier(), self.settings.agc)
         if self.settings.clip_norm:

@@ -66,7 +66,7 @@ def load(
                 "--pretrained, or load its features: weights.load(path, classifier=False)"
                 + (f" ({source.note})" if source.note else "")
             )
-        model, _ = _with_new_head(source, num_classes or 1000)
+        model, _ = _with_new_head(source, 1000 if num_classes is None else num_classes)
         return models.to_deploy(model) if deploy else model
     with init.uninitialized():
         fused = source.form == "deploy"

@@ -155,7 +155,7 @@ def note(arch: str, form: str) -> str | None:
         return None
     return (
         "the squeeze-and-excitation of the train form is applied, as it belongs to the network; "
-        "MMPretrain's own code leaves it out in deploy form, so that its logits are others"
+        "MMPretrain's own code leaves it out in deploy form, so its logits differ"
     )
 
 
@@ -169,8 +169,8 @@ def note_of_export(arch: str, form: str) -> str | None:
         else "export the train form, whose logits are the same"
     )
     return (
-        "MMPretrain's own code leaves out the squeeze-and-excitation of a deploy form, so that its "
-        f"logits of this file are others; {advice}"
+        "MMPretrain's own code leaves out the squeeze-and-excitation of a deploy form, so it "
+        f"computes other logits from this file; {advice}"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 
@@ -14,15 +15,17 @@ def file_called(name: str, folder: str | PathLike) -> Path | None:
 
     Links to folders are followed, as a run may have been moved to another disk.
     """
-    matches, seen = [], set()
+    matches, seen = [], set()  # matches: (time of writing, file)
     for path, below, contents in os.walk(os.fspath(folder), followlinks=True):
         real = os.path.realpath(path)
         if real in seen:  # a link to a folder that it is in
             below.clear()
         elif name in contents:
-            matches.append(Path(path, name))
+            file = Path(path, name)
+            with suppress(FileNotFoundError):  # a link to nothing, or removed meanwhile
+                matches.append((file.stat().st_mtime, file))
         seen.add(real)
-    return max(matches, key=lambda file: file.stat().st_mtime, default=None)
+    return max(matches)[1] if matches else None
 
 
 def best() -> Path:

@@ -97,6 +97,10 @@ def find_images(root: str | Path) -> list[Path] | Members:
     place = places.find(root, "train", exact=False)
     if place is None:
         raise UserError(f"there is no folder {shown(root)}, and no archive; give one with images")
+    if place.kind == "idx":
+        raise UserError(
+            f"{shown(root)} holds pixels and no image files; give a folder or an archive of images"
+        )
     if place.kind == "parquet":
         place = parquet.unpack(place)
     members, _ = archives.all_members(place.paths)

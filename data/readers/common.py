@@ -59,8 +59,9 @@ def ordered(
         for row in (rows[0], rows[-1]):
             if not 0 <= int(row.label) < _MOST_CLASSES:
                 raise UserError(
-                    f"the image {shown(row.name)} of {shown(source)} has the label {row.label}; "
-                    "numbers count from 0, in the order of the classes' sorted names"
+                    f"the image {shown(row.name)} of {shown(source)} has the label {row.label}, "
+                    f"but labels are numbers from 0 to {_MOST_CLASSES - 1}; number the classes "
+                    "from 0, in the order of their sorted names"
                 )
         classes = numbered_classes(numbers[-1] + 1)
     else:
@@ -86,7 +87,7 @@ def ordered(
 
 def components(name: str) -> list[str]:
     """Return the parts of a path within an archive."""
-    return [part for part in name.split("/") if part not in ("", ".")]
+    return [part for part in name.split("/") if part not in ("", ".", "..")]
 
 
 def image_paths(names: Sequence[str], left_out: LeftOut) -> dict[int, list[str]]:

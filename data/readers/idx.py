@@ -45,7 +45,7 @@ def read(place: Place) -> Dataset:
     if len(images) != len(labels):
         raise UserError(
             f"{shown(files[3][0])} has {len(images)} images and {shown(files[1][0])} "
-            f"{len(labels)} labels; give files of each other"
+            f"{len(labels)} labels; give two files that belong together"
         )
     fashion = labels[:10].tolist() in _FIRST_OF_FASHION
     classes = [str(label) for label in range(max(10, int(labels.max()) + 1))]

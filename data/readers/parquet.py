@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -187,11 +188,19 @@ def _names(parquet: ModuleType, files: Sequence[Path], columns: _Columns) -> lis
         if count != len(imagenet_classes()):  # as text in the order of the numbers
             classes = [name.zfill(len(str(count - 1))) for name in classes]
     names = []
+    folders: dict[str, str] = {}  # name of a class -> that of its folder
     for row, (label, path) in enumerate(zip(labels, paths, strict=True)):
-        folder = str(label) if classes is None else classes[int(label)]
-        folder = re.sub(r"[/\n]|^\.", "-", folder)
+        name = str(label) if classes is None else classes[int(label)]
+        folder = folders.setdefault(name, re.sub(r"[/\n]|^\.", "-", name))
         file_name = re.sub(r"\n", "_", path.replace("\\", "/").rpartition("/")[2])
         names.append(f"{folder}/{file_name.lstrip('.') or f'{row:08d}'}")
+    if len({*folders.values()}) < len(folders):
+        counts = Counter(folders.values())
+        alike = [shown(name) for name, folder in folders.items() if counts[folder] > 1]
+        raise UserError(
+            f"the classes {', '.join(alike)} have the same name in a path, where '-' stands for "
+            "'/'; rename them"
+        )
     return tar_writer.told_apart(names)
 
 

@@ -6,7 +6,6 @@ one with the retired benchmark tool); ais_bench's command line is that of its do
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
@@ -15,12 +14,12 @@ import models
 
 import megengine.module as M
 import numpy as np
-from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from data import sources
-from data.decoding import BadImageError, ImageFile, read
+from data.decoding import ImageFile, decode
 from data.transforms import Preprocessing
+from deployment.onnx_export import export_onnx
 
 from . import kit
 
@@ -98,8 +97,6 @@ def write_kit(
     Raises UserError when an image is broken or the folder cannot be written; nothing is left behind
     then.
     """
-    from deployment.onnx_export import export_onnx
-
     variant = models.variant_name(model.arch, model.options)
     names = sources.stems(images)
     size = preprocessing.size
@@ -150,31 +147,17 @@ def write_kit(
 def prepare(path: ImageFile, preprocessing: Preprocessing) -> np.ndarray:
     """Return an image file as the network's input, float32 [3, size, size].
 
-    Pillow decodes it and turns it as its EXIF orientation says; it is resized and cropped as for an
-    evaluation; pixels are divided by 255, and mean and std are applied in float32. For a network
-    that was trained with Pillow's bilinear resizing these are the pixels of Ascend's own script,
-    which turns no image. Raises BadImageError naming the file.
+    It is decoded, resized and cropped as for an evaluation; pixels are divided by 255, and mean and
+    std are applied in float32. For a network that was trained with Pillow's bilinear resizing these
+    are the pixels of Ascend's own script, which turns no image. Raises BadImageError naming the
+    file.
     """
-    try:
-        with Image.open(io.BytesIO(read(path))) as opened:
-            image = _to_rgb(ImageOps.exif_transpose(opened))
-    except Exception:  # Pillow's decoders raise errors of many kinds
-        raise BadImageError(
-            f"the image {path} is corrupt, or none that Pillow reads; replace it"
-        ) from None
-    # the order of the colours makes no difference to resizing
-    crop = preprocessing.evaluation_crop(np.asarray(image))
+    crop = preprocessing.evaluation_crop(decode(path))
     planes = crop.astype(np.float32).transpose(2, 0, 1)
-    if preprocessing.color == "BGR":
+    if preprocessing.color == "RGB":
         planes = planes[::-1]
     mean, std = (
         np.array(values, np.float64)[:, None, None] / 255
         for values in (preprocessing.mean, preprocessing.std)
     )
     return (planes / np.float32(255) - mean.astype(np.float32)) / std.astype(np.float32)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):  # convert() would clip it at 255, to nearly all white
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    return image.convert("RGB")

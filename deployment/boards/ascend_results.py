@@ -57,7 +57,8 @@ def score(dump: str | PathLike, labels: str | PathLike) -> dict:
                 f"{labels} has no label for {name}, of which {file} is the output; give the "
                 "val_label.txt of its kit"
             )
-        right = known[name] + (classes == _WITH_BACKGROUND != expected)
+        has_background = classes == _WITH_BACKGROUND and expected != _WITH_BACKGROUND
+        right = known[name] + int(has_background)
         if not 0 <= right < classes:
             raise UserError(
                 f"{labels} gives {name} the label {known[name]}, but {file} has {classes} outputs; "

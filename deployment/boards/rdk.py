@@ -20,6 +20,7 @@ import onnx
 from data import sources
 from data.transforms import Preprocessing
 from deployment.int8 import calibration, graph, ptq
+from deployment.onnx_export import export_onnx
 from deployment.onnx_graph import to_onnx
 from utils import UserError
 
@@ -146,8 +147,6 @@ def write_kit(
     Raises UserError when the size is odd, there are no images, an image is broken, or the folder
     cannot be written; nothing is left behind then.
     """
-    from deployment.onnx_export import export_onnx
-
     if preprocessing.size % 2:
         raise UserError(
             f"the size is {preprocessing.size}, but NV12 images have even sides; give --size "

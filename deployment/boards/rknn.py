@@ -21,6 +21,7 @@ from data import sources
 from data.decoding import ImageFile, decode
 from data.transforms import Preprocessing
 from deployment.int8 import calibration
+from deployment.onnx_export import export_onnx
 
 from . import kit
 
@@ -98,8 +99,6 @@ def write_kit(
     Raises UserError when there are no images, an image is broken or in both sets, or the folder
     cannot be written; nothing is left behind then.
     """
-    from deployment.onnx_export import export_onnx
-
     variant = models.variant_name(model.arch, model.options)
     compiled = f"{variant}.rknn"
     with kit.new_folder(out) as folder:

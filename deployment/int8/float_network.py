@@ -122,6 +122,11 @@ def _read_onnx(
         raise UserError(
             f"{path} is no ONNX file; give a checkpoint, or a file of export.py"
         ) from None
+    except (onnx.checker.ValidationError, ValueError):
+        raise UserError(
+            f"{path} has its weights in another file, which is missing or incomplete; copy that "
+            "file beside it"
+        ) from None
     kinds = {node.op_type for node in model.graph.node}
     if kinds & {"QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger"}:
         raise UserError(f"{path} is quantized already; give the float network it was made from")

@@ -168,8 +168,8 @@ def hold_floor(
         )
         print(
             f"quantize.py: no file was written: even with {len(outcome.in_float)} layers in float "
-            f"and one in int8, {reached}; fine-tune the network by train.py --qat, or lower the "
-            "floor",
+            f"and one in int8, {reached}; fine-tune the network by train.py --qat, or relax that "
+            "limit",
             file=sys.stderr,
         )
     return outcome

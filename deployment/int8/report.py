@@ -21,7 +21,9 @@ class Row(NamedTuple):
     """Results of a network on a set of images, compared with the float network."""
 
     name: str
-    sqnr: float | None  # SQNR of the logits in dB; None for the float network itself
+    sqnr: (
+        float | None
+    )  # SQNR of the logits in dB; None for the same logits, as of the float network
     agreement: float  # percentage of the images with the float network's best class
     top1: float | None  # percentages, where the labels are known
     top5: float | None

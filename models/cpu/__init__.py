@@ -56,7 +56,7 @@ def is_chosen() -> bool:
 
 @contextmanager
 def using(path: str) -> Iterator[None]:
-    """Compute in this way in this thread, for comparison: `with cpu.using("stock"):`."""
+    """Make this thread compute by `path`, one of PATHS: `with cpu.using("stock"):`."""
     token = _path.set(path)
     try:
         yield
@@ -102,7 +102,7 @@ def has_bfloat16() -> bool:
 
 
 def is_used() -> bool:
-    """Return whether MegEngine computes on a CPU, eagerly, and not as it is ("stock").
+    """Return whether this project's operators replace MegEngine's: on a CPU, not for "stock".
 
     A traced network keeps MegEngine's own operators, because it is going to be exported. So does
     one that several GradManagers record: those of this project go backward once.
@@ -130,7 +130,7 @@ def _on_cpu(device: str) -> bool:
 def compute(
     model: M.Module, function: Callable[[mge.Tensor], mge.Tensor], x: mge.Tensor
 ) -> mge.Tensor | None:
-    """Return the map that `function` of a part of `model` returns for images, by a program.
+    """Return `function(x)`, a map that a part of `model` computes, by a compiled program.
 
     None is returned where another way is to be used: in evaluation mode but for `evaluation`, and
     by the rules of fast/rules.py.

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
+import megengine as mge
+from megengine.core._imperative_rt.core2 import apply
 from megengine.core.ops.builtin import Elemwise
 
-MULTIPLY_ADD = Elemwise(mode=Elemwise.Mode.FUSE_MUL_ADD3)  # a * b + c in one pass
-BLEND = Elemwise(mode=Elemwise.Mode.FUSE_MUL_ADD4)  # a * b + c * d in one pass
+_MULTIPLY_ADD = Elemwise(mode=Elemwise.Mode.FUSE_MUL_ADD3)
+_BLEND = Elemwise(mode=Elemwise.Mode.FUSE_MUL_ADD4)
+
+
+def multiply_add(a: mge.Tensor, b: mge.Tensor, c: mge.Tensor) -> mge.Tensor:
+    """Return a * b + c, computed in one pass."""
+    return apply(_MULTIPLY_ADD, a, b, c)[0]
+
+
+def blend(a: mge.Tensor, b: mge.Tensor, c: mge.Tensor, d: mge.Tensor) -> mge.Tensor:
+    """Return a * b + c * d, computed in one pass."""
+    return apply(_BLEND, a, b, c, d)[0]

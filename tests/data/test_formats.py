@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import struct
 
 import cv2
 import numpy as np
@@ -172,6 +173,19 @@ def test_grey_of_sixteen_bits_keeps_the_upper_eight(suffix):
     deep = np.tile(DEEP[..., 0], (3, 3))
     image = decoding.decode_content(encoded(suffix, deep), "x")
     np.testing.assert_array_equal(image, cv2.merge([(deep >> 8).astype(np.uint8)] * 3))
+
+
+def test_grey_tiffs_of_twelve_bits_keep_the_upper_eight():
+    grey = np.arange(0, 4096, 64, dtype=np.uint16).reshape(8, 8)  # two numbers in three bytes
+    first, second = grey.ravel()[::2], grey.ravel()[1::2]
+    packed = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], 1)
+    entries = [(256, 8), (257, 8), (258, 12), (259, 1), (262, 1), (273, 134), (277, 1), (278, 8),
+               (279, 96)]  # fmt: skip
+    header = b"II*\0" + struct.pack("<IH", 8, len(entries))
+    table = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries)
+    content = (header + table).ljust(134, b"\0") + packed.astype(np.uint8).tobytes()
+    image = decoding.decode_content(content, "x")
+    np.testing.assert_array_equal(image, cv2.merge([(grey >> 4).astype(np.uint8)] * 3))
 
 
 def test_values_of_32_bits_have_no_range():

@@ -162,6 +162,17 @@ def test_a_worker_that_is_killed_is_an_error_that_names_the_image(train, number)
     assert gone(workers)
 
 
+def test_a_worker_with_too_many_open_files_is_a_sentence(train):
+    batches = Loader(train, SMALL, 1).training(0, 0)
+    next(batches)
+    workers = data_workers()
+    for worker in workers:
+        worker.rlimit(psutil.RLIMIT_NOFILE, (0, 0))
+    with pytest.raises(UserError, match="allow more open files by ulimit -n"):
+        list(batches)
+    assert gone(workers)
+
+
 def test_the_image_that_a_worker_died_at_is_the_one_named(train):
     """A pipe that nobody writes to holds the worker at that file."""
     stuck = train.images[20]

@@ -115,6 +115,19 @@ def test_corrected_labels_of_pixels_are_other_data(root, tmp_path):  # noqa: F81
     assert pack._digest(train) == first
 
 
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["a.tar", "--quality", 80], "give --size PIXELS too"),
+        (["--check", "--size", 48], "--check takes SRC alone"),
+        (["--check", "--skip-bad-images"], "--check takes SRC alone"),
+    ],
+)
+def test_flags_without_effect_are_refused(root, run, flags, message):  # noqa: F811
+    status, out, err = run(root, *flags)
+    assert (status, out) == (2, "") and message in err
+
+
 def test_larger_images_are_made_smaller_once(root, tmp_path, run):  # noqa: F811
     rng = np.random.default_rng(0)
     for name, shape in (("wide.png", (60, 91, 3)), ("high.jpg", (121, 60, 3))):
@@ -141,6 +154,14 @@ def test_bad_images_stop_it_or_are_skipped(root, tmp_path, run):  # noqa: F811
     status, out, _ = run(root, tmp_path / "a.tar", "--size", 32, "--skip-bad-images")
     assert status == 0 and "1 bad images were skipped, the first of them val/pear/1.jpg" in out
     assert len(open_dataset(tmp_path / "a.tar", "val")) == 8
+
+
+def test_an_image_is_not_taken_for_another_one_made_smaller(root, tmp_path, run):  # noqa: F811
+    cv2.imwrite(str(root / "val/pear/a.png"), np.zeros((99, 99, 3), np.uint8))
+    (root / "val/pear/a.png.jpg").write_bytes((root / "val/pear/1.jpg").read_bytes())
+    for _ in range(2):
+        status, _, err = run(root, tmp_path / "a.tar", "--size", 32)
+        assert status == 2 and "two images are named val/pear/a.png.jpg" in err
 
 
 SLOWLY = """

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import struct
 import tarfile
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -179,6 +180,19 @@ def test_images_of_an_archive_or_folder(root, tmp_path):
     folder, archive = find_images(root), find_images(file)
     names = [str(image).removeprefix(f"{file}/") for image in archive]
     assert names == [str(image.relative_to(tmp_path)) for image in folder]
+    pixels = tmp_path / "train-images-idx3-ubyte"
+    pixels.write_bytes(struct.pack(">IIII", 0x803, 1, 28, 28) + bytes(28 * 28))
+    with pytest.raises(UserError, match="holds pixels and no image files"):
+        find_images(pixels)
+
+
+def test_a_tar_of_paths_that_lead_upwards(root, tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for image in find_images(root):
+            add(archive, f"../../{image.relative_to(root)}", image.read_bytes())
+    found = [open_dataset(tmp_path / "a.tar", split) for split in ("train", "val")]
+    expected = [class_folders.read(root, split) for split in ("train", "val")]
+    assert_same(batches(*found), batches(*expected))
 
 
 # ---------------------------------------------------------------- errors
@@ -267,7 +281,11 @@ def test_labels_are_checked(root, tmp_path):
     refused(r"the image \S+val-0000.tar/more.jpg has no label: no .cls of its name", folder, "val")
     with tarfile.open(folder / "val-0000.tar", "a") as archive:
         add(archive, "more.cls", b"-1")
-    refused(r"more.jpg of \S+val-0000.tar has the label -1; numbers count from 0", folder, "val")
+    refused(
+        r"more.jpg of \S+val-0000.tar has the label -1, but labels are numbers from 0",
+        folder,
+        "val",
+    )
 
 
 @pytest.mark.parametrize(

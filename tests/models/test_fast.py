@@ -796,7 +796,9 @@ def assert_said_once(environment, reason):
         env={**os.environ, **environment},
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, "False False\n")
-    said = f"training uses REPARAM_CPU=matmul, which is slower than fast: {reason}"
+    said = (
+        f"training uses REPARAM_CPU=matmul, as the faster REPARAM_CPU=fast cannot be used: {reason}"
+    )
     assert done.stderr.startswith(said)
     assert len(done.stderr.splitlines()) == 1
 

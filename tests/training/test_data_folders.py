@@ -40,7 +40,7 @@ def test_holdout_is_recorded_and_checked(train, command, image_folder, tmp_path)
     status, output, _ = train(data, "--tag", "a", "--resume", "auto", "--holdout", 0.25)
     assert status == 0 and "resuming" in output
     status, _, error = command("train", "--holdout", 0.1)
-    assert status == 2 and "so it needs that" in error
+    assert status == 2 and "give --data too" in error
 
 
 def test_images_are_not_for_training_and_for_validation_at_once(train, image_folder, tmp_path):

@@ -66,7 +66,7 @@ def test_without_freeze_everything_learns(pretrained, command, tmp_path):
     [
         ("deploy.pkl", [], "is in deploy form, but the train form was expected"),
         ("basecls.pkl", ["--arch", "RepVGGA1"], "holds RepVGGA0, but RepVGGA1 was asked for"),
-        (None, ["--freeze"], "--freeze trains the classifier alone, so it needs weights"),
+        (None, ["--freeze"], "--freeze trains the classifier alone; give the weights"),
     ],
 )
 def test_what_cannot_be_fine_tuned_is_a_sentence(

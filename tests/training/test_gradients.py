@@ -20,8 +20,7 @@ def test_one_common_norm_is_clipped_and_directions_are_kept(tiny, rng):
     model = tiny("groups")
     before = with_gradients(model, rng)
     norm = float(np.sqrt(sum((g**2).sum() for g in before.values())))
-    got = gradients.clip_by_norm(model.parameters(), norm / 4)
-    assert float(got.numpy()) == pytest.approx(norm, rel=1e-5)
+    gradients.clip_by_norm(model.parameters(), norm / 4)
     for name, parameter in model.named_parameters():
         np.testing.assert_allclose(parameter.grad.numpy(), before[name] / 4, rtol=1e-5, atol=1e-9)
 

@@ -1,13 +1,21 @@
 """train.py --amp on a CPU: bfloat16 in compiled programs, or a line that says why not."""
 
+import pickle
+
 import models
 from models import cpu
 from models.cpu import fast
 
+import megengine as mge
 import numpy as np
 import pytest
+from megengine.amp import GradScaler
 
 from training import mixed_precision, run_folder
+from training.distributed.process_group import Workers
+from training.settings import Settings
+from training.trainer_inputs import Network
+from training.update import Update
 from weights import checkpoint
 
 FLAGS = ["--arch", "RepGhost050", "--size", "32", "--batch-size", "4", "--workers", "0",
@@ -91,3 +99,22 @@ def test_blocks_that_are_computed_one_by_one_are_said(needs_bfloat16):
     model.train()
     assert mixed_precision.note(True, model, 64, [0.0, 0.0]) is None
     assert mixed_precision.note(True, model, 64, [0.0, 0.1]).startswith(NO_PROGRAM)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
+def test_gradients_that_overflow_change_nothing(tiny, name):
+    model = tiny()
+    settings = Settings(1, 8, 0.1, optimizer=name, clip_norm=1.0, ema=0.5)
+    update = Update(Network(model), settings, Workers())
+    update.scaler = GradScaler()  # which is used on a GPU only
+    states = update.optimizer.state_dict, update.average.state_dict, model.state_dict
+    before = [pickle.dumps(state()) for state in states]
+
+    def apply(value):
+        for parameter in model.parameters():
+            parameter.grad = mge.Tensor(np.full(parameter.shape, value, np.float32))
+        update.apply(step=0, rate=0.1, weight_decay=0.0)
+        return [pickle.dumps(state()) for state in states]
+
+    assert apply(np.inf) == before
+    assert all(a != b for a, b in zip(apply(1.0), before, strict=True))

@@ -69,7 +69,7 @@ def test_one_batch_gives_in_evaluation_what_training_sees(tiny, rng):
 def test_no_images_is_a_sentence_and_changes_nothing(tiny):
     model = tiny()
     before = snapshot(model)
-    with pytest.raises(UserError, match="no image to estimate"):
+    with pytest.raises(UserError, match="none of the images for --precise-bn"):
         precise_bn.statistics(model, [])
     after = snapshot(model)
     assert all(np.array_equal(before[name], after[name]) for name in before)

@@ -110,6 +110,7 @@ def test_one_number_and_a_plan_of_it_are_the_same_bits(train):
         (["--auto-augment", "none@0,v7@1"], "there is no augmentation policy 'v7'"),
         (["--auto-augment", "none..v0"], "is for numbers with fractions"),
         (["--crop-scale", "0.1@0,0.9@1", "0.5"], "takes the lower number first"),
+        (["--crop-scale", "0.2..0.9", "0.3@0,0.95@2"], "takes the lower number first"),
         (["--lr", "0.1..0.01"], "'0.1..0.01' is not a number above 0"),
     ],
 )

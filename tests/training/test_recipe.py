@@ -67,3 +67,9 @@ def test_an_unknown_recipe_lists_those_that_there_are(command):
     status, _, err = command("train", "--recipe", "paper")
     assert status == 2 and "there is no recipe 'paper'" in err
     assert all(name in err for name in recipe.names())
+
+
+def test_a_value_that_no_recipe_can_hold_is_not_printed(command):
+    status, out, err = command("train", "--tag", "a #2", "--show-config")
+    assert (status, out) == (2, "") and "--tag 'a #2' cannot be written in a recipe" in err
+    assert command("train", "--tag", "a#2", "--show-config")[0] == 0

@@ -34,7 +34,7 @@ def test_a_finished_run_is_extended_and_keeps_its_best(train):
     status, out, err = train("--tag", "a", "--epochs", "3", "--resume", "auto")
     assert status == 2 and "had epochs 1, and now it is 3; add --extend to go on" in err
     status, _, err = train("--tag", "a", "--epochs", "3", "--extend")
-    assert status == 2 and "--extend goes on with a run, so it needs --resume" in err
+    assert status == 2 and "--extend continues a run; give --resume too" in err
     resume = ["--resume", train.home / "a" / "latest.pkl"]
     status, out, err = train("--tag", "b", "--epochs", "3", "--extend", *resume)
     assert status == 0 and "going on to 3 epochs instead of 1" in out, err

@@ -141,7 +141,7 @@ def test_sigusr1_saves_and_goes_on(train, tmp_path, monkeypatch):  # noqa: F811
 
     monkeypatch.setattr(Loader, "training", signalled)
     *_, trainer = train(epochs=2)  # of two steps
-    assert saved == [1, 2, 4] and trainer.step == 4
+    assert saved == [1, 2, 2, 4, 4] and trainer.step == 4  # before and after each evaluation
     log = (tmp_path / "log.txt").read_text()
     assert log.count("SIGUSR1: saved ") == log.count("latest.pkl after step 1\n") == 1
 

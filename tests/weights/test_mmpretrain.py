@@ -137,7 +137,7 @@ def test_their_deploy_form_of_d2se_is_another_network(command, tmp_path, monkeyp
         status, out, err = command("convert_pretrained_weight", *flags)
         assert status == 0, err
         notes = [line for line in out.splitlines() if line.startswith("note: ")]
-        assert [note.endswith("its logits are others") for note in notes] == [True] * said
+        assert [note.endswith("its logits differ") for note in notes] == [True] * said
 
 
 def test_exports_say_what_they_lack_and_what_is_another_network_there(

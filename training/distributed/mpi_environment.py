@@ -60,7 +60,7 @@ def check_flags(ngpus: int, hosts: Hosts, workers: MPI) -> None:
         if given not in (default, actual):
             raise UserError(
                 f"{flag} {given} contradicts the mpiexec around it, which has {actual} {what}; "
-                f"leave {flag} out, as mpiexec's -n and -hosts say it all"
+                f"leave {flag} out, because mpiexec's -n and -hosts decide it"
             )
 
 

@@ -112,13 +112,13 @@ class MPI(Workers):
         self._received: dict[int, np.ndarray] = {}  # by size; new memory would cost more than MPI
 
     def sum(self, x: mge.Tensor) -> mge.Tensor:
-        """See Workers."""
+        """Return the sum of `x` over all processes; every one gets the same bits."""
         values = np.array(x.numpy())  # a copy, as MPI writes into it
         _wait(self._comm.Iallreduce(self._in_place, values))
         return mge.Tensor(values)
 
     def mean(self, x: mge.Tensor) -> mge.Tensor:
-        """See Workers; `x` is float32 [N]."""
+        """Return the mean of `x`, float32 [N], over all processes; every one gets the same bits."""
         if x.size not in self._received:
             self._received[x.size] = np.empty(x.size, np.float32)
         received = self._received[x.size]
@@ -127,13 +127,13 @@ class MPI(Workers):
         return mge.Tensor(received)
 
     def gather(self, values: Sequence[float] | np.ndarray) -> np.ndarray:
-        """See Workers."""
+        """Return a few numbers of every process, float64 [size, len(values)], the same in all."""
         all_values = np.empty((self.size, len(values)), np.float64)
         _wait(self._comm.Iallgather(np.array(values, np.float64), all_values))
         return all_values
 
     def broadcast(self, tensors: Sequence[mge.Tensor]) -> None:
-        """See Workers."""
+        """Give the tensors the values that they have in rank 0."""
         for tensor in tensors:
             values = np.array(tensor.numpy())
             _wait(self._comm.Ibcast(values))
@@ -190,16 +190,19 @@ class NCCL(Workers):
         self.rank, self.size, self.hosts = rank, size, hosts
 
     def sum(self, x: mge.Tensor) -> mge.Tensor:
-        """See Workers."""
+        """Return the sum of `x` over all processes; every one gets the same bits."""
         return self._ops.all_reduce_sum(x)
 
     def gather(self, values: Sequence[float] | np.ndarray) -> np.ndarray:
-        """See Workers; sent as float32, which is exact for whole numbers below 2^24."""
+        """Return a few numbers of every process, float64 [size, len(values)], the same in all.
+
+        They are sent as float32, which is exact for whole numbers below 2^24.
+        """
         row = mge.Tensor(np.array([values], np.float32))
         return self._ops.all_gather(row).numpy().astype(np.float64)
 
     def broadcast(self, tensors: Sequence[mge.Tensor]) -> None:
-        """See Workers."""
+        """Give the tensors the values that they have in rank 0."""
         for tensor in tensors:
             tensor._reset(self._ops.broadcast(tensor))
 

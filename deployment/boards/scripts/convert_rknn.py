@@ -45,7 +45,8 @@ def main() -> int:
         "minutes")  # fmt: skip
     what.add_argument("--qdq", metavar="FILE",
         help="int8 ONNX file of quantize.py --target rknn, to take the ranges from")  # fmt: skip
-    what.add_argument("--float16", action="store_true", help="do not quantize")
+    what.add_argument("--float16", action="store_true",
+        help="compile the network in float16 instead of int8")  # fmt: skip
     add("--evaluate", type=int, metavar="N",
         help="number of images in evaluation/ to simulate, taken evenly; 0 for none (default: "
         "all)")  # fmt: skip

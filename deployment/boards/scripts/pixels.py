@@ -31,8 +31,15 @@ def read_image(file: str | Path) -> np.ndarray | None:
 
 def _is_cut(content: bytes) -> bool:
     """Return whether it is a JPEG without its end, of which OpenCV would make up the rest."""
-    start_of_scan, end_of_image = b"\xff\xda", b"\xff\xd9"
-    return content[:2] == b"\xff\xd8" and content.rfind(end_of_image) < content.rfind(start_of_scan)
+    if content[:2] != b"\xff\xd8":
+        return False
+    position = 2  # the segments before the first scan may hold a small picture with an end
+    while (
+        content[position : position + 1] == b"\xff"
+        and content[position + 1 : position + 2] != b"\xda"
+    ):
+        position += 2 + int.from_bytes(content[position + 2 : position + 4], "big")
+    return content.find(b"\xff\xd9", position) < 0
 
 
 def evaluation_crop(image: np.ndarray, network: dict[str, Any]) -> np.ndarray:

@@ -32,7 +32,9 @@ def available() -> bool:
     except Exception as reason:  # numba's of a damaged cache are of many kinds
         line = " ".join(str(reason).split())
         print(
-            f"training uses REPARAM_CPU=matmul, which is slower than fast: {line}", file=sys.stderr
+            "training uses REPARAM_CPU=matmul, as the faster REPARAM_CPU=fast cannot be used: "
+            f"{line}",
+            file=sys.stderr,
         )
         return False
     return True

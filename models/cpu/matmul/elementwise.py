@@ -11,7 +11,7 @@ from megengine.autodiff import Function
 from megengine.core._imperative_rt.core2 import apply
 from megengine.core.ops.builtin import Elemwise, Reduce
 
-from ..elementwise_operators import BLEND, MULTIPLY_ADD
+from ..elementwise_operators import blend, multiply_add
 
 _RELU = Elemwise(mode=Elemwise.Mode.RELU)
 _RELU6_GRAD = Elemwise(mode=Elemwise.Mode.RELU6_GRAD)
@@ -62,10 +62,10 @@ class _BatchNorm(Function):
         self.mean = total * share
         self.centred = x - self.mean  # a second pass, as E[x^2] - E[x]^2 cancels
         self.squares = self._total(_reduce(self.centred, "sum_sqr"))[0]
-        var = apply(MULTIPLY_ADD, self.squares, share, _constant(self.eps))[0]
+        var = multiply_add(self.squares, share, _constant(self.eps))
         self.inv_std = var**-0.5
         self.scale = weight * self.inv_std
-        return apply(MULTIPLY_ADD, self.centred, self.scale, bias)[0]
+        return multiply_add(self.centred, self.scale, bias)
 
     def backward(self, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         # With n = (x - mean) / std: db = sum(dy), dw = sum(dy n),
@@ -74,8 +74,8 @@ class _BatchNorm(Function):
         dweight = _reduce(dy * self.centred, "sum") * self.inv_std
         share = self.scale * _constant(-1 / self.count)
         dw, db = self._total(dweight, dbias)
-        dx = apply(MULTIPLY_ADD, self.centred, share * self.inv_std * dw, share * db)[0]
-        dx = apply(MULTIPLY_ADD, dy, self.scale, dx)[0]
+        dx = multiply_add(self.centred, share * self.inv_std * dw, share * db)
+        dx = multiply_add(dy, self.scale, dx)
         del self.centred
         return dx, dweight, dbias
 
@@ -100,8 +100,8 @@ def batch_norm(
     y = norm(x.reshape(*x.shape, 1, 1) if x.ndim == 2 else x, weight, bias)
     old, new = _constant(momentum), 1 - momentum
     unbiased = _constant(new / max(norm.count - 1, 1))
-    running_mean._reset(apply(BLEND, running_mean, old, norm.mean, _constant(new))[0])
-    running_var._reset(apply(BLEND, running_var, old, norm.squares, unbiased)[0])
+    running_mean._reset(blend(running_mean, old, norm.mean, _constant(new)))
+    running_var._reset(blend(running_var, old, norm.squares, unbiased))
     return y.reshape(x.shape) if x.ndim == 2 else y
 
 
