@@ -2,7 +2,7 @@
 
 from data.transforms import TORCHVISION
 
-from .keymap import Source, product
+from .keymap import BLOCKS, Source, product
 
 MOBILEONE = Source(
     name="apple",
@@ -10,7 +10,7 @@ MOBILEONE = Source(
     archs="MobileOne*",
     rules=(
         *product(
-            (("stage0.", "stage0."), ("stage{n}.{i}.", "stage{n}.{i}.")),
+            BLOCKS,
             (
                 ("rbr_conv.{p}", "dense.{p}"),
                 ("rbr_scale.{p}", "pointwise.{p}"),

@@ -2,9 +2,7 @@
 
 from data.transforms import BASECLS
 
-from .keymap import Source, product
-
-BLOCKS = (("stage0.", "stage0."), ("stage{n}.{i}.", "stage{n}.{i}."))
+from .keymap import BLOCKS, Source, product
 
 REPVGG = Source(
     name="basecls",

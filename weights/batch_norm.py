@@ -75,14 +75,18 @@ def _pop_norm(tensors: Tensors, bn: str) -> tuple[np.ndarray, np.ndarray]:
     return gain, shift
 
 
-def adding(bias: np.ndarray, bn: str) -> Tensors:
+def adding(bias: np.ndarray, bn: str, counted: bool = False) -> Tensors:
     """Return the tensors of a batch norm called `bn` that adds `bias`, [C], and does nothing else.
 
     Its gain, 1 / sqrt(variance + EPS), is so near 1 that folding it leaves every float32 as it was.
+    Where they are `counted`, there is PyTorch's number of the batches it has seen too.
     """
-    return {
+    tensors = {
         f"{bn}.weight": np.ones_like(bias),
         f"{bn}.bias": bias,
         f"{bn}.running_mean": np.zeros_like(bias),
         f"{bn}.running_var": np.full_like(bias, 1 - EPS),
     }
+    if counted:
+        tensors[f"{bn}.num_batches_tracked"] = np.zeros((), np.int64)
+    return tensors

@@ -2,7 +2,7 @@
 
 from data.transforms import TORCHVISION
 
-from .keymap import Source, product
+from .keymap import BLOCKS, Source, product
 
 BRANCHES = (
     ("rbr_dense.{p}", "dense.{p}"),
@@ -23,7 +23,7 @@ REPVGG = Source(
     archs="RepVGG[ABD]*",
     rules=(
         *product(
-            (("stage0.", "stage0."), ("stage{n}.{i}.", "stage{n}.{i}.")),
+            BLOCKS,
             (*BRANCHES, ("se.{p}", "se.{p}")),
         ),
         ("linear.{p}", "linear.{p}"),
@@ -38,7 +38,7 @@ QAREPVGG = Source(
     archs="RepVGG[ABD]*-qa",
     rules=(
         *product(
-            (("stage0.", "stage0."), ("stage{n}.{i}.", "stage{n}.{i}.")),
+            BLOCKS,
             (*BRANCHES, ("bn.{p}", "bn.{p}"), ("se.{p}", "se.{p}")),
         ),
         ("linear.{p}", "linear.{p}"),

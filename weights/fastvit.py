@@ -137,8 +137,7 @@ def _restore(theirs: Tensors) -> Tensors:
         block = key.removesuffix(f".{ffn}.fc2.bias")
         if f"{block}.{scale}" not in theirs:
             bn = f"{block}.{ffn}.conv.bn"
-            theirs |= batch_norm.adding(theirs[f"{bn}.bias"], bn)
-            theirs[f"{bn}.num_batches_tracked"] = np.zeros((), np.int64)
+            theirs |= batch_norm.adding(theirs[f"{bn}.bias"], bn, counted=True)
             theirs[f"{block}.{scale}"] = np.ones((len(theirs[key]), 1, 1), np.float32)
     return theirs
 

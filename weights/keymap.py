@@ -19,6 +19,9 @@ Rules = tuple[tuple[str, str], ...]
 # any other name, such as {p}: text
 _PLACEHOLDER = re.compile(r"\{(\w+)(?:([+-]\d+)|<(\d+))?\}")
 
+# blocks with the same names there and here
+BLOCKS: Rules = (("stage0.", "stage0."), ("stage{n}.{i}.", "stage{n}.{i}."))
+
 
 @dataclass(frozen=True)
 class Source:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from data.transforms import TORCHVISION
 
 from . import replknet
-from .keymap import Rules, Source, Tensors, product
+from .keymap import BLOCKS, Rules, Source, Tensors, product
 
 _PREFIXES: Rules = (("backbone.", ""), ("", ""))  # the first one is for exporting
 _HEAD: Rules = (("head.fc.{p}", "linear.{p}"),)
@@ -47,7 +47,7 @@ MOBILEONE = Source(
     rules=(
         *product(
             _PREFIXES,
-            (("stage0.", "stage0."), ("stage{n}.{i}.", "stage{n}.{i}.")),
+            BLOCKS,
             (
                 ("branch_conv_list.{k}.conv.{p}", "dense.{k}.conv.{p}"),
                 ("branch_conv_list.{k}.norm.{p}", "dense.{k}.bn.{p}"),

@@ -5,7 +5,7 @@ import numpy as np
 from data.transforms import BASECLS
 
 from .dingxiaoh import PLUS_BLOCKS
-from .keymap import Source, Tensors, product
+from .keymap import BLOCKS, Source, Tensors, product
 
 # with the names of parts where only a convolution and a batch norm are, unlike in our MobileOne
 _BRANCHES = tuple(
@@ -19,7 +19,7 @@ REPVGG = Source(
     archs="RepVGG[ABD]*",
     rules=(
         *product(
-            (("stage0.", "stage0."), ("stage{n}.{i}.", "stage{n}.{i}.")),
+            BLOCKS,
             (*_BRANCHES, ("se.{p}", "se.{p}")),
         ),
         ("linear.{p}", "linear.{p}"),

@@ -147,14 +147,7 @@ def recognize(
         attempts = _called(entry, attempts, path)
     fitting = [(a.entry, a.network) for a in attempts if a.network is not None]
     if not fitting:
-        if (pickled := foreign.module_name(contents.tree)) is not None:
-            raise ConversionError(
-                f"{path} holds a whole network, pickled as {pickled}, whose code was not run; load "
-                "it where that code is, and save net.state_dict() instead: torch.save"
-                "(net.state_dict(), 'weights.pth'), or mge.save for MegEngine's"
-            )
-        if not attempts:
-            raise ConversionError(f"{path} holds no tensors; give a checkpoint or a state dict")
+        _assert_tensors(contents, attempts, path)
         names = sorted({layout.name for layout in sources})
         raise_misfit(max(attempts, key=lambda attempt: attempt.known), path, arch, names, stride)
     of_mmengine = _is_mmengines(contents.tree)
@@ -166,13 +159,7 @@ def recognize(
     note = None
     if stride is None:
         network, note = total_stride.told_or_assumed(network, path)
-    layout = renaming.source
-    if (
-        layout is dingxiaoh.REPVGG
-        and network.stride == 8
-        and total_stride.kind(network) in chenyaofo.PUBLISHED
-    ):
-        layout = chenyaofo.REPVGG
+    layout = _layout(network)
     if layout.name == "mmpretrain":
         note = _joined(note, mmpretrain.note(network.arch, form_of(renaming.tensors)))
     if entry is None and not _is_averaged(taken, layout, of_mmengine):
@@ -202,6 +189,25 @@ def recognize(
         attempt.colour_orders,
         note,
     )
+
+
+def _assert_tensors(contents: Contents, attempts: list[Attempt], path: str | PathLike) -> None:
+    """Raise ConversionError for a file that holds a whole network, or no tensors at all."""
+    if (pickled := foreign.module_name(contents.tree)) is not None:
+        raise ConversionError(
+            f"{path} holds a whole network, pickled as {pickled}, whose code was not run; load "
+            "it where that code is, and save net.state_dict() instead: torch.save"
+            "(net.state_dict(), 'weights.pth'), or mge.save for MegEngine's"
+        )
+    if not attempts:
+        raise ConversionError(f"{path} holds no tensors; give a checkpoint or a state dict")
+
+
+def _layout(network: Network) -> Source:
+    """Return the layout of a network: chenyaofo's where it is one of those that they publish."""
+    is_published = network.stride == 8 and total_stride.kind(network) in chenyaofo.PUBLISHED
+    layout = network.renaming.source
+    return chenyaofo.REPVGG if layout is dingxiaoh.REPVGG and is_published else layout
 
 
 # ---------------------------------------------------------------- entries

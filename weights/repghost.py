@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
-
 from data.transforms import TORCHVISION
 
 from . import batch_norm
@@ -82,8 +80,7 @@ def _with_batch_norms(theirs: Tensors) -> Tensors:
     for key in [key for key in theirs if key.endswith(".bias")]:
         layer = key.removesuffix(".bias")
         if f"{layer}.weight" not in theirs:
-            theirs |= batch_norm.adding(theirs[key], layer)
-            theirs[f"{layer}.num_batches_tracked"] = np.zeros((), np.int64)
+            theirs |= batch_norm.adding(theirs[key], layer, counted=True)
     return theirs
 
 

@@ -173,20 +173,16 @@ def _restore(theirs: Tensors) -> Tensors:
     for key, bias in biases.items():
         layer = key.removesuffix(".bias")
         if f"{layer}.weight" not in theirs:
-            theirs |= batch_norm.adding(bias, layer)
-            theirs[f"{layer}.num_batches_tracked"] = np.zeros((), np.int64)
-    if "norm.weight" not in theirs:
-        theirs = _with_last_norm(theirs)
-        if "norm.weight" in theirs:
-            theirs["norm.num_batches_tracked"] = np.zeros((), np.int64)
-    return _unpair(theirs)
+            theirs |= batch_norm.adding(bias, layer, counted=True)
+    return _unpair(_with_last_norm(theirs, counted=True))
 
 
-def _with_last_norm(theirs: Tensors) -> Tensors:
+def _with_last_norm(theirs: Tensors, counted: bool = False) -> Tensors:
     """Add a last batch norm that changes nothing, unless there is one, or no classifier."""
     if "norm.weight" in theirs or "head.weight" not in theirs:
         return theirs
-    return theirs | batch_norm.adding(np.zeros(theirs["head.weight"].shape[1], np.float32), "norm")
+    zeros = np.zeros(theirs["head.weight"].shape[1], np.float32)
+    return theirs | batch_norm.adding(zeros, "norm", counted)
 
 
 MEGENGINE = Source(

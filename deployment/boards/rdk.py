@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import models
 
@@ -154,21 +155,7 @@ def write_kit(
         )
     variant = models.variant_name(model.arch, model.options)
     names = names_of(variant, preprocessing.size, board)
-    color = preprocessing.color.lower()
-    values = {
-        "arch": model.arch,
-        "board": board.upper().replace("-", " "),
-        "march": MARCHES[board],
-        "int16": "",
-        "classes": model.num_classes,
-        "size": preprocessing.size,
-        "short": preprocessing.short_side,
-        "color": color,
-        "calibration": CALIBRATION.format(color=color),
-        "mean": " ".join(f"{value:.8g}" for value in preprocessing.mean),
-        "scale": " ".join(f"{1 / value:.8f}".rstrip("0") for value in preprocessing.std),
-        **names,
-    }
+    values = {**_values(model, preprocessing, board), **names}
     with kit.new_folder(out) as folder:
         files = calibration.files(images, count)
         values["count"] = len(files)
@@ -206,6 +193,24 @@ def write_kit(
         values["scripts"] = ", ".join(scripts)
         (folder / "README.txt").write_text(_README.format_map(values))
     return [names["onnx"], values["calibration"], names["config"], RANGES, *scripts, "README.txt"]
+
+
+def _values(model: M.Module, preprocessing: Preprocessing, board: str) -> dict[str, Any]:
+    """Return what the settings and the README say of the network and its images, by name."""
+    color = preprocessing.color.lower()
+    return {
+        "arch": model.arch,
+        "board": board.upper().replace("-", " "),
+        "march": MARCHES[board],
+        "int16": "",
+        "classes": model.num_classes,
+        "size": preprocessing.size,
+        "short": preprocessing.short_side,
+        "color": color,
+        "calibration": CALIBRATION.format(color=color),
+        "mean": " ".join(f"{value:.8g}" for value in preprocessing.mean),
+        "scale": " ".join(f"{1 / value:.8f}".rstrip("0") for value in preprocessing.std),
+    }
 
 
 def _normalized(crops: Sequence[np.ndarray], preprocessing: Preprocessing) -> np.ndarray:
