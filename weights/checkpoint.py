@@ -1,7 +1,7 @@
 """Checkpoints: what they say, saving that loses nothing, and reading from a file of any layout.
 
 A checkpoint file of this project is a pickle of arrays and plain values: those fields of
-`Checkpoint` that are not marked as notes on where it was read from.
+`Checkpoint` that are not notes on where it was read from.
 """
 
 from __future__ import annotations
@@ -262,16 +262,9 @@ def _of_contents(contents: dict[str, Any], path: str | PathLike) -> Checkpoint:
             for key, value in contents["preprocessing"].items()
         }
         saved: dict[str, Any] = {**contents, "preprocessing": Preprocessing(**settings)}
-        checkpoint = Checkpoint(
-            **saved,
-            path=path,
-            source=OURS,
-            dropped=[],
-            entry=None,
-            other_entries=[],
-            origins={},
-            note=None,
-        )
+        if reserved := contents.keys() & {*_NOT_SAVED}:
+            raise ValueError(f"it holds {', '.join(sorted(reserved))}")
+        checkpoint = Checkpoint(**saved, path=path)
         validity.check(vars(checkpoint))
         # others may have made its weights smaller: networks compute in float32
         weights = {k: np.asarray(v, np.float32) for k, v in checkpoint.state_dict.items()}
