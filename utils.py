@@ -24,8 +24,10 @@ from typing import Any, BinaryIO, NoReturn, TextIO
 ROOT = Path(__file__).resolve().parent
 
 _LONGEST = 2000  # characters of a message
-_CHINESE_FONTS = ("Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "WenQuanYi Micro Hei",
-                  "WenQuanYi Zen Hei", "Microsoft YaHei", "SimHei", "PingFang SC")  # fmt: skip
+# of the collection Noto Sans CJK matplotlib sees the Japanese one alone, which has what others have
+_CHINESE_FONTS = ("Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC",
+                  "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Microsoft YaHei", "SimHei",
+                  "PingFang SC")  # fmt: skip
 # errors of the system about a file that the user has named, wherever it is opened first
 _ABOUT_FILES = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS, errno.EIO)
 
@@ -161,7 +163,7 @@ def as_png(figure: Any) -> bytes:
     Chinese characters are drawn in one of `_CHINESE_FONTS` that is installed. Without one, a line
     on stderr says so.
     """
-    from matplotlib import font_manager, rc_context
+    from matplotlib import font_manager, get_cachedir, rc_context
     from matplotlib.text import Text
 
     installed = {font.name for font in font_manager.fontManager.ttflist}
@@ -174,7 +176,7 @@ def as_png(figure: Any) -> bytes:
     if any("missing from font" in str(warning.message) for warning in caught):
         say_once(
             "warning: no installed font has all characters of a picture, which shows boxes instead "
-            f"of them; install a font such as {_CHINESE_FONTS[0]}"
+            f"of them; install a font such as Noto Sans CJK, and remove {get_cachedir()}/fontlist-*"
         )
     return content.getvalue()
 

@@ -120,7 +120,6 @@ class Trainer:
             self.run.folder.write_metrics(self.history, last=True)
         while True:
             if self.step == (len(self.history) + 1) * self.steps_per_epoch:
-                self.save()  # an evaluation may outlast the time until a SIGKILL
                 with self.report.progress.evaluating():
                     self._end_epoch()
             if self.step >= self.total_steps:
@@ -218,6 +217,7 @@ class Trainer:
         self.settle()
         agreement.on_weights(self.model, self.workers)
         check_any(self.outcomes.score, "training")
+        self.save()  # an evaluation may outlast the time until a SIGKILL
         weights: dict[str, AbstractContextManager[None]] = {"val": nullcontext()}
         if self.update.average is not None:
             weights["ema"] = self.update.average.applied()
@@ -262,7 +262,12 @@ class Trainer:
         score = score.over_all(self.workers)
         check_any(score, "validation")
         if score.not_finite:
-            raise self._diverged(f"logits of {score.not_finite} validation images", self.step - 1)
+            raise UserError(
+                f"the logits of {score.not_finite} validation images became infinite or not a "
+                f"number after step {self.step} (epoch {len(self.history) + 1}), and "
+                f"{self.run.folder.latest} holds these weights; start anew with another --tag and "
+                "a lower --lr or a longer warm-up"
+            )
         return score
 
     def _precise_statistics(self) -> dict[str, mge.Tensor]:
@@ -290,7 +295,7 @@ class Trainer:
         self.settle()
         state = (*self.model.parameters(), *self.model.buffers())
         if not all(np.isfinite(tensor.numpy()).all() for tensor in state):
-            raise self._diverged("state of the network", self.step)
+            raise self._diverged("state of the network", self.step - 1)
         self.report.flush()
         contents = self._checkpoint(
             {

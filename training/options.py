@@ -243,6 +243,12 @@ def _check_effect(
         if name in typed and not is_there(args):
             flag = "--" + name.replace("_", "-")
             parser.error(f"{flag} has an effect {needed} only; change that, or leave {flag} out")
+    if args.resume is None:  # a run goes on with what it had
+        _check_rates(args, parser)
+
+
+def _check_rates(args: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """End the program where the learning rate would rise in its cosine or fall in its warm-up."""
     rate = args.lr * args.batch_size / 256
     of_rate = f"the learning rate of {rate:g} (--lr {args.lr:g} x {args.batch_size}/256)"
     if args.schedule == "cosine" and args.min_lr > rate:

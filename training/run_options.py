@@ -152,8 +152,8 @@ class RunOptions:
         500,
         at_least=0,
         metavar="STEPS",
-        help="save latest.pkl every STEPS steps as well as after every epoch; 0: only after every "
-        "epoch",
+        help="save latest.pkl every STEPS steps as well as before and after every validation; "
+        "0: before and after every validation only",
     )
     keep: int = setting(
         0,

@@ -198,8 +198,8 @@ def _names(parquet: ModuleType, files: Sequence[Path], columns: _Columns) -> lis
         counts = Counter(folders.values())
         alike = [shown(name) for name, folder in folders.items() if counts[folder] > 1]
         raise UserError(
-            f"the classes {', '.join(alike)} have the same name in a path, where '-' stands for "
-            "'/'; rename them"
+            f"the classes {', '.join(alike)} of {shown(files[0])} have the same name in a path, "
+            "where '-' stands for '/'; rename them"
         )
     return tar_writer.told_apart(names)
 

@@ -112,6 +112,9 @@ def test_the_deploy_form_never_replaces_the_file_that_is_read(command, saved, tm
     status, _, err = command("test", *flags)
     assert status == 2 and "has the name by which --switch-deploy saves" in err
     assert path.read_bytes() == saved.read_bytes()
+    saved.with_name(f"{saved.stem}-deploy.pkl").mkdir()
+    status, _, err = command("test", "--model", saved, *flags[2:])
+    assert status == 2 and "it is no regular file; copy the checkpoint to another folder" in err
 
 
 def test_a_wrong_deploy_form_is_not_saved(command, saved, tmp_path, monkeypatch):

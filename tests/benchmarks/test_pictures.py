@@ -116,5 +116,5 @@ def test_characters_are_drawn_in_another_font_that_has_them_or_a_line_says_so(mo
     found, said = drawn("No font", "STIXNonUnicode")
     assert said == ""
     missing, said = drawn("No font")
-    assert said.count("\n") == 1 and "install a font such as No font" in said
+    assert said.count("\n") == 1 and "install a font such as Noto Sans CJK" in said
     assert found != missing

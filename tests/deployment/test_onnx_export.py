@@ -156,7 +156,7 @@ class Mean(M.Module):
     "module, said",
     [
         (Mean(), "a mean over axes 1; only a mean over"),
-        (M.BatchNorm2d(16, affine=False), "a batch norm without weight and bias"),
+        (M.BatchNorm2d(16, affine=False), "a batch norm without weight or bias"),
     ],
 )
 def test_an_operator_that_cannot_be_exported_names_its_module(

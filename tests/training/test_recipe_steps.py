@@ -78,7 +78,7 @@ def test_two_steps(command, small, image_folder, tmp_path, monkeypatch, name):
     data = image_folder(tmp_path / "data", train=4, val=1)
     size = tiny_sizes(given["size"]) if "@" in given.get("size", "") else "32"
     flags = ["--data", data, "--save", tmp_path, "--tag", "run", "--batch-size", 6, "--workers", 0]
-    flags += ["--size", size, "--ngpus", 1, "--print-freq", 1]
+    flags += ["--size", size, "--ngpus", 1, "--print-freq", 1, "--lr", 1]
     if "precise-bn" in given:
         flags += ["--precise-bn", 6]
     if "distillation" in given:

@@ -386,7 +386,10 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(stra
         (["--min-lr", "0.03"], "--min-lr 0.03 is above the learning rate of 0.025"),
         (["--warmup-lr", "0.03"], "--warmup-lr 0.03 is above the learning rate of 0.025"),
         (["--recipe", "fastvit", "--batch-size", "2"], "--min-lr 1e-05 is above the learning rate"),
-        (["--recipe", "repvgg_basecls"], "--warmup-lr 0.02 is above the learning rate"),
+        (
+            ["--recipe", "repvgg_basecls", "--batch-size", "32"],
+            "--warmup-lr 0.02 is above the learning rate",
+        ),
         (["--tag", "../other"], "--tag ../other is no folder in"),
         (["--tag", "."], "--tag . is no folder in"),
         (["--milestones", "3"], "--schedule step and --milestones"),

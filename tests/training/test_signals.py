@@ -165,6 +165,7 @@ def test_a_signal_while_the_workers_are_stuck_saves(train, tmp_path, monkeypatch
     """Nothing is waited for: the step is over, and the next batch may never come."""
 
     def stuck(self, *arguments, **options):
+        (tmp_path / "latest.pkl").unlink()  # that of before the evaluation
         threading.Timer(0.2, send, [signal.SIGTERM]).start()
         while True:
             time.sleep(0.05)

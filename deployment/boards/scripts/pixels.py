@@ -34,11 +34,16 @@ def _is_cut(content: bytes) -> bool:
     if content[:2] != b"\xff\xd8":
         return False
     position = 2  # the segments before the first scan may hold a small picture with an end
-    while (
-        content[position : position + 1] == b"\xff"
-        and content[position + 1 : position + 2] != b"\xda"
-    ):
-        position += 2 + int.from_bytes(content[position + 2 : position + 4], "big")
+    while content[position : position + 1] == b"\xff":
+        marker = content[position + 1 : position + 2]
+        if marker == b"\xda":
+            break
+        if marker == b"\xff":  # a byte that fills a gap
+            position += 1
+        elif marker == b"\x01" or b"\xd0" <= marker <= b"\xd8":  # without a length
+            position += 2
+        else:
+            position += 2 + int.from_bytes(content[position + 2 : position + 4], "big")
     return content.find(b"\xff\xd9", position) < 0
 
 

@@ -324,7 +324,7 @@ def test_an_image_whose_end_is_missing_is_refused(kind, photos, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     markers = b"\xff\xd8 \xff\xd9 \xff\xda"
     if kind == "jpg":  # a small picture in front
-        content = content[:2] + b"\xff\xe1\x00\x0a" + markers + content[2:]
+        content = content[:2] + b"\xff\xff\xe1\x00\x0a" + markers + content[2:]
     whole.write_bytes(content + b"what some cameras append" + markers)
     cut.write_bytes(content[: len(content) * 2 // 3])
     assert np.array_equal(pixels.read_image(whole), decode(whole))
