@@ -9,6 +9,7 @@ from warnings import catch_warnings, simplefilter
 import cv2
 import numpy as np
 from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import TiffImageFile
 
 from .formats import Format
 from .quiet import quiet
@@ -48,7 +49,9 @@ def decode(content: bytes, kind: Format, reduction: int = 1) -> np.ndarray | Non
             if image.size != (-(-width // reduction), -(-height // reduction)):
                 return None
         image.load()
-        bits = image.tag_v2.get(_BITS_PER_SAMPLE, (1,))[0] if kind.name == "TIFF" else 16
+        bits = 16
+        if isinstance(image, TiffImageFile):
+            (bits, *_) = image.tag_v2.get(_BITS_PER_SAMPLE, (1,))
         return _pixels(ImageOps.exif_transpose(image), kind, bits)
     return None
 
