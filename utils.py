@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 import errno
 import fcntl
-import io
 import json
 import math
 import os
@@ -13,7 +12,6 @@ import re
 import reprlib
 import socket
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -24,10 +22,6 @@ from typing import Any, BinaryIO, NoReturn, TextIO
 ROOT = Path(__file__).resolve().parent
 
 _LONGEST = 2000  # characters of a message
-# of the collection Noto Sans CJK matplotlib sees the Japanese one alone, which has what others have
-_CHINESE_FONTS = ("Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC",
-                  "WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Microsoft YaHei", "SimHei",
-                  "PingFang SC")  # fmt: skip
 # errors of the system about a file that the user has named, wherever it is opened first
 _ABOUT_FILES = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.EROFS, errno.EIO)
 
@@ -157,30 +151,6 @@ def text_of(content: bytes) -> str:
     return content.decode("utf-8-sig", errors="surrogateescape")
 
 
-def as_png(figure: Any) -> bytes:
-    """Return a matplotlib figure as the content of a PNG file.
-
-    Chinese characters are drawn in one of `_CHINESE_FONTS` that is installed. Without one, a line
-    on stderr says so.
-    """
-    from matplotlib import font_manager, get_cachedir, rc_context
-    from matplotlib.text import Text
-
-    installed = {font.name for font in font_manager.fontManager.ttflist}
-    fonts = ["DejaVu Sans", *(name for name in _CHINESE_FONTS if name in installed)]
-    content = io.BytesIO()
-    for text in figure.findobj(Text):
-        text.set_fontfamily(fonts)
-    with rc_context({"font.family": fonts}), warnings.catch_warnings(record=True) as caught:
-        figure.savefig(content, format="png", dpi=110)
-    if any("missing from font" in str(warning.message) for warning in caught):
-        say_once(
-            "warning: no installed font has all characters of a picture, which shows boxes instead "
-            f"of them; install a font such as Noto Sans CJK, and remove {get_cachedir()}/fontlist-*"
-        )
-    return content.getvalue()
-
-
 def json_text(value: Any, ensure_ascii: bool = True) -> str:
     """Return indented JSON, with null for numbers that are not finite, which JSON lacks."""
     return json.dumps(_finite(value), indent=2, ensure_ascii=ensure_ascii)
@@ -208,28 +178,34 @@ def assert_other_file(source: Any, target: str | PathLike, flag: str) -> None:
             raise UserError(f"{target} is the file to read; give another name by {flag}")
 
 
-def assert_writable(path: str | PathLike) -> None:
-    """Raise UserError where `write_atomically` could not write a file, before the work for it."""
-    folder = _folder_above(Path(path))
+def assert_writable(path: str | PathLike, advice: str | None = None) -> None:
+    """Raise UserError where `write_atomically` could not write a file, before the work for it.
+
+    The message ends with `advice` (default: to give another name or folder).
+    """
+    folder = _folder_above(Path(path), advice)
     if not os.access(folder, os.W_OK):
-        raise UserError(f"cannot save {path}: {folder} is not writable; choose another folder")
+        advice = advice or "choose another folder"
+        raise UserError(f"cannot save {path}: {folder} is not writable; {advice}")
 
 
-def _folder_above(path: Path) -> Path:
+def _folder_above(path: Path, advice: str | None = None) -> Path:
     """Return the folder nearest to a file that is there already.
 
     Raises UserError where the file's name is that of something else, or a file is in its way.
     """
     if os.path.exists(path) and not os.path.isfile(path):  # a folder or a device
-        raise UserError(f"cannot save {path}: it is no regular file; give another name")
+        advice = advice or "give another name"
+        raise UserError(f"cannot save {path}: it is no regular file; {advice}")
+    advice = advice or "choose another folder"
     try:
         folder = path.absolute().parent
     except OSError as error:  # the working directory has been removed
-        raise UserError(f"cannot save {path}: {error.strerror}; choose another folder") from None
+        raise UserError(f"cannot save {path}: {error.strerror}; {advice}") from None
     while not os.path.lexists(folder):
         folder = folder.parent
     if not os.path.isdir(folder):
-        raise UserError(f"cannot save {path}: {folder} is no folder; choose another folder")
+        raise UserError(f"cannot save {path}: {folder} is no folder; {advice}")
     return folder
 
 

@@ -74,13 +74,7 @@ def _target(args: argparse.Namespace, path: Path) -> Path:
             f"{path} has the name by which --switch-deploy saves the deploy form; leave that out, "
             "or rename the file"
         )
-    try:
-        assert_writable(target)
-    except UserError as error:
-        raise UserError(
-            f"{str(error).rpartition(';')[0]}; copy the checkpoint to another folder, or leave "
-            "--switch-deploy out"
-        ) from None
+    assert_writable(target, "copy the checkpoint to another folder, or leave --switch-deploy out")
     return target
 
 

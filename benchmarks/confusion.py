@@ -11,7 +11,7 @@ import numpy as np
 
 from data.class_names import in_english
 from data.datasets import Dataset
-from utils import as_png
+from data.figures import as_png
 
 from .predictions import Predictions, right_classes
 

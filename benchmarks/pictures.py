@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from utils import UserError, as_png
+from data.figures import as_png
+from utils import UserError
 from weights import catalog
 
 from .report import Rows

@@ -11,7 +11,8 @@ from typing import Any
 import tabulate
 
 import cli
-from utils import as_png, json_text, write_atomically
+from data.figures import as_png
+from utils import json_text, write_atomically
 
 from . import record
 

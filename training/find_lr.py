@@ -13,7 +13,8 @@ from contextlib import closing
 import numpy as np
 
 from data.evaluation import Score
-from utils import UserError, as_png
+from data.figures import as_png
+from utils import UserError
 
 from .loop import Trainer
 

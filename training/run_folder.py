@@ -16,7 +16,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from utils import UserError, as_png, remove_temporary_files, write_atomically
+from data.figures import as_png
+from utils import UserError, remove_temporary_files, write_atomically
 
 from . import lock, signals
 from .versions import versions

@@ -11,8 +11,8 @@ import numpy as np
 import onnx
 
 from data.evaluation import Score
+from data.figures import as_png
 from deployment import onnx_runtime
-from utils import as_png
 
 from . import graph
 

@@ -5,9 +5,7 @@ import json
 import cv2
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 
-import utils
 from benchmarks import pictures
 from benchmarks.inference import candidates, turns
 from utils import UserError
@@ -101,20 +99,3 @@ def test_a_pattern_that_matches_no_variant_is_one_sentence():
     sentence = r"--variants none\* matches none of the variants '.mge, MegEngine Lite'; give"
     with pytest.raises(UserError, match=sentence):
         settings.select([candidates.Candidate(".mge, MegEngine Lite", "mge_file", "a.mge")])
-
-
-def test_characters_are_drawn_in_another_font_that_has_them_or_a_line_says_so(monkeypatch, capfd):
-    only_there = "\ue000"  # of the fonts that come with matplotlib, STIXNonUnicode alone has it
-
-    def drawn(*fonts):
-        monkeypatch.setattr(utils, "_CHINESE_FONTS", fonts)
-        figure = Figure(figsize=(1, 1))
-        figure.text(0.5, 0.5, only_there)
-        return utils.as_png(figure), capfd.readouterr().err
-
-    utils.say_once.cache_clear()
-    found, said = drawn("No font", "STIXNonUnicode")
-    assert said == ""
-    missing, said = drawn("No font")
-    assert said.count("\n") == 1 and "install a font such as Noto Sans CJK" in said
-    assert found != missing

@@ -385,6 +385,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(stra
         (["--crop-scale", "0.5", "1", "--padding-crop", "4"], "with --padding-crop 0 only"),
         (["--min-lr", "0.03"], "--min-lr 0.03 is above the learning rate of 0.025"),
         (["--warmup-lr", "0.03"], "--warmup-lr 0.03 is above the learning rate of 0.025"),
+        (["--min-lr", "0.03", "--tag", "a", "--resume", "auto"], "--min-lr 0.03 is above the"),
         (["--recipe", "fastvit", "--batch-size", "2"], "--min-lr 1e-05 is above the learning rate"),
         (
             ["--recipe", "repvgg_basecls", "--batch-size", "32"],

@@ -7,7 +7,7 @@ import pytest
 
 from data.augment import Augmentation
 from tests.support import ROOT
-from training import flags, options, recipe
+from training import flag_checks, flags, options, recipe
 from training.settings import Settings
 
 # what a checkpoint of an earlier version holds under training/settings and training/augmentation
@@ -109,8 +109,9 @@ def another(action):
 @pytest.mark.parametrize("owner, of", [(Settings, "settings"), (Augmentation, "augmentation")])
 def test_each_flag_sets_its_own_field_alone(owner, of, monkeypatch):
     """Whatever flags contradict each other, as parsing ends before that is checked."""
-    monkeypatch.setattr(options, "check", lambda args, parser: parsers.append(parser))
-    monkeypatch.setattr(options, "_check_effect", lambda *_: None)
+    monkeypatch.setattr(flag_checks, "contradictions", lambda args, parser: parsers.append(parser))
+    for name in ("epochs", "effects", "rates"):
+        monkeypatch.setattr(flag_checks, name, lambda *_: None)
     parsers = []
     other = None if owner is Settings else Augmentation()
     usual = asdict(getattr(options, of)(options.parse("", ["--data", "x"]), other))
